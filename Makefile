@@ -1,0 +1,52 @@
+# Everything a fresh clone needs is set up by the first target that needs it, in .venv.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+# Workers for the tests: as many as there are cores.
+JOBS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format lint types layers bench lock clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY)  ## see it work: an embedded PostgreSQL, sign-ups, the collector's lines
+	@$(BIN)/mailroom demo
+
+test: $(READY)  ## run the tests, on an embedded PostgreSQL
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+check: lint types layers test  ## all that CI asks for: format, lint, types, import layers, tests
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+format: $(READY)  ## rewrite the code in the common format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## measure throughput and memory; prints a table and takes minutes
+	$(BIN)/python -m bench.drain $(ARGS)
+
+lock: $(READY)  ## choose the newest versions of all dependencies anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --extra dev --upgrade pyproject.toml --output-file requirements/dev.txt
+
+clean:  ## delete what the other targets made
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(READY): requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Error: no Python 3.11 or newer. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,221 @@
+"""The collector: from hints to claims to signed batches on standard output.
+
+It waits for the doorbell, then claims, signs and writes until a claim comes back short, and settles
+a lease once its lines are written and flushed.
+
+Promises: a token is settled only after its line was written whole; what was claimed and not written
+is given back, or falls due by itself. While a slow reader holds a line up, leases are renewed from
+beside it and no transaction is open. A lease that another worker may have taken over in the
+meantime is not written. After a ``kill -9`` at most ``REPEATED_TOKENS`` tokens, or one batch where
+that is more, are written a second time.
+
+A token that the line cannot hold is settled and logged by its id, and its neighbours go out. One
+whose action this version does not know stays in the queue for a newer worker, until it expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final
+
+from mailroom.actions import BY_NAME
+from mailroom.database import Database
+from mailroom.doorbell import Doorbell
+from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed, WireError
+from mailroom.logs import EventLogger
+from mailroom.output import Output, reader_gone
+from mailroom.queue import LEASE_MS, Lease, Queue
+from mailroom.settings import CollectorSettings
+from mailroom.tokens import sign
+from mailroom.wire import Message, encode_message, join_line
+
+REPEATED_TOKENS: Final = 200
+MAX_CLAIM_TOKENS: Final = 1000
+RENEW_INTERVAL_S: Final = LEASE_MS / 1000 / 3
+SHUTDOWN_S: Final = 10.0
+LONGEST_ANSWER_S: Final = 30.0
+
+log = EventLogger("collector")
+
+
+@dataclass(slots=True)
+class Signed:
+    """A lease's messages ready for the line, their tokens, and the tokens no line can hold."""
+
+    encoded: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+
+class Collector:
+    """One worker of a queue that writes to ``output``."""
+
+    def __init__(self, settings: CollectorSettings, output: Output) -> None:
+        interval_s = settings.healthcheck_interval_ms / 1000
+        database = Database(
+            settings.database_url,
+            program="mailroom collector",
+            answer_limit_s=min(interval_s / 3, LONGEST_ANSWER_S),
+        )
+        self._queue = Queue(database, name=settings.queue_name, channel=settings.channel_name)
+        self._doorbell = Doorbell(
+            database,
+            channel=settings.channel_name,
+            batch_limit=settings.batch_limit,
+            batch_timeout_s=settings.batch_timeout_ms / 1000,
+            check_interval_s=interval_s,
+        )
+        self._output = output
+        self._keys = settings.keys
+        self._batch_limit = settings.batch_limit
+        # A lease is settled as a whole, after whole batches: it is what a crash repeats.
+        self._lease_tokens = max(REPEATED_TOKENS // self._batch_limit, 1) * self._batch_limit
+        self._delivering = False
+        self._writing = False
+        self._stopping = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Collect until ``stop`` is set, then finish the line in hand and give back the rest.
+
+        Raises:
+            OutputClosed: nobody takes the lines any more.
+            DatabaseError: at the start, when waiting will not help.
+        """
+        working = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(stop.wait())
+        closed = asyncio.create_task(self._output.closed())
+        try:
+            await asyncio.wait({working, stopping, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+            elif closed.done():
+                raise reader_gone()
+            else:
+                await self._finish(working)
+        finally:
+            await _end(working, stopping, closed)
+            await self._give_back()
+
+    async def _work(self) -> None:
+        await self._queue.check()
+        log.info("started", worker=self._queue.worker)
+        tasks = [
+            asyncio.create_task(self._doorbell.listen()),
+            asyncio.create_task(self._renew()),
+            asyncio.create_task(self._collect()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                await task
+        finally:
+            await _end(*tasks)
+
+    async def _collect(self) -> None:
+        while not self._stopping:
+            waited_s = await self._doorbell.due(await self._queue.next_due())
+            await self._drain(waited_s)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_INTERVAL_S)
+            await self._queue.renew()
+
+    async def _drain(self, waited_s: float) -> None:
+        """Claim until a claim comes back short; the deeper the backlog, the larger the claims.
+
+        While one claim's lines are written, the next is under way.
+        """
+        size, largest = self._batch_limit, max(MAX_CLAIM_TOKENS, self._batch_limit)
+        claiming = asyncio.create_task(self._claim(size))
+        try:
+            while True:
+                leases = await claiming
+                more = sum(len(lease.claimed) for lease in leases) >= size
+                if more:
+                    size = min(size * 2, largest)
+                    claiming = asyncio.create_task(self._claim(size))
+                    await asyncio.sleep(0)  # lets the claim be sent before the signing keeps us busy
+                for lease in leases:
+                    await self._deliver(lease, waited_s)
+                if self._stopping or not more:
+                    return
+        finally:
+            await _end(claiming)
+
+    async def _claim(self, size: int) -> list[Lease]:
+        self._doorbell.clear()
+        return await self._queue.claim(size, self._lease_tokens)
+
+    async def _deliver(self, lease: Lease, waited_s: float) -> None:
+        self._delivering = True
+        try:
+            signed = self._sign(lease)
+            written = 0
+            while written < len(signed.tokens) and not self._stopping and await self._is_ours(lease):
+                batch = signed.encoded[written : written + self._batch_limit]
+                self._writing = True
+                await self._output.write(join_line(batch))
+                self._writing = False
+                written += len(batch)
+            settled = signed.tokens[:written] + signed.refused
+            await self._queue.settle(lease, None if len(settled) == len(lease.claimed) else settled)
+            log.info("batch", count=written, waited=f"{waited_s:.1f}s")
+        finally:
+            self._delivering = False
+
+    def _sign(self, lease: Lease) -> Signed:
+        signed = Signed()
+        for token, action, email, login, secret, code in lease.claimed:
+            if action not in BY_NAME:
+                log.warning("unknown_action", token=token, action=action)
+                continue
+            try:
+                signature = sign(secret, BY_NAME[action], keys=self._keys, code=code)
+                signed.encoded.append(encode_message(Message(action, email, login, signature, code)))
+                signed.tokens.append(token)
+            except (WireError, ValueError) as error:
+                log.warning("rejected", token=token, reason=error)
+                signed.refused.append(token)
+        return signed
+
+    async def _is_ours(self, lease: Lease) -> bool:
+        if not self._queue.holds(lease):
+            await self._queue.renew()
+        return self._queue.holds(lease)
+
+    async def _finish(self, working: asyncio.Task[None]) -> None:
+        log.info("stopping")
+        self._stopping = True
+        if not self._delivering:
+            working.cancel()
+        done, _ = await asyncio.wait({working}, timeout=SHUTDOWN_S)
+        if not done and self._writing:
+            raise OutputClosed(
+                f"the reader of standard output did not take the line in hand within {SHUTDOWN_S:.0f} s",
+                hint="its tokens are given back; the line may be cut off in the pipe",
+            )
+        if not done:
+            raise DatabaseUnavailable(
+                f"PostgreSQL did not settle the last lines within {SHUTDOWN_S:.0f} s",
+                hint="they will be written once more when it is back",
+            )
+        if not working.cancelled():
+            await working
+
+    async def _give_back(self) -> None:
+        try:
+            async with asyncio.timeout(SHUTDOWN_S / 2):
+                if freed := await self._queue.release():
+                    log.info("given_back", tokens=freed)
+        except (TimeoutError, MailroomError) as error:
+            log.warning("not_given_back", due_within=f"{LEASE_MS / 1000:.0f}s", reason=type(error).__name__)
+        finally:
+            await self._queue.close()
+
+
+async def _end(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

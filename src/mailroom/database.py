@@ -1,0 +1,194 @@
+"""Connections to PostgreSQL that come back.
+
+``Database`` knows one address (which may name several hosts). ``connect`` tries for ever, with
+exponential back-off and jitter, and each outage is told once: a line when it begins, one when the
+first statement is answered again, and one a minute in between. At the very first connection it
+gives up on what waiting cannot heal, such as a wrong password, with the remedy.
+
+A network that goes deaf without closing is found by time: every answer has a limit, after which
+``limited`` hangs up, and the kernel's keepalives look after the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import socket
+import time
+from collections.abc import Awaitable
+from typing import Final, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from mailroom.errors import DatabaseError, MailroomError
+from mailroom.logs import EventLogger
+
+Answer = TypeVar("Answer")
+Connection = psycopg.AsyncConnection[psycopg.rows.TupleRow]
+
+FIRST_DELAY_S: Final = 0.05
+LONGEST_DELAY_S: Final = 5.0
+REMINDER_S: Final = 60.0
+
+CONNECTION_DEFAULTS: Final = {
+    "connect_timeout": "10",
+    "target_session_attrs": "read-write",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+
+# The server's reasons that stay as they are however long one waits. libpq passes no SQLSTATE for a
+# refused connection, so they are known by their English text; where the server speaks another
+# language we go on trying, and the log says why.
+_HOPELESS: Final = (
+    (r'database ".*" does not exist', "create the database, or correct its name in MAILROOM_DATABASE_URL"),
+    (r'role ".*" does not exist', "create the role, or correct the user in MAILROOM_DATABASE_URL"),
+    (r"password authentication failed", "correct the user or the password in MAILROOM_DATABASE_URL"),
+    (r"no password supplied", "put the password into MAILROOM_DATABASE_URL, or into a .pgpass file"),
+    (r"no pg_hba\.conf entry", "let this machine and user in with a line in the server's pg_hba.conf"),
+    (r"permission denied for database", "GRANT CONNECT ON DATABASE to the user"),
+    (r"(server does not support SSL|root certificate file|certificate verify failed)",
+     "correct sslmode or sslrootcert in MAILROOM_DATABASE_URL"),
+    (r"invalid (port number|.* value)", "correct that option in MAILROOM_DATABASE_URL"),
+)  # fmt: skip
+
+log = EventLogger("database")
+
+
+class Database:
+    """One address, and whether it answers.
+
+    Args:
+        conninfo: a libpq connection string; what it leaves open gets ``CONNECTION_DEFAULTS``.
+        program: the connections' application_name, unless the string has one.
+        answer_limit_s: how long one answer may take, in seconds.
+    """
+
+    def __init__(self, conninfo: str, *, program: str, answer_limit_s: float) -> None:
+        given = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+        self._conninfo = make_conninfo(
+            **(CONNECTION_DEFAULTS | {"fallback_application_name": program} | given)
+        )
+        self.answer_limit_s = answer_limit_s
+        self._ever_connected = False
+        self._failures = 0
+        self._down_since: float | None = None
+        self._told_at = 0.0
+        self._epoch = 0
+
+    @property
+    def epoch(self) -> int:
+        """Counts outages: a connection of an older epoch is not to be trusted."""
+        return self._epoch
+
+    async def connect(self) -> Connection:
+        """A fresh connection in autocommit mode; waits as long as it takes.
+
+        Raises:
+            DatabaseError: there never was one, and waiting will not help.
+        """
+        while True:
+            if self._failures:
+                ceiling = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(self._failures, 10))
+                await asyncio.sleep(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret
+            try:
+                connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+            except (psycopg.OperationalError, OSError) as error:
+                if not self._ever_connected:
+                    _give_up_if_hopeless(error)
+                self.lost(error)
+            else:
+                self._ever_connected = True
+                connection.add_notice_handler(_pass_on_warning)
+                return connection
+
+    def lost(self, error: BaseException) -> None:
+        """Note that the database did not answer: the first time is logged, then one a minute."""
+        now = time.monotonic()
+        self._failures += 1
+        if self._down_since is None:
+            self._down_since, self._told_at = now, now
+            self._epoch += 1
+            log.warning("lost", reason=reason(error))
+        elif now - self._told_at >= REMINDER_S:
+            self._told_at = now
+            log.warning("still_lost", down=f"{now - self._down_since:.0f}s", reason=reason(error))
+        else:
+            log.debug("unavailable", reason=reason(error))
+
+    def answered(self) -> None:
+        """Note that the database did answer, which ends an outage."""
+        if self._down_since is not None:
+            log.info("back", down=f"{time.monotonic() - self._down_since:.1f}s", failures=self._failures)
+            self._down_since = None
+        self._failures = 0
+
+    async def limited(self, connection: Connection, answer: Awaitable[Answer]) -> Answer:
+        """Wait for an answer, and hang up on a connection that does not give it in time.
+
+        Raises:
+            psycopg.OperationalError: the connection broke, or was hung up on.
+        """
+        timer = asyncio.get_running_loop().call_later(self.answer_limit_s, _hang_up, connection)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+
+
+def reason(error: BaseException) -> str:
+    """An error of psycopg's or the system's on one line, for a log."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def refusal(error: psycopg.Error) -> MailroomError | None:
+    """The error to end with, when a statement failed for a reason that waiting will not heal."""
+    text = reason(error)
+    match error:
+        case (
+            psycopg.errors.UndefinedTable()
+            | psycopg.errors.UndefinedFunction()
+            | psycopg.errors.InvalidSchemaName()
+        ):
+            return DatabaseError(
+                f"the schema is not Mailroom's: {text}", hint="run `mailroom migrate up` on this database"
+            )
+        case psycopg.errors.UndefinedObject() if "unknown queue" in text:
+            return DatabaseError(
+                f"{error.diag.message_primary}",
+                hint="correct MAILROOM_QUEUE_NAME, or add the queue's row to the table jobs",
+            )
+        case psycopg.errors.InsufficientPrivilege():
+            return DatabaseError(
+                f"the user may not do this: {text}",
+                hint="GRANT USAGE ON SCHEMA mailroom and EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom to it",
+            )
+        case _:
+            return None
+
+
+def _give_up_if_hopeless(error: BaseException) -> None:
+    text = reason(error)
+    for pattern, remedy in _HOPELESS:
+        if re.search(pattern, text):
+            raise DatabaseError(f"PostgreSQL refuses the connection: {text}", hint=remedy) from error
+
+
+def _pass_on_warning(notice: psycopg.errors.Diagnostic) -> None:
+    if notice.severity_nonlocalized == "WARNING":
+        log.warning("warning", message=notice.message_primary)
+
+
+def _hang_up(connection: Connection) -> None:
+    """Shut the socket down, so that whoever waits on it gets an error at once."""
+    with (
+        contextlib.suppress(OSError, psycopg.OperationalError),
+        socket.socket(fileno=os.dup(connection.fileno())) as twin,
+    ):
+        twin.shutdown(socket.SHUT_RDWR)

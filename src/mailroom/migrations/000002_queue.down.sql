@@ -1,0 +1,12 @@
+DROP FUNCTION mailroom.backlog(text);
+DROP FUNCTION mailroom.next_due(text);
+DROP FUNCTION mailroom.has_queue(text);
+DROP FUNCTION mailroom.release(text, bigint[]);
+DROP FUNCTION mailroom.renew(bigint[], integer[], integer);
+DROP FUNCTION mailroom.settle(bigint, integer, bigint[]);
+DROP FUNCTION mailroom.claim(text, text, integer, integer, integer);
+DROP FUNCTION mailroom.adopt(public.jobs);
+DROP FUNCTION mailroom.eligible(bigint[]);
+DROP TYPE mailroom.message;
+DROP TABLE mailroom.leases;
+DROP TABLE public.jobs;

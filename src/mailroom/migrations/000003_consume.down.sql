@@ -1,0 +1,1 @@
+DROP FUNCTION mailroom.consume(bytea, text, text);

@@ -1,0 +1,257 @@
+"""The queue's SQL functions, spoken in one place: claim, settle, renew, release.
+
+Promises: a claim is one statement that moves the cursor and writes the leases, or does nothing. A
+statement that gets no answer because the database went away is asked again when it is back; one
+that was carried out all the same costs a delay (a claim: until its leases are given back at the
+reconnect) or nothing (a settling). Nothing is held open between two statements.
+
+Does not promise that a lease is still ours: ``settle`` and ``renew`` say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Final, LiteralString, NamedTuple
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from mailroom.database import Connection, Database, refusal
+from mailroom.errors import DatabaseError
+from mailroom.logs import EventLogger
+
+LEASE_MS: Final = 15_000
+
+CLAIM: Final = (
+    "SELECT lease, generation, token, action, email, login, secret, code"
+    " FROM mailroom.claim(%s, %s, %s, %s, %s)"
+)
+SETTLE: Final = "SELECT mailroom.settle(%s, %s, %s)"
+RENEW: Final = "SELECT mailroom.renew(%s::bigint[], %s::integer[], %s)"
+RELEASE: Final = "SELECT mailroom.release(%s, %s::bigint[])"
+RING: Final = "SELECT pg_notify(%s, %s)"
+HAS_QUEUE: Final = "SELECT mailroom.has_queue(%s)"
+MISSING: Final = "SELECT f FROM unnest(%s::text[]) f WHERE to_regprocedure(f) IS NULL"
+NEXT_DUE: Final = "SELECT mailroom.next_due(%s)"
+BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog(%s)"
+RINGS: Final = """
+SELECT t.tgargs FROM pg_trigger t
+WHERE t.tgfoid = to_regprocedure('mailroom.ring()') AND t.tgenabled <> 'D'
+"""
+NEEDED: Final = (
+    "mailroom.ring()",
+    "mailroom.claim(text,text,integer,integer,integer)",
+    "mailroom.settle(bigint,integer,bigint[])",
+    "mailroom.renew(bigint[],integer[],integer)",
+    "mailroom.release(text,bigint[])",
+    "mailroom.has_queue(text)",
+    "mailroom.next_due(text)",
+    "mailroom.backlog(text)",
+)
+
+log = EventLogger("queue")
+
+
+class Claimed(NamedTuple):
+    """One token as the database hands it out, unsigned."""
+
+    token: int
+    action: str
+    email: str
+    login: str
+    secret: bytes
+    code: str
+
+    def __repr__(self) -> str:
+        return f"Claimed(token={self.token}, action={self.action!r}, …)"
+
+
+@dataclass(slots=True)
+class Lease:
+    """Tokens that are ours until ``valid_until`` (of ``time.monotonic``), unless renewed."""
+
+    id: int
+    generation: int
+    claimed: list[Claimed]
+    valid_until: float
+
+
+class Backlog(NamedTuple):
+    """Tokens waiting for a claim, tokens under a lease, and the age of the oldest in seconds."""
+
+    waiting: int
+    in_flight: int
+    oldest_age_s: float | None
+
+
+class Queue:
+    """One queue, seen by one worker over one connection that comes back.
+
+    Args:
+        database: where it is.
+        name: the row of ``jobs``.
+        channel: the channel to ring when work is given back.
+        worker: this worker's name; no two that live may share one.
+    """
+
+    def __init__(self, database: Database, *, name: str, channel: str, worker: str = "") -> None:
+        self._database = database
+        self._name = name
+        self._channel = channel
+        self.worker = worker or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._connection: Connection | None = None
+        self._epoch = -1
+        self._one_at_a_time = asyncio.Lock()
+        self._ever_claimed = False
+        self._forgotten = False
+        self._held: dict[int, Lease] = {}
+
+    @property
+    def held(self) -> list[Lease]:
+        """The leases that were claimed and neither settled nor lost nor given back."""
+        return list(self._held.values())
+
+    async def check(self) -> None:
+        """See that the schema, the queue and the trigger are there.
+
+        Raises:
+            DatabaseError: one is not; the hint says how to mend it.
+        """
+        missing = await self._ask(MISSING, [list(NEEDED)])
+        if missing:
+            raise DatabaseError(
+                f"the database lacks Mailroom's schema, or has an older one: no {missing[0][0]}",
+                hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
+            )
+        if not (await self._ask(HAS_QUEUE, [self._name]))[0][0]:
+            raise DatabaseError(
+                f"MAILROOM_QUEUE_NAME: there is no queue {self._name!r}",
+                hint="correct the name (the default is mailroom), or add the queue's row to the table jobs",
+            )
+        rung = [row[0].split(b"\0")[0].decode() for row in await self._ask(RINGS, [])]
+        if self._channel not in rung:
+            raise DatabaseError(
+                f"MAILROOM_CHANNEL_NAME: no trigger rings {self._channel!r}, so no new token would be heard"
+                + (f"; the trigger on tokens rings {', '.join(map(repr, rung))}" if rung else ""),
+                hint="correct the name, or make the trigger tokens_ring anew with this argument",
+            )
+
+    async def claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
+        """Claim up to ``tokens`` messages, in leases of up to ``lease_tokens``.
+
+        Fewer in sum than asked for means that nothing more was pending.
+        """
+        self._ever_claimed = True
+        asked_at = time.monotonic()
+        rows = await self._ask(CLAIM, [self._name, self.worker, tokens, lease_tokens, LEASE_MS])
+        leases = [
+            Lease(lease, generation, [Claimed._make(row[2:]) for row in group], asked_at + LEASE_MS / 1000)
+            for (lease, generation), group in groupby(rows, itemgetter(0, 1))
+        ]
+        self._held |= {lease.id: lease for lease in leases}
+        return leases
+
+    async def settle(self, lease: Lease, tokens: Sequence[int] | None = None) -> bool:
+        """End a lease, or only these tokens of it, and hold it no longer.
+
+        The rest of it is due when its time is over. False when it was not ours any more.
+        """
+        rows = await self._ask(SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)])
+        settled: bool = rows[0][0]
+        if self._held.pop(lease.id, None) and not settled:
+            log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+        return settled
+
+    async def renew(self) -> None:
+        """Move the time of every lease we hold; those that are not ours any more are let go."""
+        leases = self.held
+        if not leases:
+            return
+        asked_at = time.monotonic()
+        ids, generations = [lease.id for lease in leases], [lease.generation for lease in leases]
+        ours = {row[0] for row in await self._ask(RENEW, [ids, generations, LEASE_MS])}
+        for lease in leases:
+            if lease.id in ours:
+                lease.valid_until = asked_at + LEASE_MS / 1000
+            elif self._held.pop(lease.id, None):
+                log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether a lease is ours for certain, as far as the clock can tell."""
+        return lease.id in self._held and time.monotonic() < lease.valid_until
+
+    async def release(self) -> int:
+        """Give back every lease, due at once, and ring for another worker; how many tokens."""
+        self._held.clear()
+        if not self._ever_claimed:
+            return 0
+        freed: int = (await self._ask(RELEASE, [self.worker, []]))[0][0]
+        if freed:
+            await self._ask(RING, [self._channel, str(freed)])
+        return freed
+
+    async def next_due(self) -> float | None:
+        """Seconds until the first lease, anybody's, is due; None when there is none."""
+        due: float | None = (await self._ask(NEXT_DUE, [self._name]))[0][0]
+        return due
+
+    async def backlog(self) -> Backlog:
+        """What is to be mailed."""
+        return Backlog._make((await self._ask(BACKLOG, [self._name]))[0])
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def _ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
+        """Ask until there is an answer.
+
+        Raises:
+            DatabaseError: the schema or a privilege is missing; waiting will not help.
+        """
+        async with self._one_at_a_time:
+            while True:
+                connection = await self._connected()
+                try:
+                    if self._forgotten:
+                        # A claim whose answer we never got has made leases that only the database knows.
+                        await self._database.limited(
+                            connection, _fetch(connection, RELEASE, [self.worker, list(self._held)])
+                        )
+                        self._forgotten = False
+                    rows = await self._database.limited(connection, _fetch(connection, query, parameters))
+                except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
+                    self._database.lost(error)
+                    await connection.close()
+                    self._forgotten = True
+                except psycopg.Error as error:
+                    raise refusal(error) or error from error
+                else:
+                    self._database.answered()
+                    return rows
+
+    async def _connected(self) -> Connection:
+        if self._connection is not None:
+            if not self._connection.closed and self._epoch == self._database.epoch:
+                return self._connection
+            await self._connection.close()
+        self._connection = connection = await self._database.connect()
+        self._epoch = self._database.epoch
+        return connection
+
+
+async def _fetch(
+    connection: Connection, query: LiteralString, parameters: Sequence[object]
+) -> list[TupleRow]:
+    cursor = await connection.execute(query, parameters, binary=True)
+    return await cursor.fetchall()

@@ -1,0 +1,166 @@
+"""Tokens: sign a secret, verify a token. Pure, without a database.
+
+A token is ``base64url(secret ‖ HMAC-SHA256(key, prefix ‖ secret [‖ code]))`` without padding:
+32 + 32 bytes, 86 characters (RFC 4648 section 5, RFC 2104). The prefix binds it to its action, and
+where the action needs a code the signature covers that too. So a token shows by itself that we
+issued it; whether it is still good, unexpired and unconsumed, only the database knows: see
+``mailroom.consume``.
+
+Comparison takes the same time wherever the first difference is, and every key is tried.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from mailroom.actions import ACTIONS, Action, action_named
+from mailroom.errors import ForgedToken, MalformedToken, WrongAction
+
+SECRET_BYTES: Final = 32
+TOKEN_CHARACTERS: Final = 86
+MIN_KEY_BYTES: Final = 32
+
+_TO_URL: Final = bytes.maketrans(b"+/", b"-_")
+_FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
+_TOKEN: Final = re.compile(rf"[A-Za-z0-9_-]{{{TOKEN_CHARACTERS}}}", re.ASCII)
+_CODE: Final = re.compile(r"[0-9]{5}", re.ASCII)
+
+Keys = str | bytes | Sequence[bytes]
+"""Keys as ``MAILROOM_SECRET_KEY`` holds them (hexadecimal, separated by commas), or as bytes."""
+
+
+def new_key() -> str:
+    """A fresh key of 32 bytes from the operating system's CSPRNG, in hexadecimal."""
+    return secrets.token_hex(MIN_KEY_BYTES)
+
+
+def parse_keys(text: str) -> tuple[bytes, ...]:
+    """Read ``MAILROOM_SECRET_KEY``: hexadecimal keys of at least 32 bytes, separated by commas.
+
+    Raises:
+        ValueError: one is not; the text says which, by its place, and never shows it.
+    """
+    keys = []
+    for place, part in enumerate(text.split(","), start=1):
+        which = f"key {place}" if "," in text else "the key"
+        digits = part.strip()
+        if not re.fullmatch("(?:[0-9a-fA-F]{2})*", digits):
+            raise ValueError(f"{which} is not hexadecimal (pairs of 0-9 and a-f)")
+        if len(digits) < 2 * MIN_KEY_BYTES:
+            raise ValueError(
+                f"{which} has {len(digits)} hexadecimal digits, and {2 * MIN_KEY_BYTES} are the least"
+            )
+        keys.append(bytes.fromhex(digits))
+    return tuple(keys)
+
+
+def sign(secret: bytes, action: Action | str, *, keys: Keys, code: str | None = None) -> str:
+    """The token of a secret, signed with the first key.
+
+    Args:
+        secret: 32 bytes.
+        action: an action or its name.
+        keys: see ``Keys``.
+        code: the five digits, for an action that needs them; ignored by the others.
+
+    Raises:
+        ValueError: the secret, the code, the action or a key has not its shape.
+    """
+    action = action if isinstance(action, Action) else action_named(action)
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"a secret has {SECRET_BYTES} bytes, not {len(secret)}")
+    if action.needs_code and (code is None or not _CODE.fullmatch(code)):
+        raise ValueError(f"signing {action.name} takes a code of five digits")
+    signature = _signature(_key_list(keys)[0], action, secret, code)
+    encoded = binascii.b2a_base64(secret + signature, newline=False)
+    return encoded[:TOKEN_CHARACTERS].translate(_TO_URL).decode("ascii")
+
+
+def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = None) -> bytes:
+    """Check that we issued this token for this action (and this code), and give back its secret.
+
+    Args:
+        token: what the link carried.
+        action: an action or its name.
+        keys: see ``Keys``; a token signed with any of them is genuine.
+        code: what the user typed, for an action that needs it; ignored by the others.
+
+    Raises:
+        MalformedToken: it has not the shape of a token, or the code not that of a code.
+        WrongAction: it is genuine, for another action.
+        ForgedToken: none of the keys signed it, or the code is not the one that was mailed.
+        ValueError: the action or a key has not its shape.
+    """
+    action = action if isinstance(action, Action) else action_named(action)
+    key_list = _key_list(keys)
+    secret, signature = split(token)
+    if action.needs_code and (code is None or not _CODE.fullmatch(code)):
+        raise MalformedToken("the code is not five digits", hint="type the code from the same mail")
+    if _signed_by_any(key_list, action, secret, signature, code):
+        return secret
+    for other in ACTIONS:
+        if other is action or (other.needs_code and (code is None or not _CODE.fullmatch(code))):
+            continue
+        if _signed_by_any(key_list, other, secret, signature, code):
+            raise WrongAction(
+                f"the token is for {other.name}, not for {action.name}",
+                hint="check that the link leads to the page of its own action",
+            )
+    raise ForgedToken(
+        "the signature is not ours" + (", or the code is wrong" if action.needs_code else ""),
+        hint="if keys were rotated lately, keep the old one in MAILROOM_SECRET_KEY behind the new",
+    )
+
+
+def split(token: str) -> tuple[bytes, bytes]:
+    """A token's secret and signature, neither of them checked.
+
+    Raises:
+        MalformedToken: it has not the shape of a token.
+    """
+    if not _TOKEN.fullmatch(token):
+        raise MalformedToken(
+            f"a token has {TOKEN_CHARACTERS} characters of A-Z a-z 0-9 - _",
+            hint="the link may have been cut or changed on its way",
+        )
+    raw = binascii.a2b_base64(token.encode("ascii").translate(_FROM_URL) + b"==")
+    # 86 characters carry 516 bits, 4 more than 64 bytes: these must be zero, or two texts would
+    # stand for one token.
+    canonical = binascii.b2a_base64(raw, newline=False)[:TOKEN_CHARACTERS].translate(_TO_URL)
+    if canonical.decode("ascii") != token:
+        raise MalformedToken(
+            "the token's last character is not one that encoding yields",
+            hint="the link may have been changed on its way",
+        )
+    return raw[:SECRET_BYTES], raw[SECRET_BYTES:]
+
+
+def _key_list(keys: Keys) -> Sequence[bytes]:
+    if isinstance(keys, str):
+        return parse_keys(keys)
+    if isinstance(keys, bytes):
+        keys = (keys,)
+    if not keys or any(len(key) < MIN_KEY_BYTES for key in keys):
+        raise ValueError(f"keys are one or more, each of at least {MIN_KEY_BYTES} bytes")
+    return keys
+
+
+def _signature(key: bytes, action: Action, secret: bytes, code: str | None) -> bytes:
+    message = action.prefix + secret
+    if action.needs_code and code is not None:
+        message += code.encode("ascii")
+    return hmac.digest(key, message, "sha256")
+
+
+def _signed_by_any(
+    keys: Sequence[bytes], action: Action, secret: bytes, signature: bytes, code: str | None
+) -> bool:
+    genuine = False
+    for key in keys:
+        genuine |= hmac.compare_digest(_signature(key, action, secret, code), signature)
+    return genuine

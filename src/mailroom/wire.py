@@ -1,0 +1,153 @@
+r"""The line: batches of messages as text, for a pipe between two programs.
+
+A batch is one line: ``action,email,username,secret,code`` for each message, one after the other,
+separated by commas, in UTF-8, ended by ``\n``. A field that holds ``,`` or ``"`` is quoted as in
+RFC 4180. No field holds a control character, so a line break always ends a batch, and what is
+inside a field never becomes another.
+
+The encoder refuses what it cannot write so; the decoder accepts just what the encoder writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from mailroom.actions import BY_NAME, BY_NUMBER
+from mailroom.errors import WireError
+
+FIELDS: Final = ("action", "email", "username", "secret", "code")
+
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_NEEDS_CARE: Final = re.compile('[,"\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+_TOKEN: Final = re.compile("[A-Za-z0-9_-]{86}")
+_CODE: Final = re.compile("[0-9]{5}")
+_FIELD: Final = re.compile(r'(?:"((?:[^"]|"")*)"|([^",]*))(,|\Z)')
+
+
+class Message(NamedTuple):
+    """One recipient of one mail, as the collector hands it on.
+
+    Attributes:
+        action: the action's name.
+        email: the address.
+        username: the account's login.
+        secret: the signed token that the link carries (86 characters).
+        code: five digits.
+    """
+
+    action: str
+    email: str
+    username: str
+    secret: str
+    code: str
+
+    def __repr__(self) -> str:
+        return f"Message(action={self.action!r}, …)"  # no address, token or code in a log
+
+
+def encode_message(message: Message) -> str:
+    """A message as its five fields.
+
+    Raises:
+        WireError: a field is empty, or holds a control character or half a surrogate pair; or the
+            action is unknown. The text names the field and never shows its value.
+    """
+    action, email, username, secret, code = message
+    known = BY_NAME.get(action)
+    if known is None:
+        raise WireError(f"action: {action!r} is unknown")
+    if _NEEDS_CARE.search(email) or not email:
+        email = _careful("email", email)
+    if _NEEDS_CARE.search(username) or not username:
+        username = _careful("username", username)
+    if not _TOKEN.fullmatch(secret):
+        raise WireError("secret: not a token")
+    if not _CODE.fullmatch(code):
+        raise WireError("code: not five digits")
+    return f"{known.number},{email},{username},{secret},{code}"
+
+
+def join_line(encoded: Iterable[str]) -> bytes:
+    """The line of messages that ``encode_message`` made."""
+    return (",".join(encoded) + "\n").encode()
+
+
+def encode(batch: Sequence[Message]) -> bytes:
+    """A batch as its line.
+
+    Raises:
+        WireError: the batch is empty, or ``encode_message`` refuses one of its messages.
+    """
+    if not batch:
+        raise WireError("a line has at least one message")
+    return join_line(map(encode_message, batch))
+
+
+def decode(line: bytes) -> list[Message]:
+    r"""A line (with its ``\n``) as its batch.
+
+    Raises:
+        WireError: the encoder would not have written it; the text gives the column, counted in
+            characters from 1, and the field at fault.
+    """
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise WireError(f"byte {error.start + 1}: not UTF-8") from None
+    if not text.endswith("\n"):
+        raise WireError(f"column {len(text) + 1}: the line is cut off")
+    text = text[:-1]
+    if control := _CONTROL.search(text):
+        raise WireError(f"column {control.start() + 1}: a control character")
+    fields = _split(text)
+    if len(fields) % len(FIELDS):
+        raise WireError(
+            f"column {len(text) + 1}: {len(fields)} fields, which is no multiple of {len(FIELDS)}"
+        )
+    return [_read(fields[at : at + len(FIELDS)]) for at in range(0, len(fields), len(FIELDS))]
+
+
+def _careful(name: str, value: str) -> str:
+    if not value:
+        raise WireError(f"{name}: empty")
+    if _CONTROL.search(value):
+        raise WireError(f"{name}: holds a control character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise WireError(f"{name}: not valid Unicode") from None
+    return '"' + value.replace('"', '""') + '"'
+
+
+def _split(text: str) -> list[tuple[int, str]]:
+    """The fields with their columns."""
+    fields, at = [], 0
+    while True:
+        found = _FIELD.match(text, at)
+        if not found:
+            raise WireError(f"column {at + 1}: a field that is quoted wrongly")
+        quoted, plain, end = found.groups()
+        if quoted is not None and not re.search('[,"]', quoted):
+            raise WireError(f"column {at + 1}: a field that is quoted and need not be")
+        fields.append((at + 1, plain if quoted is None else quoted.replace('""', '"')))
+        at = found.end()
+        if not end:
+            return fields
+
+
+def _read(fields: list[tuple[int, str]]) -> Message:
+    (at_action, number), (at_email, email), (at_name, username), (at_secret, secret), (at_code, code) = fields
+    action = BY_NUMBER.get(int(number)) if re.fullmatch("[1-9][0-9]?", number) else None
+    if action is None:
+        raise WireError(f"column {at_action}: action: not the number of one")
+    if not email:
+        raise WireError(f"column {at_email}: email: empty")
+    if not username:
+        raise WireError(f"column {at_name}: username: empty")
+    if not _TOKEN.fullmatch(secret):
+        raise WireError(f"column {at_secret}: secret: not a token")
+    if not _CODE.fullmatch(code):
+        raise WireError(f"column {at_code}: code: not five digits")
+    return Message(action.name, email, username, secret, code)

@@ -1,0 +1,96 @@
+"""Real PostgreSQL for the tests: one embedded server a test process, one cloned database a test.
+
+``MAILROOM_TEST_DATABASE_URL`` points the suite at another server (its user must be allowed to make
+databases); ``MAILROOM_TEST_POSTGRES_BINDIR`` starts the servers from other binaries.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from mailroom import migrate
+from mailroom.demo.postgres import PostgresServer
+
+# Nothing here outlives its process, so that what the disk keeps does not matter.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+
+
+def bindir() -> Path | None:
+    named = os.environ.get("MAILROOM_TEST_POSTGRES_BINDIR")
+    return Path(named) if named else None
+
+
+def migrated(url: str) -> str:
+    with migrate.connected(url) as connection:
+        migrate.up(connection, None, lambda _: None)
+    return url
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """A server's maintenance database."""
+    if url := os.environ.get("MAILROOM_TEST_DATABASE_URL"):
+        yield url
+        return
+    with PostgresServer(bindir=bindir(), settings=FAST) as server:
+        yield server.url()
+
+
+def database_of(server_url: str, name: str) -> str:
+    return make_conninfo(**(conninfo_to_dict(server_url) | {"dbname": name}))
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """A migrated database to clone; nobody may be connected to it."""
+    name = f"mailroom_template_{secrets.token_hex(6)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        migrated(database_of(server_url, name))
+        yield name
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def empty_database(server_url: str) -> Iterator[str]:
+    """The address of a database without any schema."""
+    yield from _fresh(server_url, "template1")
+
+
+@pytest.fixture
+def database(server_url: str, template: str) -> Iterator[str]:
+    """The address of a migrated database of the test's own."""
+    yield from _fresh(server_url, template)
+
+
+@pytest.fixture
+def db(database: str) -> Iterator[psycopg.Connection]:
+    """An autocommit connection to it."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """A migrated server of the test's own, to stop and start."""
+    with PostgresServer(bindir=bindir(), settings=FAST) as server:
+        migrated(server.url())
+        yield server
+
+
+def _fresh(server_url: str, template: str) -> Iterator[str]:
+    name = f"mailroom_test_{secrets.token_hex(6)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+        yield database_of(server_url, name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
