@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from mailroom import migrate
 from mailroom.demo.postgres import PostgresServer
@@ -45,7 +45,7 @@ def server_url() -> Iterator[str]:
 
 
 def database_of(server_url: str, name: str) -> str:
-    return make_conninfo(**(conninfo_to_dict(server_url) | {"dbname": name}))
+    return make_conninfo(server_url, dbname=name)
 
 
 @pytest.fixture(scope="session")
