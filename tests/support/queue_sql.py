@@ -1,0 +1,70 @@
+"""The queue's SQL functions called directly, as a consumer in any language would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psycopg
+
+Db = psycopg.Connection
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What one claim handed out of one lease."""
+
+    lease: int
+    generation: int
+    tokens: tuple[int, ...]
+
+
+def claim(
+    db: Db, tokens: int = 1000, *, worker: str = "w", lease_tokens: int = 1000, lease_ms: int = 60_000
+) -> list[Handed]:
+    leases: dict[tuple[int, int], list[int]] = {}
+    for lease, generation, token in db.execute(
+        "SELECT lease, generation, token FROM mailroom.claim('mailroom', %s, %s, %s, %s)",
+        [worker, tokens, lease_tokens, lease_ms],
+    ).fetchall():
+        leases.setdefault((lease, generation), []).append(token)
+    return [Handed(lease, generation, tuple(ids)) for (lease, generation), ids in leases.items()]
+
+
+def claimed_tokens(db: Db, tokens: int = 1000) -> list[int]:
+    """Claim, settle, and give back the tokens."""
+    handed = claim(db, tokens)
+    for lease in handed:
+        assert settle(db, lease)
+    return [token for lease in handed for token in lease.tokens]
+
+
+def settle(db: Db, lease: Handed, tokens: list[int] | None = None) -> bool:
+    row = db.execute("SELECT mailroom.settle(%s, %s, %s)", [lease.lease, lease.generation, tokens]).fetchone()
+    assert row
+    return bool(row[0])
+
+
+def expire_leases(db: Db) -> None:
+    """Let the time of every lease be over, as if it had been waited for."""
+    db.execute("UPDATE mailroom.leases SET due_at = clock_timestamp() - interval '1 second'")
+
+
+def sign_up(db: Db, login: str) -> int:
+    """Insert an account; gives back its activation token."""
+    row = db.execute(
+        "WITH a AS (INSERT INTO accounts (email, login) VALUES (%s, %s) RETURNING id) SELECT id FROM a",
+        [f"{login}@example.com", login],
+    ).fetchone()
+    assert row
+    token = db.execute("SELECT id FROM tokens WHERE account = %s", row).fetchone()
+    assert token
+    return int(token[0])
+
+
+def sign_up_many(db: Db, count: int, prefix: str = "u") -> None:
+    """Insert accounts in one statement."""
+    db.execute(
+        "INSERT INTO accounts (email, login) SELECT %s || g || '@example.com', %s || g"
+        " FROM generate_series(1, %s) g",
+        [prefix, prefix, count],
+    )
