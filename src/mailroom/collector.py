@@ -53,7 +53,7 @@ class Collector:
 
     def __init__(self, settings: CollectorSettings, output: Output) -> None:
         interval_s = settings.healthcheck_interval_ms / 1000
-        database = Database(
+        self._database = database = Database(
             settings.database_url,
             program="mailroom collector",
             answer_limit_s=min(interval_s / 3, LONGEST_ANSWER_S),
@@ -206,6 +206,8 @@ class Collector:
 
     async def _give_back(self) -> None:
         try:
+            if self._database.is_down:
+                raise DatabaseUnavailable("PostgreSQL does not answer")
             async with asyncio.timeout(SHUTDOWN_S / 2):
                 if freed := await self._queue.release():
                     log.info("given_back", tokens=freed)

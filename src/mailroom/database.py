@@ -20,6 +20,7 @@ import socket
 import time
 from collections.abc import Awaitable
 from typing import Final, TypeVar
+from weakref import WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -80,12 +81,18 @@ class Database:
         self._failures = 0
         self._down_since: float | None = None
         self._told_at = 0.0
+        self._connections: WeakSet[Connection] = WeakSet()
         self._epoch = 0
 
     @property
     def epoch(self) -> int:
         """Counts outages: a connection of an older epoch is not to be trusted."""
         return self._epoch
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the last statement was not answered."""
+        return self._down_since is not None
 
     async def connect(self) -> Connection:
         """A fresh connection in autocommit mode; waits as long as it takes.
@@ -105,6 +112,7 @@ class Database:
                 self.lost(error)
             else:
                 self._ever_connected = True
+                self._connections.add(connection)
                 connection.add_notice_handler(_pass_on_warning)
                 return connection
 
@@ -115,6 +123,9 @@ class Database:
         if self._down_since is None:
             self._down_since, self._told_at = now, now
             self._epoch += 1
+            for connection in self._connections:
+                _hang_up(connection)  # what one connection met, the others would meet later
+            self._connections.clear()
             log.warning("lost", reason=reason(error))
         elif now - self._told_at >= REMINDER_S:
             self._told_at = now
