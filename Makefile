@@ -35,7 +35,7 @@ format: $(READY)  ## rewrite the code in the common format
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## measure throughput and memory; prints a table and takes minutes
-	$(BIN)/python -m bench.drain $(ARGS)
+	$(BIN)/python -m bench $(ARGS)
 
 lock: $(READY)  ## choose the newest versions of all dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
