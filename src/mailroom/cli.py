@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _print_error(error: MailroomError) -> None:
     label = click.style("Error:", fg="red", bold=True)
-    click.echo(f"{label} {error}", err=True)
+    reason = f"{error.reason}: " if isinstance(error, TokenError) else ""
+    click.echo(f"{label} {reason}{error}", err=True)
     if error.hint:
         click.echo(f"{click.style('Try:', bold=True)} {error.hint}", err=True)
 

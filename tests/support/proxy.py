@@ -47,7 +47,7 @@ class Proxy:
                     self._accept()
                 elif source in self._deaf:
                     self._selector.unregister(source)
-                else:
+                elif source in self._pairs:  # and was not closed a moment ago, with its other end
                     self._pass_on(source)
         for open_socket in [self._listener, *self._pairs]:
             open_socket.close()

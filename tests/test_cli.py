@@ -1,0 +1,144 @@
+"""The command line: help, exit codes, errors with remedies, tokens and keys from a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from mailroom.cli import cli
+from mailroom.settings import COLLECTOR_VARIABLES
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "reference.json").read_text())
+KEY: str = VECTORS["secret_key"]
+ACTIVATION, RECOVERY = VECTORS["rows"][0], VECTORS["rows"][6]
+
+
+def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAILROOM_")}
+    return subprocess.run(
+        [sys.executable, "-m", "mailroom", *arguments],
+        env=kept | {f"MAILROOM_{name}": value for name, value in variables.items()},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def paths(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    children = command.commands if isinstance(command, click.Group) else {}
+    return [path, *(below for name, child in children.items() for below in paths(child, (*path, name)))]
+
+
+@pytest.mark.parametrize("path", paths(cli), ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    done = run(*path, "--help")
+    assert (0, "") == (done.returncode, done.stderr)
+    assert done.stdout.startswith(f"Usage: mailroom {' '.join(path)}".rstrip())
+    assert "\x1b" not in done.stdout
+
+
+def test_the_collectors_help_lists_every_setting() -> None:
+    text = run("collector", "--help").stdout
+    for variable in COLLECTOR_VARIABLES:
+        assert f"{variable.name}  (" in text
+        assert variable.default is None or f"(default {variable.default})" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("collector", "--nonsense"),
+        ("migrate", "up", "-1"),
+        ("migrate", "up", "x"),
+        ("token", "verify"),
+    ],
+)
+def test_wrong_usage_exits_with_64(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert (64, "") == (done.returncode, done.stdout)
+    assert "Usage:" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("collector",), ("migrate", "status"), ("migrate", "up")])
+def test_a_faulty_environment_exits_with_78_and_a_remedy(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert (78, "") == (done.returncode, done.stdout)
+    assert done.stderr.startswith("Error: the environment is not usable:\n  MAILROOM_DATABASE_URL: not set")
+    assert "\nTry: " in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_a_new_key_is_fresh_and_good() -> None:
+    first, second = run("key", "new"), run("key", "new")
+    assert re.fullmatch("[0-9a-f]{64}\n", first.stdout)
+    assert first.stdout != second.stdout
+    refused = run("token", "verify", "x", "--action", "activation", SECRET_KEY=first.stdout.strip())
+    assert (65, True) == (refused.returncode, "a token has 86 characters" in refused.stderr)
+
+
+@pytest.mark.parametrize("row", [ACTIVATION, RECOVERY], ids=["activation", "password_recovery"])
+def test_a_genuine_token_exits_with_0(row: dict[str, str]) -> None:
+    arguments = ("token", "verify", row["token"], "--action", row["action"], "--code", row["code"])
+    done = run(*arguments, SECRET_KEY=KEY)
+    assert (0, f"genuine, for {row['action']}\n", "") == (done.returncode, done.stdout, done.stderr)
+    done = run(*arguments, "--json", SECRET_KEY=KEY)
+    assert {"valid": True, "action": row["action"]} == json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("token", "action", "code", "reason"),
+    [
+        (ACTIVATION["token"][1:], "activation", None, "malformed"),
+        ("B" + ACTIVATION["token"][1:], "activation", None, "forged"),
+        (ACTIVATION["token"], "password_recovery", "12345", "wrong action"),
+        (RECOVERY["token"], "activation", RECOVERY["code"], "wrong action"),
+        (RECOVERY["token"], "password_recovery", "00000", "forged"),
+        (RECOVERY["token"], "password_recovery", "0", "malformed"),
+    ],
+)
+def test_a_token_that_is_not_exits_with_65_and_the_reason(
+    token: str, action: str, code: str | None, reason: str
+) -> None:
+    arguments = ["token", "verify", token, "--action", action, *(["--code", code] if code else [])]
+    done = run(*arguments, SECRET_KEY=KEY)
+    assert (65, "") == (done.returncode, done.stdout)
+    assert done.stderr.startswith(f"Error: {reason}: ")
+    for secret in (KEY, token, ACTIVATION["code"], RECOVERY["code"]):
+        assert secret not in done.stderr
+    report = run(*arguments, "--json", SECRET_KEY=KEY)
+    assert (65, {"valid": False, "action": action, "reason": reason}) == (
+        report.returncode,
+        json.loads(report.stdout),
+    )
+
+
+def test_a_token_can_come_from_standard_input() -> None:
+    done = run(
+        "token", "verify", "-", "--action", "activation", stdin=ACTIVATION["token"] + "\n", SECRET_KEY=KEY
+    )
+    assert 0 == done.returncode
+
+
+def test_a_recovery_token_takes_a_code() -> None:
+    done = run("token", "verify", RECOVERY["token"], "--action", "password_recovery", SECRET_KEY=KEY)
+    assert (64, True) == (done.returncode, "--code" in done.stderr)
+
+
+def test_logs_can_be_json(tmp_path: Path) -> None:
+    done = run(
+        "--log-format", "json", "collector",
+        DATABASE_URL="postgresql://127.0.0.1:1/nowhere?sslmode=perhaps", SECRET_KEY=KEY,
+    )  # fmt: skip
+    assert 78 == done.returncode
+    assert "sslmode" in done.stderr
