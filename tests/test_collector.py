@@ -17,7 +17,7 @@ import pytest
 from mailroom import verify
 from mailroom.wire import decode
 from support.processes import KEY, CollectorProcess, environment
-from support.queue_sql import Db, sign_up, sign_up_many
+from support.queue_sql import Db, claim, sign_up, sign_up_many
 
 Start = Callable[..., CollectorProcess]
 
@@ -160,6 +160,28 @@ def test_two_collectors_share_a_queue_and_repeat_nothing(db: Db, start: Start) -
     emails = one.emails() + two.emails()
     assert (3000, 3000) == (len(emails), len(set(emails)))
     assert (0, 0) == backlog(db)
+
+
+def test_a_sleeper_takes_over_what_another_worker_left(db: Db, start: Start) -> None:
+    """Nobody rings when a lease falls due: the sleeper knows the time from its last look."""
+    sign_up(db, "caught up")
+    collector = start(BATCH_TIMEOUT=1000)
+    collector.wait_for_messages(1)
+    sign_up(db, "left behind")
+    (lease,) = claim(db, worker="ghost", lease_ms=2500)
+    assert 1 == len(lease.tokens)
+    assert "left behind" == collector.wait_for_messages(2)[1].username
+
+
+def test_a_busy_channel_needs_no_sign_of_life(db: Db, start: Start) -> None:
+    """Whoever hears something knows that the connection lives."""
+    collector = start(BATCH_TIMEOUT=0).wait_until_listening()
+    for number in range(20):
+        sign_up(db, f"u{number}")
+        collector.wait_for_messages(number + 1)
+    queries = {query for _, query in sessions(db)}
+    assert 'LISTEN "token_insert"' in queries
+    assert "SELECT 1" not in queries
 
 
 def test_a_quiet_collector_asks_nothing(db: Db, start: Start) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from mailroom import migrate
 from mailroom.demo.postgres import PostgresServer
@@ -102,6 +103,11 @@ def test_a_failing_migration_leaves_nothing(empty_database: str) -> None:
 def test_an_unreachable_server_is_an_error_with_a_remedy() -> None:
     refused = run("postgresql://127.0.0.1:1/nowhere?connect_timeout=2", "up")
     assert (75, True) == (refused.returncode, "Try:" in refused.stderr)
+
+
+def test_a_database_that_does_not_exist_is_told(empty_database: str) -> None:
+    refused = run(make_conninfo(empty_database, dbname="nowhere"), "up")
+    assert (78, True) == (refused.returncode, "create the database" in refused.stderr)
 
 
 def test_two_at_once_migrate_once(empty_database: str) -> None:

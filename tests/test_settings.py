@@ -73,7 +73,7 @@ def test_all_faults_are_told_at_once_with_what_would_be_right() -> None:
         " (with special characters percent-encoded), or host=… dbname=… user=…",
         "MAILROOM_SECRET_KEY": "the key is not hexadecimal (pairs of 0-9 and a-f)",
         "MAILROOM_CHANNEL_NAME": f"'{'c' * 64}' is longer than the 63 bytes of a PostgreSQL name",
-        "MAILROOM_HEALTHCHECK_INTERVAL": "'soon' is not a whole number from 100 to 86400000",
+        "MAILROOM_HEALTHCHECK_INTERVAL": "'soon' is not a whole number from 1000 to 86400000",
         "MAILROOM_BATCH_TIMEOUT": "'-1' is not a whole number from 0 to 86400000",
         "MAILROOM_BATCH_LIMIT": "'0' is not a whole number from 1 to 10000",
     } == found

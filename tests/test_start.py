@@ -95,6 +95,15 @@ def test_a_role_without_privileges(database: str, db: Db) -> None:
         db.execute("DROP ROLE mailroom_stranger")
 
 
+def test_nobody_may_call_the_queue_who_was_not_allowed_to(db: Db) -> None:
+    granted = db.execute(
+        "SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
+        " WHERE n.nspname = 'mailroom' AND p.prosecdef AND p.prorettype <> 'trigger'::regtype"
+        " AND has_function_privilege('public', p.oid, 'EXECUTE')"
+    ).fetchall()
+    assert [] == granted
+
+
 def test_an_option_that_libpq_does_not_know(database: str) -> None:
     assert "MAILROOM_DATABASE_URL" in refused(database + " sslmode=perhaps")
 

@@ -107,8 +107,8 @@ class Database:
             try:
                 connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
             except (psycopg.OperationalError, OSError) as error:
-                if not self._ever_connected:
-                    _give_up_if_hopeless(error)
+                if not self._ever_connected and (fatal := hopeless(error)):
+                    raise fatal from error
                 self.lost(error)
             else:
                 self._ever_connected = True
@@ -158,6 +158,15 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def hopeless(error: BaseException) -> DatabaseError | None:
+    """The error to end with, when a connection failed for a reason that waiting will not heal."""
+    text = reason(error)
+    for pattern, remedy in _HOPELESS:
+        if re.search(pattern, text):
+            return DatabaseError(f"PostgreSQL refuses the connection: {text}", hint=remedy)
+    return None
+
+
 def refusal(error: psycopg.Error) -> MailroomError | None:
     """The error to end with, when a statement failed for a reason that waiting will not heal."""
     text = reason(error)
@@ -182,13 +191,6 @@ def refusal(error: psycopg.Error) -> MailroomError | None:
             )
         case _:
             return None
-
-
-def _give_up_if_hopeless(error: BaseException) -> None:
-    text = reason(error)
-    for pattern, remedy in _HOPELESS:
-        if re.search(pattern, text):
-            raise DatabaseError(f"PostgreSQL refuses the connection: {text}", hint=remedy) from error
 
 
 def _pass_on_warning(notice: psycopg.errors.Diagnostic) -> None:

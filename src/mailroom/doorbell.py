@@ -105,9 +105,12 @@ class Doorbell:
                 self._catch_up = True
                 self._changed.set()
                 while True:
+                    heard = False
                     async for notification in connection.notifies(timeout=silence_s, stop_after=1):
                         self._hear(notification.payload)
-                    await self._database.limited(connection, connection.execute("SELECT 1"))
+                        heard = True
+                    if not heard:
+                        await self._database.limited(connection, connection.execute("SELECT 1"))
             except psycopg.OperationalError as error:
                 self._database.lost(error)
             finally:

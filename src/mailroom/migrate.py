@@ -21,6 +21,7 @@ from typing import Final
 
 import psycopg
 
+from mailroom.database import hopeless, reason
 from mailroom.errors import DatabaseUnavailable, MigrationError
 
 LOCK_SALT: Final = 1486364155
@@ -67,13 +68,13 @@ def connected(conninfo: str) -> Iterator[psycopg.Connection]:
     """A connection for migrating.
 
     Raises:
-        DatabaseUnavailable: PostgreSQL does not let us in; its own words say why.
+        DatabaseError, DatabaseUnavailable: PostgreSQL does not let us in, for good or for now.
     """
     try:
         connection = psycopg.connect(conninfo, autocommit=True, fallback_application_name="mailroom migrate")
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(
-            f"cannot connect to PostgreSQL: {' '.join(str(error).split())}",
+        raise hopeless(error) or DatabaseUnavailable(
+            f"cannot connect to PostgreSQL: {reason(error)}",
             hint="see that the server runs, and that MAILROOM_DATABASE_URL is right",
         ) from error
     with connection:
@@ -185,7 +186,7 @@ def _apply(
     except psycopg.Error as error:
         raise MigrationError(
             f"migration {migration.version:06d}_{migration.name} ({direction}) failed and was rolled back:"
-            f" {' '.join(str(error).split())}",
+            f" {reason(error)}",
             hint="nothing of it was applied; mend the cause and run it again",
         ) from error
     tell(f"{migration.version:06d}_{migration.name} {direction}")

@@ -89,7 +89,7 @@ def collector_settings(environment: Mapping[str, str]) -> CollectorSettings:
         keys=reader.read(SECRET_KEY, parse_keys, NO_KEYS),
         channel_name=reader.read(CHANNEL_NAME, _name, ""),
         queue_name=reader.read(QUEUE_NAME, _name, ""),
-        healthcheck_interval_ms=reader.read(HEALTHCHECK_INTERVAL, _whole(100, MAX_MS), 0),
+        healthcheck_interval_ms=reader.read(HEALTHCHECK_INTERVAL, _whole(1000, MAX_MS), 0),
         batch_timeout_ms=reader.read(BATCH_TIMEOUT, _whole(0, MAX_MS), 0),
         batch_limit=reader.read(BATCH_LIMIT, _whole(1, MAX_BATCH_LIMIT), 0),
     )

@@ -302,3 +302,16 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
            extract(epoch FROM clock_timestamp() - least((SELECT min(created_at) FROM pending),
                                                         (SELECT min(created_at) FROM flying)))::double precision
 $$;
+
+-- They run with their owner's rights: nobody calls them who was not allowed to.
+REVOKE EXECUTE ON FUNCTION
+    mailroom.eligible(bigint[]),
+    mailroom.adopt(public.jobs),
+    mailroom.claim(text, text, integer, integer, integer),
+    mailroom.settle(bigint, integer, bigint[]),
+    mailroom.renew(bigint[], integer[], integer),
+    mailroom.release(text, bigint[]),
+    mailroom.has_queue(text),
+    mailroom.next_due(text),
+    mailroom.backlog(text)
+FROM PUBLIC;

@@ -53,3 +53,5 @@ BEGIN
     account := owner.id;
     RETURN NEXT;
 END $$;
+
+REVOKE EXECUTE ON FUNCTION mailroom.consume(bytea, text, text) FROM PUBLIC;
