@@ -396,6 +396,31 @@ def test_a_signal_while_the_pipe_is_full_gives_back_what_was_not_written(
     ).fetchall()
 
 
+def test_a_reader_that_never_reads_cannot_hold_up_the_end(db: Db, piped: Callable[..., Piped]) -> None:
+    sign_up_many(db, 3000)
+    collector = piped(BATCH_LIMIT=100)
+    collector.wait_until_stuck(db)
+    collector.process.terminate()
+    assert 69 == collector.process.wait(30)
+    assert "did not take the line in hand within 10 s" in collector.log()
+    assert [(0,)] == db.execute(
+        "SELECT count(*) FROM mailroom.leases WHERE due_at > clock_timestamp()"
+    ).fetchall()
+
+
+def test_a_closed_standard_output_is_told(database: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -m mailroom collector >&-', sys.executable],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env=environment(database),
+        timeout=60,
+        text=True,
+        check=False,
+    )
+    assert (69, True) == (done.returncode, "Error: standard output is closed" in done.stderr)
+
+
 def test_a_full_disk_ends_it_and_loses_nothing(db: Db, database: str) -> None:
     sign_up_many(db, 30)
     with Path("/dev/full").open("wb") as full:

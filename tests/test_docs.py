@@ -124,6 +124,8 @@ def test_every_log_event_is_in_the_reference_and_no_other() -> None:
         source = path.read_text()
         for name in re.findall(r'^log = EventLogger\("(\w+)"\)', source, re.MULTILINE):
             events |= {f"{name}.{event}" for event in re.findall(r'log\.\w+\(\s*"(\w+)"', source)}
+            for outage in re.findall(r"Outage\(log, (.*)\)", source):
+                events |= {f"{name}.{event}" for event in re.findall(r"\w+", outage)}
     assert events
     assert events == set(re.findall(r"^\| `(\w+\.\w+)` \|", REFERENCE, re.MULTILINE)) - {"mailroom.collector"}
 

@@ -145,6 +145,40 @@ def test_five_crashes_of_postgresql_lose_nothing_and_are_told_once_each(
     assert len(other_lines) < 40, other_lines
 
 
+def test_a_server_that_refuses_claims_for_a_while_is_told_once(database: str, tmp_path: Path) -> None:
+    """Such as a full disk: the connection lives, the statement fails."""
+    with (
+        psycopg.connect(database, autocommit=True) as connection,
+        CollectorProcess(database, log=tmp_path / "log", BATCH_TIMEOUT=0) as collector,
+    ):
+        collector.wait_until_listening()
+        ((claim_function,),) = connection.execute(
+            "SELECT pg_get_functiondef('mailroom.claim'::regproc)"
+        ).fetchall()
+        connection.execute(
+            claim_function.replace(
+                "IF p_tokens < 1",
+                "PERFORM nextval('tries'); RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full';"
+                " IF p_tokens < 1",
+            )
+            .replace("SET search_path TO 'pg_catalog', 'pg_temp'", "SET search_path TO 'public'")
+            .encode()
+        )
+        connection.execute("CREATE SEQUENCE tries")
+        sign_up(connection, "a")
+        while connection.execute("SELECT last_value FROM tries").fetchall()[0][0] < 6:
+            time.sleep(0.02)
+        connection.execute(claim_function)
+        collector.wait_for_messages(1)
+        collector.wait_for_log("queue.accepted")
+        assert 0 == collector.stop()
+        log = collector.log()
+    assert (1, 1, 0) == tuple(
+        log.count(word) for word in ("queue.refused", "queue.accepted", "database.lost")
+    )
+    assert 'reason="no room"' in log
+
+
 def test_killed_backends_are_replaced(database: str, tmp_path: Path) -> None:
     with (
         psycopg.connect(database, autocommit=True) as connection,

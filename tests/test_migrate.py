@@ -151,6 +151,10 @@ def test_every_migration_can_be_taken_back_alone(empty_database: str) -> None:
             migrate.up(connection, 1, lambda _: None)
 
 
+def test_migrations_are_plain_ascii_for_databases_of_any_encoding() -> None:
+    assert all(migration.up.isascii() and migration.down.isascii() for migration in migrate.shipped())
+
+
 def test_the_lock_is_golang_migrates() -> None:
     # What GenerateAdvisoryLockId("app", "public", "schema_migrations") of golang-migrate 4.20 gives.
     assert 1787120056 == migrate.lock_id("app", "public")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from conftest import FAST, bindir, migrated
+from conftest import FAST, bindir, database_of, migrated
 from mailroom.demo.postgres import PostgresServer
-from support.processes import environment
-from support.queue_sql import Db
+from support.processes import CollectorProcess, environment
+from support.queue_sql import Db, sign_up
 
 
 def refused(url: str, **variables: str | int) -> str:
@@ -102,6 +104,26 @@ def test_nobody_may_call_the_queue_who_was_not_allowed_to(db: Db) -> None:
         " AND has_function_privilege('public', p.oid, 'EXECUTE')"
     ).fetchall()
     assert [] == granted
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_other_encodings(server_url: str, encoding: str, tmp_path: Path) -> None:
+    name = f"mailroom_{encoding.lower()}_{secrets.token_hex(4)}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'".encode())
+        try:
+            url = migrated(database_of(server_url, name))
+            if encoding == "SQL_ASCII":
+                assert "the database has no encoding (SQL_ASCII)" in refused(url)
+                return
+            with psycopg.connect(url, autocommit=True) as db:
+                sign_up(db, "zoë")
+                with pytest.raises(psycopg.errors.CheckViolation):
+                    sign_up(db, "\x85")
+            with CollectorProcess(url, log=tmp_path / "log") as collector:
+                assert "zoë" == collector.wait_for_messages(1)[0].username
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 def test_an_option_that_libpq_does_not_know(database: str) -> None:

@@ -117,13 +117,13 @@ def collector() -> None:
     import asyncio
 
     from mailroom.collector import Collector
-    from mailroom.output import Output
+    from mailroom.output import standard_output
     from mailroom.settings import collector_settings
 
     settings = collector_settings(os.environ)
 
     async def run() -> None:
-        await Collector(settings, Output(sys.stdout.fileno())).run(_stop_on_signals())
+        await Collector(settings, standard_output()).run(_stop_on_signals())
 
     asyncio.run(run())
 

@@ -25,17 +25,21 @@ from weakref import WeakSet
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from mailroom.errors import DatabaseError, MailroomError
+from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 
 Answer = TypeVar("Answer")
 Connection = psycopg.AsyncConnection[psycopg.rows.TupleRow]
+
+# What may heal by waiting. A server that turned read-only is a standby now, and another host is not.
+LOST: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
 
 FIRST_DELAY_S: Final = 0.05
 LONGEST_DELAY_S: Final = 5.0
 REMINDER_S: Final = 60.0
 
 CONNECTION_DEFAULTS: Final = {
+    "client_encoding": "UTF8",
     "connect_timeout": "10",
     "target_session_attrs": "read-write",
     "keepalives_idle": "30",
@@ -62,6 +66,53 @@ _HOPELESS: Final = (
 log = EventLogger("database")
 
 
+class Outage:
+    """Something that does not work for a while: told once, then once a minute, and when it is over.
+
+    Args:
+        log: where to tell.
+        began: the event's name for the first failure.
+        lasts: its name for the reminders.
+        over: its name for the end.
+    """
+
+    def __init__(self, log: EventLogger, began: str, lasts: str, over: str) -> None:
+        self._log = log
+        self._began, self._lasts, self._over = began, lasts, over
+        self._failures = 0
+        self._since = self._told_at = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the last attempt failed."""
+        return self._failures > 0
+
+    def failed(self, error: BaseException) -> bool:
+        """Note a failure; True when it is the first."""
+        now = time.monotonic()
+        self._failures += 1
+        if self._failures == 1:
+            self._since = self._told_at = now
+            self._log.warning(self._began, reason=reason(error))
+        elif now - self._told_at >= REMINDER_S:
+            self._told_at = now
+            self._log.warning(self._lasts, down=f"{now - self._since:.0f}s", reason=reason(error))
+        return self._failures == 1
+
+    def ended(self) -> None:
+        """Note a success."""
+        if self._failures:
+            down = time.monotonic() - self._since
+            self._log.info(self._over, down=f"{down:.1f}s", failures=self._failures)
+            self._failures = 0
+
+    async def back_off(self) -> None:
+        """Wait: longer after each failure, with jitter; not at all when the last attempt succeeded."""
+        if self._failures:
+            ceiling = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(self._failures, 10))
+            await asyncio.sleep(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret
+
+
 class Database:
     """One address, and whether it answers.
 
@@ -78,9 +129,7 @@ class Database:
         )
         self.answer_limit_s = answer_limit_s
         self._ever_connected = False
-        self._failures = 0
-        self._down_since: float | None = None
-        self._told_at = 0.0
+        self._outage = Outage(log, "lost", "still_lost", "back")
         self._connections: WeakSet[Connection] = WeakSet()
         self._epoch = 0
 
@@ -92,7 +141,7 @@ class Database:
     @property
     def is_down(self) -> bool:
         """Whether the last statement was not answered."""
-        return self._down_since is not None
+        return self._outage.is_on
 
     async def connect(self) -> Connection:
         """A fresh connection in autocommit mode; waits as long as it takes.
@@ -101,9 +150,7 @@ class Database:
             DatabaseError: there never was one, and waiting will not help.
         """
         while True:
-            if self._failures:
-                ceiling = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(self._failures, 10))
-                await asyncio.sleep(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret
+            await self._outage.back_off()
             try:
                 connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
             except (psycopg.OperationalError, OSError) as error:
@@ -117,28 +164,16 @@ class Database:
                 return connection
 
     def lost(self, error: BaseException) -> None:
-        """Note that the database did not answer: the first time is logged, then one a minute."""
-        now = time.monotonic()
-        self._failures += 1
-        if self._down_since is None:
-            self._down_since, self._told_at = now, now
+        """Note that the database did not answer; what one connection met ends the others too."""
+        if self._outage.failed(error):
             self._epoch += 1
             for connection in self._connections:
-                _hang_up(connection)  # what one connection met, the others would meet later
+                _hang_up(connection)
             self._connections.clear()
-            log.warning("lost", reason=reason(error))
-        elif now - self._told_at >= REMINDER_S:
-            self._told_at = now
-            log.warning("still_lost", down=f"{now - self._down_since:.0f}s", reason=reason(error))
-        else:
-            log.debug("unavailable", reason=reason(error))
 
     def answered(self) -> None:
         """Note that the database did answer, which ends an outage."""
-        if self._down_since is not None:
-            log.info("back", down=f"{time.monotonic() - self._down_since:.1f}s", failures=self._failures)
-            self._down_since = None
-        self._failures = 0
+        self._outage.ended()
 
     async def limited(self, connection: Connection, answer: Awaitable[Answer]) -> Answer:
         """Wait for an answer, and hang up on a connection that does not give it in time.
@@ -154,8 +189,9 @@ class Database:
 
 
 def reason(error: BaseException) -> str:
-    """An error of psycopg's or the system's on one line, for a log."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error of psycopg's or the system's on one line, for a log: no row, no context."""
+    primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return " ".join((primary or str(error)).split()) or type(error).__name__
 
 
 def hopeless(error: BaseException) -> DatabaseError | None:
@@ -167,7 +203,7 @@ def hopeless(error: BaseException) -> DatabaseError | None:
     return None
 
 
-def refusal(error: psycopg.Error) -> MailroomError | None:
+def refusal(error: psycopg.Error) -> DatabaseError:
     """The error to end with, when a statement failed for a reason that waiting will not heal."""
     text = reason(error)
     match error:
@@ -190,7 +226,10 @@ def refusal(error: psycopg.Error) -> MailroomError | None:
                 hint="GRANT USAGE ON SCHEMA mailroom and EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom to it",
             )
         case _:
-            return None
+            return DatabaseError(
+                f"PostgreSQL refused a statement: {text} ({type(error).__name__})",
+                hint="see whether the schema was altered; the server's log holds the whole error",
+            )
 
 
 def _pass_on_warning(notice: psycopg.errors.Diagnostic) -> None:

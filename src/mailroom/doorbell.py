@@ -19,10 +19,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-import psycopg
 from psycopg import sql
 
-from mailroom.database import Database
+from mailroom.database import LOST, Database
 from mailroom.logs import EventLogger
 
 log = EventLogger("doorbell")
@@ -111,7 +110,7 @@ class Doorbell:
                         heard = True
                     if not heard:
                         await self._database.limited(connection, connection.execute("SELECT 1"))
-            except psycopg.OperationalError as error:
+            except LOST as error:
                 self._database.lost(error)
             finally:
                 await connection.close()

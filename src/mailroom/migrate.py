@@ -71,7 +71,9 @@ def connected(conninfo: str) -> Iterator[psycopg.Connection]:
         DatabaseError, DatabaseUnavailable: PostgreSQL does not let us in, for good or for now.
     """
     try:
-        connection = psycopg.connect(conninfo, autocommit=True, fallback_application_name="mailroom migrate")
+        connection = psycopg.connect(
+            conninfo, autocommit=True, client_encoding="UTF8", fallback_application_name="mailroom migrate"
+        )
     except psycopg.OperationalError as error:
         raise hopeless(error) or DatabaseUnavailable(
             f"cannot connect to PostgreSQL: {reason(error)}",

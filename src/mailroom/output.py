@@ -14,6 +14,7 @@ import asyncio
 import os
 import select
 import stat
+import sys
 from typing import Final
 
 from mailroom.errors import OutputClosed
@@ -78,6 +79,17 @@ def _closed(error: OSError) -> OutputClosed:
         f"cannot write to standard output: {error.strerror}",
         hint="make room or give it another place, and start again: unwritten tokens are not lost",
     )
+
+
+def standard_output() -> Output:
+    """This process's standard output.
+
+    Raises:
+        OutputClosed: it has none.
+    """
+    if sys.stdout is None:
+        raise OutputClosed("standard output is closed", hint="send it to a sender, or to a file")
+    return Output(sys.stdout.fileno())
 
 
 def reader_gone() -> OutputClosed:

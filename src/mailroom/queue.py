@@ -24,7 +24,7 @@ from typing import Final, LiteralString, NamedTuple
 import psycopg
 from psycopg.rows import TupleRow
 
-from mailroom.database import Connection, Database, refusal
+from mailroom.database import LOST, Connection, Database, Outage, refusal
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 
@@ -109,6 +109,7 @@ class Queue:
         self.worker = worker or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._connection: Connection | None = None
         self._epoch = -1
+        self._refused = Outage(log, "refused", "still_refused", "accepted")
         self._one_at_a_time = asyncio.Lock()
         self._ever_claimed = False
         self._forgotten = False
@@ -125,6 +126,11 @@ class Queue:
         Raises:
             DatabaseError: one is not; the hint says how to mend it.
         """
+        if (await self._connected()).info.parameter_status("server_encoding") == "SQL_ASCII":
+            raise DatabaseError(
+                "the database has no encoding (SQL_ASCII), so its texts may be anything",
+                hint="move it to a database with ENCODING 'UTF8'",
+            )
         missing = await self._ask(MISSING, [list(NEEDED)])
         if missing:
             raise DatabaseError(
@@ -230,14 +236,19 @@ class Queue:
                         )
                         self._forgotten = False
                     rows = await self._database.limited(connection, _fetch(connection, query, parameters))
-                except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
-                    self._database.lost(error)
-                    await connection.close()
+                except LOST as error:
                     self._forgotten = True
+                    if connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                        self._database.lost(error)
+                        await connection.close()
+                    else:
+                        self._refused.failed(error)  # a full disk, a statement_timeout
+                        await self._refused.back_off()
                 except psycopg.Error as error:
-                    raise refusal(error) or error from error
+                    raise refusal(error) from error
                 else:
                     self._database.answered()
+                    self._refused.ended()
                     return rows
 
     async def _connected(self) -> Connection:

@@ -1,8 +1,8 @@
 -- Accounts, their tokens, and the triggers that turn a committed account into a mail.
 --
--- An application writes one statement, INSERT INTO accounts (email, login) VALUES (…), and its
+-- An application writes one statement, INSERT INTO accounts (email, login) VALUES (...), and its
 -- activation token appears in the same transaction. Password recovery is one more:
--- INSERT INTO tokens (action, account) VALUES ('password_recovery', …).
+-- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
 
 CREATE SCHEMA mailroom;
 
