@@ -152,6 +152,7 @@ def test_a_server_that_refuses_claims_for_a_while_is_told_once(database: str, tm
         CollectorProcess(database, log=tmp_path / "log", BATCH_TIMEOUT=0) as collector,
     ):
         collector.wait_until_listening()
+        connection.execute("CREATE SEQUENCE tries")
         ((claim_function,),) = connection.execute(
             "SELECT pg_get_functiondef('mailroom.claim'::regproc)"
         ).fetchall()
@@ -164,7 +165,6 @@ def test_a_server_that_refuses_claims_for_a_while_is_told_once(database: str, tm
             .replace("SET search_path TO 'pg_catalog', 'pg_temp'", "SET search_path TO 'public'")
             .encode()
         )
-        connection.execute("CREATE SEQUENCE tries")
         sign_up(connection, "a")
         while connection.execute("SELECT last_value FROM tries").fetchall()[0][0] < 6:
             time.sleep(0.02)

@@ -240,6 +240,18 @@ def test_a_claim_that_rolls_back_has_moved_nothing(db: Db) -> None:
     assert [token] == claimed_tokens(db)
 
 
+def test_a_token_written_after_a_claim_of_the_same_transaction_is_not_lost(database: str, db: Db) -> None:
+    """A snapshot does not list its own transaction as running, though it is."""
+    with psycopg.connect(database) as both:
+        assert [] == claim(both)
+        other = sign_up(db, "other")  # so that the snapshot's end lies behind both's id
+        assert [(other,)] == [lease.tokens for lease in claim(both)]
+        own = sign_up(both, "own")
+        both.commit()
+    assert [own] == claimed_tokens(db)
+    assert [] == claimed_tokens(db)
+
+
 def fill(db: Db, count: int) -> None:
     """A table with so many settled tokens, and 300 new ones."""
     sign_up_many(db, 1000)

@@ -172,7 +172,7 @@ class Queue:
         """
         rows = await self._ask(SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)])
         settled: bool = rows[0][0]
-        if self._held.pop(lease.id, None) and not settled:
+        if self._let_go(lease) and not settled:
             log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
         return settled
 
@@ -187,12 +187,12 @@ class Queue:
         for lease in leases:
             if lease.id in ours:
                 lease.valid_until = asked_at + LEASE_MS / 1000
-            elif self._held.pop(lease.id, None):
+            elif self._let_go(lease):
                 log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
 
     def holds(self, lease: Lease) -> bool:
         """Whether a lease is ours for certain, as far as the clock can tell."""
-        return lease.id in self._held and time.monotonic() < lease.valid_until
+        return self._held.get(lease.id) is lease and time.monotonic() < lease.valid_until
 
     async def release(self) -> int:
         """Give back every lease, due at once, and ring for another worker; how many tokens."""
@@ -218,6 +218,13 @@ class Queue:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
+
+    def _let_go(self, lease: Lease) -> bool:
+        """Hold a lease no longer; False if we did not, or hold a later generation of it."""
+        if self._held.get(lease.id) is not lease:
+            return False
+        del self._held[lease.id]
+        return True
 
     async def _ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
         """Ask until there is an answer.

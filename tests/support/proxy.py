@@ -18,6 +18,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.accepted = 0
         self._deaf: set[socket.socket] = set()
+        self._servers: set[socket.socket] = set()
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._ended = False
         self._selector = selectors.DefaultSelector()
@@ -34,9 +35,13 @@ class Proxy:
             socket.create_connection(("127.0.0.1", self.port)).close()  # wakes the selector
         self._thread.join(10)
 
-    def go_deaf(self) -> None:
-        """Forward nothing more on the connections that are open now; new ones work."""
-        self._deaf |= set(self._pairs)
+    def go_deaf(self, *, to_clients_only: bool = False) -> None:
+        """Forward nothing more on the connections that are open now; new ones work.
+
+        Args:
+            to_clients_only: what clients send still arrives, and only the answers are lost.
+        """
+        self._deaf |= self._servers if to_clients_only else set(self._pairs)
 
     def _forward(self) -> None:
         while not self._ended:
@@ -61,6 +66,7 @@ class Proxy:
             client.close()
             return
         self.accepted += 1
+        self._servers.add(server)
         for one, other in ((client, server), (server, client)):
             self._pairs[one] = other
             self._selector.register(one, selectors.EVENT_READ)

@@ -7,6 +7,7 @@ DROP FUNCTION mailroom.settle(bigint, integer, bigint[]);
 DROP FUNCTION mailroom.claim(text, text, integer, integer, integer);
 DROP FUNCTION mailroom.adopt(public.jobs);
 DROP FUNCTION mailroom.eligible(bigint[]);
+DROP FUNCTION mailroom.with_own_running(pg_snapshot);
 DROP TYPE mailroom.message;
 DROP TABLE mailroom.leases;
 DROP TABLE public.jobs;

@@ -44,6 +44,22 @@ CREATE TYPE mailroom.message AS (
     txid   xid8
 );
 
+-- A snapshot of this transaction, in which the transaction itself counts as running. PostgreSQL
+-- leaves it out of the list of running ones, so that pg_visible_in_snapshot may call it ended; a
+-- token that it inserts after its claim would then lie behind the cursor for ever.
+CREATE FUNCTION mailroom.with_own_running(p_snapshot pg_snapshot) RETURNS pg_snapshot
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    own xid8 := pg_current_xact_id();
+BEGIN
+    IF NOT pg_visible_in_snapshot(own, p_snapshot) THEN
+        RETURN p_snapshot;
+    END IF;
+    RETURN format('%s:%s:%s', least(own, pg_snapshot_xmin(p_snapshot)), pg_snapshot_xmax(p_snapshot),
+                  (SELECT string_agg(x::text, ',' ORDER BY x)
+                   FROM (SELECT pg_snapshot_xip(p_snapshot) UNION SELECT own) running (x)))::pg_snapshot;
+END $$;
+
 -- The tokens of the list that may still be mailed, in its order; NULL when none may.
 CREATE FUNCTION mailroom.eligible(p_tokens bigint[]) RETURNS mailroom.message[]
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -85,6 +101,7 @@ BEGIN
     FROM public.tokens t
     WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
 
+    p_job.low := mailroom.with_own_running(p_job.low);
     UPDATE public.tokens SET txid = '1' WHERE id = ANY (found_here);
     INSERT INTO mailroom.leases (job, tokens, worker, generation, due_at)
     SELECT p_job.job_type, array_agg(u.id ORDER BY u.n), 'restore', 0, clock_timestamp()
@@ -170,7 +187,7 @@ BEGIN
         LOOP
             IF job.low::text = job.high::text THEN
                 EXIT fill WHEN up_to_date;
-                job.high := pg_current_snapshot();
+                job.high := mailroom.with_own_running(pg_current_snapshot());
                 up_to_date := true;
             END IF;
             -- Transactions that low saw running and high saw ended, then those that began since.
@@ -305,6 +322,7 @@ $$;
 
 -- They run with their owner's rights: nobody calls them who was not allowed to.
 REVOKE EXECUTE ON FUNCTION
+    mailroom.with_own_running(pg_snapshot),
     mailroom.eligible(bigint[]),
     mailroom.adopt(public.jobs),
     mailroom.claim(text, text, integer, integer, integer),
