@@ -1,13 +1,13 @@
 """The collector: from hints to claims to signed batches on standard output.
 
 It waits for the doorbell, then claims, signs and writes until a claim comes back short, and settles
-a lease once its lines are written and flushed.
+a lease once its lines are written and, into a pipe, read.
 
-Promises: a token is settled only after its line was written whole; what was claimed and not written
-is given back, or falls due by itself. While a slow reader holds a line up, leases are renewed from
-beside it and no transaction is open. A lease that another worker may have taken over in the
-meantime is not written. After a ``kill -9`` at most ``REPEATED_TOKENS`` tokens, or one batch where
-that is more, are written a second time.
+Promises: a token is settled only after its line was written whole and taken out of the pipe; what
+was claimed and not taken is given back, or falls due by itself. While a slow reader holds a line
+up, leases are renewed from beside it and no transaction is open. A lease that another worker may
+have taken over in the meantime is not written. After a ``kill -9`` at most ``REPEATED_TOKENS``
+tokens, or one batch where that is more, are written a second time.
 
 A token that the line cannot hold is settled and logged by its id, and its neighbours go out. One
 whose action this version does not know stays in the queue for a newer worker, until it expires.
@@ -40,12 +40,29 @@ log = EventLogger("collector")
 
 
 @dataclass(slots=True)
-class Signed:
-    """A lease's messages ready for the line, their tokens, and the tokens no line can hold."""
+class Delivery:
+    """A lease on its way out.
 
+    Attributes:
+        encoded: its messages, ready for the line.
+        tokens: their tokens.
+        refused: the tokens that no line can hold.
+        lines: for each line written, where it ends in the output and how many tokens that makes.
+    """
+
+    lease: Lease
     encoded: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    lines: list[tuple[int, int]] = field(default_factory=list)
+
+    def written(self) -> int:
+        """How many of the tokens were written."""
+        return self.lines[-1][1] if self.lines else 0
+
+    def read(self, output_read: int) -> int:
+        """How many of the tokens were read, when that much of the output was."""
+        return max((tokens for end, tokens in self.lines if end <= output_read), default=0)
 
 
 class Collector:
@@ -71,7 +88,7 @@ class Collector:
         self._batch_limit = settings.batch_limit
         # A lease is settled as a whole, after whole batches: it is what a crash repeats.
         self._lease_tokens = max(REPEATED_TOKENS // self._batch_limit, 1) * self._batch_limit
-        self._delivering = False
+        self._delivery: Delivery | None = None
         self._writing = False
         self._stopping = False
 
@@ -149,36 +166,39 @@ class Collector:
         return await self._queue.claim(size, self._lease_tokens)
 
     async def _deliver(self, lease: Lease, waited_s: float) -> None:
-        self._delivering = True
-        try:
-            signed = self._sign(lease)
-            written = 0
-            while written < len(signed.tokens) and not self._stopping and await self._is_ours(lease):
-                batch = signed.encoded[written : written + self._batch_limit]
-                self._writing = True
-                await self._output.write(join_line(batch))
-                self._writing = False
-                written += len(batch)
-            settled = signed.tokens[:written] + signed.refused
-            await self._queue.settle(lease, None if len(settled) == len(lease.claimed) else settled)
-            log.info("batch", count=written, waited=f"{waited_s:.1f}s")
-        finally:
-            self._delivering = False
+        delivery = self._delivery = self._sign(lease)
+        while delivery.written() < len(delivery.tokens) and not self._stopping and await self._is_ours(lease):
+            start, end = delivery.written(), delivery.written() + self._batch_limit
+            batch = delivery.encoded[start:end]
+            self._writing = True
+            await self._output.write(join_line(batch))
+            self._writing = False
+            delivery.lines.append((self._output.written, start + len(batch)))
+        await self._output.all_read()
+        await self._settle(delivery)
+        self._delivery = None
+        log.info("batch", count=delivery.written(), waited=f"{waited_s:.1f}s")
 
-    def _sign(self, lease: Lease) -> Signed:
-        signed = Signed()
+    async def _settle(self, delivery: Delivery) -> None:
+        """Settle what of a lease was read, and what no line can hold."""
+        lease = delivery.lease
+        done = delivery.tokens[: delivery.read(self._output.read)] + delivery.refused
+        await self._queue.settle(lease, None if len(done) == len(lease.claimed) else done)
+
+    def _sign(self, lease: Lease) -> Delivery:
+        delivery = Delivery(lease)
         for token, action, email, login, secret, code in lease.claimed:
             if action not in BY_NAME:
                 log.warning("unknown_action", token=token, action=action)
                 continue
             try:
                 signature = sign(secret, BY_NAME[action], keys=self._keys, code=code)
-                signed.encoded.append(encode_message(Message(action, email, login, signature, code)))
-                signed.tokens.append(token)
+                delivery.encoded.append(encode_message(Message(action, email, login, signature, code)))
+                delivery.tokens.append(token)
             except (WireError, ValueError) as error:
                 log.warning("rejected", token=token, reason=error)
-                signed.refused.append(token)
-        return signed
+                delivery.refused.append(token)
+        return delivery
 
     async def _is_ours(self, lease: Lease) -> bool:
         if not self._queue.holds(lease):
@@ -188,7 +208,7 @@ class Collector:
     async def _finish(self, working: asyncio.Task[None]) -> None:
         log.info("stopping")
         self._stopping = True
-        if not self._delivering:
+        if not self._delivery:
             working.cancel()
         done, _ = await asyncio.wait({working}, timeout=SHUTDOWN_S)
         if not done and self._writing:
@@ -196,6 +216,9 @@ class Collector:
                 f"the reader of standard output did not take the line in hand within {SHUTDOWN_S:.0f} s",
                 hint="its tokens are given back; the line may be cut off in the pipe",
             )
+        if not done and self._output.read < self._output.written:
+            log.warning("unread", bytes=self._output.written - self._output.read)
+            return
         if not done:
             raise DatabaseUnavailable(
                 f"PostgreSQL did not settle the last lines within {SHUTDOWN_S:.0f} s",
@@ -209,6 +232,8 @@ class Collector:
             if self._database.is_down:
                 raise DatabaseUnavailable("PostgreSQL does not answer")
             async with asyncio.timeout(SHUTDOWN_S / 2):
+                if self._delivery:
+                    await self._settle(self._delivery)
                 if freed := await self._queue.release():
                     log.info("given_back", tokens=freed)
         except (TimeoutError, MailroomError) as error:

@@ -4,30 +4,41 @@ A full pipe is waited for; then at most PIPE_BUF bytes are written at a time, wh
 not to block once the pipe is writable. So the descriptor stays in blocking mode, which matters: it
 is shared with whoever else has this pipe or terminal open.
 
-A reader that goes away is noticed at once, even while nothing is written. A line that cannot be
-finished on a file (a full disk) is taken back.
+A reader that goes away is noticed at once, even while nothing is written, and what it left unread
+in the pipe is known to the byte. A line that cannot be finished on a file (a full disk) is taken
+back.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import os
 import select
 import stat
 import sys
+import termios
 from typing import Final
 
 from mailroom.errors import OutputClosed
 
 CHUNK_BYTES: Final = select.PIPE_BUF
+LOOKS_AT_ONCE: Final = 20  # at whether a pipe was read, before it is slept over
+LOOK_S: Final = (0.0002, 0.25)  # how long to sleep between looks: at first, at last
 
 
 class Output:
-    """A file descriptor that takes lines."""
+    """A file descriptor that takes lines.
+
+    Attributes:
+        written: how many bytes it has taken so far.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._mode = os.fstat(descriptor).st_mode
+        self.written = 0
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
@@ -42,10 +53,34 @@ class Output:
             while rest:
                 if not self._poll.poll(0):
                     await self._writable()
-                rest = rest[os.write(self._descriptor, rest[:CHUNK_BYTES]) :]
+                count = os.write(self._descriptor, rest[:CHUNK_BYTES])
+                self.written += count
+                rest = rest[count:]
         except OSError as error:
             self._take_back(len(line) - len(rest))
             raise _closed(error) from error
+
+    @property
+    def read(self) -> int:
+        """How many of the bytes written the reader of the pipe has taken; all, if it is no pipe."""
+        unread = array.array("i", [0])
+        if stat.S_ISFIFO(self._mode):
+            fcntl.ioctl(self._descriptor, termios.FIONREAD, unread)
+        return self.written - unread[0]
+
+    async def all_read(self) -> None:
+        """Return when the reader of the pipe has taken everything.
+
+        No event tells of it, so this looks again and again, the less often the longer it takes.
+        """
+        for _ in range(LOOKS_AT_ONCE):
+            if self.read == self.written:
+                return
+            await asyncio.sleep(0)
+        pause_s, longest_s = LOOK_S
+        while self.read < self.written:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.25, longest_s)
 
     async def closed(self) -> None:
         """Return when the reader of a pipe has gone away; never on anything else."""

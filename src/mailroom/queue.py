@@ -24,9 +24,10 @@ from typing import Final, LiteralString, NamedTuple
 import psycopg
 from psycopg.rows import TupleRow
 
-from mailroom.database import LOST, Connection, Database, Outage, refusal
+from mailroom.database import LOST, Connection, Database, reason, refusal
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
+from mailroom.outage import Outage
 
 LEASE_MS: Final = 15_000
 
@@ -249,7 +250,7 @@ class Queue:
                         self._database.lost(error)
                         await connection.close()
                     else:
-                        self._refused.failed(error)  # a full disk, a statement_timeout
+                        self._refused.failed(reason(error))  # a full disk, a statement_timeout
                         await self._refused.back_off()
                 except psycopg.Error as error:
                     raise refusal(error) from error
