@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mailroom.errors import SettingsError
+from mailroom.sender_settings import SmtpServer, sender_settings
 from mailroom.settings import collector_settings, database_url, secret_keys
 
 KEY = "deadbeef" * 8
@@ -149,3 +150,107 @@ def test_settings_show_no_secret() -> None:
 
 def test_keys_may_be_several() -> None:
     assert (bytes(32), b"\x01" * 32) == secret_keys({"MAILROOM_SECRET_KEY": f"{'00' * 32}, {'01' * 32}"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://app:hun@ter2@db/app",
+        "postgresql://app:hun/ter2@db/app",
+        "postgresql://app:12/ter2@db/app",
+        "host=db port=hunter2",
+    ],
+)
+def test_a_password_that_libpq_would_take_for_something_else_is_refused(url: str) -> None:
+    told = faults(GOOD | {"MAILROOM_DATABASE_URL": url})["MAILROOM_DATABASE_URL"]
+    assert "%40 for @" in told
+    assert "hun" not in told
+    assert "ter2" not in told
+
+
+def test_the_senders_defaults() -> None:
+    settings = sender_settings({})
+    assert ("ses", "default", "noreply@localhost") == (
+        settings.transport,
+        settings.config_set,
+        settings.source,
+    )
+    assert Path("output") == settings.output_path
+    assert (None, {}) == (settings.templates.folder, settings.templates.constants)
+    assert {"activation": "activationv1", "password_recovery": "passwordrecoveryv1"} == (
+        settings.templates.names
+    )
+    assert (None, 4, 5000, 10_000) == (
+        settings.send_rate,
+        settings.send_concurrency,
+        settings.connect_timeout_ms,
+        settings.send_timeout_ms,
+    )
+    assert (5, 900_000, 10_000) == (
+        settings.retry_limit,
+        settings.retry_for_ms,
+        settings.shutdown_timeout_ms,
+    )
+
+
+def test_the_senders_variables_are_read(tmp_path: Path) -> None:
+    settings = sender_settings(
+        {
+            "MAILROOM_SES_CONFIG_SET": "none",
+            "MAILROOM_SES_SOURCE": "Acme <noreply@acme.example>",
+            "MAILROOM_TEMPLATES": str(tmp_path),
+            "MAILROOM_APP_NAME": "Acme",
+            "MAILROOM_APP_URL": "https://acme.example/",
+            "MAILROOM_TEMPLATE_ACTIVATION": "welcome",
+            "MAILROOM_SEND_RATE": "12.5",
+        }
+    )
+    assert ("", "Acme <noreply@acme.example>", 12.5) == (
+        settings.config_set,
+        settings.source,
+        settings.send_rate,
+    )
+    assert tmp_path == settings.templates.folder
+    assert {"app_name": "Acme", "app_url": "https://acme.example"} == settings.templates.constants
+    assert "welcome" == settings.templates.names["activation"]
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("smtp://mail.example", SmtpServer("mail.example", 587, "", "", tls=False, require_tls=False)),
+        ("smtps://mail.example", SmtpServer("mail.example", 465, "", "", tls=True, require_tls=False)),
+        ("smtp://u:p%40ss@m:25", SmtpServer("m", 25, "u", "p@ss", tls=False, require_tls=True)),
+        ("smtp://u:p@127.0.0.1", SmtpServer("127.0.0.1", 587, "u", "p", tls=False, require_tls=False)),
+        ("smtp://u:p@m?tls=optional", SmtpServer("m", 587, "u", "p", tls=False, require_tls=False)),
+        ("smtp://m?tls=required", SmtpServer("m", 587, "", "", tls=False, require_tls=True)),
+    ],
+)
+def test_a_mail_server_is_read_from_its_address(url: str, server: SmtpServer) -> None:
+    transport = sender_settings({"MAILROOM_TRANSPORT": url}).transport
+    assert server == transport
+    assert "p@ss" not in repr(transport)
+
+
+@pytest.mark.parametrize("debug", ["true", "1", "YES", "on"])
+def test_debug_wins_over_the_transport(debug: str) -> None:
+    variables = {"MAILROOM_DEBUG": debug, "MAILROOM_TRANSPORT": "smtp://mail.example"}
+    assert "debug" == sender_settings(variables).transport
+
+
+def test_all_of_the_senders_faults_are_told_at_once() -> None:
+    wrong = {
+        "MAILROOM_TRANSPORT": "smtp://user:hunter2@",
+        "MAILROOM_DEBUG": "perhaps",
+        "MAILROOM_SES_SOURCE": "nobody",
+        "MAILROOM_TEMPLATES": "/nonexistent",
+        "MAILROOM_APP_URL": "javascript:alert(1)",
+        "MAILROOM_SEND_RATE": "0",
+        "MAILROOM_SEND_CONCURRENCY": "0",
+        "MAILROOM_SEND_TIMEOUT": "-1",
+        "MAILROOM_RETRY_LIMIT": "many",
+    }
+    with pytest.raises(SettingsError) as refused:
+        sender_settings(wrong)
+    assert set(wrong) == {fault.split(": ")[0] for fault in refused.value.faults}
+    assert "hunter2" not in str(refused.value)

@@ -19,16 +19,34 @@ class Action:
         number: its field on the line.
         prefix: the first bytes of the signed message.
         needs_code: whether the signature covers the code, which the user then has to type.
+        template: the name of its template in SES, unless the settings say otherwise.
+        fields: what its template must show, and all that it may.
     """
 
     name: str
     number: int
     prefix: bytes
     needs_code: bool
+    template: str
+    fields: tuple[str, ...]
 
 
-ACTIVATION: Final = Action("activation", 1, b"/activate", needs_code=False)
-PASSWORD_RECOVERY: Final = Action("password_recovery", 2, b"/recover", needs_code=True)
+ACTIVATION: Final = Action(
+    "activation",
+    1,
+    b"/activate",
+    needs_code=False,
+    template="activationv1",
+    fields=("login", "secret"),
+)
+PASSWORD_RECOVERY: Final = Action(
+    "password_recovery",
+    2,
+    b"/recover",
+    needs_code=True,
+    template="passwordrecoveryv1",
+    fields=("login", "secret", "code"),
+)
 
 ACTIONS: Final = (ACTIVATION, PASSWORD_RECOVERY)
 BY_NAME: Final = {action.name: action for action in ACTIONS}

@@ -27,7 +27,7 @@ class SettingsError(MailroomError):
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n  ".join(["the environment is not usable:", *faults]))
-        self.hint = "set them right and start again; `mailroom collector --help` lists every setting"
+        self.hint = "set them right and start again; the command's --help lists every setting"
         self.faults = tuple(faults)
 
 
@@ -53,6 +53,24 @@ class OutputClosed(MailroomError):
     """Whoever read our standard output is gone, or takes no more."""
 
     exit_code = 69
+
+
+class InputClosed(MailroomError):
+    """There is no standard input to read from."""
+
+    exit_code = 64
+
+
+class SetAsideError(MailroomError):
+    """What was not mailed cannot be set aside now."""
+
+    exit_code = 75
+
+
+class ReplayError(MailroomError):
+    """A file to be replayed cannot be read as one."""
+
+    exit_code = 65
 
 
 class WireError(MailroomError):
@@ -130,3 +148,15 @@ class CodesExhausted(TokenError):
     """Five wrong codes were given: the token is dead."""
 
     reason = "exhausted"
+
+
+class TemplateError(MailroomError):
+    """A template is missing, or does not fit its action."""
+
+    exit_code = 78
+
+
+class TransportError(MailroomError):
+    """The transport cannot be used as it is set up."""
+
+    exit_code = 78

@@ -45,7 +45,17 @@ NEXT_DUE: Final = "SELECT mailroom.next_due(%s)"
 BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog(%s)"
 RINGS: Final = """
 SELECT t.tgargs FROM pg_trigger t
-WHERE t.tgfoid = to_regprocedure('mailroom.ring()') AND t.tgenabled <> 'D'
+WHERE t.tgfoid = to_regprocedure('mailroom.ring()') AND t.tgenabled IN ('O', 'A')
+"""
+# What the doctor asks.
+NOT_ALLOWED: Final = "SELECT f FROM unnest(%s::text[]) f WHERE NOT has_function_privilege(f, 'EXECUTE')"
+# Of a disabled trigger one wants to know the name; R fires for replicas alone.
+TRIGGERS: Final = """
+SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A'), t.tgargs
+FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
+"""
+COLLECTORS: Final = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s
 """
 NEEDED: Final = (
     "mailroom.ring()",

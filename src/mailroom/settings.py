@@ -1,35 +1,16 @@
-"""The environment, read once, as frozen dataclasses.
-
-Every fault is found before any is told: the error lists all of them, each with the variable's name
-and what would be right. Values of secrets are never part of a message.
-"""
+"""What the collector and the tools beside it run on: the environment as frozen dataclasses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from mailroom.errors import SettingsError
+from mailroom.environment import MAX_MS, Reader, Variable, whole
 from mailroom.tokens import parse_keys
 
-Value = TypeVar("Value")
-
 NO_KEYS: Final[tuple[bytes, ...]] = ()
-MAX_MS: Final = 24 * 60 * 60 * 1000
 MAX_BATCH_LIMIT: Final = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """One documented variable: its name, its default and what it is for."""
-
-    name: str
-    default: str | None
-    purpose: str
-    secret: bool = False
-
 
 DATABASE_URL: Final = Variable(
     "MAILROOM_DATABASE_URL", None, "PostgreSQL: a URL or host=… dbname=…, as libpq reads it", secret=True
@@ -83,15 +64,15 @@ def collector_settings(environment: Mapping[str, str]) -> CollectorSettings:
     Raises:
         SettingsError: with every fault there is.
     """
-    reader = _Reader(environment)
+    reader = Reader(environment)
     settings = CollectorSettings(
         database_url=reader.read(DATABASE_URL, _conninfo, ""),
         keys=reader.read(SECRET_KEY, parse_keys, NO_KEYS),
         channel_name=reader.read(CHANNEL_NAME, _name, ""),
         queue_name=reader.read(QUEUE_NAME, _name, ""),
-        healthcheck_interval_ms=reader.read(HEALTHCHECK_INTERVAL, _whole(1000, MAX_MS), 0),
-        batch_timeout_ms=reader.read(BATCH_TIMEOUT, _whole(0, MAX_MS), 0),
-        batch_limit=reader.read(BATCH_LIMIT, _whole(1, MAX_BATCH_LIMIT), 0),
+        healthcheck_interval_ms=reader.read(HEALTHCHECK_INTERVAL, whole(1000, MAX_MS), 0),
+        batch_timeout_ms=reader.read(BATCH_TIMEOUT, whole(0, MAX_MS), 0),
+        batch_limit=reader.read(BATCH_LIMIT, whole(1, MAX_BATCH_LIMIT), 0),
     )
     reader.finish()
     return settings
@@ -103,7 +84,7 @@ def database_url(environment: Mapping[str, str]) -> str:
     Raises:
         SettingsError: it is missing or not one.
     """
-    reader = _Reader(environment)
+    reader = Reader(environment)
     url = reader.read(DATABASE_URL, _conninfo, "")
     reader.finish()
     return url
@@ -115,58 +96,10 @@ def secret_keys(environment: Mapping[str, str]) -> tuple[bytes, ...]:
     Raises:
         SettingsError: they are missing, or one is not a key.
     """
-    reader = _Reader(environment)
+    reader = Reader(environment)
     keys = reader.read(SECRET_KEY, parse_keys, NO_KEYS)
     reader.finish()
     return keys
-
-
-class _Reader:
-    """Reads variables and gathers faults."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        self._faults: list[str] = []
-
-    def read(self, variable: Variable, convert: Callable[[str], Value], otherwise: Value) -> Value:
-        """The converted value; after a fault the last argument, which ``finish`` keeps from use."""
-        try:
-            return convert(self._text(variable))
-        except ValueError as fault:
-            self._faults.append(f"{variable.name}: {fault}")
-            return otherwise
-
-    def finish(self) -> None:
-        if self._faults:
-            raise SettingsError(self._faults)
-
-    def _text(self, variable: Variable) -> str:
-        text = self._environment.get(variable.name, "")
-        path = self._environment.get(f"{variable.name}_FILE", "") if variable.secret else ""
-        if path and text:
-            raise ValueError(f"set it or {variable.name}_FILE, not both")
-        if path:
-            try:
-                text = Path(path).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-                raise ValueError(f"cannot read {path!r}, which {variable.name}_FILE names: {why}") from None
-            if not text:
-                raise ValueError(f"{path!r}, which {variable.name}_FILE names, is empty")
-        text = text or variable.default or ""
-        if not text:
-            raise ValueError(f"not set; it is {variable.purpose}")
-        return text
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        number = int(text) if text.isascii() and text.strip().isdigit() and len(text) < 20 else -1
-        if not least <= number <= most:
-            raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
-        return number
-
-    return convert
 
 
 def _name(text: str) -> str:
@@ -180,11 +113,20 @@ def _conninfo(text: str) -> str:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        conninfo_to_dict(text)
+        given = {name: str(value) for name, value in conninfo_to_dict(text).items() if value is not None}
     except psycopg.ProgrammingError:
         # libpq's own words may quote the password.
         raise ValueError(
             "not a connection string; write postgresql://user:password@host:5432/database"
             " (with special characters percent-encoded), or host=… dbname=… user=…"
         ) from None
+    if (
+        "@" in given.get("host", "")[1:]  # a socket's abstract name may begin with one
+        or not given.get("port", "0").replace(",", "").isdigit()
+        or ("@" in given.get("dbname", "") and "user" not in given)
+    ):
+        raise ValueError(
+            "libpq would take a part of the password for the host, the port or the database;"
+            " percent-encode special characters: %40 for @, %2F for /, %3A for :"
+        )
     return text

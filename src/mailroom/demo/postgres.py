@@ -58,6 +58,17 @@ def free_port() -> int:
         return port
 
 
+def ending_with_us(command: list[str], *options: str) -> list[str]:
+    """A command that is interrupted when the thread that starts it ends, where setpriv is at hand.
+
+    Args:
+        command: the command.
+        options: more of setpriv's options.
+    """
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig=INT", *options, *command] if setpriv else command
+
+
 def _runs_as_root() -> bool:
     return os.geteuid() == 0
 
@@ -197,18 +208,15 @@ class PostgresServer:
         return kept | {"LC_ALL": "C", "TZ": "UTC"}
 
     def _as_server_user(self, command: list[str]) -> list[str]:
-        setpriv = shutil.which("setpriv")
-        if not setpriv:
-            if _runs_as_root():
-                raise PostgresError(
-                    "PostgreSQL does not run as root, and setpriv (util-linux) is not here",
-                    hint="run this as an ordinary user",
-                )
-            return command
-        prefix = [setpriv, "--pdeathsig=INT"]
-        if _runs_as_root():
-            prefix += [f"--reuid={SERVER_USER}", f"--regid={SERVER_GROUP}", "--clear-groups"]
-        return [*prefix, *command]
+        if not _runs_as_root():
+            return ending_with_us(command)
+        if not shutil.which("setpriv"):
+            raise PostgresError(
+                "PostgreSQL does not run as root, and setpriv (util-linux) is not here",
+                hint="run this as an ordinary user",
+            )
+        user = [f"--reuid={SERVER_USER}", f"--regid={SERVER_GROUP}", "--clear-groups"]
+        return ending_with_us(command, *user)
 
     def _copy_binaries(self, bindir: Path) -> Path:
         # The programs look for their libraries three folders up: the copy keeps the package's shape.

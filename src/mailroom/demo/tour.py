@@ -1,95 +1,104 @@
-"""The tour: sign-ups trickle into an embedded PostgreSQL, and the collector's lines appear.
+"""The tour: people sign up in an embedded PostgreSQL, and their mails arrive in a local SES.
 
-Everything is real: the server, the triggers, the collector in a process of its own. The tour reads
-the collector's lines as a sender would and checks every token it saw, and that none is missing.
+Everything is real: the server, the triggers, ``mailroom collector | mailroom sender`` in processes of
+their own, AWS's client and its protocol. Only the far end is the inbox, which keeps mail. The tour
+prints each mail as it arrives, and checks in the end that none is missing, none came twice, and that
+every link holds a token that verifies.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from contextlib import suppress
+from tempfile import TemporaryDirectory
+from typing import IO, Final
 
 import psycopg
 
-from mailroom import migrate
-from mailroom.actions import BY_NAME
-from mailroom.demo.postgres import PostgresServer
+from mailroom import migrate, templates
+from mailroom.actions import ACTIONS
+from mailroom.demo.postgres import PostgresServer, ending_with_us
 from mailroom.errors import TokenError
+from mailroom.inbox import Inbox, InboxServer
+from mailroom.inbox.mails import Mail
 from mailroom.tokens import new_key, verify
-from mailroom.wire import Message, decode
 
 RECOVERY_EVERY: Final = 7
 PATIENCE_S: Final = 30.0
+SOURCE: Final = "Mailroom <noreply@demo.example>"
+CONSTANTS: Final = {"app_name": "Demo", "app_url": "https://demo.example"}
 
 Tell = Callable[[str], None]
 
 
 def run_tour(signups: int, tell: Tell) -> int:
-    """Run the tour; gives back 0 when every mail appeared and every token verified, else 1."""
-    tell("Starting an embedded PostgreSQL …")
-    with PostgresServer() as server:
+    """Run the tour; gives back 0 when every mail arrived once and every token verified, else 1."""
+    tell("Starting an embedded PostgreSQL and a local SES …")
+    inbox = Inbox(keep=30_000, on_mail=lambda mail: tell(_shown(inbox, mail)))
+    with PostgresServer() as server, InboxServer(inbox=inbox) as ses, TemporaryDirectory() as output:
         with migrate.connected(server.url()) as connection:
             migrate.up(connection, None, lambda name: tell(f"  migration {name}"))
+        loaded = templates.load(None, CONSTANTS).values()
+        inbox.publish(loaded)
+        for template in loaded:
+            tell(f"  template {template.action.template}")
         key = new_key()
-        lines = _CollectorLines(server.url(), key, tell)
+        pipe = _Pipe(server.url(), key, ses.url, output)
         try:
             tell(f"{signups} people sign up, some of them forget their password:\n")
             committed = _trickle(server.url(), signups)
-            lines.wait_for(committed)
+            with suppress(TimeoutError):  # which the counts will tell
+                ses.wait_for(lambda inbox: inbox.counts.accepted >= committed, PATIENCE_S)
         finally:
-            exit_code = lines.stop()
-    return _sum_up(lines.messages, committed, key, exit_code, tell)
+            exit_codes = pipe.stop()
+    return _sum_up(inbox, committed, key, exit_codes, tell)
 
 
-class _CollectorLines:
-    """A collector process and the messages that it printed so far."""
+class _Pipe:
+    """``mailroom collector | mailroom sender``."""
 
-    def __init__(self, url: str, key: str, tell: Tell) -> None:
-        self.messages: list[Message] = []
-        self._tell = tell
-        self._grown = threading.Condition()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILROOM_")}
-        environment |= {
+    def __init__(self, url: str, key: str, ses_url: str, output: str) -> None:
+        collector = {
             "MAILROOM_DATABASE_URL": url,
             "MAILROOM_SECRET_KEY": key,
             "MAILROOM_BATCH_TIMEOUT": "300",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mailroom", "--log-level", "warning", "collector"],
-            stdout=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        sender = {
+            "MAILROOM_SES_SOURCE": SOURCE,
+            "MAILROOM_SES_OUTPUT_PATH": output,
+            "AWS_ENDPOINT_URL_SES": ses_url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "demo",
+            "AWS_SECRET_ACCESS_KEY": "demo",
+            "NO_PROXY": "127.0.0.1",
+        }
+        self._collector = _mailroom("collector", collector, subprocess.DEVNULL, subprocess.PIPE)
+        self._sender = _mailroom("sender", sender, self._collector.stdout, subprocess.DEVNULL)
+        if self._collector.stdout:
+            self._collector.stdout.close()  # else the collector would not hear of the sender's end
 
-    def wait_for(self, count: int) -> None:
-        with self._grown:
-            self._grown.wait_for(
-                lambda: len(self.messages) >= count or self._process.poll() is not None, PATIENCE_S
-            )
+    def stop(self) -> list[int]:
+        """End the collector, and with its input the sender; gives back their exit codes."""
+        self._collector.terminate()
+        return [process.wait(PATIENCE_S) for process in (self._collector, self._sender)]
 
-    def stop(self) -> int:
-        self._process.terminate()
-        code = self._process.wait(PATIENCE_S)
-        self._reader.join(PATIENCE_S)
-        return code
 
-    def _read(self) -> None:
-        if self._process.stdout is None:
-            return
-        for line in self._process.stdout:
-            batch = decode(line)
-            self._tell(_shortened(batch))
-            with self._grown:
-                self.messages += batch
-                self._grown.notify_all()
+def _mailroom(
+    command: str, settings: dict[str, str], stdin: IO[bytes] | int | None, stdout: int
+) -> subprocess.Popen[bytes]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAILROOM_", "AWS_"))}
+    return subprocess.Popen(
+        ending_with_us([sys.executable, "-m", "mailroom", "--log-level", "warning", command]),
+        stdin=stdin,
+        stdout=stdout,
+        env=kept | settings,
+    )
 
 
 def _trickle(url: str, signups: int) -> int:
@@ -117,28 +126,32 @@ def _trickle(url: str, signups: int) -> int:
     return mails
 
 
-def _shortened(batch: list[Message]) -> str:
-    """A line as it was printed, with most of the tokens left out."""
-    first = batch[0]
-    number = BY_NAME[first.action].number
-    rest = f"  … and {len(batch) - 1} more" if len(batch) > 1 else ""
-    return f"  {number},{first.email},{first.username},{first.secret[:12]}…,{first.code}{rest}"
+def _shown(inbox: Inbox, mail: Mail) -> str:
+    """A mail in two lines: to whom, the subject, and the link with most of its token left out."""
+    rendered = inbox.render(mail)
+    if rendered is None:
+        return f"  to {mail.recipient}: dropped, {mail.failure}"
+    link = re.search(r"https://\S+token=\S{12}", rendered.text)
+    return f"  to {mail.recipient:26} {rendered.subject}\n     {link[0] if link else 'no link'}…"
 
 
-def _sum_up(messages: list[Message], committed: int, key: str, exit_code: int, tell: Tell) -> int:
+def _sum_up(inbox: Inbox, committed: int, key: str, exit_codes: list[int], tell: Tell) -> int:
+    actions = {action.template: action.name for action in ACTIONS}
+    mails = inbox.mails.find(limit=committed * 2)
     genuine = 0
-    for message in messages:
+    for mail in mails:
+        action = actions[mail.template.name]
         try:
-            verify(message.secret, message.action, keys=key, code=message.code)
+            verify(mail.data["secret"], action, keys=key, code=mail.data.get("code"))
         except TokenError as error:
-            tell(f"a token of {message.email} does not verify: {error}")
+            tell(f"a token of {mail.recipient} does not verify: {error}")
         else:
             genuine += 1
-    different = len({message.secret for message in messages})
+    recipients = len(inbox.counts.by_recipient)
     tell(
-        f"\n{committed} mails were due, {len(messages)} appeared on the collector's lines"
-        f" ({different} different), {genuine} tokens verified."
+        f"\n{committed} mails were due, {len(mails)} arrived, for {recipients} people;"
+        f" {genuine} links hold a token that verifies."
     )
-    whole = committed == len(messages) == different == genuine and exit_code == 0
+    whole = committed == len(mails) == recipients == genuine and exit_codes == [0, 0]
     tell("Nothing was lost, nothing was sent twice." if whole else "Something went wrong: see above.")
     return 0 if whole else 1

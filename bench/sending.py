@@ -1,0 +1,136 @@
+"""The sender: recipients a second and CPU a recipient, through botocore into a local SES.
+
+``mailroom sender`` reads a file of lines and calls ``mailroom inbox`` in a process of its own. The rate
+is from the first call to the last, by the inbox's record; the CPU is all of the sender's, from its
+start to its end, and that of a sender with one recipient is taken off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.tell import tell
+from mailroom.tokens import sign
+from mailroom.wire import Message, encode
+
+PER_CALL = (10, 50)
+IN_FLIGHT = (1, 8)
+KEY = "ab" * 32
+
+
+def measure(recipients: int) -> list[dict[str, Any]]:
+    """A row for each size of call and number of calls in flight."""
+    tell(f"A local SES, {recipients:,} recipients a run …")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, inbox() as url:
+        environment = sender_environment(url, folder)
+        subprocess.run(
+            [sys.executable, "-m", "mailroom", "templates", "push"],
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        lines = Path(folder) / "lines"
+        for per_call in PER_CALL:
+            for in_flight in IN_FLIGHT:
+                tell(f"  {per_call} a call, {in_flight} in flight")
+                environment["MAILROOM_SEND_CONCURRENCY"] = str(in_flight)
+                write_lines(lines, 1, 1)
+                _, start_cpu_s = run(url, environment, lines, 1)
+                write_lines(lines, recipients, per_call)
+                seconds, cpu_s = run(url, environment, lines, recipients)
+                rows.append(
+                    {
+                        "per_call": per_call,
+                        "in_flight": in_flight,
+                        "recipients_per_s": round(recipients / seconds),
+                        "cpu_us_per_recipient": round((cpu_s - start_cpu_s) / recipients * 1e6),
+                        "recipients_per_cpu_s": round(recipients / (cpu_s - start_cpu_s)),
+                    }
+                )
+    return rows
+
+
+@contextmanager
+def inbox() -> Iterator[str]:
+    """A local SES in a process of its own; gives its address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "mailroom", "inbox", "--port", "0", "--no-print"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        try:
+            found = re.search(r"open at (http\S+)\. ", process.stderr.readline())
+            assert found
+            yield found[1]
+        finally:
+            process.terminate()
+
+
+def sender_environment(url: str, folder: str) -> dict[str, str]:
+    return os.environ | {
+        "MAILROOM_APP_NAME": "Bench",
+        "MAILROOM_APP_URL": "https://bench.example",
+        "MAILROOM_SES_SOURCE": "noreply@bench.example",
+        "MAILROOM_SES_OUTPUT_PATH": folder,
+        "MAILROOM_SEND_RATE": "1000000",
+        "AWS_ENDPOINT_URL_SES": url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def write_lines(path: Path, recipients: int, per_line: int) -> None:
+    with path.open("wb") as file:
+        for first in range(0, recipients, per_line):
+            file.write(encode([message(number) for number in range(first, first + per_line)]))
+
+
+def message(number: int) -> Message:
+    token = sign(number.to_bytes(32, "big"), "activation", keys=KEY)
+    return Message(
+        "activation", f"user{number}@example.com", f"login{number}", token, f"{number % 100_000:05}"
+    )
+
+
+def run(url: str, environment: dict[str, str], lines: Path, recipients: int) -> tuple[float, float]:
+    """Seconds from the first call to the last, and the sender's CPU seconds."""
+    before = get(url, "counts")
+    with lines.open("rb") as stdin:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mailroom", "--log-level", "warning", "sender"],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    after = get(url, "counts")
+    assert after["accepted"] - before["accepted"] == recipients
+    times = []
+    last = before["calls"]
+    while calls := get(url, f"calls?limit=1000&after={last}")["calls"]:
+        times += [call["at_s"] for call in calls]
+        last = calls[-1]["number"]
+    return times[-1] - times[0], usage.ru_utime + usage.ru_stime
+
+
+def get(url: str, path: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url}/api/{path}") as answer:  # noqa: S310 - of our own on loopback
+        found: dict[str, Any] = json.load(answer)
+    return found

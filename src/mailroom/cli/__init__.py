@@ -1,0 +1,98 @@
+"""The command line: commands, exit codes, and the wiring of one to the other.
+
+This is the only place that prints errors. What a command needs is imported when it runs, so that
+``--help`` answers at once and the collector loads no more than it uses.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from mailroom import __version__
+from mailroom.cli.collector import collector
+from mailroom.cli.common import EXIT_INTERRUPTED, EXIT_USAGE
+from mailroom.cli.demo import demo
+from mailroom.cli.doctor import doctor
+from mailroom.cli.inbox import inbox
+from mailroom.cli.migrate import migrate
+from mailroom.cli.sender import replay, sender
+from mailroom.cli.templates import templates
+from mailroom.cli.token import key, token
+from mailroom.errors import MailroomError, TokenError
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        code = cli.main(args=arguments, prog_name="mailroom", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        code = EXIT_USAGE
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    except MailroomError as error:
+        _print_error(error)
+        code = error.exit_code
+    sys.exit(code or 0)
+
+
+def _print_error(error: MailroomError) -> None:
+    label = click.style("Error:", fg="red", bold=True)
+    reason = f"{error.reason}: " if isinstance(error, TokenError) else ""
+    click.echo(f"{label} {reason}{error}", err=True)
+    if error.hint:
+        click.echo(f"{click.style('Try:', bold=True)} {error.hint}", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mailroom")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="MAILROOM_LOG_FORMAT",
+    show_envvar=True,
+    help="How logs look on standard error.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="MAILROOM_LOG_LEVEL",
+    show_envvar=True,
+    help="The least important log to show.",
+)
+def cli(log_format: str, log_level: str) -> None:
+    """User-lifecycle mail for applications whose users live in PostgreSQL.
+
+    An application commits an account, a trigger makes its token, and Mailroom hears of it at once,
+    signs it and hands it on for mailing: nothing that was committed is ever skipped.
+
+    \b
+    A first run:
+      export MAILROOM_DATABASE_URL=postgresql://localhost/app
+      export MAILROOM_SECRET_KEY=$(mailroom key new)
+      mailroom migrate up
+      mailroom templates push
+      mailroom collector | mailroom sender
+
+    \b
+    Exit codes: 0 done, 1 something is found, 64 wrong usage, 65 bad data, 69 the other end is gone,
+    75 try again later, 78 wrong configuration.
+    """
+    from mailroom import logs
+
+    logs.set_up(log_format, log_level)
+
+
+for command in (collector, sender, replay, templates, doctor, inbox, migrate, token, key, demo):
+    cli.add_command(command)

@@ -1,0 +1,32 @@
+"""``mailroom collector``."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from mailroom.cli.common import environment_help, stop_on_signals
+from mailroom.settings import COLLECTOR_VARIABLES
+
+
+@click.command(epilog=environment_help(COLLECTOR_VARIABLES))
+def collector() -> None:
+    """Print signed batches of tokens as they are committed, one line each.
+
+    A line is action,email,username,secret,code for each token of the batch. Standard output holds
+    lines and nothing else; logs go to standard error. It runs until SIGTERM or SIGINT, then
+    finishes the line in hand, gives back what else it had claimed, and exits 0.
+    """
+    import asyncio
+
+    from mailroom.collector import Collector
+    from mailroom.output import standard_output
+    from mailroom.settings import collector_settings
+
+    settings = collector_settings(os.environ)
+
+    async def run() -> None:
+        await Collector(settings, standard_output()).run(stop_on_signals())
+
+    asyncio.run(run())

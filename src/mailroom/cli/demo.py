@@ -1,0 +1,23 @@
+"""``mailroom demo``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command()
+@click.option(
+    "--signups", type=click.IntRange(min=1, max=10_000), default=42, show_default=True, help="How many."
+)
+def demo(signups: int) -> None:
+    """See it work: a PostgreSQL of its own, people who sign up, and the mails that they get.
+
+    Mails go to a local SES that keeps them (see `mailroom inbox --help`), over the pipe that one would run.
+
+    Needs the extra: pip install 'mailroom[demo]'. It ends by itself and leaves nothing behind.
+    """
+    from mailroom.demo.tour import run_tour
+
+    sys.exit(run_tour(signups, click.echo))

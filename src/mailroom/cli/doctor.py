@@ -1,0 +1,84 @@
+"""``mailroom doctor``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mailroom.doctor import Finding, Report
+
+EXIT_FAULTS = 1
+COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "skipped": "bright_black"}
+
+
+@click.command()
+@click.option(
+    "--only",
+    type=click.Choice(["database", "sending"]),
+    help="Only what the collector needs, or only what the sender needs.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(only: str | None, as_json: bool) -> None:
+    """Look at everything that mail depends on, and tell what is wrong and what to do.
+
+    \b
+    database: server, encoding, clock, migrations, functions, queue, triggers, notifications, backlog
+    sending:  credentials, region, quota, sandbox, sender's address, configuration set, templates;
+              or the mail server; and the folder for what was not mailed
+
+    Each line is ok, warning, fault or skipped (what it needs is at fault). It reads what `mailroom
+    collector` and `mailroom sender` read from the environment. It changes nothing, sends no mail,
+    and ends within 15 seconds.
+
+    Exits 0, or 1 when there are faults; a warning is none.
+    """
+    from mailroom.doctor import State, diagnose
+
+    report = diagnose(os.environ, only)
+    click.echo(as_json_text(report) if as_json else as_table(report))
+    sys.exit(EXIT_FAULTS if report.count(State.FAULT) else 0)
+
+
+def as_json_text(report: Report) -> str:
+    """The report as one JSON object."""
+    from mailroom.doctor import State
+
+    checks = [
+        {
+            "name": finding.name,
+            "state": finding.state.value,
+            "detail": finding.detail,
+            "remedy": finding.remedy,
+        }
+        for finding in report.findings
+    ]
+    faults, warnings = report.count(State.FAULT), report.count(State.WARNING)
+    return json.dumps({"faults": faults, "warnings": warnings, "checks": checks}, ensure_ascii=False)
+
+
+def as_table(report: Report) -> str:
+    """The report as a line a check, with the remedies, and a summary."""
+    from mailroom.doctor import State
+
+    width = max(len(finding.name) for finding in report.findings)
+    lines = [_line(finding, width) for finding in report.findings]
+    faults, warnings = report.count(State.FAULT), report.count(State.WARNING)
+    summary = [
+        f"{faults} fault{'' if faults == 1 else 's'}",
+        f"{warnings} warning{'' if warnings == 1 else 's'}",
+        f"{report.count(State.OK)} ok",
+    ]
+    if number := report.count(State.SKIPPED):
+        summary.append(f"{number} skipped")
+    return "\n".join([*lines, "", ", ".join(summary)])
+
+
+def _line(finding: Finding, width: int) -> str:
+    state = click.style(f"{finding.state.value:<7}", fg=COLOURS[finding.state])
+    line = f"{state}  {finding.name:<{width}}  {finding.detail}"
+    return f"{line}\n         try: {finding.remedy}" if finding.remedy else line

@@ -1,0 +1,103 @@
+"""``mailroom inbox``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mailroom.cli.common import stop_on_signals
+
+if TYPE_CHECKING:
+    from mailroom.inbox.mails import Mail, Rendered
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8025,
+    show_default=True,
+    help="The port; 0 takes any that is free.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1_000_000, min_open=True),
+    default=1_000_000,
+    help="Throttle calls beyond so many recipients a second, as SES does.  [default: no limit]",
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(1, 1_000_000),
+    default=5000,
+    show_default=True,
+    help="Keep so many mails; the oldest go first.",
+)
+@click.option("--print/--no-print", "printing", default=True, show_default=True, help="Print a line a mail.")
+def inbox(host: str, port: int, rate: float, keep: int, printing: bool) -> None:
+    """Receive mail in SES's place, and keep it instead of sending it.
+
+    Whatever speaks to SES can be pointed here, Mailroom first of all. Templates have to be there
+    before mail is, as in SES. Standard output gets a line for each mail; all else is on the web:
+
+    \b
+      mailroom inbox &
+      export AWS_ENDPOINT_URL_SES=http://127.0.0.1:8025 AWS_DEFAULT_REGION=us-east-1
+      export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
+      curl $AWS_ENDPOINT_URL_SES/api/mails
+
+    \b
+    GET /api/mails, /api/mails/ID, /api/counts, /api/calls  what happened
+    POST /api/faults, PATCH /api/settings                   what is to go wrong
+
+    It asks for no credentials: keep it on loopback. Needs the extra: pip install 'mailroom[inbox]'.
+    It runs until SIGTERM or SIGINT and exits 0.
+    """
+    import asyncio
+
+    from mailroom.errors import OutputClosed
+    from mailroom.inbox import Inbox, InboxServer
+
+    async def run() -> bool:
+        stop = stop_on_signals()
+        loop = asyncio.get_running_loop()
+        closed = False
+
+        def show(mail: Mail) -> None:
+            nonlocal closed
+            if closed:
+                return
+            try:
+                click.echo(_line(mail, box.render(mail)).encode())
+            except OSError:
+                closed = True
+                loop.call_soon_threadsafe(stop.set)
+
+        box = Inbox(rate=rate, keep=keep, on_mail=show if printing else None)
+        with InboxServer(host, port, inbox=box) as server:
+            click.echo(_directions(server.url), err=True)
+            await stop.wait()
+        return closed
+
+    if asyncio.run(run()):
+        raise OutputClosed("nobody reads standard output any more", hint="use --no-print to do without it")
+
+
+def _line(mail: Mail, rendered: Rendered | None) -> str:
+    import json
+
+    what = rendered.subject if rendered else f"dropped, {mail.failure}"
+    # What is not printable might speak to the terminal.
+    quoted = json.dumps(what, ensure_ascii=not what.isprintable())
+    recipient = mail.recipient if mail.recipient.isprintable() else ascii(mail.recipient)
+    return f"{mail.time:%H:%M:%S} to {recipient}  {quoted}"
+
+
+def _directions(url: str) -> str:
+    return f"""\
+The inbox is open at {url}. Point Mailroom to it with
+
+  export AWS_ENDPOINT_URL_SES={url} AWS_DEFAULT_REGION=us-east-1
+  export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
+"""

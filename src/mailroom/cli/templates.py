@@ -1,0 +1,195 @@
+"""``mailroom templates``."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mailroom.actions import ACTIONS, BY_NAME
+from mailroom.cli.common import EXIT_CONFIGURATION, environment_help
+from mailroom.sender_settings import CONNECT_TIMEOUT, SEND_TIMEOUT, TEMPLATE_VARIABLES
+
+if TYPE_CHECKING:
+    from mailroom.sender_settings import TemplateSettings
+    from mailroom.templates import Template
+
+EXIT_DIFFERENT = 1
+SAMPLE_TOKEN = ("this-is-a-sample-and-no-token-" * 3)[:86]
+SAMPLE_CODE = "12345"
+PARTS = ("subject", "text", "html")
+
+HELP = environment_help(TEMPLATE_VARIABLES)
+ACTION = click.Choice(list(BY_NAME))
+
+
+@click.group()
+def templates() -> None:
+    """Check, try and publish the templates of mails.
+
+    Templates are three files an action in the folder that MAILROOM_TEMPLATES names:
+    activation.subject.txt, activation.txt, activation.html, and the same for password_recovery.
+    `mailroom templates init FOLDER` writes those that come with Mailroom, to start from.
+    """
+
+
+@templates.command("check", epilog=HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def templates_check(as_json: bool) -> None:
+    """Tell what is wrong with the templates.
+
+    Exits 0 when they may be used, else 78.
+    """
+    from mailroom.templates import check
+
+    _, loaded = _loaded()
+    faults = {name: check(template) for name, template in loaded.items()}
+    if as_json:
+        click.echo(json.dumps({"ok": not any(faults.values()), "faults": faults}))
+    else:
+        for name, told in faults.items():
+            click.echo("\n  ".join([f"{name}:" if told else f"{name}: ok", *told]))
+    sys.exit(EXIT_CONFIGURATION if any(faults.values()) else 0)
+
+
+@templates.command("render", epilog=HELP)
+@click.argument("action", type=ACTION)
+@click.option(
+    "--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="What to print."
+)
+@click.option("--login", default="peter.pan", show_default=True, help="Whose mail it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def templates_render(action: str, part: str, login: str, as_json: bool) -> None:
+    """Print ACTION's mail as a recipient would get it, with a sample's token and code.
+
+    To see it in a browser: mailroom templates render activation --part html > mail.html
+    """
+    from mailroom.templates import render
+    from mailroom.wire import Message, encode_message
+
+    message = Message(action, "peter.pan@example.com", login, SAMPLE_TOKEN, SAMPLE_CODE)
+    encode_message(message)  # refuses a login that no mail could have
+    _, loaded = _loaded()
+    mail = render(_fit(loaded, (action,))[action], message)._asdict()
+    shown = mail if part == "all" else {part: mail[part]}
+    if as_json:
+        click.echo(json.dumps(shown, ensure_ascii=False))
+    elif part == "all":
+        click.echo("\n".join(f"--- {name}\n{text.rstrip()}\n" for name, text in shown.items()), nl=False)
+    else:
+        click.echo(shown[part].rstrip())
+
+
+@templates.command("init")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def templates_init(folder: Path) -> None:
+    """Write the templates that come with Mailroom into FOLDER, to start from.
+
+    Nothing that is there is overwritten.
+    """
+    from mailroom.templates import write_built_in
+
+    for path in write_built_in(folder):
+        click.echo(path)
+
+
+@templates.command("push", epilog=HELP)
+@click.argument("actions", metavar="[ACTION]...", type=ACTION, nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Look at SES and change nothing.")
+def templates_push(actions: tuple[str, ...], dry_run: bool) -> None:
+    """Put the templates of ACTIONs (of all, by default) into SES.
+
+    They are checked first. Region and credentials are found as AWS's own tools find them; it takes
+    the permissions ses:GetTemplate, ses:CreateTemplate and ses:UpdateTemplate.
+    """
+    from mailroom.templates import due_change, push
+
+    settings, loaded = _loaded()
+    with _ses() as client:
+        for action, template in _fit(loaded, actions).items():
+            name = settings.names[action]
+            change = due_change(client, template, name) if dry_run else push(client, template, name)
+            would = "would be " if dry_run and change != "unchanged" else ""
+            click.echo(f"{name}: {would}{change}")
+
+
+@templates.command("diff", epilog=HELP)
+@click.argument("actions", metavar="[ACTION]...", type=ACTION, nargs=-1)
+def templates_diff(actions: tuple[str, ...]) -> None:
+    """Show what `push` would change in SES: - is there, + is ours.
+
+    Exits 0 when there is no difference, else 1.
+    """
+    from mailroom.templates import fetch, for_ses
+
+    settings, loaded = _loaded()
+    different = False
+    with _ses() as client:
+        for action in actions or loaded:
+            name = settings.names[action]
+            present = fetch(client, name) or {}
+            for part, ours in for_ses(loaded[action], name).items():
+                if part != "TemplateName" and ours != present.get(part):
+                    different = True
+                    click.echo(_difference(name, part, present.get(part, ""), ours), nl=False)
+    sys.exit(EXIT_DIFFERENT if different else 0)
+
+
+def _loaded() -> tuple[TemplateSettings, dict[str, Template]]:
+    from mailroom.sender_settings import template_settings
+    from mailroom.templates import load
+
+    settings = template_settings(os.environ)
+    return settings, load(settings.folder, settings.constants)
+
+
+def _fit(loaded: dict[str, Template], names: tuple[str, ...]) -> dict[str, Template]:
+    """Those of these actions (of all, for none), if they may be used.
+
+    Raises:
+        TemplateError: one may not.
+    """
+    from mailroom.errors import TemplateError
+    from mailroom.templates import check
+
+    wanted = {action.name: loaded[action.name] for action in ACTIONS if action.name in (names or loaded)}
+    faults = [f"{name}: {fault}" for name, template in wanted.items() for fault in check(template)]
+    if faults:
+        raise TemplateError(
+            "\n  ".join(["the templates may not be used:", *faults]),
+            hint="mend them; `mailroom templates check` looks again",
+        )
+    return wanted
+
+
+def _difference(name: str, part: str, theirs: str, ours: str) -> str:
+    lines = difflib.unified_diff(
+        theirs.splitlines(), ours.splitlines(), f"SES/{name}/{part}", f"Mailroom/{name}/{part}", lineterm=""
+    )
+    shown = "".join(f"{line}\n" for line in lines)
+    return shown or f"{name}/{part} differs in line ends alone\n"
+
+
+@contextmanager
+def _ses() -> Iterator[Any]:
+    """A client of SES, whose exceptions become our errors."""
+    from mailroom.transports.ses_client import ERRORS, explain, open_client
+
+    client = open_client(
+        connect_timeout_ms=int(CONNECT_TIMEOUT.default or 0),
+        send_timeout_ms=int(SEND_TIMEOUT.default or 0),
+        connections=1,
+    )
+    try:
+        yield client
+    except ERRORS as error:
+        raise explain(error) from error
+    finally:
+        client.close()

@@ -1,0 +1,38 @@
+"""The database's side: what the collector needs to find, in the order in which one thing needs another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from mailroom.doctor import environment as variables
+from mailroom.doctor import queue, server
+from mailroom.doctor.patient import Patient
+from mailroom.doctor.report import Check, Report
+from mailroom.settings import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME, SECRET_KEY, collector_settings
+
+CHECKS: Final[tuple[Check[Patient], ...]] = (
+    Check("keys", server.keys, (SECRET_KEY.name,)),
+    Check("server", server.server, (DATABASE_URL.name,)),
+    Check("encoding", server.encoding, ("server",)),
+    Check("writable", server.writable, ("server",)),
+    Check("clock", server.clock, ("server",)),
+    Check("migrations", server.migrations, ("server",)),
+    Check("functions", queue.functions, ("server", "migrations")),
+    Check("queue", queue.queue, ("functions", QUEUE_NAME.name)),
+    Check("tokens-trigger", queue.tokens_trigger, ("functions", CHANNEL_NAME.name)),
+    Check("accounts-trigger", queue.accounts_trigger, ("functions",)),
+    Check("notifications", queue.notifications, ("writable",)),
+    Check("backlog", queue.backlog, ("queue",)),
+    Check("collectors", queue.collectors, ("server",)),
+)
+
+
+def examine(environment: Mapping[str, str], report: Report) -> None:
+    """Make the checks."""
+    patient = Patient(variables.read(collector_settings, environment, report, "mailroom collector"))
+    try:
+        report.run(CHECKS, patient)
+    finally:
+        if patient.opened:
+            patient.opened.close()

@@ -1,0 +1,42 @@
+"""Settings as far as they are right: a fault in one variable keeps only those checks that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+from mailroom.doctor.report import Report, fault, ok
+from mailroom.errors import SettingsError
+from mailroom.settings import DATABASE_URL, SECRET_KEY
+
+Settings = TypeVar("Settings")
+
+# For required variables that are at fault. No check uses them: each names the variables it needs.
+STAND_INS: Final = {DATABASE_URL.name: "dbname=unknown", SECRET_KEY.name: "00" * 32}
+
+
+def read(
+    settings: Callable[[Mapping[str, str]], Settings],
+    environment: Mapping[str, str],
+    report: Report,
+    command: str,
+) -> Settings:
+    """The settings, with a finding for each variable at fault; such a one has its default here.
+
+    Args:
+        settings: what reads them.
+        environment: from where.
+        report: takes the findings.
+        command: whose settings they are.
+    """
+    try:
+        all_right = settings(environment)
+    except SettingsError as error:
+        faults = [text.partition(": ") for text in error.faults]
+        for variable, _, text in faults:
+            report.add(variable, fault(text, f"set {variable} right; `{command} --help` says what it may be"))
+        wrong = {variable for variable, _, _ in faults}
+        rest = {key: value for key, value in environment.items() if key.removesuffix("_FILE") not in wrong}
+        return settings(rest | {key: text for key, text in STAND_INS.items() if key in wrong})
+    report.add(f"{command.removeprefix('mailroom ')}-settings", ok("every variable is right"))
+    return all_right

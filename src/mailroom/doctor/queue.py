@@ -1,0 +1,154 @@
+"""The queue in the database: its functions, its triggers, its channel, and what waits in it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+
+from psycopg import sql
+
+from mailroom.doctor.patient import PROGRAM, Patient, connect, translated
+from mailroom.doctor.report import Finding, fault, ok, skipped, warning
+from mailroom.errors import DatabaseUnavailable
+from mailroom.queue import (
+    BACKLOG,
+    COLLECTORS,
+    HAS_QUEUE,
+    MISSING,
+    NEEDED,
+    NOT_ALLOWED,
+    RING,
+    TRIGGERS,
+    Backlog,
+)
+from mailroom.settings import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
+
+OLDEST_S: Final = 300.0
+DELIVERY_S: Final = 2.0
+COLLECTOR: Final = "mailroom collector"
+RING_FUNCTION: Final = "mailroom.ring()"
+ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
+
+
+def functions(patient: Patient) -> Finding:
+    """The queue's functions are there, and this user may call them."""
+    if missing := patient.ask(MISSING, list(NEEDED)):
+        return fault(
+            f"there is no {missing[0][0]}: the schema is older than this Mailroom, or was altered",
+            "run `mailroom migrate up`; if it has nothing to apply, make it anew from the migrations",
+        )
+    called = [name for name in NEEDED if name != RING_FUNCTION]  # which the trigger calls
+    if refused := patient.ask(NOT_ALLOWED, called):
+        return fault(
+            f"this user may not call {', '.join(row[0].partition('(')[0] for row in refused)}",
+            "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom to it, as the schema's owner",
+        )
+    return ok(f"{len(called)} functions, and this user may call them")
+
+
+def queue(patient: Patient) -> Finding:
+    """The queue is there."""
+    name = patient.settings.queue_name
+    if not patient.ask(HAS_QUEUE, name)[0][0]:
+        return fault(
+            f"there is no queue {name!r}",
+            f"correct {QUEUE_NAME.name} (the default is {QUEUE_NAME.default}), or add its row to jobs",
+        )
+    return ok(name)
+
+
+def tokens_trigger(patient: Patient) -> Finding:
+    """A trigger rings the channel on which the collector listens."""
+    wanted = patient.settings.channel_name
+    rows = patient.ask(TRIGGERS, RING_FUNCTION)
+    found = [(table, name, enabled, _argument(arguments)) for table, name, enabled, arguments in rows]
+    rung = [channel for _, _, enabled, channel in found if enabled]
+    if wanted in rung:
+        return ok(f"rings {wanted!r}")
+    for table, name, _, channel in found:
+        if channel == wanted:
+            return _disabled(table, name, "new tokens would not be heard")
+    if rung:
+        return fault(
+            f"no trigger rings {wanted!r}; the trigger on tokens rings {', '.join(map(repr, rung))}",
+            f"correct {CHANNEL_NAME.name}, or make tokens_ring anew with {wanted!r} as its argument",
+        )
+    return fault(
+        "no trigger on tokens rings, so that new tokens would not be heard",
+        "make the trigger tokens_ring anew, as migration 000001 does",
+    )
+
+
+def accounts_trigger(patient: Patient) -> Finding:
+    """A new account gets its token."""
+    rows = patient.ask(TRIGGERS, ISSUE_FUNCTION)
+    if not rows:
+        return fault(
+            "no trigger on accounts makes tokens, so that new accounts would get no mail",
+            "make the trigger accounts_issue_activation anew, as migration 000001 does",
+        )
+    for table, name, enabled, _ in rows:
+        if enabled:
+            return ok(f"{name} makes a token for each new account in {table}")
+    return _disabled(rows[0][0], rows[0][1], "new accounts would get no mail")
+
+
+def notifications(patient: Patient) -> Finding:
+    """What is notified arrives. The real channel is not rung: collectors listen to it."""
+    channel = f"mailroom_doctor_{secrets.token_hex(8)}"
+    with patient.transaction() as listener:
+        listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+    # From another session: a pooler may let what one session notifies come back to it.
+    with connect(patient.settings.database_url) as ringer:
+        Patient(patient.settings, ringer).ask(RING, channel, "1")
+    with translated():
+        arrived = list(patient.connection.notifies(timeout=DELIVERY_S, stop_after=1))
+        patient.connection.execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)))
+    if not arrived:
+        return fault(
+            f"a notification did not arrive within {DELIVERY_S:g} s",
+            f"let {DATABASE_URL.name} name PostgreSQL itself: LISTEN does not work through PgBouncer in"
+            " transaction mode",
+        )
+    return ok("a notification arrived")
+
+
+def backlog(patient: Patient) -> Finding:
+    """How much waits, and since when."""
+    try:
+        waiting = Backlog._make(patient.ask(BACKLOG, patient.settings.queue_name)[0])
+    except DatabaseUnavailable as error:
+        return warning(f"not known: {error}", error.hint)
+    if waiting.oldest_age_s is None:
+        return ok("nothing waits")
+    oldest = f"the oldest for {waiting.oldest_age_s:.0f} s"
+    detail = f"{waiting.waiting} waiting, {waiting.in_flight} in flight, {oldest}"
+    if waiting.oldest_age_s > OLDEST_S:
+        return warning(
+            detail,
+            "see that a collector and a sender run, and what their logs say; tokens live for 15 minutes",
+        )
+    return ok(detail)
+
+
+def collectors(patient: Patient) -> Finding:
+    """A collector is connected. Each has two connections or more."""
+    if patient.connection.info.parameter_status("application_name") != PROGRAM:
+        return skipped("collectors cannot be told apart: an application_name is set for all connections")
+    ((connections,),) = patient.ask(COLLECTORS, COLLECTOR)
+    if not connections:
+        return warning(
+            "no collector is connected to this database", f"start `{COLLECTOR}`, if mail is to go out now"
+        )
+    return ok(f"{connections} connections are of a `{COLLECTOR}`")
+
+
+def _disabled(table: str, trigger: str, consequence: str) -> Finding:
+    return fault(
+        f"the trigger {trigger} on {table} is disabled, so that {consequence}",
+        f"ALTER TABLE {table} ENABLE TRIGGER {trigger}",
+    )
+
+
+def _argument(arguments: bytes) -> str:
+    return arguments.split(b"\0")[0].decode(errors="replace")

@@ -1,0 +1,97 @@
+"""The gate before a transport that refuses everybody for a while: throttled, paused, away.
+
+While it is closed one call at a time is let through, after a back-off with jitter, to see whether
+the trouble is over; everybody else waits. What a person must mend is told as an error when it
+begins and once a minute while it lasts, and so is, as a warning, every other trouble of more than a
+moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from mailroom.logs import EventLogger, without_addresses
+from mailroom.outcomes import Outcome, Result
+
+REMINDER_S: Final = 60.0
+MOMENT_S: Final = 1.0
+# The first back-off and the longest, in seconds.
+BACK_OFF_S: Final = {
+    Result.THROTTLED: (0.2, 15.0),
+    Result.TRANSIENT: (0.2, 15.0),
+    Result.UNKNOWN: (0.5, 15.0),
+    Result.PAUSED: (2.0, 30.0),
+}
+
+log = EventLogger("sender")
+
+
+class Gate:
+    """Open at first; ``name`` says in the log what stands behind it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._turn = asyncio.Lock()
+        self._failures = 0
+        self._closed_at = self._try_at = 0.0
+        self._told_at = float("-inf")
+        self._told = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls go through freely."""
+        return self._failures == 0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        """Wait for leave to make one call; True for the one that tries a closed gate."""
+        if not self.is_open:
+            async with self._turn:
+                if not self.is_open:
+                    await asyncio.sleep(max(0.0, self._try_at - time.monotonic()))
+                    yield True
+                    return
+        yield False
+
+    def close(self, outcome: Outcome) -> None:
+        """Note that a call was refused, for a reason that holds for every other as well."""
+        now = time.monotonic()
+        if self.is_open:
+            self._closed_at, self._told = now, False
+        elif now < self._try_at:
+            return  # a call that was under way already when the gate closed
+        first_s, longest_s = BACK_OFF_S[outcome.result]
+        ceiling = min(longest_s, first_s * 2 ** min(self._failures, 10))
+        self._try_at = now + random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
+        self._failures += 1
+        self._tell(now, outcome)
+
+    def succeeded(self) -> None:
+        """Note that a call was answered in a way that says nothing against the next."""
+        if self.is_open:
+            return
+        if self._told:
+            after_s = time.monotonic() - self._closed_at
+            log.info("resumed", gate=self._name, after=f"{after_s:.1f}s", tries=self._failures)
+        self._failures = 0
+
+    def _tell(self, now: float, outcome: Outcome) -> None:
+        lasted_s = now - self._closed_at
+        # A trouble that comes and goes is no more often told than one that stays.
+        if now - self._told_at < REMINDER_S:
+            return
+        if outcome.result is Result.PAUSED or lasted_s >= MOMENT_S:
+            say = log.error if outcome.result is Result.PAUSED else log.warning
+            say(
+                "paused",
+                gate=self._name,
+                reason=without_addresses(f"{outcome.result.value}: {outcome.detail}"),
+                since=f"{lasted_s:.0f}s",
+                tries=self._failures,
+            )
+            self._told, self._told_at = True, now

@@ -1,0 +1,107 @@
+"""What a call that sends is, what it is answered with, and what is counted and remembered of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from mailroom.inbox.faults import Fault
+from mailroom.inbox.query import Refusal
+
+
+class Destination(NamedTuple):
+    """One mail of a call: its addresses, and its data as JSON (empty for none)."""
+
+    addresses: tuple[str, ...]
+    data: str
+
+    @property
+    def recipients(self) -> int:
+        """How many the rate is charged for."""
+        return max(1, len(self.addresses))
+
+
+class Request(NamedTuple):
+    """A call; an empty ``config_set`` names none."""
+
+    source: str
+    template: str
+    config_set: str
+    default_data: str
+    destinations: list[Destination]
+
+    @property
+    def recipients(self) -> int:
+        """How many the rate is charged for."""
+        return sum(destination.recipients for destination in self.destinations)
+
+
+class Status(NamedTuple):
+    """A destination's answer: a message id after ``Success``, else an error."""
+
+    status: str
+    message_id: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call is answered with.
+
+    Attributes:
+        statuses: one a destination; none when the call was refused or not processed.
+        refusal: the error that the call is answered with instead.
+        fault: how the answer gets lost on its way.
+    """
+
+    statuses: list[Status] = field(default_factory=list)
+    refusal: Refusal | None = None
+    fault: Fault | None = None
+
+
+class Call(NamedTuple):
+    """One call as it is remembered.
+
+    Attributes:
+        number: counts calls from 1.
+        at_s: on the monotonic clock, in seconds.
+        verdict: a fault's kind where the answer was lost; else an error's code, the status that
+            all destinations have, or ``mixed``.
+    """
+
+    number: int
+    at_s: float
+    time: datetime
+    recipients: int
+    accepted: int
+    verdict: str
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened since the start; all but ``calls`` and ``throttled`` count recipients.
+
+    Attributes:
+        recipients: in all calls.
+        accepted: those with Success, whether or not the answer was lost.
+        refused: those with another status, and all of a call that was refused.
+        unanswered: those of calls whose answer was lost, accepted or not.
+        throttled: calls that were refused for the rate.
+        dropped: accepted ones to whom nothing was sent, for a rendering failure, as far as is known.
+        by_recipient: how often each address was accepted.
+    """
+
+    calls: int = 0
+    recipients: int = 0
+    accepted: int = 0
+    refused: int = 0
+    unanswered: int = 0
+    throttled: int = 0
+    dropped: int = 0
+    by_recipient: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def duplicates(self) -> int:
+        """How many were accepted beyond the first to their address."""
+        return self.accepted - len(self.by_recipient)

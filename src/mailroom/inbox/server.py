@@ -1,0 +1,100 @@
+"""The inbox as a server on loopback, in a thread of its own.
+
+Idle connections are kept for 75 s, as SES's are for long, so that a client's pool is never cut. The
+end is quick: calls that hang are cut.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from mailroom.errors import MailroomError
+from mailroom.inbox.state import Inbox
+
+if TYPE_CHECKING:
+    from mailroom.inbox.protocol import Server
+
+KEEP_ALIVE_S: Final = 75
+PATIENCE_S: Final = 30.0
+
+
+class InboxError(MailroomError):
+    """The inbox cannot be opened here."""
+
+    exit_code = 69
+
+
+class InboxServer:
+    """Serves while the context is entered.
+
+    Args:
+        host: the address to listen on.
+        port: 0 for any that is free.
+        inbox: a fresh one for None.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, inbox: Inbox | None = None) -> None:
+        self.inbox = inbox or Inbox()
+        self.url = ""
+        self._place = host, port
+        self._told = threading.Condition()
+
+    def __enter__(self) -> Self:
+        """Listen.
+
+        Raises:
+            InboxError: the extra is not installed, or the port is taken.
+        """
+        try:
+            from mailroom.inbox.protocol import create_server
+        except ModuleNotFoundError as error:
+            if error.name not in ("starlette", "uvicorn", "h11"):
+                raise
+            raise InboxError(
+                f"the package {error.name} is not installed", hint="pip install 'mailroom[inbox]'"
+            ) from None
+        listening = _listen(*self._place)
+        host, port = listening.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._server: Server = create_server(self.inbox, self._tell, keep_alive_s=KEEP_ALIVE_S)
+        self._thread = threading.Thread(
+            target=self._server.run_to_end, args=[listening], name="inbox", daemon=True
+        )
+        self._thread.start()
+        self._server.ready.wait(PATIENCE_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.stop()
+        self._thread.join(PATIENCE_S)
+
+    def wait_for(self, true: Callable[[Inbox], object], timeout_s: float = PATIENCE_S) -> None:
+        """Wait until something is true of the inbox; it is looked at after each call of SES's.
+
+        Raises:
+            TimeoutError: it did not become true.
+        """
+        with self._told:
+            if not self._told.wait_for(lambda: true(self.inbox), timeout_s):
+                raise TimeoutError(f"it is not so after {timeout_s:g} s; {self.inbox.counts}")
+
+    def _tell(self) -> None:
+        with self._told:
+            self._told.notify_all()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise InboxError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="choose another with --port, or end what listens there",
+        ) from None

@@ -1,0 +1,98 @@
+r"""Standard input as lines, without ever blocking the event loop.
+
+Reads are small, and none is made before the last line was taken: what a killed sender had read and
+not yet sent is little, and what it had not read stays in the pipe, whose writer knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import sys
+from typing import Final, NamedTuple
+
+from mailroom.errors import InputClosed
+
+CHUNK_BYTES: Final = select.PIPE_BUF
+# Ten thousand messages of the largest possible fields are half of it.
+LONGEST_LINE: Final = 64 * 1024 * 1024
+
+
+class Line(NamedTuple):
+    r"""A line as it was read.
+
+    Attributes:
+        number: from 1.
+        content: its bytes with the ``\n``; the end of the input or an endless line may cut it off.
+    """
+
+    number: int
+    content: bytes
+
+
+class Input:
+    """A file descriptor that gives lines.
+
+    Attributes:
+        reads_ahead: False to read no byte beyond the line that has begun, one at a time.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._read = bytearray()
+        self._searched = 0
+        self._number = 0
+        self._ended = False
+        self.reads_ahead = True
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    @property
+    def begun(self) -> bytes:
+        """What was read of the next line."""
+        return bytes(self._read)
+
+    async def line(self) -> Line | None:
+        """The next line; None at the end of the input.
+
+        May be cancelled at any time, and asked again, without losing a byte.
+        """
+        while True:
+            end = self._read.find(b"\n", self._searched) + 1
+            self._searched = len(self._read)
+            if not end and (self._ended or len(self._read) >= LONGEST_LINE):
+                end = len(self._read)
+            if end:
+                content = bytes(self._read[:end])
+                del self._read[:end]
+                self._searched = 0
+                self._number += 1
+                return Line(self._number, content)
+            if self._ended:
+                return None
+            if not self._poll.poll(0):
+                await self._readable()
+            chunk = os.read(self._descriptor, CHUNK_BYTES if self.reads_ahead else 1)
+            self._read += chunk
+            self._ended = not chunk
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(self._descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(self._descriptor)
+
+
+def standard_input() -> Input:
+    """This process's standard input.
+
+    Raises:
+        InputClosed: it has none.
+    """
+    if sys.stdin is None:
+        raise InputClosed("standard input is closed", hint="pipe it in: mailroom collector | mailroom sender")
+    return Input(sys.stdin.fileno())

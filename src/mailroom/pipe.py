@@ -1,0 +1,170 @@
+"""The sender's end of the pipe: lines from standard input, mails out, what is not mailed set aside.
+
+A line is read when there is room for it, and not before: while nothing can be sent the pipe fills,
+the collector waits, and PostgreSQL keeps the queue.
+
+Promises: every recipient that was read is sent or stands in ``rejected.csv``, and so does every line
+that cannot be read; the file is on the disk before the next line is read. At the end of the input
+what is in hand is finished. After a signal the line that had begun to arrive is still taken, and
+what cannot be finished in time is set aside. What a ``kill -9`` finds in hand is lost: it had left
+the pipe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from mailroom.errors import SetAsideError, WireError
+from mailroom.input import Input, Line
+from mailroom.logs import EventLogger
+from mailroom.outage import Outage
+from mailroom.outcomes import Result
+from mailroom.rejected import Rejected, Row
+from mailroom.sender import Sender, Verdict
+from mailroom.sender_settings import SenderSettings
+from mailroom.transports import Transport
+from mailroom.wire import Message, decode
+
+Answer = TypeVar("Answer")
+
+log = EventLogger("sender")
+
+
+class Pipe:
+    """Sends what ``lines`` holds."""
+
+    def __init__(self, settings: SenderSettings, lines: Input, transport: Transport) -> None:
+        self._lines = lines
+        self._rejected = Rejected(settings.output_path)
+        self._sender = Sender(transport, settings, self._report)
+        self._shutdown_s = settings.shutdown_timeout_ms / 1000
+        self._unsaved: list[Row] = []
+        self._saved, self._not_saved = asyncio.Event(), asyncio.Event()
+        self._saved.set()
+        self._malformed = 0
+        self._full_disk = Outage(log, "not_set_aside", "still_not_set_aside", "set_aside_again")
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a thread of ours would keep the process from ending."""
+        return self._sender.is_stuck
+
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Send until the input ends or ``stop`` is set; True if every mail went out.
+
+        Raises:
+            SetAsideError: what was not mailed could not be written down.
+            MailroomError: the transport cannot be used as it is set up.
+        """
+        working = asyncio.create_task(self._work(stop))
+        stopping = asyncio.create_task(stop.wait())
+        saving = asyncio.create_task(self._keep_saving())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                log.info("stopping", within=f"{self._shutdown_s:g}s")
+                await asyncio.wait({working}, timeout=self._shutdown_s)
+            if working.done():
+                await working
+        finally:
+            tasks = (working, stopping, saving)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._sender.abandon()
+            if self._lines.begun:
+                self._refuse("the rest of the line did not come in time", self._lines.begun)
+            self._sum_up()
+        if self._unsaved:
+            raise SetAsideError(
+                f"{len(self._unsaved)} recipients and lines that were not mailed could not be set aside",
+                hint="the log says why; their tokens are lost, so let those users ask for a new one",
+            )
+        return not self._malformed and not set(self._sender.verdicts) - {Verdict.SENT}
+
+    async def _work(self, stop: asyncio.Event) -> None:
+        await self._sender.start()
+        while (line := await self._next_line(stop)) is not None:
+            await self._take(line)
+        await self._sender.drain()
+        await self._saved.wait()
+
+    async def _next_line(self, stop: asyncio.Event) -> Line | None:
+        """The next line, when there is room for it; after the signal only what had begun to arrive."""
+        await _unless(stop, self._saved.wait())
+        await _unless(stop, self._sender.room())
+        line = await _unless(stop, self._lines.line())
+        if line is None and stop.is_set() and self._lines.begun:
+            self._lines.reads_ahead = False
+            line = await self._lines.line()
+        return line
+
+    async def _take(self, line: Line) -> None:
+        try:
+            messages = decode(line.content)
+        except WireError as error:
+            fault = f"line {line.number}, {error}"
+        else:
+            await self._sender.submit(messages)
+            return
+        self._refuse(fault, line.content.removesuffix(b"\n"))
+
+    def _refuse(self, fault: str, content: bytes) -> None:
+        self._malformed += 1
+        log.error("malformed", reason=fault)
+        self._set_aside([Row("malformed", fault, content)])
+
+    def _report(self, verdicts: list[tuple[Message, Verdict, str]]) -> None:
+        self._set_aside(
+            [
+                Row.of(message, verdict.value, why)
+                for message, verdict, why in verdicts
+                if verdict is not Verdict.SENT
+            ]
+        )
+
+    def _set_aside(self, rows: list[Row]) -> None:
+        self._unsaved += rows
+        if self._unsaved:
+            try:
+                self._rejected.add(self._unsaved)
+            except SetAsideError as error:
+                self._full_disk.failed(str(error))
+                self._saved.clear()
+                self._not_saved.set()
+            else:
+                self._unsaved.clear()
+                self._full_disk.ended()
+                self._not_saved.clear()
+                self._saved.set()
+
+    async def _keep_saving(self) -> None:
+        """Try again to set aside what a full disk did not take."""
+        while True:
+            await self._not_saved.wait()
+            await self._full_disk.back_off()
+            self._set_aside([])
+
+    def _sum_up(self) -> None:
+        counts = {verdict.value: self._sender.verdicts[verdict] for verdict in Verdict}
+        # Answers that never came: so many mails may have gone out once more.
+        counts["unknown_answers"] = self._sender.answers[Result.UNKNOWN]
+        log.info("finished", **counts, malformed=self._malformed)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[object, object, Answer]) -> Answer | None:
+    """What the work gives back, or None when ``stop`` was set before that: then it is not begun."""
+    if stop.is_set():
+        work.close()
+        return None
+    working: asyncio.Task[Answer] = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)

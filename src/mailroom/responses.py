@@ -1,0 +1,92 @@
+"""A provider's answers that tell of trouble, kept whole as files for whoever looks for the cause.
+
+``ses_<UTC time>_<action>.http`` holds the status line, the headers and the body as they came. A
+bounded number of files and bytes is kept; beyond it the oldest go, and the log says so. A disk that
+takes no more costs the file and not the mail.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from http.client import responses as reasons
+from pathlib import Path
+from typing import Final
+
+from mailroom.logs import EventLogger
+from mailroom.outage import Outage
+
+MOST_FILES: Final = 1000
+MOST_BYTES: Final = 64 * 1024 * 1024
+REDACTED: Final = "[redacted]"
+
+log = EventLogger("responses")
+
+
+class Responses:
+    """The files in one folder, which is made when the first one is.
+
+    Args:
+        folder: where they are.
+        prefix: what their names begin with.
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder = folder
+        self._prefix = prefix
+        self._not_saved = Outage(log, "not_saved", "still_not_saved", "saved_again")
+
+    def save(
+        self,
+        action: str,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        secrets: Iterable[str | None] = (),
+    ) -> None:
+        """Save one answer, with every secret in it blotted out.
+
+        Args:
+            action: the action's name.
+            status: the HTTP status.
+            headers: the headers.
+            body: the body.
+            secrets: what must not be in the file.
+        """
+        lines = [f"HTTP/1.1 {status} {reasons.get(status, '')}".rstrip()]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = "\r\n".join([*lines, "", ""])
+        # Latin-1 stands for bytes one to one.
+        content = redacted(head.encode(errors="replace").decode("latin-1") + body.decode("latin-1"), secrets)
+        time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"{self._prefix}_{time}_{action}.http"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content.encode("latin-1"))
+            self._make_room()
+        except OSError as error:
+            self._not_saved.failed(error.strerror or type(error).__name__)
+        else:
+            self._not_saved.ended()
+
+    def _make_room(self) -> None:
+        files = [(path, path.stat().st_size) for path in sorted(self._folder.glob(f"{self._prefix}_*.http"))]
+        most, total, gone = MOST_FILES, sum(size for _, size in files), 0
+        for path, size in files[:-1]:
+            if len(files) - gone <= most and total <= MOST_BYTES:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+            gone += 1
+        if gone:
+            log.warning("removed", files=gone, kept=len(files) - gone, folder=self._folder)
+
+
+def redacted(text: str, secrets: Iterable[str | None]) -> str:
+    """A text with every secret in it blotted out."""
+    for secret in filter(None, secrets):
+        text = text.replace(secret, REDACTED)
+    return text

@@ -1,0 +1,32 @@
+"""A rendered mail as the bytes that SMTP carries: multipart, text and HTML."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email import policy
+from email.header import Header
+from email.headerregistry import Address
+from email.message import EmailMessage
+from typing import Final
+
+from mailroom.templates import Mail
+
+LONGEST_PLAIN_SUBJECT: Final = 68  # a header's line should not be longer than 78
+
+
+def compose(mail: Mail, sender: Address, recipient: Address, message_id: str) -> bytes:
+    """The mail's bytes, with a last line end."""
+    utf8 = not recipient.username.isascii()
+    message = EmailMessage(policy.SMTP.clone(cte_type="7bit", utf8=utf8))
+    message["From"] = sender
+    message["To"] = recipient
+    message["Date"] = datetime.now(UTC)
+    message["Message-ID"] = f"<{message_id}>"
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(mail.text)
+    message.add_alternative(mail.html, subtype="html")
+    # EmailMessage would take a login like =?utf-8?q?…?= for an encoded word, and decode it.
+    subject = " ".join(mail.subject.splitlines())
+    if not subject.isascii() or "=?" in subject or len(subject) > LONGEST_PLAIN_SUBJECT:
+        subject = Header(subject, "utf-8", header_name="Subject").encode(linesep="\r\n")
+    return f"Subject: {subject}\r\n".encode() + message.as_bytes()

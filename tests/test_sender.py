@@ -1,0 +1,336 @@
+"""The sending policy, over HTTP against the local SES: every class of answer, counted at the server."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mailroom import gate, sender
+from mailroom.inbox import Fault, Inbox, InboxServer
+from mailroom.outcomes import Result, Scope
+from mailroom.sender import Verdict
+from support.messages import message, mixed
+from support.senders import aws, send, settings, with_templates
+
+BAD = "person7@example.com"
+TEN = [message(number) for number in range(10)]
+REJECTED = ("MessageRejected", "InvalidParameterValue")
+RETRIED = ("TransientFailure", "AccountThrottled", "Failed")
+PAUSED = (
+    "AccountDailyQuotaExceeded",
+    "AccountSendingPaused",
+    "ConfigurationSetSendingPaused",
+    "AccountSuspended",
+    "MailFromDomainNotVerified",
+    "TemplateDoesNotExist",
+    "ConfigurationSetDoesNotExist",
+    "InvalidSendingPoolName",
+)
+PAUSED_CALLS = (
+    "AccountSendingPausedException",
+    "ConfigurationSetSendingPausedException",
+    "MailFromDomainNotVerifiedException",
+    "TemplateDoesNotExist",
+    "ConfigurationSetDoesNotExist",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "AccessDenied",
+)
+THROTTLED_CALLS = ("Throttling", "ThrottlingException", "TooManyRequestsException")
+LOSSES = ("http", "garbage", "cut", "cut_body", "hang")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back off for moments, so that many cases take few seconds."""
+    monkeypatch.setattr(sender, "BACK_OFF_S", (0.01, 0.1))
+    monkeypatch.setattr(gate, "BACK_OFF_S", dict.fromkeys(gate.BACK_OFF_S, (0.02, 0.1)))
+
+
+@pytest.fixture
+def ses(monkeypatch: pytest.MonkeyPatch) -> Iterator[InboxServer]:
+    """A local SES with the built-in templates, to which botocore in this process speaks."""
+    with InboxServer(inbox=with_templates(Inbox())) as server:
+        for name, value in aws(server.url).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def once_each(server: InboxServer, numbers: range | list[int]) -> bool:
+    return {f"person{n}@example.com": 1 for n in numbers} == server.inbox.counts.by_recipient
+
+
+def mended_after_some_calls(server: InboxServer, calls: int) -> threading.Thread:
+    """Takes the faults away once the server has seen so many calls."""
+
+    def mend() -> None:
+        server.wait_for(lambda inbox: inbox.counts.calls >= calls)
+        server.inbox.faults.clear()
+
+    thread = threading.Thread(target=mend)
+    thread.start()
+    return thread
+
+
+def test_fifty_a_call_grouped_by_action(ses: InboxServer, tmp_path: Path) -> None:
+    sent = send(settings(tmp_path, SEND_RATE=10_000), mixed(300))
+    assert {"sent": 300} == sent.count()
+    assert once_each(ses, range(300))
+    assert [50] * 6 == [call.recipients for call in ses.inbox.calls]
+    for mail in ses.inbox.mails.find(limit=1000):
+        number = int(mail.recipient.removeprefix("person").partition("@")[0])
+        assert ("passwordrecoveryv1" if number % 3 == 0 else "activationv1") == mail.template.name
+
+
+@pytest.mark.parametrize("status", REJECTED)
+def test_a_recipient_that_is_rejected_ends_alone(ses: InboxServer, tmp_path: Path, status: str) -> None:
+    ses.inbox.faults.add(Fault("status", recipient=BAD, status=status, message="no such person"))
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN)
+    assert {"sent": 9, "rejected": 1} == sent.count()
+    assert f"{status}: no such person" == sent.reasons[TEN[7]]
+    assert once_each(ses, [0, 1, 2, 3, 4, 5, 6, 8, 9])
+
+
+@pytest.mark.parametrize("code", REJECTED)
+def test_one_bad_address_among_fifty_costs_no_other_its_mail(
+    ses: InboxServer, tmp_path: Path, code: str
+) -> None:
+    fifty = [message(number) for number in range(50)]
+    ses.inbox.faults.add(Fault("error", recipient=BAD, code=code, message="Address is malformed"))
+    sent = send(settings(tmp_path, SEND_RATE=10_000), fifty)
+    assert {"sent": 49, "rejected": 1} == sent.count()
+    assert Verdict.REJECTED is sent.verdicts[fifty[7]]
+    assert once_each(ses, [number for number in range(50) if number != 7])
+    assert 13 >= ses.inbox.counts.calls  # halved, and not asked one by one
+
+
+@pytest.mark.parametrize("status", RETRIED)
+def test_a_recipient_that_fails_for_now_is_sent_later(ses: InboxServer, tmp_path: Path, status: str) -> None:
+    ses.inbox.faults.add(Fault("status", calls=3, recipient=BAD, status=status))
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN)
+    assert {"sent": 10} == sent.count()
+    assert once_each(ses, range(10))
+    assert [10, 1, 1, 1] == [call.recipients for call in ses.inbox.calls]
+
+
+def test_a_recipient_that_fails_again_and_again_is_rejected(ses: InboxServer, tmp_path: Path) -> None:
+    ses.inbox.faults.add(Fault("status", recipient=BAD, status="Failed", message="for no stated reason"))
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=4), TEN)
+    assert {"sent": 9, "rejected": 1} == sent.count()
+    assert "Failed: for no stated reason" == sent.reasons[TEN[7]]
+    assert [10, 1, 1, 1] == [call.recipients for call in ses.inbox.calls]
+
+
+def test_a_status_of_the_future_fails_and_does_not_crash(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mailroom.transports.ses_answers.STATUSES", {"Success": (Result.SENT, Scope.RECIPIENT)}
+    )
+    ses.inbox.faults.add(Fault("status", recipient=BAD, status="InvalidSendingPoolName"))
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=2), TEN)
+    assert {"sent": 9, "rejected": 1} == sent.count()
+
+
+@pytest.mark.parametrize("status", PAUSED)
+def test_what_a_person_must_mend_pauses_and_costs_no_attempt(
+    ses: InboxServer, tmp_path: Path, status: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ses.inbox.faults.add(Fault("status", status=status))
+    mending = mended_after_some_calls(ses, 6)
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=1), TEN)
+    mending.join()
+    assert {"sent": 10} == sent.count()
+    assert once_each(ses, range(10))
+    paused = [record for record in caplog.records if "sender.paused" == record.getMessage()]
+    assert [logging.ERROR] == [record.levelno for record in paused]  # told once, and not once a try
+    assert status in str(getattr(paused[0], "fields", {})["reason"])
+
+
+@pytest.mark.parametrize("code", PAUSED_CALLS)
+def test_what_a_person_must_mend_pauses_when_a_call_says_so(
+    ses: InboxServer, tmp_path: Path, code: str
+) -> None:
+    ses.inbox.faults.add(Fault("error", code=code))
+    mending = mended_after_some_calls(ses, 4)
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=1), TEN)
+    mending.join()
+    assert {"sent": 10} == sent.count()
+    assert once_each(ses, range(10))
+
+
+def test_the_accounts_own_switch_pauses(ses: InboxServer, tmp_path: Path) -> None:
+    ses.inbox.account.paused = True
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=300), TEN)
+    assert {"expired": 10} == sent.count()
+    assert "AccountSendingPausedException" in sent.reasons[TEN[0]]
+    assert {} == ses.inbox.counts.by_recipient
+
+
+def test_a_missing_template_stops_its_own_action_only(ses: InboxServer, tmp_path: Path) -> None:
+    del ses.inbox.account.templates["passwordrecoveryv1"]
+    batch = mixed(90)
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=500), batch)
+    assert {"sent": 60, "expired": 30} == sent.count()
+    assert all(
+        verdict is Verdict.EXPIRED
+        for one, verdict in sent.verdicts.items()
+        if one.action == "password_recovery"
+    )
+
+
+def test_an_unverified_sender_is_no_recipients_fault(ses: InboxServer, tmp_path: Path) -> None:
+    """SES calls it MessageRejected, as it does a bad recipient."""
+    ses.inbox.account.verify_all = False
+    source = "Acme <noreply@acme.example>"
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=300, SES_SOURCE=source), TEN)
+    assert {"expired": 10} == sent.count()
+
+
+def test_a_recipient_that_the_sandbox_refuses_is_rejected(ses: InboxServer, tmp_path: Path) -> None:
+    words = f"Email address is not verified. The following identities failed the check: {BAD}"
+    ses.inbox.faults.add(Fault("error", recipient=BAD, code="MessageRejected", message=words))
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN)
+    assert {"sent": 9, "rejected": 1} == sent.count()
+
+
+@pytest.mark.parametrize("code", THROTTLED_CALLS)
+def test_a_throttled_call_is_made_again_and_nobody_is_mailed_twice(
+    ses: InboxServer, tmp_path: Path, code: str
+) -> None:
+    ses.inbox.faults.add(Fault("error", calls=3, code=code))
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN)
+    assert {"sent": 10} == sent.count()
+    assert once_each(ses, range(10))
+    assert 4 == ses.inbox.counts.calls
+
+
+@pytest.mark.parametrize("accept", [True, False], ids=["accepted", "not accepted"])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_lost_answer_is_unknown_and_sent_again(
+    ses: InboxServer, tmp_path: Path, kind: str, accept: bool
+) -> None:
+    ses.inbox.faults.add(Fault(kind, calls=2, accept=accept, http_status=503 if kind == "http" else 0))
+    sent = send(settings(tmp_path, SEND_RATE=1000, SEND_TIMEOUT=700), TEN)
+    assert {"sent": 10} == sent.count()
+    assert (20, 20) == (sent.unknown_answers, ses.inbox.counts.unanswered)
+    assert {3 if accept else 1} == set(ses.inbox.counts.by_recipient.values())
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_fault_of_the_server_is_unknown(ses: InboxServer, tmp_path: Path, status: int) -> None:
+    ses.inbox.faults.add(Fault("error", calls=1, code="InternalFailure", http_status=status))
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN)
+    assert ({"sent": 10}, 10) == (sent.count(), sent.unknown_answers)
+
+
+def test_an_error_of_the_future_is_tried_and_then_set_aside_for_whom_it_holds(
+    ses: InboxServer, tmp_path: Path
+) -> None:
+    ses.inbox.faults.add(Fault("error", recipient=BAD, code="SomethingNew", message="who knows"))
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=2), TEN)
+    assert {"sent": 9, "rejected": 1} == sent.count()
+    assert "SomethingNew: who knows" == sent.reasons[TEN[7]]
+
+
+def test_a_server_that_is_away_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for name, value in aws(f"http://127.0.0.1:{port}").items():
+        monkeypatch.setenv(name, value)
+    server = InboxServer(port=port, inbox=with_templates(Inbox()))
+    opened = threading.Event()
+
+    def open_later() -> None:
+        time.sleep(1)  # the outage
+        server.__enter__()
+        opened.set()
+
+    thread = threading.Thread(target=open_later)
+    thread.start()
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=1), TEN)
+    assert opened.is_set()
+    server.__exit__(None, None, None)
+    thread.join()
+    assert ({"sent": 10}, 0) == (sent.count(), sent.unknown_answers)
+    assert once_each(server, range(10))
+
+
+def test_missing_credentials_pause(ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=300), TEN)
+    assert {"expired": 10} == sent.count()
+    assert "NoCredentialsError" in sent.reasons[TEN[0]]
+
+
+def test_a_thousand_that_retry_leave_room_for_others(ses: InboxServer, tmp_path: Path) -> None:
+    """A few recipients that fail for long hold up nobody."""
+    for number in range(5):
+        ses.inbox.faults.add(
+            Fault("status", recipient=f"person{number}@example.com", status="TransientFailure")
+        )
+    batch = [message(number) for number in range(500)]
+    sent = send(settings(tmp_path, SEND_RATE=10_000, SEND_CONCURRENCY=1, RETRY_FOR=2000), batch)
+    assert {"sent": 495, "expired": 5} == sent.count()
+
+
+def test_the_rate_comes_from_the_quota(ses: InboxServer, tmp_path: Path) -> None:
+    ses.inbox.limits.rate = 40.0
+    sent = send(settings(tmp_path), [message(number) for number in range(100)])
+    assert {"sent": 100} == sent.count()
+    assert 0 == ses.inbox.counts.throttled
+    assert {20} == {call.recipients for call in ses.inbox.calls}  # half a second's worth a call
+    first, last = ses.inbox.calls[0], ses.inbox.calls[-1]
+    assert 1.9 < last.at_s - first.at_s < 4
+
+
+def test_two_thousand_arrive_while_the_server_throttles_fails_and_hangs(
+    ses: InboxServer, tmp_path: Path
+) -> None:
+    faults = ses.inbox.faults
+    faults.add(Fault("error", share=1 / 3, code="Throttling", message="Maximum sending rate exceeded."))
+    faults.add(Fault("status", share=0.05, status="TransientFailure"))
+    faults.add(Fault("status", share=0.03, status="Failed"))
+    faults.add(Fault("hang", calls=3, share=0.1, accept=True))
+    faults.add(Fault("cut", calls=3, share=0.1, accept=True))
+    faults.add(Fault("hang", calls=2, share=0.1, accept=False))
+    batch = mixed(2000)
+    random.Random(1).shuffle(batch)
+    sent = send(
+        settings(tmp_path, SEND_RATE=2000, SEND_CONCURRENCY=8, SEND_TIMEOUT=5000, RETRY_LIMIT=50),
+        batch,
+        timeout_s=150,
+    )
+    assert {"sent": 2000} == sent.count()
+    counts = ses.inbox.counts
+    assert 2000 == len(counts.by_recipient)
+    assert sent.unknown_answers == counts.unanswered > 0
+    lost = sum(call.accepted for call in ses.inbox.calls if call.verdict in {"hang", "cut"})
+    assert lost == counts.duplicates > 0  # whose answer was lost, and nobody else
+
+
+def test_a_fault_of_ours_ends_it_and_gives_everything_back(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("mailroom.transports.ses.request", broken)
+    reported: list[object] = []
+
+    def keep(verdicts: list[object]) -> None:
+        reported.extend(verdicts)
+
+    monkeypatch.setattr("support.senders.Sent.report", lambda _, verdicts: keep(verdicts))
+    with pytest.raises(KeyError, match="a bug"):
+        send(settings(tmp_path, SEND_RATE=1000), TEN)
+    assert 10 == len(reported)
