@@ -12,7 +12,7 @@ JOBS ?= auto
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY)  ## see it work: an embedded PostgreSQL, sign-ups, the collector's lines
+demo: $(READY)  ## see it work: an embedded PostgreSQL, sign-ups, their mails in a local SES
 	@$(BIN)/mailroom demo
 
 test: $(READY)  ## run the tests, on an embedded PostgreSQL
@@ -34,7 +34,7 @@ format: $(READY)  ## rewrite the code in the common format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## measure throughput and memory; prints a table and takes minutes
+bench: $(READY)  ## measure throughput and memory; prints tables and takes minutes
 	$(BIN)/python -m bench $(ARGS)
 
 lock: $(READY)  ## choose the newest versions of all dependencies anew (needs uv)

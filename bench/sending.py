@@ -46,9 +46,9 @@ def measure(recipients: int) -> list[dict[str, Any]]:
                 tell(f"  {per_call} a call, {in_flight} in flight")
                 environment["MAILROOM_SEND_CONCURRENCY"] = str(in_flight)
                 write_lines(lines, 1, 1)
-                _, start_cpu_s = run(url, environment, lines, 1)
+                _, start_cpu_s, _ = run(url, environment, lines, 1)
                 write_lines(lines, recipients, per_call)
-                seconds, cpu_s = run(url, environment, lines, recipients)
+                seconds, cpu_s, peak_mb = run(url, environment, lines, recipients)
                 rows.append(
                     {
                         "per_call": per_call,
@@ -56,6 +56,7 @@ def measure(recipients: int) -> list[dict[str, Any]]:
                         "recipients_per_s": round(recipients / seconds),
                         "cpu_us_per_recipient": round((cpu_s - start_cpu_s) / recipients * 1e6),
                         "recipients_per_cpu_s": round(recipients / (cpu_s - start_cpu_s)),
+                        "peak_mb": round(peak_mb, 1),
                     }
                 )
     return rows
@@ -107,8 +108,8 @@ def message(number: int) -> Message:
     )
 
 
-def run(url: str, environment: dict[str, str], lines: Path, recipients: int) -> tuple[float, float]:
-    """Seconds from the first call to the last, and the sender's CPU seconds."""
+def run(url: str, environment: dict[str, str], lines: Path, recipients: int) -> tuple[float, float, float]:
+    """Seconds from the first call to the last, the sender's CPU seconds, and its peak memory in MB."""
     before = get(url, "counts")
     with lines.open("rb") as stdin:
         process = subprocess.Popen(
@@ -127,7 +128,7 @@ def run(url: str, environment: dict[str, str], lines: Path, recipients: int) -> 
     while calls := get(url, f"calls?limit=1000&after={last}")["calls"]:
         times += [call["at_s"] for call in calls]
         last = calls[-1]["number"]
-    return times[-1] - times[0], usage.ru_utime + usage.ru_stime
+    return times[-1] - times[0], usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def get(url: str, path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -27,7 +28,10 @@ from hypothesis import strategies as st
 from mailroom import verify
 from mailroom.errors import WireError
 from mailroom.inbox import Fault, Inbox, InboxServer
+from mailroom.input import Input
+from mailroom.pipe import Pipe
 from mailroom.rejected import Row, read
+from mailroom.transports import open_transport
 from mailroom.wire import decode, encode
 from support.inbox import ses_client
 from support.messages import message, messages, mixed
@@ -41,6 +45,7 @@ from support.senders import (
     SenderProcess,
     aws,
     environment,
+    settings,
     with_templates,
 )
 
@@ -583,3 +588,47 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
             if path.name != "rejected.csv":
                 for secret in [*tokens, "@example.com"]:
                     assert secret not in content, path
+
+
+def test_what_is_set_aside_is_on_the_disk_before_the_next_read(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in aws(ses.url).items():
+        monkeypatch.setenv(name, value)
+    ses.inbox.faults.add(Fault("status", recipient="person0@example.com", status="MessageRejected"))
+    chosen = settings(tmp_path, SEND_RATE=1000, SEND_CONCURRENCY=1)
+    reader, writer = os.pipe()
+    lines = Input(reader)
+    events = []
+    read_once, sync = os.read, os.fsync
+
+    def reading(descriptor: int, count: int) -> bytes:
+        if descriptor == reader:
+            events.append("read")
+        return read_once(descriptor, count)
+
+    def syncing(descriptor: int) -> None:
+        sync(descriptor)
+        events.append("fsync")
+
+    monkeypatch.setattr(os, "read", reading)
+    monkeypatch.setattr(os, "fsync", syncing)
+    for _ in range(3):
+        os.write(writer, encode([message(number) for number in range(40)]))  # more than one read takes
+    os.close(writer)
+    assert asyncio.run(Pipe(chosen, lines, open_transport(chosen)).run(asyncio.Event())) is False
+    os.close(reader)
+    assert 3 == events.count("fsync")
+    assert 3 == len(set_aside(tmp_path))
+    # A line is taken when the one before it is settled: so a read follows each fsync.
+    assert "read read fsync read fsync read fsync read" == " ".join(events)
+
+
+def test_a_signal_at_the_start_is_heard_while_ses_hangs(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        sender = start(url=f"http://127.0.0.1:{deaf.getsockname()[1]}", SHUTDOWN_TIMEOUT=300)
+        with deaf.accept()[0]:  # and nobody answers
+            sender.process.terminate()
+            started = time.monotonic()
+            assert 0 == sender.wait()
+            assert 8 > time.monotonic() - started

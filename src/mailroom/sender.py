@@ -23,11 +23,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from mailroom.actions import ACTIONS
 from mailroom.gate import Gate
@@ -94,7 +94,6 @@ class Sender:
     Attributes:
         verdicts: how many recipients there were of each.
         answers: how many answers of each class recipients got, retries included.
-        is_stuck: whether a thread waits for an answer that nobody waits for any more.
     """
 
     def __init__(self, transport: Transport, settings: SenderSettings, report: Report) -> None:
@@ -115,9 +114,14 @@ class Sender:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
+        self._in_threads: set[Future[Any]] = set()
         self.verdicts: Counter[Verdict] = Counter()
         self.answers: Counter[Result] = Counter()
-        self.is_stuck = False
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a thread waits for an answer, which after ``abandon`` nobody wants any more."""
+        return any(not future.done() for future in self._in_threads)
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.
@@ -177,7 +181,6 @@ class Sender:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
         left = [*self._in_hand, *self._submitted]
-        self.is_stuck = any(recipient.in_call for recipient in left)
         self._finish(
             [
                 (recipient, Verdict.UNKNOWN, "stopped before it was answered; it may have been accepted")
@@ -351,7 +354,10 @@ class Sender:
             self._changed.set()
 
     async def _in_thread(self, function: Callable[..., Answer], *arguments: object) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        future = self._threads.submit(function, *arguments)
+        self._in_threads.add(future)
+        future.add_done_callback(self._in_threads.discard)
+        return await asyncio.wrap_future(future)
 
 
 def _action(recipient: Recipient) -> str:
