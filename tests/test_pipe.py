@@ -208,7 +208,8 @@ def test_debug_mode_prints_the_calls_and_needs_no_account(tmp_path: Path) -> Non
         timeout=PATIENCE_S,
         check=True,
     )
-    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    calls = [json.loads(line) for line in done.stdout.splitlines()]
+    first, second = sorted(calls, key=lambda call: str(call["request"]["Template"]))
     assert "SendBulkTemplatedEmail" == first["call"]
     assert ["Success"] == [entry["Status"] for entry in first["response"]["Status"]]
     request = second["request"]
