@@ -22,6 +22,8 @@ def main() -> None:
     options.add_argument("--recipients", type=int, default=20_000, help="to be mailed (default 20000)")
     options.add_argument("--json", action="store_true", help="print JSON")
     arguments = options.parse_args()
+    if min(arguments.tokens, arguments.recipients) < 1000:
+        options.error("fewer than 1000 measure nothing")
     wanted = [arguments.only] if arguments.only else ["drain", "sending"]
     results: dict[str, Any] = {}
     if "drain" in wanted:

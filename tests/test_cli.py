@@ -142,3 +142,46 @@ def test_logs_can_be_json(tmp_path: Path) -> None:
     )  # fmt: skip
     assert 78 == done.returncode
     assert "sslmode" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("key", "new"), ("migrate", "--help")])
+def test_a_full_disk_behind_standard_output_is_told(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mailroom", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (69, "Error: cannot write to standard output: No space left on device\n") == (
+        done.returncode,
+        done.stderr,
+    )
+
+
+def test_a_reader_that_leaves_is_no_news() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "mailroom", "--help"],
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (69, "") == (done.returncode, done.stderr)
+
+
+def test_verifying_from_a_closed_input_is_refused() -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -m mailroom token verify - --action activation <&-', sys.executable],
+        env=os.environ | {"MAILROOM_SECRET_KEY": KEY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (65, False) == (done.returncode, "Traceback" in done.stderr)

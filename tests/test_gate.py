@@ -143,3 +143,22 @@ def test_calls_that_were_under_way_when_it_closed_do_not_count(clock: Clock) -> 
     for _ in range(8):
         one.close(AWAY)
     assert try_at == one._try_at
+
+
+def test_who_waits_goes_on_as_soon_as_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "BACK_OFF_S", {Result.TRANSIENT: (300.0, 300.0)})
+
+    async def call(one: Gate) -> bool:
+        async with one.turn() as tries:
+            return tries
+
+    async def run() -> list[bool]:
+        one = Gate("account")
+        one.close(AWAY)
+        waiting = [asyncio.create_task(call(one)) for _ in range(3)]
+        await asyncio.sleep(0)
+        one.succeeded()  # a call that was under way when it closed
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*waiting)
+
+    assert [False] * 3 == asyncio.run(run())

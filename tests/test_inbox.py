@@ -826,7 +826,7 @@ def test_a_missing_extra_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delitem(sys.modules, "mailroom.inbox.protocol", raising=False)
     with pytest.raises(InboxError, match="uvicorn is not installed") as error, InboxServer():
         pass
-    assert "pip install 'mailroom[inbox]'" == error.value.hint
+    assert "install the extra inbox, as with: pip install '.[inbox]'" == error.value.hint
 
 
 @pytest.fixture

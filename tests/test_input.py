@@ -57,9 +57,23 @@ def test_a_file_is_read_to_its_end(tmp_path: Path, content: bytes) -> None:
     assert content.splitlines(True) == [line.content for line in lines]
 
 
-def test_an_endless_line_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_is_cut_and_its_rest_is_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailroom.input.LONGEST_LINE", 10_000)
-    assert [12_288, 12_288, 5_424] == [len(line.content) for line in read_chunked([b"x" * 30_000])]
+    lines = read_chunked([b"x" * 30_000 + b"\nnext\n"])
+    assert [(1, 12_288, False), (1, 12_288, True), (1, 5_425, True), (2, 5, False)] == [
+        (line.number, len(line.content), line.is_rest) for line in lines
+    ]
+
+
+def test_what_was_read_ahead_can_be_had_at_the_end() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"one\ntwo\nthree\nfo")
+    lines = Input(reader)
+    assert Line(1, b"one\n") == asyncio.run(lines.line())
+    assert [Line(2, b"two\n"), Line(3, b"three\n"), Line(4, b"fo")] == lines.rest()
+    assert b"" == lines.begun
+    os.close(writer)
+    os.close(reader)
 
 
 def test_it_reads_no_line_ahead() -> None:

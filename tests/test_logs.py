@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mailroom.logs import EventLogger, set_up
+from mailroom.logs import EventLogger, set_up, without_addresses
 
 log = EventLogger("test")
 
@@ -75,3 +75,13 @@ def test_other_libraries_warnings_pass_through(
     assert "unimportant" not in text
     for words in ("rather odd", "old", "failed", "ValueError: invalid literal"):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    "address", ["bob@example.com", '"john doe"@example.com', "<bob@example.com>", "zoë@x.example"]
+)
+def test_an_address_is_cut_to_its_domain(address: str) -> None:
+    told = without_addresses(f"550 {address}: no such user")
+    assert "@" in told
+    for name in ("bob", "john", "doe", "zoë"):
+        assert name not in told

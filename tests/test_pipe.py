@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from mailroom.input import Input
 from mailroom.pipe import Pipe
 from mailroom.rejected import Row, read
 from mailroom.transports import open_transport
+from mailroom.transports.ses import bad_addresses
 from mailroom.wire import decode, encode
 from support.inbox import ses_client
 from support.messages import message, messages, mixed
@@ -175,11 +177,12 @@ def test_arbitrary_input_never_crashes_it_nor_mails_what_was_not_encoded(
     tmp_path: Path, content: bytes
 ) -> None:
     """All that is mailed or set aside is what the lines say, and together it is the whole input."""
-    expected = 0
+    expected = refused = 0
     malformed = []
     for line in re.findall(b"[^\n]*\n|[^\n]+", content):
         try:
-            expected += len(decode(line))
+            bad = [one is not None for one in bad_addresses(decode(line))]
+            expected, refused = expected + bad.count(False), refused + bad.count(True)
         except WireError:
             malformed.append(line.removesuffix(b"\n"))
     output = tmp_path / f"output-{time.monotonic_ns()}"
@@ -191,11 +194,13 @@ def test_arbitrary_input_never_crashes_it_nor_mails_what_was_not_encoded(
         timeout=PATIENCE_S,
         check=False,
     )
-    assert (75 if malformed else 0) == done.returncode, done.stderr
+    assert (75 if malformed or refused else 0) == done.returncode, done.stderr
     assert b"Traceback" not in done.stderr
     calls = [json.loads(line) for line in done.stdout.splitlines()]
     assert expected == sum(len(call["request"]["Destinations"]) for call in calls)
-    assert malformed == [row.line for row in set_aside(output)]
+    rows = set_aside(output)
+    assert malformed == [row.line for row in rows if row.outcome == "malformed"]
+    assert refused == sum(row.outcome == "rejected" for row in rows)
 
 
 def test_debug_mode_prints_the_calls_and_needs_no_account(tmp_path: Path) -> None:
@@ -479,6 +484,89 @@ def test_what_cannot_be_finished_in_time_is_set_aside_and_replayed(
     assert {f"person{number}@example.com": 1 for number in range(30)} == ses.inbox.counts.by_recipient
 
 
+def test_lines_that_were_read_ahead_are_set_aside_one_by_one(
+    ses: InboxServer, start: Start, tmp_path: Path
+) -> None:
+    ses.inbox.account.paused = True
+    sender = start(SHUTDOWN_TIMEOUT=300)
+    sender.send(*([message(number)] for number in range(20)))
+    sender.wait_for_log("sender.paused")
+    sender.process.terminate()
+    assert 75 == sender.wait()
+    rows = set_aside(tmp_path / "output")
+    assert {"unsent"} == {row.outcome for row in rows}
+    assert {message(number) for number in range(20)} == {
+        one for row in rows for one in decode(row.line + b"\n")
+    }
+
+
+def test_an_answer_that_quotes_the_data_shows_no_token(
+    ses: InboxServer, start: Start, tmp_path: Path
+) -> None:
+    one = message(1)
+    words = f'cannot render {{"secret": "{one.secret}"}} for "john doe"@example.com'
+    ses.inbox.faults.add(Fault("error", code="MessageRejected", message=words))
+    sender = start()
+    sender.send([one])
+    assert 75 == sender.end()
+    (saved,) = (tmp_path / "output").glob("*.http")
+    (row,) = set_aside(tmp_path / "output")
+    for text in (sender.log(), saved.read_text(), row.reason):
+        assert one.secret not in text
+    assert "cannot render" in sender.log()
+    assert "john" not in sender.log()
+
+
+def test_a_fault_of_ours_is_noticed_while_nothing_is_read(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in aws(ses.url).items():
+        monkeypatch.setenv(name, value)
+
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("mailroom.transports.ses.request", broken)
+    chosen = settings(tmp_path)
+    reader, writer = os.pipe()
+    os.write(writer, encode([message(1)]))
+    with pytest.raises(KeyError, match="a bug"):
+        asyncio.run(Pipe(chosen, Input(reader), open_transport(chosen)).run(asyncio.Event()))
+    os.close(reader)
+    os.close(writer)
+    assert 1 == len(set_aside(tmp_path))
+
+
+def test_an_interrupt_after_a_signal_ends_it_at_once(ses: InboxServer, start: Start, tmp_path: Path) -> None:
+    ses.inbox.account.paused = True
+    sender = start(SHUTDOWN_TIMEOUT=60_000)
+    sender.send(mixed(3))
+    sender.wait_for_log("sender.paused")
+    sender.process.send_signal(signal.SIGINT)
+    sender.wait_for_log("sender.stopping")
+    started = time.monotonic()
+    sender.process.send_signal(signal.SIGINT)
+    assert 130 == sender.wait()
+    assert 20 > time.monotonic() - started
+    assert 3 == len(set_aside(tmp_path / "output"))
+
+
+def test_debug_into_a_full_disk_ends_with_a_remedy(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mailroom", "sender"],
+            input=encode([message(1)]),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(tmp_path, DEBUG="true"),
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert 69 == done.returncode
+    assert b"Error: standard output takes nothing more: [Errno 28] No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_call_that_hangs_does_not_hold_up_the_end(ses: InboxServer, start: Start, tmp_path: Path) -> None:
     ses.inbox.faults.add(Fault("hang", accept=True))
     sender = start(SHUTDOWN_TIMEOUT=300, SEND_TIMEOUT=60_000)
@@ -566,7 +654,7 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     db: Db, ses: InboxServer, collect: Callable[..., Collector], start: Start, tmp_path: Path, level: str
 ) -> None:
     """A server that quotes what it was sent, as SES does when it doubts a signature."""
-    words = f"The signature for {AWS_KEY_ID} with {AWS_SECRET} and {AWS_TOKEN} is wrong"
+    words = f"{'x' * 240} The signature for {AWS_KEY_ID} with {AWS_SECRET} and {AWS_TOKEN} is wrong"
     ses.inbox.faults.add(Fault("error", calls=2, code="SignatureDoesNotMatch", message=words))
     ses.inbox.faults.add(Fault("http", calls=1, http_status=500, body=words))
     ses.inbox.faults.add(Fault("garbage", calls=1, body=words))
@@ -584,7 +672,7 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     for path in [*tmp_path.rglob("*")]:
         if path.is_file():
             content = path.read_text(errors="replace")
-            for secret in (AWS_KEY_ID, AWS_SECRET, AWS_TOKEN, KEY, "hunter2"):
+            for secret in (AWS_KEY_ID[:8], AWS_SECRET[:12], AWS_TOKEN[:12], KEY, "hunter2"):
                 assert secret not in content, path
             if path.name != "rejected.csv":
                 for secret in [*tokens, "@example.com"]:
@@ -619,10 +707,10 @@ def test_what_is_set_aside_is_on_the_disk_before_the_next_read(
     os.close(writer)
     assert asyncio.run(Pipe(chosen, lines, open_transport(chosen)).run(asyncio.Event())) is False
     os.close(reader)
-    assert 3 == events.count("fsync")
     assert 3 == len(set_aside(tmp_path))
-    # A line is taken when the one before it is settled: so a read follows each fsync.
-    assert "read read fsync read fsync read fsync read" == " ".join(events)
+    # A line is taken when the one before it is settled: so a read follows each fsync. The first one
+    # has the folder's with it, which keeps the file's name.
+    assert "read read fsync fsync read fsync read fsync read" == " ".join(events)
 
 
 def test_a_signal_at_the_start_is_heard_while_ses_hangs(start: Start) -> None:

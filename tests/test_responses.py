@@ -80,3 +80,13 @@ def test_a_folder_that_takes_nothing_costs_the_file_and_no_more(
     keeper.save("activation", 500, {}, b"")
     keeper.save("activation", 500, {}, b"")
     assert ["responses.not_saved"] == [record.getMessage() for record in caplog.records]
+
+
+def test_a_huge_answer_is_cut_and_says_so(tmp_path: Path) -> None:
+    body = b"y" * (1024 * 1024 - 10) + b"s3cr3t-that-straddles-the-cut" + b"z" * 5_000_000
+    Responses(tmp_path, "ses").save("activation", 500, {}, body, ["s3cr3t-that-straddles-the-cut"])
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    assert len(content) < 1_100_000
+    assert content.endswith(f"[cut here: the body had {len(body)} bytes]\n".encode())
+    assert b"s3cr3t" not in content

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from mailroom import gate, sender
 from mailroom.inbox import Fault, Inbox, InboxServer
 from mailroom.outcomes import Result, Scope
 from mailroom.sender import Verdict
+from mailroom.transports import open_transport
 from support.messages import message, mixed
 from support.senders import aws, send, settings, with_templates
 
@@ -125,7 +130,7 @@ def test_a_recipient_that_fails_again_and_again_is_rejected(ses: InboxServer, tm
     ses.inbox.faults.add(Fault("status", recipient=BAD, status="Failed", message="for no stated reason"))
     sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=4), TEN)
     assert {"sent": 9, "rejected": 1} == sent.count()
-    assert "Failed: for no stated reason" == sent.reasons[TEN[7]]
+    assert "given up at try 4; the last answer: Failed: for no stated reason" == sent.reasons[TEN[7]]
     assert [10, 1, 1, 1] == [call.recipients for call in ses.inbox.calls]
 
 
@@ -238,7 +243,7 @@ def test_an_error_of_the_future_is_tried_and_then_set_aside_for_whom_it_holds(
     ses.inbox.faults.add(Fault("error", recipient=BAD, code="SomethingNew", message="who knows"))
     sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=2), TEN)
     assert {"sent": 9, "rejected": 1} == sent.count()
-    assert "SomethingNew: who knows" == sent.reasons[TEN[7]]
+    assert sent.reasons[TEN[7]].endswith("the last answer: SomethingNew: who knows (HTTP status 400)")
 
 
 def test_a_server_that_is_away_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,8 +277,7 @@ def test_missing_credentials_pause(ses: InboxServer, tmp_path: Path, monkeypatch
     assert "NoCredentialsError" in sent.reasons[TEN[0]]
 
 
-def test_a_thousand_that_retry_leave_room_for_others(ses: InboxServer, tmp_path: Path) -> None:
-    """A few recipients that fail for long hold up nobody."""
+def test_a_few_recipients_that_retry_for_long_hold_up_nobody(ses: InboxServer, tmp_path: Path) -> None:
     for number in range(5):
         ses.inbox.faults.add(
             Fault("status", recipient=f"person{number}@example.com", status="TransientFailure")
@@ -316,6 +320,162 @@ def test_two_thousand_arrive_while_the_server_throttles_fails_and_hangs(
     assert sent.unknown_answers == counts.unanswered > 0
     lost = sum(call.accepted for call in ses.inbox.calls if call.verdict in {"hang", "cut"})
     assert lost == counts.duplicates > 0  # whose answer was lost, and nobody else
+
+
+def test_what_expired_at_a_closed_gate_is_not_sent_when_it_opens(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "BACK_OFF_S", dict.fromkeys(gate.BACK_OFF_S, (2.0, 2.0)))
+    ses.inbox.faults.add(Fault("error", calls=4, code="AccountSendingPausedException"))
+    sent = send(settings(tmp_path, SEND_RATE=10_000, RETRY_FOR=500), [message(n) for n in range(200)])
+    assert {"expired": 200} == sent.count()
+    assert 0 == ses.inbox.counts.accepted
+
+
+def test_expiry_does_not_wait_for_a_turn_at_the_gate(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "BACK_OFF_S", dict.fromkeys(gate.BACK_OFF_S, (60.0, 60.0)))
+    ses.inbox.faults.add(Fault("error", code="AccountSendingPausedException"))
+    started = time.monotonic()
+    sent = send(settings(tmp_path, SEND_RATE=10_000, RETRY_FOR=500), [message(n) for n in range(200)])
+    assert {"expired": 200} == sent.count()
+    assert 20 > time.monotonic() - started
+
+
+def test_a_chunk_that_is_too_large_for_the_server_becomes_smaller(ses: InboxServer, tmp_path: Path) -> None:
+    ses.inbox.limits.rate = 14.0
+    sent = send(settings(tmp_path, SEND_RATE=100), [message(number) for number in range(50)])
+    assert {"sent": 50} == sent.count()
+    assert once_each(ses, range(50))
+
+
+def test_a_recipient_that_makes_the_server_fail_costs_the_others_nothing(
+    ses: InboxServer, tmp_path: Path
+) -> None:
+    ses.inbox.faults.add(Fault("http", recipient=BAD, http_status=500, body="oops"))
+    fifty = [message(number) for number in range(50)]
+    sent = send(settings(tmp_path, SEND_RATE=10_000), fifty)
+    assert {"sent": 49, "unknown": 1} == sent.count()
+    assert Verdict.UNKNOWN is sent.verdicts[fifty[7]]
+    assert once_each(ses, [number for number in range(50) if number != 7])
+
+
+def test_answers_that_are_lost_again_and_again_do_not_flood_anybody(ses: InboxServer, tmp_path: Path) -> None:
+    ses.inbox.faults.add(Fault("cut", accept=True))
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=4), [message(1)])
+    assert {"unknown": 1} == sent.count()
+    assert "it may have been accepted" in sent.reasons[message(1)]
+    assert {"person1@example.com": 4} == ses.inbox.counts.by_recipient
+
+
+def test_what_may_have_been_accepted_is_never_called_unsent_or_expired(
+    ses: InboxServer, tmp_path: Path
+) -> None:
+    ses.inbox.faults.add(Fault("cut", calls=1, accept=True))
+    ses.inbox.faults.add(Fault("error", code="AccountSendingPausedException"))
+    expired = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=400), [message(1)])
+    assert {"unknown": 1} == expired.count()
+    ses.inbox.faults.clear()
+    ses.inbox.faults.add(Fault("cut", calls=1, accept=True))
+    ses.inbox.faults.add(Fault("error", code="AccountSendingPausedException"))
+    stopped = send(settings(tmp_path, SEND_RATE=1000), [message(2)], timeout_s=1)
+    assert {"unknown": 1} == stopped.count()
+
+
+class Drip(socketserver.BaseRequestHandler):
+    """Each read gets a byte in time, and the whole never comes."""
+
+    ended = threading.Event()
+
+    def handle(self) -> None:
+        self.request.recv(65536)
+        with suppress(OSError):
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n<")
+            while not self.ended.wait(0.05):
+                self.request.sendall(b" ")
+
+
+def test_an_answer_that_drips_is_lost_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        for name, value in aws(f"http://127.0.0.1:{server.server_address[1]}").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("mailroom.transports.ses.SesTransport._check_template", lambda *_: None)
+        chosen = settings(tmp_path, SEND_RATE=1000, SEND_TIMEOUT=200, CONNECT_TIMEOUT=200, RETRY_LIMIT=1)
+        sent = send(chosen, [message(1)], timeout_s=30)
+        Drip.ended.set()
+        server.shutdown()
+    assert {"unknown": 1} == sent.count()
+    assert "no whole answer within 1 s" in sent.reasons[message(1)]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 407])
+def test_a_proxy_that_lets_nobody_through_is_no_recipients_fault(
+    ses: InboxServer, tmp_path: Path, status: int
+) -> None:
+    body = "<html><body>Blocked by policy</body></html>"
+    ses.inbox.faults.add(Fault("http", calls=12, http_status=status, body=body))
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=1), TEN)
+    assert {"sent": 10} == sent.count()
+    assert once_each(ses, range(10))
+
+
+def test_the_daily_quota_is_a_pause_and_no_throttle(
+    ses: InboxServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ses.inbox.faults.add(Fault("error", calls=3, code="Throttling", message="Daily message quota exceeded."))
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN)
+    assert {"sent": 10} == sent.count()
+    assert [logging.ERROR] == [record.levelno for record in caplog.records if "paused" in record.getMessage()]
+
+
+def test_a_template_that_comes_later_is_checked_too(ses: InboxServer, tmp_path: Path) -> None:
+    del ses.inbox.account.templates["activationv1"]
+
+    def make_it_wrong_and_then_right() -> None:
+        ses.wait_for(lambda inbox: inbox.counts.calls >= 2)
+        ses.inbox.account.put_template("activationv1", ("{{name}}", "{{secret}}", "{{secret}}"), new=True)
+        time.sleep(1)  # in which nothing may be dropped
+        ses.inbox.account.put_template("activationv1", ("Hello", "{{secret}}", "{{secret}}"), new=False)
+
+    thread = threading.Thread(target=make_it_wrong_and_then_right)
+    thread.start()
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN)
+    thread.join()
+    assert ({"sent": 10}, 0) == (sent.count(), ses.inbox.counts.dropped)
+
+
+@pytest.mark.parametrize("rate", ["abc", "inf", "nan", "1e-9", "-1", "0"])
+def test_a_quota_that_is_none_is_not_believed(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: str
+) -> None:
+    transport = open_transport(settings(tmp_path))
+    answer = {"MaxSendRate": rate}
+    monkeypatch.setattr(transport._client, "get_send_quota", lambda: answer)  # type: ignore[attr-defined]
+    assert transport.quota() is None
+
+
+def test_credentials_that_cannot_be_had_any_more_pause(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that gives credentials once, for a short time, and then fails."""
+    script = tmp_path / "credentials"
+    expires = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    given = {"Version": 1, "AccessKeyId": "AKIA1", "SecretAccessKey": "s", "Expiration": expires}
+    script.write_text(
+        f"#!/bin/sh\nmkdir {tmp_path}/given 2>/dev/null || exit 1\necho '{json.dumps(given)}'\n"
+    )
+    script.chmod(0o755)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {script}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=1500), TEN)
+    assert {"expired": 10} == sent.count() or {"sent": 10} == sent.count()
+    assert (tmp_path / "given").exists()
 
 
 def test_a_fault_of_ours_ends_it_and_gives_everything_back(

@@ -186,7 +186,7 @@ def test_the_senders_defaults() -> None:
         settings.connect_timeout_ms,
         settings.send_timeout_ms,
     )
-    assert (5, 900_000, 10_000) == (
+    assert (10, 900_000, 10_000) == (
         settings.retry_limit,
         settings.retry_for_ms,
         settings.shutdown_timeout_ms,

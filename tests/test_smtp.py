@@ -285,7 +285,7 @@ def test_an_extension_that_only_one_address_needs_is_no_others_trouble(
         ("DATA", DROP, alike(TRANSIENT)),
         ("message", "452 4.3.1 disk full", alike(TRANSIENT, Scope.RECIPIENT)),
         ("message", "554 5.7.1 spam", alike(REJECTED, Scope.RECIPIENT)),
-        ("message", "454 Throttling failure: Daily message quota exceeded.", alike(THROTTLED)),
+        ("message", "454 Throttling failure: Daily message quota exceeded.", alike(PAUSED)),
         ("message", "421 closing", alike(TRANSIENT)),
         ("message", "gibberish", [(UNKNOWN, Scope.RECIPIENT), *alike(TRANSIENT)[1:]]),
         ("message", DROP, [(UNKNOWN, Scope.RECIPIENT), *alike(TRANSIENT)[1:]]),

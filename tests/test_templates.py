@@ -6,6 +6,7 @@ import contextlib
 import html
 import json
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -508,3 +509,12 @@ def test_init_writes_files_once(tmp_path: Path) -> None:
     assert 0 == done.exit_code
     assert sorted(str(path) for path in (tmp_path / "mine").iterdir()) == sorted(done.stdout.splitlines())
     assert isinstance(run("init", str(tmp_path / "mine")).exception, TemplateError)
+
+
+@pytest.mark.parametrize("unit", ["{{", "{{!", "{{!--", "<a ", "<!--", "{{{"])
+def test_a_template_that_is_made_to_be_slow_is_refused_at_once(unit: str) -> None:
+    hostile = unit * (200_000 // len(unit))
+    started = time.monotonic()
+    assert check(template(html=hostile))
+    assert check_fetched({"HtmlPart": hostile, "TextPart": "{{login}} {{secret}}"}, ACTIVATION).faults
+    assert 20 > time.monotonic() - started

@@ -191,6 +191,19 @@ def test_a_domain_is_written_as_dns_knows_it(rig: Rig) -> None:
     assert ["zoe@xn--fa-hia.example"] == rig.arrived()  # IDNA 2003 would make it fass.example
 
 
+@pytest.mark.parametrize(
+    "email",
+    ["a@x.example, b@y.example", "Zoe <me@evil.example>", "zoe@x.example>", "zoe@x example", "a b@x.example"],
+)
+def test_an_address_that_could_be_anothers_is_rejected_and_its_neighbours_are_not(
+    rig: Rig, email: str
+) -> None:
+    batch = [TEN[0], TEN[1]._replace(email=email), TEN[2]]
+    outcomes = rig.transport.send(batch)
+    assert [Result.SENT, Result.REJECTED, Result.SENT] == [outcome.result for outcome in outcomes]
+    assert sorted([TEN[0].email, TEN[2].email]) == sorted(rig.arrived())
+
+
 def test_outcomes_stand_in_the_order_of_their_messages(rig: Rig) -> None:
     able(rig.reject)(TEN[3])
     able(rig.delay)(TEN[6])
@@ -229,7 +242,7 @@ def test_a_provider_that_is_away_is_transient_and_no_exception(rig: Rig) -> None
     assert 10 == len(outcomes)
     assert no_secret_in(outcomes)
     assert rig.transport.quota() is None
-    rig.transport.check()
+    rig.transport.check()  # whoever does not answer now may answer later
 
 
 @pytest.mark.parametrize("transport", ["ses", "smtp"])

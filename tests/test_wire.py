@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,30 @@ def test_bytes_that_are_not_utf_8_name_the_byte() -> None:
 def test_a_message_shows_no_secret() -> None:
     shown = repr([message("peter")])
     assert not [part for part in (TOKEN, "12345", "peter", "example.com") if part in shown]
+
+
+def test_a_line_of_quotes_or_commas_is_refused_in_little_memory() -> None:
+    """In a process of its own, whose memory is limited."""
+    script = """
+import resource
+from mailroom.errors import WireError
+from mailroom.wire import decode
+resource.setrlimit(resource.RLIMIT_AS, (900 * 2**20, 900 * 2**20))
+for line in (b'"' + b'""' * 2**23 + b"\\n", b"," * 2**24 + b"\\n", b'"' + b"x" * 2**24 + b"\\n"):
+    try:
+        decode(line)
+    except WireError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert 3 == len(done.stdout.splitlines())
+
+
+def test_a_batch_has_a_limit() -> None:
+    good = Message("activation", "a@b.example", "a", "A" * 86, "12345")
+    assert [good] * 10_000 == decode(encode([good] * 10_000))
+    with pytest.raises(WireError, match="at most 10000"):
+        encode([good] * 10_001)
+    with pytest.raises(WireError, match="more than 10000"):
+        decode(encode([good] * 10_000)[:-1] + b"," + encode([good]))

@@ -48,6 +48,7 @@ class Delivery:
         tokens: their tokens.
         refused: the tokens that no line can hold.
         lines: for each line written, where it ends in the output and how many tokens that makes.
+        is_settling: whether PostgreSQL was asked to settle it.
     """
 
     lease: Lease
@@ -55,6 +56,7 @@ class Delivery:
     tokens: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     lines: list[tuple[int, int]] = field(default_factory=list)
+    is_settling: bool = False
 
     def written(self) -> int:
         """How many of the tokens were written."""
@@ -183,7 +185,8 @@ class Collector:
         """Settle what of a lease was read, and what no line can hold."""
         lease = delivery.lease
         done = delivery.tokens[: delivery.read(self._output.read)] + delivery.refused
-        await self._queue.settle(lease, None if len(done) == len(lease.claimed) else done)
+        again, delivery.is_settling = delivery.is_settling, True
+        await self._queue.settle(lease, None if len(done) == len(lease.claimed) else done, again=again)
 
     def _sign(self, lease: Lease) -> Delivery:
         delivery = Delivery(lease)

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from mailroom.logs import EventLogger, without_addresses
@@ -24,7 +24,7 @@ MOMENT_S: Final = 1.0
 BACK_OFF_S: Final = {
     Result.THROTTLED: (0.2, 15.0),
     Result.TRANSIENT: (0.2, 15.0),
-    Result.UNKNOWN: (0.5, 15.0),
+    Result.UNKNOWN: (0.5, 60.0),
     Result.PAUSED: (2.0, 30.0),
 }
 
@@ -37,6 +37,7 @@ class Gate:
     def __init__(self, name: str) -> None:
         self._name = name
         self._turn = asyncio.Lock()
+        self._opened = asyncio.Event()
         self._failures = 0
         self._closed_at = self._try_at = 0.0
         self._told_at = float("-inf")
@@ -52,8 +53,10 @@ class Gate:
         """Wait for leave to make one call; True for the one that tries a closed gate."""
         if not self.is_open:
             async with self._turn:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, self._try_at - time.monotonic())):
+                        await self._opened.wait()
                 if not self.is_open:
-                    await asyncio.sleep(max(0.0, self._try_at - time.monotonic()))
                     yield True
                     return
         yield False
@@ -63,9 +66,10 @@ class Gate:
         now = time.monotonic()
         if self.is_open:
             self._closed_at, self._told = now, False
+            self._opened.clear()
         elif now < self._try_at:
             return  # a call that was under way already when the gate closed
-        first_s, longest_s = BACK_OFF_S[outcome.result]
+        first_s, longest_s = BACK_OFF_S.get(outcome.result, BACK_OFF_S[Result.TRANSIENT])
         ceiling = min(longest_s, first_s * 2 ** min(self._failures, 10))
         self._try_at = now + random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
         self._failures += 1
@@ -79,6 +83,7 @@ class Gate:
             after_s = time.monotonic() - self._closed_at
             log.info("resumed", gate=self._name, after=f"{after_s:.1f}s", tries=self._failures)
         self._failures = 0
+        self._opened.set()
 
     def _tell(self, now: float, outcome: Outcome) -> None:
         lasted_s = now - self._closed_at
@@ -93,5 +98,6 @@ class Gate:
                 reason=without_addresses(f"{outcome.result.value}: {outcome.detail}"),
                 since=f"{lasted_s:.0f}s",
                 tries=self._failures,
+                **({"remedy": "mailroom doctor"} if outcome.result is Result.PAUSED else {}),
             )
             self._told, self._told_at = True, now

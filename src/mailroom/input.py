@@ -25,10 +25,12 @@ class Line(NamedTuple):
     Attributes:
         number: from 1.
         content: its bytes with the ``\n``; the end of the input or an endless line may cut it off.
+        is_rest: whether it is what follows of a line that was too long.
     """
 
     number: int
     content: bytes
+    is_rest: bool = False
 
 
 class Input:
@@ -44,6 +46,7 @@ class Input:
         self._searched = 0
         self._number = 0
         self._ended = False
+        self._is_cut = False
         self.reads_ahead = True
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
@@ -64,11 +67,7 @@ class Input:
             if not end and (self._ended or len(self._read) >= LONGEST_LINE):
                 end = len(self._read)
             if end:
-                content = bytes(self._read[:end])
-                del self._read[:end]
-                self._searched = 0
-                self._number += 1
-                return Line(self._number, content)
+                return self._taken(end)
             if self._ended:
                 return None
             if not self._poll.poll(0):
@@ -76,6 +75,21 @@ class Input:
             chunk = os.read(self._descriptor, CHUNK_BYTES if self.reads_ahead else 1)
             self._read += chunk
             self._ended = not chunk
+
+    def rest(self) -> list[Line]:
+        """What was read ahead and not given yet, the last of it perhaps cut off."""
+        lines = []
+        while self._read:
+            lines.append(self._taken(self._read.find(b"\n") + 1 or len(self._read)))
+        return lines
+
+    def _taken(self, end: int) -> Line:
+        content = bytes(self._read[:end])
+        del self._read[:end]
+        self._searched = 0
+        is_rest, self._is_cut = self._is_cut, not content.endswith(b"\n")
+        self._number += not is_rest
+        return Line(self._number, content, is_rest)
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()

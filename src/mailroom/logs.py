@@ -16,7 +16,7 @@ from typing import Final, TextIO
 
 FORMATS: Final = ("text", "json")
 
-_ADDRESS: Final = re.compile(r"[^\s@<>,;:\"'()]+@(?=[^\s@])")
+_ADDRESS: Final = re.compile(r"""(?:"[^"]*"|[^\s@<>,;:"'()]+)@(?=[^\s@])""")
 
 
 class EventLogger:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mailroom.errors import SetAsideError, WireError
 from mailroom.input import Input, Line
@@ -44,12 +44,8 @@ class Pipe:
         self._saved, self._not_saved = asyncio.Event(), asyncio.Event()
         self._saved.set()
         self._malformed = 0
+        self._has_set_aside = False
         self._full_disk = Outage(log, "not_set_aside", "still_not_set_aside", "set_aside_again")
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether a thread of ours would keep the process from ending."""
-        return self._sender.is_stuck
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Send until the input ends or ``stop`` is set; True if every mail went out.
@@ -69,20 +65,16 @@ class Pipe:
             if working.done():
                 await working
         finally:
-            tasks = (working, stopping, saving)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(working, stopping, saving)
             await self._sender.abandon()
-            if self._lines.begun:
-                self._refuse("the rest of the line did not come in time", self._lines.begun)
+            self._set_aside_unread()
             self._sum_up()
         if self._unsaved:
             raise SetAsideError(
                 f"{len(self._unsaved)} recipients and lines that were not mailed could not be set aside",
                 hint="the log says why; their tokens are lost, so let those users ask for a new one",
             )
-        return not self._malformed and not set(self._sender.verdicts) - {Verdict.SENT}
+        return not self._has_set_aside
 
     async def _work(self, stop: asyncio.Event) -> None:
         await self._sender.start()
@@ -93,28 +85,46 @@ class Pipe:
 
     async def _next_line(self, stop: asyncio.Event) -> Line | None:
         """The next line, when there is room for it; after the signal only what had begun to arrive."""
-        await _unless(stop, self._saved.wait())
-        await _unless(stop, self._sender.room())
-        line = await _unless(stop, self._lines.line())
-        if line is None and stop.is_set() and self._lines.begun:
-            self._lines.reads_ahead = False
-            line = await self._lines.line()
-        return line
+        failing = asyncio.create_task(self._sender.failed())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            line = None
+            await _first(self._saved.wait(), stopping, failing)
+            await _first(self._sender.room(), stopping, failing)
+            if not stop.is_set():
+                line = await _first(self._lines.line(), stopping, failing)
+            if line is None and stop.is_set() and self._lines.begun:
+                self._lines.reads_ahead = False
+                line = await _first(self._lines.line(), failing)
+            return line
+        finally:
+            await _end(failing, stopping)
 
     async def _take(self, line: Line) -> None:
-        try:
-            messages = decode(line.content)
-        except WireError as error:
-            fault = f"line {line.number}, {error}"
-        else:
+        if messages := self._decoded(line):
             await self._sender.submit(messages)
-            return
-        self._refuse(fault, line.content.removesuffix(b"\n"))
 
-    def _refuse(self, fault: str, content: bytes) -> None:
+    def _decoded(self, line: Line) -> list[Message]:
+        """A line's messages; none if it cannot be read, which is told, and the line set aside."""
+        fault = "the rest of a line that is too long"
+        if not line.is_rest:
+            try:
+                return decode(line.content)
+            except WireError as error:
+                fault = str(error)
+        fault = f"line {line.number}, {fault}"
         self._malformed += 1
         log.error("malformed", reason=fault)
-        self._set_aside([Row("malformed", fault, content)])
+        self._set_aside([Row("malformed", fault, line.content.removesuffix(b"\n"))])
+        return []
+
+    def _set_aside_unread(self) -> None:
+        """Set aside what was read ahead, and not taken in time."""
+        for line in self._lines.rest():
+            messages = self._decoded(line)
+            self._set_aside(
+                [Row.of(one, Verdict.UNSENT.value, "stopped before it was sent") for one in messages]
+            )
 
     def _report(self, verdicts: list[tuple[Message, Verdict, str]]) -> None:
         self._set_aside(
@@ -127,6 +137,7 @@ class Pipe:
 
     def _set_aside(self, rows: list[Row]) -> None:
         self._unsaved += rows
+        self._has_set_aside |= bool(rows)
         if self._unsaved:
             try:
                 self._rejected.add(self._unsaved)
@@ -154,17 +165,24 @@ class Pipe:
         log.info("finished", **counts, malformed=self._malformed)
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[object, object, Answer]) -> Answer | None:
-    """What the work gives back, or None when ``stop`` was set before that: then it is not begun."""
-    if stop.is_set():
-        work.close()
-        return None
+async def _first(work: Coroutine[object, object, Answer], *others: asyncio.Task[Any]) -> Answer | None:
+    """What the work gives back, or None when one of the others ended before that.
+
+    Raises:
+        Exception: what that one raised.
+    """
     working: asyncio.Task[Answer] = asyncio.create_task(work)
-    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            if other.done():
+                other.result()
         return await working if working.done() else None
     finally:
-        working.cancel()
-        stopping.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
+        await _end(working)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

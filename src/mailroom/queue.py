@@ -176,14 +176,15 @@ class Queue:
         self._held |= {lease.id: lease for lease in leases}
         return leases
 
-    async def settle(self, lease: Lease, tokens: Sequence[int] | None = None) -> bool:
+    async def settle(self, lease: Lease, tokens: Sequence[int] | None = None, *, again: bool = False) -> bool:
         """End a lease, or only these tokens of it, and hold it no longer.
 
-        The rest of it is due when its time is over. False when it was not ours any more.
+        The rest of it is due when its time is over. False when it was not ours any more, which is
+        told, unless it was asked ``again``: then the first time may have settled it.
         """
         rows = await self._ask(SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)])
         settled: bool = rows[0][0]
-        if self._let_go(lease) and not settled:
+        if self._let_go(lease) and not (settled or again):
             log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
         return settled
 

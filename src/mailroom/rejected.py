@@ -10,9 +10,13 @@ be moved away at any time, to be replayed or deleted; the next row begins a new 
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import io
 import os
+import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -54,7 +58,8 @@ class Rejected:
         self.path = folder / FILE_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            os.close(self._open())
+            with self._opened():
+                pass
         except OSError as error:
             raise self._error(error) from error
 
@@ -68,13 +73,14 @@ class Rejected:
         text = io.StringIO(newline="")
         writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
         for outcome, reason, line in rows:
-            writer.writerow([now, outcome, reason, line.decode(errors="surrogateescape")])
+            writer.writerow([now, outcome, " ".join(reason.split()), line.decode(errors="surrogateescape")])
         try:
-            descriptor = self._open()
-            try:
+            with self._opened() as descriptor:
                 size = os.fstat(descriptor).st_size
-                header = ",".join(HEADER) + "\n" if not size else ""
-                rest = memoryview((header + text.getvalue()).encode(errors="surrogateescape"))
+                begun = "" if size else ",".join(HEADER) + "\n"
+                if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                    begun = "\n"  # a row was torn by the end of the machine: let it cost no other
+                rest = memoryview((begun + text.getvalue()).encode(errors="surrogateescape"))
                 try:
                     while rest:
                         rest = rest[os.write(descriptor, rest) :]
@@ -82,13 +88,32 @@ class Rejected:
                 except OSError:
                     os.ftruncate(descriptor, size)
                     raise
-            finally:
-                os.close(descriptor)
+            if not size:
+                self._keep_name()
         except OSError as error:
             raise self._error(error) from error
 
-    def _open(self) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The file, for its owner's eyes, and for nobody else to write meanwhile."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self.path, flags, 0o600)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            os.fchmod(descriptor, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _keep_name(self) -> None:
+        """Let the file's name be on the disk too."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _error(self, error: OSError) -> SetAsideError:
         return SetAsideError(
@@ -109,23 +134,22 @@ def read(path: Path) -> Iterator[tuple[int, Row, list[Message] | WireError]]:
         content = path.read_bytes().decode(errors="surrogateescape")
     except OSError as error:
         raise ReplayError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    lines = content.split("\n")
     csv.field_size_limit(max(len(content), csv.field_size_limit()))
-    rows = csv.reader(io.StringIO(content, newline=""))
-    try:
-        if content and tuple(next(rows)) != HEADER:
-            raise ReplayError(
-                f"{str(path)!r} has not the header {','.join(HEADER)}",
-                hint=f"give it a {FILE_NAME} that `mailroom sender` wrote",
-            )
-        for number, fields in enumerate(rows, start=1):
-            if len(fields) != len(HEADER):
-                fault = WireError(f"{len(fields)} fields, not {len(HEADER)}")
-                yield number, Row("malformed", "", b""), fault
-                continue
-            row = Row(fields[1], fields[2], fields[3].encode(errors="surrogateescape"))
-            try:
-                yield number, row, decode(row.line + b"\n")
-            except WireError as fault:
-                yield number, row, fault
-    except csv.Error as error:
-        raise ReplayError(f"{str(path)!r} is no CSV: {error}") from error
+    if content and lines[0] != ",".join(HEADER):
+        raise ReplayError(
+            f"{str(path)!r} has not the header {','.join(HEADER)}",
+            hint=f"give it a {FILE_NAME} that `mailroom sender` wrote",
+        )
+    # No row holds a line break, so that one that is torn is one line.
+    for number, line in enumerate(filter(None, lines[1:]), start=1):
+        try:
+            ((_, outcome, reason, sent),) = csv.reader([line], strict=True)
+        except (ValueError, csv.Error):
+            yield number, Row("malformed", "", b""), WireError("it is no row of this file's")
+            continue
+        row = Row(outcome, reason, sent.encode(errors="surrogateescape"))
+        try:
+            yield number, row, decode(row.line + b"\n")
+        except WireError as fault:
+            yield number, row, fault

@@ -1,8 +1,8 @@
-"""A provider's answers that tell of trouble, kept whole as files for whoever looks for the cause.
+"""A provider's answers that tell of trouble, kept as files for whoever looks for the cause.
 
-``ses_<UTC time>_<action>.http`` holds the status line, the headers and the body as they came. A
-bounded number of files and bytes is kept; beyond it the oldest go, and the log says so. A disk that
-takes no more costs the file and not the mail.
+``ses_<UTC time>_<action>.http`` holds the status line, the headers and the body as they came; a body
+of more than 1 MiB is cut, and says so. A bounded number of files and bytes is kept; beyond it the
+oldest go, and the log says so. A disk that takes no more costs the file and not the mail.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mailroom.outage import Outage
 
 MOST_FILES: Final = 1000
 MOST_BYTES: Final = 64 * 1024 * 1024
+MOST_BODY_BYTES: Final = 1024 * 1024
 REDACTED: Final = "[redacted]"
 
 log = EventLogger("responses")
@@ -58,7 +59,12 @@ class Responses:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         head = "\r\n".join([*lines, "", ""])
         # Latin-1 stands for bytes one to one.
-        content = redacted(head.encode(errors="replace").decode("latin-1") + body.decode("latin-1"), secrets)
+        text = head.encode(errors="replace").decode("latin-1") + body[: 2 * MOST_BODY_BYTES].decode("latin-1")
+        content = redacted(text, secrets)
+        if len(body) > MOST_BODY_BYTES:
+            content = (
+                f"{content[: len(head) + MOST_BODY_BYTES]}\n[cut here: the body had {len(body)} bytes]\n"
+            )
         time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,10 @@ Messages are grouped by action, cut to what a call takes and to what the rate al
 given to the transport in a few threads. What comes back decides:
 
 - sent or rejected: final, and reported;
-- a call that was refused for somebody in it: cut in halves, until it is known for whom;
 - transient, throttled, lost answer: tried again, after a back-off with jitter, until the mail is of
   no use any more; a failure without a stated reason only a few times;
-- trouble that everybody would have (throttled, paused, away): a gate closes, and ``room`` waits
-  until it is open again, so that whoever reads stops reading.
+- trouble that everybody would have (throttled, paused, away): nothing more is begun, and ``room``
+  waits until it is over, so that whoever reads stops reading.
 
 Promises: every message that was submitted is reported once with its verdict; ``abandon`` does so for
 those still in hand. Does not promise that a mail goes out once: an answer that was lost is counted
@@ -22,37 +21,30 @@ import enum
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from mailroom.actions import ACTIONS
-from mailroom.gate import Gate
-from mailroom.logs import EventLogger, without_addresses
-from mailroom.outcomes import Outcome, Result, Scope
-from mailroom.rate import Bucket
+from mailroom.calls import Calls
+from mailroom.logs import EventLogger
+from mailroom.outcomes import Outcome, Result
 from mailroom.sender_settings import SenderSettings
 from mailroom.transports import Transport
 from mailroom.wire import Message
 
 # So many recipients may be in hand, most of them waiting for a retry, before no more are taken.
 MOST_IN_HAND: Final = 1000
-# What SES allows an account that has just left the sandbox.
-DEFAULT_RATE: Final = 14.0
-QUOTA_INTERVAL_S: Final = 300.0
+# And so many while one action's mails cannot go out, since these would be most of them.
+MOST_WHILE_GATED: Final = 100
 # Before a recipient is tried again: at first, at last.
 BACK_OFF_S: Final = (0.5, 60.0)
-
-Answer = TypeVar("Answer")
 
 log = EventLogger("sender")
 
 
 class Verdict(enum.Enum):
-    """What finally became of a recipient; UNSENT and UNKNOWN were in hand when the time was over."""
+    """What finally became of a recipient; UNKNOWN may have been sent to, UNSENT was not tried in time."""
 
     SENT = "sent"
     REJECTED = "rejected"
@@ -67,16 +59,16 @@ class Recipient:
 
     Attributes:
         useful_until: of ``time.monotonic``; after that it is given up.
-        failures: how often it failed without a stated reason.
-        in_call: whether a call for it is under way.
+        failures: how often it failed without a stated reason, or its answer was lost.
         last: the last outcome.
+        lost: the last one whose answer was lost, so that the mail may have been accepted.
     """
 
     message: Message
     useful_until: float
     failures: int = 0
-    in_call: bool = False
     last: Outcome | None = None
+    lost: Outcome | None = None
 
 
 Report = Callable[[list[tuple[Message, Verdict, str]]], None]
@@ -93,35 +85,27 @@ class Sender:
 
     Attributes:
         verdicts: how many recipients there were of each.
-        answers: how many answers of each class recipients got, retries included.
     """
 
     def __init__(self, transport: Transport, settings: SenderSettings, report: Report) -> None:
-        self._transport = transport
         self._report = report
         self._concurrency = settings.send_concurrency
         self._retry_limit = settings.retry_limit
         self._useful_s = settings.retry_for_ms / 1000
-        self._asks_quota = settings.send_rate is None
-        self._bucket = Bucket(settings.send_rate or DEFAULT_RATE)
-        self._gate = Gate("account")
-        self._action_gates = {action.name: Gate(action.name) for action in ACTIONS}
-        self._slots = asyncio.Semaphore(self._concurrency)
-        self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="transport")
+        self._changed = asyncio.Event()
+        self._calls = Calls(transport, settings, self._changed)
         self._submitted: list[Recipient] = []  # and not begun yet
         self._in_hand: set[Recipient] = set()
-        self._busy = 0  # tasks that are neither at a closed gate nor backing off
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._backing_off = 0
+        self._background: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
-        self._changed = asyncio.Event()
-        self._in_threads: set[Future[Any]] = set()
         self.verdicts: Counter[Verdict] = Counter()
-        self.answers: Counter[Result] = Counter()
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether a thread waits for an answer, which after ``abandon`` nobody wants any more."""
-        return any(not future.done() for future in self._in_threads)
+    def answers(self) -> Counter[Result]:
+        """How many answers of each class recipients got, retries included."""
+        return self._calls.answers
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.
@@ -129,11 +113,8 @@ class Sender:
         Raises:
             MailroomError: mails would be dropped for the way the transport is set up.
         """
-        await self._in_thread(self._transport.check)
-        if self._asks_quota:
-            await self._ask_quota()
-            self._run(self._keep_asking())
-        log.info("started", transport=self._transport.name, rate=f"{self._bucket.rate:g}/s")
+        await self._calls.start()
+        self._background = self._run(self._calls.keep_asking())
 
     async def room(self) -> None:
         """Wait until more may be submitted.
@@ -143,9 +124,10 @@ class Sender:
         """
         await self._until(
             lambda: (
-                (self._gate.is_open or not self._in_hand)
-                and self._busy < self._concurrency
-                and len(self._in_hand) < MOST_IN_HAND
+                # Somebody has to look whether the trouble is over.
+                (self._calls.is_open or not self._in_hand)
+                and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
+                and len(self._in_hand) < (MOST_IN_HAND if self._calls.is_clear else MOST_WHILE_GATED)
             )
         )
 
@@ -162,9 +144,17 @@ class Sender:
             rest = list(group)
             while rest:
                 await self.room()
-                size = min(self._transport.recipients_per_call, self._bucket.burst)
+                size = self._calls.largest
                 self._begin(rest[:size])
                 del rest[:size]
+
+    async def failed(self) -> None:
+        """Wait until a fault of ours ends the sending, and raise it.
+
+        Raises:
+            Exception: that one.
+        """
+        await self._until(lambda: False)
 
     async def drain(self) -> None:
         """Wait until nothing is in hand.
@@ -176,22 +166,20 @@ class Sender:
 
     async def abandon(self) -> None:
         """Stop at once, and report what is in hand as unsent, or unknown where a call is under way."""
-        for task in self._tasks:
+        tasks = [*self._deliveries, *([self._background] if self._background else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        left = [*self._in_hand, *self._submitted]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._calls.close()
         self._finish(
             [
-                (recipient, Verdict.UNKNOWN, "stopped before it was answered; it may have been accepted")
-                if recipient.in_call
-                else (recipient, Verdict.UNSENT, f"stopped before it was sent{_why(recipient)}")
-                for recipient in left
+                (one, Verdict.UNKNOWN, "stopped before it was answered; it may have been accepted")
+                if self._calls.is_under_way(one.message)
+                else _given_up(one, Verdict.UNSENT, "stopped before it was sent")
+                for one in [*self._in_hand, *self._submitted]
             ]
         )
         self._submitted.clear()
-        if not self.is_stuck:
-            self._transport.close()
 
     def _begin(self, recipients: list[Recipient]) -> None:
         del self._submitted[: len(recipients)]
@@ -199,84 +187,43 @@ class Sender:
         self._start(recipients)
 
     def _start(self, recipients: list[Recipient]) -> None:
-        self._busy += 1
         task = self._run(self._deliver(recipients))
-        task.add_done_callback(self._started_ended)
-
-    def _started_ended(self, _: asyncio.Task[None]) -> None:
-        self._busy -= 1
-        self._changed.set()
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
 
     async def _deliver(self, recipients: list[Recipient]) -> None:
         """Try until there is a verdict on each of them."""
-        tries = 0
+        tries = lost = 0
         while recipients := self._drop_expired(recipients):
-            outcomes = await self._call(recipients)
-            gated = self._learn(recipients[0].message.action, outcomes)
-            if len(recipients) > 1 and outcomes[0].scope is Scope.CALL:
-                half = len(recipients) // 2
-                self._start(recipients[half:])
-                recipients = recipients[:half]
+            # The rate may have gone down; and what is lost as a whole may be one recipient's fault.
+            size = min(self._calls.largest, len(recipients) // 2 or 1 if lost > 1 else len(recipients))
+            for first in range(size, len(recipients), size):
+                self._start(recipients[first : first + size])
+            recipients = recipients[:size]
+            useful_until = min(recipient.useful_until for recipient in recipients)
+            attempt = await self._calls.attempt([one.message for one in recipients], useful_until)
+            if attempt is None:
                 continue
-            recipients = self._judge(recipients, outcomes)
-            if recipients and not gated:
-                with self._aside():
-                    await asyncio.sleep(_back_off_s(tries))
+            lost = lost + 1 if all(one.result is Result.UNKNOWN for one in attempt.outcomes) else 0
+            recipients = self._judge(recipients, attempt.outcomes)
+            if recipients and not attempt.gated:
+                await self._back_off(tries)
                 tries += 1
-
-    async def _call(self, recipients: list[Recipient]) -> list[Outcome]:
-        """One call, when the gates, the rate and the threads allow it."""
-        gates = (self._gate, self._action_gates[recipients[0].message.action])
-        while True:
-            async with AsyncExitStack() as stack:
-                leave = [await self._turn(gate, stack) for gate in gates]
-                await stack.enter_async_context(self._slots)
-                if not all(tries or gate.is_open for tries, gate in zip(leave, gates, strict=True)):
-                    continue
-                await self._bucket.take(len(recipients))
-                started = time.monotonic()
-                for recipient in recipients:
-                    recipient.in_call = True
-                messages = [recipient.message for recipient in recipients]
-                outcomes: list[Outcome] = await self._in_thread(self._transport.send, messages)
-                for recipient, outcome in zip(recipients, outcomes, strict=True):
-                    recipient.in_call, recipient.last = False, outcome
-                self._tell(messages[0].action, outcomes, time.monotonic() - started)
-                return outcomes
-
-    async def _turn(self, gate: Gate, stack: AsyncExitStack) -> bool:
-        if gate.is_open:
-            return await stack.enter_async_context(gate.turn())
-        with self._aside():
-            return await stack.enter_async_context(gate.turn())
-
-    def _learn(self, action: str, outcomes: Sequence[Outcome]) -> bool:
-        """Slow down, and open or close gates, by what a call's answer says; True if one closed."""
-        if any(outcome.result is Result.THROTTLED for outcome in outcomes):
-            self._bucket.slow()
-        everybodys = [o for o in outcomes if o.scope in {Scope.ACTION, Scope.ACCOUNT}]
-        some_sent = any(outcome.result is Result.SENT for outcome in outcomes)
-        closes = bool(everybodys) and not some_sent
-        if not closes or everybodys[0].scope is Scope.ACTION:
-            self._gate.succeeded()
-        if not closes:
-            self._action_gates[action].succeeded()
-        elif everybodys[0].scope is Scope.ACTION:
-            self._action_gates[action].close(everybodys[0])
-        else:
-            self._gate.close(everybodys[0])
-        self._changed.set()
-        return closes
 
     def _judge(self, recipients: list[Recipient], outcomes: list[Outcome]) -> list[Recipient]:
         """Report those whose outcome is final, and give back the others."""
         final, again = [], []
         for recipient, outcome in zip(recipients, outcomes, strict=True):
-            recipient.failures += outcome.result is Result.FAILED
+            recipient.last = outcome
+            if outcome.result is Result.UNKNOWN:
+                recipient.lost = outcome
+            recipient.failures += outcome.result in {Result.FAILED, Result.UNKNOWN}
             if outcome.result is Result.SENT:
                 final.append((recipient, Verdict.SENT, ""))
-            elif outcome.result is Result.REJECTED or recipient.failures >= self._retry_limit:
+            elif outcome.result is Result.REJECTED:
                 final.append((recipient, Verdict.REJECTED, outcome.detail))
+            elif recipient.failures >= self._retry_limit:
+                final.append(_given_up(recipient, Verdict.REJECTED, f"given up at try {recipient.failures}"))
             else:
                 again.append(recipient)
         self._finish(final)
@@ -288,51 +235,25 @@ class Sender:
         if expired:
             log.warning("expired", count=len(expired), action=expired[0].message.action)
             after = f"not sent within {self._useful_s:g} s"
-            self._finish([(one, Verdict.EXPIRED, after + _why(one)) for one in expired])
+            self._finish([_given_up(one, Verdict.EXPIRED, after) for one in expired])
         return [recipient for recipient in recipients if recipient.useful_until > now]
 
     def _finish(self, verdicts: list[tuple[Recipient, Verdict, str]]) -> None:
+        if verdicts:
+            self._report([(recipient.message, verdict, why) for recipient, verdict, why in verdicts])
         self._in_hand.difference_update(recipient for recipient, _, _ in verdicts)
         self.verdicts.update(verdict for _, verdict, _ in verdicts)
         self._changed.set()
-        if verdicts:
-            self._report([(recipient.message, verdict, why) for recipient, verdict, why in verdicts])
 
-    def _tell(self, action: str, outcomes: Sequence[Outcome], took_s: float) -> None:
-        counts = Counter(outcome.result for outcome in outcomes)
-        self.answers.update(counts)
-        for result, count in counts.items():
-            detail = next(outcome.detail for outcome in outcomes if outcome.result is result)
-            if len(outcomes) > 1 and outcomes[0].scope is Scope.CALL:
-                log.info("halved", count=count, action=action, reason=without_addresses(detail))
-            elif result is Result.SENT:
-                log.info("sent", count=count, action=action, took=f"{took_s:.2f}s")
-            elif result is Result.REJECTED:
-                log.warning("rejected", count=count, action=action, reason=without_addresses(detail))
-            elif result is Result.UNKNOWN and self._gate.is_open:  # else the gate tells
-                log.warning("unknown", count=count, action=action, reason=without_addresses(detail))
-            else:
-                log.debug("retried", count=count, action=action, reason=without_addresses(detail))
-
-    async def _ask_quota(self) -> None:
-        rate = await self._in_thread(self._transport.quota)
-        if rate is not None:
-            self._bucket.limit(rate)
-
-    async def _keep_asking(self) -> None:
-        while True:
-            await asyncio.sleep(QUOTA_INTERVAL_S)
-            await self._ask_quota()
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Let others be busy meanwhile."""
-        self._busy -= 1
+    async def _back_off(self, tries: int) -> None:
+        first_s, longest_s = BACK_OFF_S
+        ceiling = min(longest_s, first_s * 2 ** min(tries, 10))
+        self._backing_off += 1
         self._changed.set()
         try:
-            yield
+            await asyncio.sleep(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret
         finally:
-            self._busy += 1
+            self._backing_off -= 1
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds() or self._failure:
@@ -343,32 +264,22 @@ class Sender:
 
     def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         if not task.cancelled() and task.exception():
             self._failure = self._failure or task.exception()
-            self._changed.set()
-
-    async def _in_thread(self, function: Callable[..., Answer], *arguments: object) -> Answer:
-        future = self._threads.submit(function, *arguments)
-        self._in_threads.add(future)
-        future.add_done_callback(self._in_threads.discard)
-        return await asyncio.wrap_future(future)
+        self._changed.set()
 
 
 def _action(recipient: Recipient) -> str:
     return recipient.message.action
 
 
-def _why(recipient: Recipient) -> str:
-    return f"; the last answer: {recipient.last.detail}" if recipient.last else ""
-
-
-def _back_off_s(tries: int) -> float:
-    first_s, longest_s = BACK_OFF_S
-    ceiling = min(longest_s, first_s * 2 ** min(tries, 10))
-    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
+def _given_up(recipient: Recipient, verdict: Verdict, why: str) -> tuple[Recipient, Verdict, str]:
+    """A verdict that is none of the provider's; UNKNOWN where the mail may have gone out all the same."""
+    if recipient.lost:
+        why += f"; it may have been accepted, since an answer was lost: {recipient.lost.detail}"
+        return recipient, Verdict.UNKNOWN, why
+    return recipient, verdict, f"{why}; the last answer: {recipient.last.detail}" if recipient.last else why

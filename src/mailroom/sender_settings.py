@@ -48,7 +48,9 @@ TEMPLATES: Final = Variable(
 APP_NAME: Final = Variable("MAILROOM_APP_NAME", "", "what templates show for {{app_name}}")
 APP_URL: Final = Variable("MAILROOM_APP_URL", "", "what templates show for {{app_url}}, where links begin")
 SEND_RATE: Final = Variable(
-    "MAILROOM_SEND_RATE", "auto", "the most recipients a second; auto is what SES's quota allows, or 14"
+    "MAILROOM_SEND_RATE",
+    "auto",
+    "the most recipients a second; auto is what SES's quota allows, or 14 where there is none to ask",
 )
 SEND_CONCURRENCY: Final = Variable("MAILROOM_SEND_CONCURRENCY", "4", "the most calls at a time")
 CONNECT_TIMEOUT: Final = Variable(
@@ -58,7 +60,9 @@ SEND_TIMEOUT: Final = Variable(
     "MAILROOM_SEND_TIMEOUT", "10000", "an answer counts as lost after so many milliseconds of silence"
 )
 RETRY_LIMIT: Final = Variable(
-    "MAILROOM_RETRY_LIMIT", "5", "a recipient that fails for no stated reason is tried so many times"
+    "MAILROOM_RETRY_LIMIT",
+    "10",
+    "a recipient that fails for no stated reason, or whose answer is lost, is tried so many times",
 )
 RETRY_FOR: Final = Variable(
     "MAILROOM_RETRY_FOR",
@@ -200,7 +204,9 @@ def _rate(text: str) -> float | None:
         return None
     number = float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) else 0.0
     if not 0 < number <= MAX_RATE:
-        raise ValueError(f"{text!r} is neither auto nor a number of recipients a second")
+        raise ValueError(
+            f"{text!r} is neither auto nor recipients a second, above 0 and up to {MAX_RATE:,.0f}"
+        )
     return number
 
 

@@ -8,9 +8,9 @@ from typing import Final
 
 from mailroom.environment import MAX_MS, Reader, Variable, whole
 from mailroom.tokens import parse_keys
+from mailroom.wire import MOST_MESSAGES
 
 NO_KEYS: Final[tuple[bytes, ...]] = ()
-MAX_BATCH_LIMIT: Final = 10_000
 
 DATABASE_URL: Final = Variable(
     "MAILROOM_DATABASE_URL", None, "PostgreSQL: a URL or host=… dbname=…, as libpq reads it", secret=True
@@ -72,7 +72,7 @@ def collector_settings(environment: Mapping[str, str]) -> CollectorSettings:
         queue_name=reader.read(QUEUE_NAME, _name, ""),
         healthcheck_interval_ms=reader.read(HEALTHCHECK_INTERVAL, whole(1000, MAX_MS), 0),
         batch_timeout_ms=reader.read(BATCH_TIMEOUT, whole(0, MAX_MS), 0),
-        batch_limit=reader.read(BATCH_LIMIT, whole(1, MAX_BATCH_LIMIT), 0),
+        batch_limit=reader.read(BATCH_LIMIT, whole(1, MOST_MESSAGES), 0),
     )
     reader.finish()
     return settings

@@ -18,12 +18,14 @@ from mailroom.actions import BY_NAME, BY_NUMBER
 from mailroom.errors import WireError
 
 FIELDS: Final = ("action", "email", "username", "secret", "code")
+MOST_MESSAGES: Final = 10_000
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _NEEDS_CARE: Final = re.compile('[,"\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 _TOKEN: Final = re.compile("[A-Za-z0-9_-]{86}")
 _CODE: Final = re.compile("[0-9]{5}")
-_FIELD: Final = re.compile(r'(?:"((?:[^"]|"")*)"|([^",]*))(,|\Z)')
+# Possessive, so that no field is tried in more than one way.
+_FIELD: Final = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^",]*+))(,|\Z)')
 
 
 class Message(NamedTuple):
@@ -78,10 +80,13 @@ def encode(batch: Sequence[Message]) -> bytes:
     """A batch as its line.
 
     Raises:
-        WireError: the batch is empty, or ``encode_message`` refuses one of its messages.
+        WireError: the batch is empty or has more than ``MOST_MESSAGES``, or ``encode_message`` refuses
+            one of them.
     """
     if not batch:
         raise WireError("a line has at least one message")
+    if len(batch) > MOST_MESSAGES:
+        raise WireError(f"a line has at most {MOST_MESSAGES} messages")
     return join_line(map(encode_message, batch))
 
 
@@ -123,7 +128,8 @@ def _careful(name: str, value: str) -> str:
 
 def _split(text: str) -> list[tuple[int, str]]:
     """The fields with their columns."""
-    fields, at = [], 0
+    fields: list[tuple[int, str]] = []
+    at = 0
     while True:
         found = _FIELD.match(text, at)
         if not found:
@@ -131,6 +137,8 @@ def _split(text: str) -> list[tuple[int, str]]:
         quoted, plain, end = found.groups()
         if quoted is not None and not re.search('[,"]', quoted):
             raise WireError(f"column {at + 1}: a field that is quoted and need not be")
+        if len(fields) == MOST_MESSAGES * len(FIELDS):
+            raise WireError(f"column {at + 1}: more than {MOST_MESSAGES} messages")
         fields.append((at + 1, plain if quoted is None else quoted.replace('""', '"')))
         at = found.end()
         if not end:

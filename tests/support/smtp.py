@@ -113,7 +113,8 @@ class _Scripted(SMTP):
 
     def abort(self) -> None:
         """Drop the connection."""
-        if isinstance(self.transport, asyncio.Transport):
+        # Of a TLS connection that is closed already, Python 3.11.2 cannot abort what is not there.
+        if isinstance(self.transport, asyncio.Transport) and not self.transport.is_closing():
             self.transport.abort()
 
     async def _step(self, step: str, argument: str) -> bool:

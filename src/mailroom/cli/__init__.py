@@ -6,6 +6,8 @@ This is the only place that prints errors. What a command needs is imported when
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,13 +24,15 @@ from mailroom.cli.migrate import migrate
 from mailroom.cli.sender import replay, sender
 from mailroom.cli.templates import templates
 from mailroom.cli.token import key, token
-from mailroom.errors import MailroomError, TokenError
+from mailroom.errors import MailroomError, OutputClosed, TokenError
+
+NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     try:
-        code = cli.main(args=arguments, prog_name="mailroom", standalone_mode=False)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
     except click.UsageError as error:
         error.show()
         code = EXIT_USAGE
@@ -40,7 +44,30 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except MailroomError as error:
         _print_error(error)
         code = error.exit_code
-    sys.exit(code or 0)
+    except OSError as error:
+        if error.errno not in NO_OUTPUT:
+            raise
+        # Nothing more may be written to it, not even at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if error.errno != errno.EPIPE:  # whoever reads no more needs not be told
+            _print_error(OutputClosed(f"cannot write to standard output: {error.strerror}"))
+        code = OutputClosed.exit_code
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # As click's own main does it, which takes a reader that has gone for a failure of the command's.
+    try:
+        with cli.make_context("mailroom", list(arguments)) as context:
+            cli.invoke(context)
+        code = 0
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    if sys.stdout:
+        sys.stdout.flush()
+    return code
 
 
 def _print_error(error: MailroomError) -> None:
@@ -81,6 +108,7 @@ def cli(log_format: str, log_level: str) -> None:
     A first run:
       export MAILROOM_DATABASE_URL=postgresql://localhost/app
       export MAILROOM_SECRET_KEY=$(mailroom key new)
+      export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
       mailroom migrate up
       mailroom templates push
       mailroom collector | mailroom sender

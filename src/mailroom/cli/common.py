@@ -29,11 +29,17 @@ def environment_help(variables: Sequence[Variable]) -> str:
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM and SIGINT set; a second SIGINT interrupts, as it does everywhere else."""
     import asyncio
     import signal
 
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop_soon() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop_soon)
     return stop

@@ -45,13 +45,15 @@ def inbox(host: str, port: int, rate: float, keep: int, printing: bool) -> None:
       mailroom inbox &
       export AWS_ENDPOINT_URL_SES=http://127.0.0.1:8025 AWS_DEFAULT_REGION=us-east-1
       export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
+      export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
+      mailroom templates push
       curl $AWS_ENDPOINT_URL_SES/api/mails
 
     \b
     GET /api/mails, /api/mails/ID, /api/counts, /api/calls  what happened
     POST /api/faults, PATCH /api/settings                   what is to go wrong
 
-    It asks for no credentials: keep it on loopback. Needs the extra: pip install 'mailroom[inbox]'.
+    It asks for no credentials: keep it on loopback. Needs the extra inbox: pip install '.[inbox]'.
     It runs until SIGTERM or SIGINT and exits 0.
     """
     import asyncio
@@ -100,4 +102,6 @@ The inbox is open at {url}. Point Mailroom to it with
 
   export AWS_ENDPOINT_URL_SES={url} AWS_DEFAULT_REGION=us-east-1
   export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
+  export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
+  mailroom templates push
 """

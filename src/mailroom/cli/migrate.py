@@ -8,10 +8,11 @@ import sys
 
 import click
 
-from mailroom.cli.common import EXIT_CONFIGURATION
+from mailroom.cli.common import EXIT_CONFIGURATION, environment_help
+from mailroom.settings import DATABASE_URL
 
 
-@click.group()
+@click.group(epilog=environment_help([DATABASE_URL]))
 def migrate() -> None:
     """Bring the database's schema up to date, or back.
 

@@ -22,8 +22,8 @@ def sender() -> None:
     What cannot be mailed is set aside in rejected.csv below MAILROOM_SES_OUTPUT_PATH, with the reason
     (see `mailroom replay --help`). SES's answers that tell of trouble are saved beside it.
 
-    At the end of the input, or after SIGTERM or SIGINT, it finishes what is in hand. Exits 0 when every
-    mail went out, 75 when something was set aside.
+    At the end of the input, or after SIGTERM or SIGINT, it finishes what is in hand; a second SIGINT ends
+    that too. Exits 0 when every mail went out, 75 when something was set aside.
     """
     import asyncio
 
@@ -34,18 +34,11 @@ def sender() -> None:
 
     settings = sender_settings(os.environ)
 
-    async def run() -> tuple[bool, bool]:
+    async def run() -> bool:
         pipe = Pipe(settings, standard_input(), open_transport(settings))
-        return await pipe.run(stop_on_signals()), pipe.is_stuck
+        return await pipe.run(stop_on_signals())
 
-    all_sent, is_stuck = asyncio.run(run())
-    code = 0 if all_sent else EXIT_TRY_AGAIN
-    if is_stuck:
-        # A thread waits for an answer that came too late; leaving in order would wait for it too.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    sys.exit(0 if asyncio.run(run()) else EXIT_TRY_AGAIN)
 
 
 @click.command()

@@ -33,7 +33,8 @@ def token_verify(token: str, action: str, code: str | None, as_json: bool) -> No
     from mailroom.tokens import verify
 
     keys = secret_keys(os.environ)
-    text = sys.stdin.readline().strip() if token == "-" else token  # noqa: S105 - a dash
+    from_input = token == "-"  # noqa: S105 - a dash
+    text = sys.stdin.readline().strip() if from_input and sys.stdin else token
     if BY_NAME[action].needs_code and code is None:
         raise click.UsageError(f"--code: a token for {action} is signed over its code")
     try:

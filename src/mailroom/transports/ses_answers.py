@@ -12,6 +12,7 @@ from typing import Final
 from botocore import exceptions as aws
 
 from mailroom.outcomes import Outcome, Result, Scope
+from mailroom.transports.words import DAILY_QUOTA
 
 REJECTED: Final = (Result.REJECTED, Scope.CALL)
 THROTTLED: Final = (Result.THROTTLED, Scope.ACCOUNT)
@@ -60,6 +61,12 @@ CODES: Final = {
     "AccessDenied": PAUSED,
     "AccessDeniedException": PAUSED,
     "AuthFailure": PAUSED,
+    "InvalidAction": PAUSED,
+    "InvalidParameterCombination": PAUSED,
+    "InvalidQueryParameter": PAUSED,
+    "MalformedQueryString": PAUSED,
+    "MissingAction": PAUSED,
+    "MissingParameter": PAUSED,
     "ExpiredToken": PAUSED,
     "ExpiredTokenException": PAUSED,
     "IncompleteSignature": PAUSED,
@@ -88,7 +95,9 @@ NOT_ASKED: Final = {
     aws.ParamValidationError: REJECTED,
 }
 
-MOST_DETAIL: Final = 300
+# An error that is new to us, by its HTTP status: who let nobody in, and who took too long.
+CLOSED_STATUSES: Final = (401, 403, 404, 405, 407)
+LATE_STATUSES: Final = (408, 425)
 
 
 def of_status(status: str, error: str, message_id: str) -> Outcome:
@@ -99,40 +108,49 @@ def of_status(status: str, error: str, message_id: str) -> Outcome:
     if not status:
         status = "Success" if message_id else "NoStatus"
     result, scope = STATUSES.get(status, (Result.FAILED, Scope.RECIPIENT))
-    detail = "" if result is Result.SENT else _line(f"{status}: {error}" if error else status)
+    detail = "" if result is Result.SENT else f"{status}: {error}" if error else status
     return Outcome(result, detail, message_id, scope)
 
 
-def of_exception(error: Exception, source: str) -> Outcome:
+def of_exception(error: Exception, source: str, status: int) -> Outcome:
     """What an exception of botocore's says of every recipient of the call.
 
     Args:
         error: the exception.
         source: the sender's address: a rejection that names it is no recipient's fault.
+        status: the answer's HTTP status; 0 when there was none.
     """
     if isinstance(error, aws.ClientError):
-        return _of_error(error, source)
-    for kind, (result, scope) in NOT_ASKED.items():
-        if isinstance(error, kind):
-            return Outcome(result, _line(f"{type(error).__name__}: {error}"), scope=scope)
-    # The connection broke, the answer stayed out or made no sense: SES may have accepted.
-    return Outcome(UNKNOWN[0], _line(f"{type(error).__name__}: {error}"), scope=UNKNOWN[1])
-
-
-def _of_error(error: aws.ClientError, source: str) -> Outcome:
-    code = error.response.get("Error", {}).get("Code", "")
-    words = error.response.get("Error", {}).get("Message", "")
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status >= 500:
-        result, scope = UNKNOWN
-    elif status == 429:
-        result, scope = THROTTLED
+        code = error.response.get("Error", {}).get("Code", "")
+        words = error.response.get("Error", {}).get("Message", "")
     else:
-        # An error that is new to us fails, and the call is cut to see whose it is.
-        result, scope = CODES.get(code, (Result.FAILED, Scope.CALL))
+        code, words = type(error).__name__, str(error)
+    result, scope = _class_of(error, code, words, status)
     if result is Result.REJECTED and _names_sender(words, source):
         result, scope = PAUSED
-    return Outcome(result, _line(f"{code}: {words}"), scope=scope)
+    if result is Result.THROTTLED and DAILY_QUOTA in words.lower():
+        result, scope = PAUSED
+    answered = f" (HTTP status {status})" if status and code not in CODES else ""
+    return Outcome(result, f"{code}: {words}{answered}", scope=scope)
+
+
+def _class_of(error: Exception, code: str, words: str, status: int) -> tuple[Result, Scope]:
+    for kind, known in NOT_ASKED.items():
+        if isinstance(error, kind):
+            return known
+    if status >= 500 or status in LATE_STATUSES:
+        return UNKNOWN
+    if code in CODES:
+        return CODES[code]
+    if status == 429:
+        return THROTTLED
+    if status in CLOSED_STATUSES:
+        return PAUSED
+    if isinstance(error, aws.ClientError) and code and words:
+        # The call is cut to see whose it is.
+        return Result.FAILED, Scope.CALL
+    # The connection broke, the answer stayed out or made no sense: SES may have accepted.
+    return UNKNOWN
 
 
 def _names_sender(words: str, source: str) -> bool:
@@ -144,8 +162,3 @@ def _names_sender(words: str, source: str) -> bool:
     domain = address.rpartition("@")[2]
     named = re.findall(r"[^\s,;<>\"']+", words.partition("not verified")[2])
     return address in named or domain in named
-
-
-def _line(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MOST_DETAIL else text[: MOST_DETAIL - 1] + "…"

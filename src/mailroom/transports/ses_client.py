@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -23,6 +24,7 @@ Client = Any
 
 # Whatever botocore raises for a call. The last is none of its BotoCoreErrors, and quotes the answer.
 ERRORS: Final = (aws.ClientError, aws.BotoCoreError, ResponseParserError)
+DENIED: Final = ("AccessDenied", "AccessDeniedException", "NotAuthorized")
 # "You can execute this operation no more than once per second", says SES of GetTemplate and others.
 PAUSE_S: Final = 1.1
 
@@ -39,6 +41,8 @@ def open_client(
         TransportError: botocore's settings are incomplete.
     """
     session = session or botocore.session.get_session()
+    # It would tell every failed refresh, with a traceback and in the middle of ours.
+    logging.getLogger("botocore").setLevel(logging.CRITICAL)
     # The name that containers and functions of AWS's are given; botocore reads only the older one.
     region = session.get_config_variable("region") or os.environ.get("AWS_REGION")
     config = Config(

@@ -28,12 +28,14 @@ from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.sender_settings import SES_SOURCE, SenderSettings, SmtpServer
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
+from mailroom.transports.words import DAILY_QUOTA, LONGEST_DETAIL
 from mailroom.wire import Message
 
 # Servers end connections that are silent or busy for long; no mail should meet that moment.
 LONGEST_IDLE_S: Final = 30.0
 MAILS_PER_CONNECTION: Final = 100
-LONGEST_DETAIL: Final = 300
+# Authentication required, credentials invalid, encryption required (RFC 4954).
+NOT_LET_IN: Final = (530, 535, 538)
 
 # SES: "454 Throttling failure: Maximum sending rate exceeded"; elsewhere 4.7.28 is a limit on the rate.
 _THROTTLE: Final = re.compile(r"throttl|\brate|\btoo (many|fast)|\b4\.7\.28\b", re.IGNORECASE)
@@ -249,6 +251,8 @@ class SmtpTransport:
         except OSError as error:
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
         told = self._words(code, words, message, domain)
+        if code in NOT_LET_IN:  # servers may say so only now
+            raise _Trouble(Result.PAUSED, told)
         if code >= 500:
             return Outcome(Result.REJECTED, told)
         result = _passing(told)
@@ -294,4 +298,6 @@ class SmtpTransport:
 
 def _passing(words: str) -> Result:
     """The class of a refusal that is not for good."""
+    if DAILY_QUOTA in words.lower():
+        return Result.PAUSED
     return Result.THROTTLED if _THROTTLE.search(words) else Result.TRANSIENT
