@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mailroom.errors import SetAsideError, WireError
 from mailroom.input import Input, Line
@@ -78,27 +78,31 @@ class Pipe:
 
     async def _work(self, stop: asyncio.Event) -> None:
         await self._sender.start()
-        while (line := await self._next_line(stop)) is not None:
-            await self._take(line)
+        stopping = asyncio.create_task(stop.wait())
+        failing = asyncio.create_task(self._sender.failed())
+        try:
+            while (line := await self._next_line(stopping, failing)) is not None:
+                await self._take(line)
+        finally:
+            await _end(stopping, failing)
         await self._sender.drain()
         await self._saved.wait()
 
-    async def _next_line(self, stop: asyncio.Event) -> Line | None:
+    async def _next_line(
+        self, stopping: asyncio.Task[Literal[True]], failing: asyncio.Task[None]
+    ) -> Line | None:
         """The next line, when there is room for it; after the signal only what had begun to arrive."""
-        failing = asyncio.create_task(self._sender.failed())
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            line = None
+        line = None
+        if not self._saved.is_set():
             await _first(self._saved.wait(), stopping, failing)
+        if not self._sender.has_room:
             await _first(self._sender.room(), stopping, failing)
-            if not stop.is_set():
-                line = await _first(self._lines.line(), stopping, failing)
-            if line is None and stop.is_set() and self._lines.begun:
-                self._lines.reads_ahead = False
-                line = await _first(self._lines.line(), failing)
-            return line
-        finally:
-            await _end(failing, stopping)
+        if not stopping.done():
+            line = await _first(self._lines.line(), stopping, failing)
+        if line is None and stopping.done() and self._lines.begun:
+            self._lines.reads_ahead = False
+            line = await _first(self._lines.line(), failing)
+        return line
 
     async def _take(self, line: Line) -> None:
         if messages := self._decoded(line):

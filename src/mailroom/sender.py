@@ -107,6 +107,16 @@ class Sender:
         """How many answers of each class recipients got, retries included."""
         return self._calls.answers
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be submitted."""
+        return (
+            # Somebody has to look whether the trouble is over.
+            (self._calls.is_open or not self._in_hand)
+            and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
+            and len(self._in_hand) < (MOST_IN_HAND if self._calls.is_clear else MOST_WHILE_GATED)
+        )
+
     async def start(self) -> None:
         """Check the transport and ask for its rate.
 
@@ -122,14 +132,7 @@ class Sender:
         Raises:
             Exception: a fault of ours ended the sending of an earlier message.
         """
-        await self._until(
-            lambda: (
-                # Somebody has to look whether the trouble is over.
-                (self._calls.is_open or not self._in_hand)
-                and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
-                and len(self._in_hand) < (MOST_IN_HAND if self._calls.is_clear else MOST_WHILE_GATED)
-            )
-        )
+        await self._until(lambda: self.has_room)
 
     async def submit(self, messages: Sequence[Message]) -> None:
         """Take messages, and begin to send them as there is room; gives back when all are begun.
