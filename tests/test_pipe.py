@@ -504,7 +504,7 @@ def test_an_answer_that_quotes_the_data_shows_no_token(
     ses: InboxServer, start: Start, tmp_path: Path
 ) -> None:
     one = message(1)
-    words = f'cannot render {{"secret": "{one.secret}"}} for "john doe"@example.com'
+    words = f'cannot render {{"secret": "{one.secret}", "code":"{one.code}"}} for "john doe"@example.com'
     ses.inbox.faults.add(Fault("error", code="MessageRejected", message=words))
     sender = start()
     sender.send([one])
@@ -513,6 +513,7 @@ def test_an_answer_that_quotes_the_data_shows_no_token(
     (row,) = set_aside(tmp_path / "output")
     for text in (sender.log(), saved.read_text(), row.reason):
         assert one.secret not in text
+        assert f'"code":"{one.code}"' not in text
     assert "cannot render" in sender.log()
     assert "john" not in sender.log()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -177,3 +178,40 @@ def test_two_senders_may_share_a_folder(tmp_path: Path) -> None:
     ]
     assert {(message(number),) for number in range(200)} == set(found)
     assert 200 == len(found)
+
+
+def test_a_torn_header_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "rejected.csv").write_bytes(b"time,outc")
+    rejected = Rejected(tmp_path)
+    rejected.add([Row.of(message(1), "rejected", "x")])
+    assert [[message(1)]] == [found for _, _, found in read(rejected.path)]
+
+
+def test_a_file_that_is_moved_away_while_it_is_waited_for_gets_no_row(tmp_path: Path) -> None:
+    rejected = Rejected(tmp_path)
+    rejected.add([Row.of(message(1), "rejected", "x")])
+    with rejected.path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        adding = threading.Thread(target=rejected.add, args=[[Row.of(message(2), "rejected", "x")]])
+        adding.start()
+        rejected.path.rename(tmp_path / "again.csv")
+    adding.join()
+    assert [[message(1)]] == [found for _, _, found in read(tmp_path / "again.csv")]
+    assert [[message(2)]] == [found for _, _, found in read(rejected.path)]
+
+
+def test_an_interrupt_while_it_is_written_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rejected = Rejected(tmp_path)
+    rejected.add([Row.of(message(1), "rejected", "x")])
+    before = rejected.path.read_bytes()
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rejected.add([Row.of(message(2), "rejected", "x")])
+    assert before == rejected.path.read_bytes()

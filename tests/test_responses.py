@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,22 @@ def test_a_huge_answer_is_cut_and_says_so(tmp_path: Path) -> None:
     assert len(content) < 1_100_000
     assert content.endswith(f"[cut here: the body had {len(body)} bytes]\n".encode())
     assert b"s3cr3t" not in content
+
+
+def test_several_threads_may_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(responses, "MOST_FILES", 5)
+    keeper = Responses(tmp_path, "ses")
+
+    def save() -> None:
+        for _ in range(50):
+            keeper.save("activation", 500, {}, b"x")
+
+    threads = [threading.Thread(target=save) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 5 == len(names(tmp_path))
+    assert {"responses.removed"} == {record.getMessage() for record in caplog.records}

@@ -478,6 +478,44 @@ def test_credentials_that_cannot_be_had_any_more_pause(
     assert (tmp_path / "given").exists()
 
 
+def test_a_bad_address_in_first_place_blames_no_other(ses: InboxServer, tmp_path: Path) -> None:
+    ses.inbox.faults.add(Fault("error", recipient=BAD, code="InvalidParameterValue", message="no"))
+    batch = [message(99)._replace(email="a b@example.com"), *TEN]
+    sent = send(settings(tmp_path, SEND_RATE=1000), batch)
+    assert {"sent": 9, "rejected": 2} == sent.count()
+    assert once_each(ses, [0, 1, 2, 3, 4, 5, 6, 8, 9])
+
+
+def test_a_half_that_was_sent_stays_sent_while_the_other_hangs(ses: InboxServer, tmp_path: Path) -> None:
+    ses.inbox.faults.add(Fault("error", calls=1, recipient=BAD, code="MessageRejected", message="no"))
+    ses.inbox.faults.add(Fault("hang", recipient=BAD))
+    sent = send(settings(tmp_path, SEND_RATE=1000, SEND_TIMEOUT=60_000), TEN, timeout_s=2)
+    assert {"sent": 5, "unknown": 5} == sent.count()
+    assert 5 == ses.inbox.counts.accepted
+
+
+def test_nobodys_address_can_pause_the_account(ses: InboxServer, tmp_path: Path) -> None:
+    words = (
+        "Email address is not verified. The following identities failed the check: paused@suspended.example"
+    )
+    ses.inbox.faults.add(
+        Fault("error", recipient="paused@suspended.example", code="MessageRejected", message=words)
+    )
+    batch = [message(1)._replace(email="paused@suspended.example"), message(2)]
+    assert {"sent": 1, "rejected": 1} == send(settings(tmp_path, SEND_RATE=1000), batch).count()
+
+
+def test_addresses_that_are_refused_here_say_nothing_of_the_account(
+    ses: InboxServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    ses.inbox.account.paused = True
+    batch = [*TEN, *(message(n)._replace(email="a b@x.example") for n in range(20, 24))]
+    sent = send(settings(tmp_path, SEND_RATE=10, RETRY_FOR=2500), batch)
+    assert {"expired": 10, "rejected": 4} == sent.count()
+    assert "sender.resumed" not in [record.getMessage() for record in caplog.records]
+
+
 def test_a_fault_of_ours_ends_it_and_gives_everything_back(
     ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -505,3 +505,13 @@ def typed_as_a_transport(transport: SmtpTransport, messages: list[Message]) -> o
 
     one: Transport = transport
     return one.send(messages)
+
+
+def test_a_slow_server_gets_no_mail_twice(server: MailServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits no longer must not find the mail gone out all the same."""
+    monkeypatch.setattr(smtp, "LONGEST_WAITS", 0)
+    transport = transport_to(server.port)
+    outcomes = transport.send(BATCH)
+    transport.close()
+    assert {(TRANSIENT, Scope.RECIPIENT)} == {(outcome.result, outcome.scope) for outcome in outcomes}
+    assert [] == server.mails

@@ -2,14 +2,15 @@
 
 Two gates stand before a call: the account's and the action's. They close when an answer says that
 everybody would get the same, and while one is closed, one call at a time looks whether the trouble
-is over. A call that is refused for somebody in it is cut in halves, until it is known for whom.
+is over.
 
-Promises: a message is in one call at a time, and gets one outcome an attempt. Does not retry.
+Promises: an attempt is one call, and gives one outcome for each message. Does not retry.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from mailroom.actions import ACTIONS
 from mailroom.gate import Gate
 from mailroom.logs import EventLogger, without_addresses
 from mailroom.outcomes import Outcome, Result, Scope
-from mailroom.rate import Bucket
+from mailroom.rate import Bucket, Rate
 from mailroom.sender_settings import SenderSettings
 from mailroom.threads import in_thread
 from mailroom.transports import Transport
@@ -53,16 +54,23 @@ class Calls:
         transport: what sends.
         settings: rate and concurrency.
         changed: is set whenever ``is_open`` or ``waiting`` may have changed.
+        bucket: the rate that others have a share in; one of its own for None.
 
     Attributes:
         waiting: how many attempts wait at a closed gate.
         answers: how many answers of each class recipients got.
     """
 
-    def __init__(self, transport: Transport, settings: SenderSettings, changed: asyncio.Event) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        settings: SenderSettings,
+        changed: asyncio.Event,
+        bucket: Rate | None = None,
+    ) -> None:
         self._transport = transport
         self._asks_quota = settings.send_rate is None
-        self._bucket = Bucket(settings.send_rate or DEFAULT_RATE)
+        self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
         self._gate = Gate("account")
         self._action_gates = {action.name: Gate(action.name) for action in ACTIONS}
         self._slots = asyncio.Semaphore(settings.send_concurrency)
@@ -106,34 +114,30 @@ class Calls:
         log.info("started", transport=self._transport.name, rate=f"{self._bucket.rate:.10g}/s")
 
     async def keep_asking(self) -> None:
-        """Follow the provider's rate, for ever; nothing to do where it was set."""
-        while self._asks_quota:
+        """Follow the provider's rate, for ever, unless it was set."""
+        while True:
             await asyncio.sleep(QUOTA_INTERVAL_S)
-            await self._ask_quota()
+            if self._asks_quota:
+                await self._ask_quota()
 
-    async def attempt(self, messages: Sequence[Message], give_up_at: float) -> Attempt | None:
+    async def ready(self) -> None:
+        """Wait until the account's gate is open, or time for the next try."""
+        await self._gate.ready()
+
+    async def attempt(
+        self, messages: Sequence[Message], give_up_at: float, *, gate_s: float = math.inf
+    ) -> Attempt | None:
         """Send messages of one action, each in one attempt; None when there was no leave in time.
 
         Args:
             messages: at most ``largest`` of them.
             give_up_at: of ``time.monotonic``; a call that has begun by then is waited for.
+            gate_s: at a closed gate it waits for so many seconds, at most.
         """
         action = messages[0].action
-        outcomes = await self._call(messages, (self._gate, self._action_gates[action]), give_up_at)
-        if outcomes is None:
-            return None
-        gated = self._learn(action, outcomes)
-        if len(messages) == 1 or outcomes[0].scope is not Scope.CALL:
-            return Attempt(outcomes, gated)
-        middle = len(messages) // 2
-        halves = await asyncio.gather(
-            *(self.attempt(half, give_up_at) for half in (messages[:middle], messages[middle:]))
-        )
-        # A half that got no leave any more was not sent: it is as if SES had been away.
-        late = Attempt([Outcome(Result.TRANSIENT, "no leave in time")] * len(messages), gated=False)
-        first, second = halves[0] or late, halves[1] or late
-        outcomes = first.outcomes[:middle] + second.outcomes[: len(messages) - middle]
-        return Attempt(outcomes, first.gated or second.gated)
+        gates = (self._gate, self._action_gates[action])
+        outcomes = await self._call(messages, gates, give_up_at, gate_s)
+        return None if outcomes is None else Attempt(outcomes, self._learn(action, outcomes))
 
     def close(self) -> None:
         """Let go of the transport, unless a thread is still at it."""
@@ -141,17 +145,23 @@ class Calls:
             self._transport.close()
 
     async def _call(
-        self, messages: Sequence[Message], gates: Sequence[Gate], give_up_at: float
+        self, messages: Sequence[Message], gates: Sequence[Gate], give_up_at: float, gate_s: float
     ) -> list[Outcome] | None:
+        loop = asyncio.get_running_loop()
+        last = loop.time() + max(give_up_at - time.monotonic(), 0)
         try:
-            async with asyncio.timeout(max(give_up_at - time.monotonic(), 0)) as limit:
+            async with asyncio.timeout(None) as limit:
                 while True:
                     async with AsyncExitStack() as stack:
+                        limit.reschedule(min(last, loop.time() + gate_s))
                         leave = [await self._turn(gate, stack) for gate in gates]
+                        limit.reschedule(last)
                         await stack.enter_async_context(self._slots)
                         if not all(tries or gate.is_open for tries, gate in zip(leave, gates, strict=True)):
                             continue
                         await self._bucket.take(len(messages))
+                        if time.monotonic() >= give_up_at:  # after a sleep of the whole process
+                            return None
                         limit.reschedule(None)
                         return await self._send(messages)
         except TimeoutError:
@@ -184,6 +194,8 @@ class Calls:
         """Slow down, and open or close gates, by what a call's answer says; True if one closed."""
         if any(outcome.result is Result.THROTTLED for outcome in outcomes):
             self._bucket.slow()
+        if all(one.is_ours for one in outcomes):
+            return False
         everybodys = [one for one in outcomes if one.scope in {Scope.ACTION, Scope.ACCOUNT}]
         closes = bool(everybodys) and all(one.result is not Result.SENT for one in outcomes)
         if not closes:
@@ -198,10 +210,11 @@ class Calls:
         return closes
 
     def _tell(self, action: str, outcomes: Sequence[Outcome], took_s: float) -> None:
-        for result, count in Counter(outcome.result for outcome in outcomes).items():
-            detail = next(outcome.detail for outcome in outcomes if outcome.result is result)
+        kinds = Counter((outcome.result, outcome.scope) for outcome in outcomes)
+        for (result, scope), count in kinds.items():
+            detail = next(one.detail for one in outcomes if (one.result, one.scope) == (result, scope))
             why = without_addresses(detail)
-            if len(outcomes) > 1 and outcomes[0].scope is Scope.CALL:
+            if count > 1 and scope is Scope.CALL:
                 log.info("halved", count=count, action=action, reason=why)
             elif result is Result.SENT:
                 log.info("sent", count=count, action=action, took=f"{took_s:.2f}s")

@@ -48,14 +48,19 @@ class Gate:
         """Whether calls go through freely."""
         return self._failures == 0
 
+    async def ready(self) -> None:
+        """Wait until it is open, or time for the next try."""
+        if not self.is_open:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._try_at - time.monotonic())):
+                    await self._opened.wait()
+
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
         """Wait for leave to make one call; True for the one that tries a closed gate."""
         if not self.is_open:
             async with self._turn:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, self._try_at - time.monotonic())):
-                        await self._opened.wait()
+                await self.ready()
                 if not self.is_open:
                     yield True
                     return

@@ -50,9 +50,11 @@ class Outcome:
         detail: why, in the provider's words; never a secret.
         message_id: the provider's name for the mail, once it is sent.
         scope: whom it is about.
+        is_ours: whether it was found out here, so that it says nothing of the provider.
     """
 
     result: Result
     detail: str = ""
     message_id: str = ""
     scope: Scope = Scope.RECIPIENT
+    is_ours: bool = False

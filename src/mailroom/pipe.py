@@ -68,6 +68,7 @@ class Pipe:
             await _end(working, stopping, saving)
             await self._sender.abandon()
             self._set_aside_unread()
+            self._set_aside([])  # once more what was not taken before
             self._sum_up()
         if self._unsaved:
             raise SetAsideError(
@@ -81,7 +82,7 @@ class Pipe:
         stopping = asyncio.create_task(stop.wait())
         failing = asyncio.create_task(self._sender.failed())
         try:
-            while (line := await self._next_line(stopping, failing)) is not None:
+            while (line := await self._next_line(stop, stopping, failing)) is not None:
                 await self._take(line)
         finally:
             await _end(stopping, failing)
@@ -89,7 +90,7 @@ class Pipe:
         await self._saved.wait()
 
     async def _next_line(
-        self, stopping: asyncio.Task[Literal[True]], failing: asyncio.Task[None]
+        self, stop: asyncio.Event, stopping: asyncio.Task[Literal[True]], failing: asyncio.Task[None]
     ) -> Line | None:
         """The next line, when there is room for it; after the signal only what had begun to arrive."""
         line = None
@@ -97,9 +98,9 @@ class Pipe:
             await _first(self._saved.wait(), stopping, failing)
         if not self._sender.has_room:
             await _first(self._sender.room(), stopping, failing)
-        if not stopping.done():
+        if not stop.is_set():
             line = await _first(self._lines.line(), stopping, failing)
-        if line is None and stopping.done() and self._lines.begun:
+        if line is None and stop.is_set() and self._lines.begun:
             self._lines.reads_ahead = False
             line = await _first(self._lines.line(), failing)
         return line
@@ -178,10 +179,12 @@ async def _first(work: Coroutine[object, object, Answer], *others: asyncio.Task[
     working: asyncio.Task[Answer] = asyncio.create_task(work)
     try:
         await asyncio.wait({working, *others}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():  # first, since a line that was taken is nowhere else
+            return await working
         for other in others:
             if other.done():
                 other.result()
-        return await working if working.done() else None
+        return None
     finally:
         await _end(working)
 

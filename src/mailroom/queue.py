@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -28,6 +28,7 @@ from mailroom.database import LOST, Connection, Database, reason, refusal
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
+from mailroom.outcomes import Outcome, Result
 
 LEASE_MS: Final = 15_000
 
@@ -41,6 +42,14 @@ RELEASE: Final = "SELECT mailroom.release(%s, %s::bigint[])"
 RING: Final = "SELECT pg_notify(%s, %s)"
 HAS_QUEUE: Final = "SELECT mailroom.has_queue(%s)"
 MISSING: Final = "SELECT f FROM unnest(%s::text[]) f WHERE to_regprocedure(f) IS NULL"
+RECORD: Final = (
+    "SELECT token, outcome, settled FROM mailroom.record("
+    "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
+)
+RESERVE: Final = "SELECT wait_s, rate FROM mailroom.reserve(%s, %s, %s)"
+SLOW: Final = "SELECT mailroom.slow(%s, %s)"
+PAUSE: Final = "SELECT mailroom.pause(%s, %s)"
+RESUME: Final = "SELECT mailroom.resume(%s, %s)"
 NEXT_DUE: Final = "SELECT mailroom.next_due(%s)"
 BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog(%s)"
 RINGS: Final = """
@@ -66,6 +75,11 @@ NEEDED: Final = (
     "mailroom.has_queue(text)",
     "mailroom.next_due(text)",
     "mailroom.backlog(text)",
+    "mailroom.record(bigint,integer,text,text,bigint[],text[],text[],text[],integer,integer)",
+    "mailroom.reserve(text,integer,double precision)",
+    "mailroom.slow(text,double precision)",
+    "mailroom.pause(text,text)",
+    "mailroom.resume(text,text)",
 )
 
 log = EventLogger("queue")
@@ -187,6 +201,56 @@ class Queue:
         if self._let_go(lease) and not (settled or again):
             log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
         return settled
+
+    async def record(
+        self,
+        lease: Lease,
+        outcomes: Mapping[int, Outcome | None],
+        *,
+        provider: str,
+        retry_ms: int,
+        retry_limit: int,
+    ) -> dict[int, str]:
+        """Settle a lease with the outcomes of an attempt, and hold it no longer.
+
+        Args:
+            lease: the lease.
+            outcomes: one for each of its tokens; None where there was no attempt.
+            provider: what the transport calls itself.
+            retry_ms: after so many milliseconds, what is to be tried again is due.
+            retry_limit: so many failures without a stated reason are a rejection.
+
+        Returns:
+            For each token what was written down: sent, rejected, retried, unknown.
+        """
+        answers = [one or Outcome(Result.TRANSIENT) for one in outcomes.values()]
+        rows = await self._ask(
+            RECORD,
+            [
+                lease.id,
+                lease.generation,
+                self.worker,
+                provider,
+                list(outcomes),
+                [one.result.value if one else "" for one in outcomes.values()],
+                [one.message_id for one in answers],
+                [one.detail for one in answers],
+                retry_ms,
+                retry_limit,
+            ],
+        )
+        if self._let_go(lease) and not all(row[2] for row in rows):
+            log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+        return {row[0]: row[1] for row in rows}
+
+    async def reserve(self, recipients: int, ceiling: float) -> tuple[float, float]:
+        """Charge the rate that all workers share; gives back for how many seconds to wait, and the rate."""
+        wait_s, rate = (await self._ask(RESERVE, [self._name, recipients, ceiling]))[0]
+        return wait_s, rate
+
+    async def slow(self, ceiling: float) -> None:
+        """Let all workers give way to a throttle."""
+        await self._ask(SLOW, [self._name, ceiling])
 
     async def renew(self) -> None:
         """Move the time of every lease we hold; those that are not ours any more are let go."""

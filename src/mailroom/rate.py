@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 BURST_S: Final = 0.5
 SLOWER: Final = 0.7
@@ -24,6 +24,27 @@ HOLD_S: Final = 60.0
 FASTER_A_SECOND: Final = 0.01
 LOWEST_SHARE: Final = 0.02
 ROUNDING: Final = 1e-6
+
+
+class Rate(Protocol):
+    """What limits the sending: a ``Bucket``, or the one that workers share."""
+
+    @property
+    def rate(self) -> float:
+        """Recipients a second at present."""
+
+    @property
+    def burst(self) -> int:
+        """The most recipients that one charge should ask for."""
+
+    def limit(self, ceiling: float) -> None:
+        """Take another ceiling."""
+
+    def slow(self) -> object:
+        """Give way to a throttle."""
+
+    async def take(self, recipients: int) -> None:
+        """Wait until so many recipients may be sent to."""
 
 
 class Bucket:

@@ -76,36 +76,52 @@ class Rejected:
             writer.writerow([now, outcome, " ".join(reason.split()), line.decode(errors="surrogateescape")])
         try:
             with self._opened() as descriptor:
-                size = os.fstat(descriptor).st_size
-                begun = "" if size else ",".join(HEADER) + "\n"
-                if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                    begun = "\n"  # a row was torn by the end of the machine: let it cost no other
-                rest = memoryview((begun + text.getvalue()).encode(errors="surrogateescape"))
+                size = self._whole_bytes(descriptor)
+                header = "" if size else ",".join(HEADER) + "\n"
+                rest = memoryview((header + text.getvalue()).encode(errors="surrogateescape"))
                 try:
+                    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                        os.write(descriptor, b"\n")  # ends a row that was torn: let it cost no other
                     while rest:
                         rest = rest[os.write(descriptor, rest) :]
                     os.fsync(descriptor)
-                except OSError:
+                    if header:
+                        self._keep_name()
+                except BaseException:
                     os.ftruncate(descriptor, size)
                     raise
-            if not size:
-                self._keep_name()
         except OSError as error:
             raise self._error(error) from error
+
+    @staticmethod
+    def _whole_bytes(descriptor: int) -> int:
+        """The file's size; a header that was torn is taken away."""
+        size = os.fstat(descriptor).st_size
+        header = (",".join(HEADER) + "\n").encode()
+        if 0 < size < len(header) and header.startswith(os.pread(descriptor, size, 0)):
+            os.ftruncate(descriptor, 0)
+            return 0
+        return size
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
         """The file, for its owner's eyes, and for nobody else to write meanwhile."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(self.path, flags, 0o600)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "not a regular file")
-            os.fchmod(descriptor, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        while True:
+            descriptor = os.open(self.path, flags, 0o600)
+            try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # While the lock was waited for, it may have been moved away.
+                if not self.path.exists() or not os.path.samestat(found, self.path.stat()):
+                    continue
+                os.fchmod(descriptor, 0o600)
+                yield descriptor
+                return
+            finally:
+                os.close(descriptor)
 
     def _keep_name(self) -> None:
         """Let the file's name be on the disk too."""
@@ -131,7 +147,9 @@ def read(path: Path) -> Iterator[tuple[int, Row, list[Message] | WireError]]:
         ReplayError: the file cannot be read or is none of ours.
     """
     try:
-        content = path.read_bytes().decode(errors="surrogateescape")
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # whoever is at it ends first
+            content = file.read().decode(errors="surrogateescape")
     except OSError as error:
         raise ReplayError(f"cannot read {str(path)!r}: {error.strerror}") from error
     lines = content.split("\n")

@@ -8,6 +8,8 @@ oldest go, and the log says so. A disk that takes no more costs the file and not
 from __future__ import annotations
 
 import os
+import re
+import threading
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from http.client import responses as reasons
@@ -36,6 +38,7 @@ class Responses:
     def __init__(self, folder: Path, prefix: str) -> None:
         self._folder = folder
         self._prefix = prefix
+        self._one_at_a_time = threading.Lock()
         self._not_saved = Outage(log, "not_saved", "still_not_saved", "saved_again")
 
     def save(
@@ -65,6 +68,10 @@ class Responses:
             content = (
                 f"{content[: len(head) + MOST_BODY_BYTES]}\n[cut here: the body had {len(body)} bytes]\n"
             )
+        with self._one_at_a_time:
+            self._write(action, content)
+
+    def _write(self, action: str, content: str) -> None:
         time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +99,7 @@ class Responses:
 
 
 def redacted(text: str, secrets: Iterable[str | None]) -> str:
-    """A text with every secret in it blotted out."""
+    """A text with every secret in it blotted out, and every code that is called one."""
     for secret in filter(None, secrets):
         text = text.replace(secret, REDACTED)
-    return text
+    return re.sub(r"(code\W{1,12})[0-9]{5}\b", rf"\1{REDACTED}", text)

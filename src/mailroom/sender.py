@@ -4,6 +4,7 @@ Messages are grouped by action, cut to what a call takes and to what the rate al
 given to the transport in a few threads. What comes back decides:
 
 - sent or rejected: final, and reported;
+- a call that was refused for somebody in it: cut in halves, until it is known for whom;
 - transient, throttled, lost answer: tried again, after a back-off with jitter, until the mail is of
   no use any more; a failure without a stated reason only a few times;
 - trouble that everybody would have (throttled, paused, away): nothing more is begun, and ``room``
@@ -28,7 +29,7 @@ from typing import Final
 
 from mailroom.calls import Calls
 from mailroom.logs import EventLogger
-from mailroom.outcomes import Outcome, Result
+from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.sender_settings import SenderSettings
 from mailroom.transports import Transport
 from mailroom.wire import Message
@@ -189,34 +190,45 @@ class Sender:
         self._in_hand.update(recipients)
         self._start(recipients)
 
-    def _start(self, recipients: list[Recipient]) -> None:
-        task = self._run(self._deliver(recipients))
+    def _start(self, recipients: list[Recipient], tries: int = 0, lost: int = 0) -> None:
+        task = self._run(self._deliver(recipients, tries, lost))
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
 
-    async def _deliver(self, recipients: list[Recipient]) -> None:
-        """Try until there is a verdict on each of them."""
-        tries = lost = 0
+    async def _deliver(self, recipients: list[Recipient], tries: int, lost: int) -> None:
+        """Try until there is a verdict on each of them.
+
+        Args:
+            recipients: of one action.
+            tries: how often they were tried before.
+            lost: how often in sequence all of them were without an answer.
+        """
         while recipients := self._drop_expired(recipients):
             # The rate may have gone down; and what is lost as a whole may be one recipient's fault.
             size = min(self._calls.largest, len(recipients) // 2 or 1 if lost > 1 else len(recipients))
             for first in range(size, len(recipients), size):
-                self._start(recipients[first : first + size])
+                self._start(recipients[first : first + size], tries, lost)
             recipients = recipients[:size]
             useful_until = min(recipient.useful_until for recipient in recipients)
             attempt = await self._calls.attempt([one.message for one in recipients], useful_until)
             if attempt is None:
                 continue
-            lost = lost + 1 if all(one.result is Result.UNKNOWN for one in attempt.outcomes) else 0
-            recipients = self._judge(recipients, attempt.outcomes)
+            pairs = list(zip(recipients, attempt.outcomes, strict=True))
+            if len(blamed := [one for one, outcome in pairs if outcome.scope is Scope.CALL]) > 1:
+                # For somebody among these the call was refused: cut it, to see for whom.
+                self._start(blamed[len(blamed) // 2 :])
+                self._start(blamed[: len(blamed) // 2])
+                pairs = [pair for pair in pairs if pair[0] not in blamed]
+            lost = lost + 1 if all(outcome.result is Result.UNKNOWN for _, outcome in pairs) else 0
+            recipients = self._judge(pairs)
             if recipients and not attempt.gated:
                 await self._back_off(tries)
                 tries += 1
 
-    def _judge(self, recipients: list[Recipient], outcomes: list[Outcome]) -> list[Recipient]:
+    def _judge(self, pairs: list[tuple[Recipient, Outcome]]) -> list[Recipient]:
         """Report those whose outcome is final, and give back the others."""
         final, again = [], []
-        for recipient, outcome in zip(recipients, outcomes, strict=True):
+        for recipient, outcome in pairs:
             recipient.last = outcome
             if outcome.result is Result.UNKNOWN:
                 recipient.lost = outcome
@@ -242,9 +254,9 @@ class Sender:
         return [recipient for recipient in recipients if recipient.useful_until > now]
 
     def _finish(self, verdicts: list[tuple[Recipient, Verdict, str]]) -> None:
+        self._in_hand.difference_update(recipient for recipient, _, _ in verdicts)
         if verdicts:
             self._report([(recipient.message, verdict, why) for recipient, verdict, why in verdicts])
-        self._in_hand.difference_update(recipient for recipient, _, _ in verdicts)
         self.verdicts.update(verdict for _, verdict, _ in verdicts)
         self._changed.set()
 

@@ -78,6 +78,31 @@ def collector_settings(environment: Mapping[str, str]) -> CollectorSettings:
     return settings
 
 
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """Where the queue is."""
+
+    database_url: str = field(repr=False)
+    queue_name: str
+    channel_name: str
+
+
+def queue_settings(environment: Mapping[str, str]) -> QueueSettings:
+    """Read where the queue is.
+
+    Raises:
+        SettingsError: with every fault there is.
+    """
+    reader = Reader(environment)
+    settings = QueueSettings(
+        database_url=reader.read(DATABASE_URL, _conninfo, ""),
+        queue_name=reader.read(QUEUE_NAME, _name, ""),
+        channel_name=reader.read(CHANNEL_NAME, _name, ""),
+    )
+    reader.finish()
+    return settings
+
+
 def database_url(environment: Mapping[str, str]) -> str:
     """Read the database's address alone.
 

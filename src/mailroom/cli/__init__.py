@@ -21,6 +21,7 @@ from mailroom.cli.demo import demo
 from mailroom.cli.doctor import doctor
 from mailroom.cli.inbox import inbox
 from mailroom.cli.migrate import migrate
+from mailroom.cli.run import pause, resume, run
 from mailroom.cli.sender import replay, sender
 from mailroom.cli.templates import templates
 from mailroom.cli.token import key, token
@@ -122,5 +123,19 @@ def cli(log_format: str, log_level: str) -> None:
     logs.set_up(log_format, log_level)
 
 
-for command in (collector, sender, replay, templates, doctor, inbox, migrate, token, key, demo):
+for command in (
+    run,
+    pause,
+    resume,
+    collector,
+    sender,
+    replay,
+    templates,
+    doctor,
+    inbox,
+    migrate,
+    token,
+    key,
+    demo,
+):
     cli.add_command(command)

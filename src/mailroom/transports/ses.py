@@ -28,7 +28,7 @@ from mailroom.sender_settings import MAX_RATE, TEMPLATE_NAMES, SenderSettings
 from mailroom.transports import ses_answers
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.ses_client import DENIED, asked, code_of, name_of, open_client
-from mailroom.transports.words import told
+from mailroom.transports.words import as_told
 from mailroom.wire import Message
 
 RECIPIENTS_PER_CALL: Final = 50  # "up to 50 destinations": SES's API reference
@@ -66,7 +66,7 @@ def bad_addresses(messages: Sequence[Message]) -> list[Outcome | None]:
         try:
             wire_address(message.email)
         except ValueError as error:
-            outcomes.append(Outcome(Result.REJECTED, str(error)))
+            outcomes.append(Outcome(Result.REJECTED, str(error), is_ours=True))
         else:
             outcomes.append(None)
     return outcomes
@@ -209,7 +209,7 @@ class SesTransport:
         if self._answer.kept:
             status, headers, body = self._answer.kept
             self._responses.save(messages[0].action, status, headers, body, secrets)
-        return [replace(outcome, detail=told(outcome.detail, secrets)) for outcome in outcomes]
+        return [replace(outcome, detail=as_told(outcome.detail, secrets)) for outcome in outcomes]
 
     def _credentials(self) -> list[str]:
         """Those that were signed with last, even where none can be had any more."""

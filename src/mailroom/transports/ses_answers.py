@@ -157,7 +157,8 @@ def _names_sender(words: str, source: str) -> bool:
     """Whether a rejection is about the sender's identity: then it would be everybody's."""
     address = parseaddr(source)[1].lower()
     words = words.lower()
-    if "paused" in words or "suspended" in words:
+    # Not in an address, which may be anybody's.
+    if re.search("paused|suspended", re.sub(r"\S+@\S+", "", words)):
         return True
     domain = address.rpartition("@")[2]
     named = re.findall(r"[^\s,;<>\"']+", words.partition("not verified")[2])

@@ -28,12 +28,13 @@ from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.sender_settings import SES_SOURCE, SenderSettings, SmtpServer
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
-from mailroom.transports.words import DAILY_QUOTA, LONGEST_DETAIL
+from mailroom.transports.words import DAILY_QUOTA, LONGEST_DETAIL, as_told
 from mailroom.wire import Message
 
 # Servers end connections that are silent or busy for long; no mail should meet that moment.
 LONGEST_IDLE_S: Final = 30.0
 MAILS_PER_CONNECTION: Final = 100
+LONGEST_WAITS: Final = 2
 # Authentication required, credentials invalid, encryption required (RFC 4954).
 NOT_LET_IN: Final = (530, 535, 538)
 
@@ -126,9 +127,15 @@ class SmtpTransport:
     def send(self, messages: Sequence[Message]) -> list[Outcome]:
         """See ``Transport.send``."""
         outcomes: list[Outcome] = []
+        # Whoever called does not wait for ever, and must not find us still sending then.
+        last = time.monotonic() + LONGEST_WAITS * self._send_timeout_s
         try:
             with self._slots, self._connection() as connection:
                 for message in messages:
+                    if time.monotonic() >= last:
+                        slow = Outcome(Result.TRANSIENT, "not begun: the server is slow")
+                        outcomes += [slow] * (len(messages) - len(outcomes))
+                        break
                     outcomes.append(self._deliver(connection.smtp, message))
                     connection.mails += 1
                     if outcomes[-1].result is not Result.SENT:
@@ -293,7 +300,7 @@ class SmtpTransport:
         for word, stand_in in hidden:
             if word:
                 text = re.sub(f"<{re.escape(word)}>|{re.escape(word)}", stand_in, text, flags=re.IGNORECASE)
-        return " ".join(f"{code} {text}".split())[:LONGEST_DETAIL]
+        return as_told(f"{code} {text}", ())
 
 
 def _passing(words: str) -> Result:

@@ -12,7 +12,7 @@ LONGEST_DETAIL: Final = 300
 DAILY_QUOTA: Final = "daily message quota"
 
 
-def told(text: str, secrets: Iterable[str]) -> str:
+def as_told(text: str, secrets: Iterable[str]) -> str:
     """A provider's words on one line, of bounded length, with every secret in them blotted out."""
     # First whatever is secret goes, so that the cut cannot leave half of it.
     text = " ".join(redacted(text[: 100 * LONGEST_DETAIL], secrets).split())
