@@ -36,6 +36,7 @@ from support.senders import send, settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+ONCALL = (ROOT / "src" / "mailroom" / "oncall.py").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
@@ -259,6 +260,8 @@ def test_every_log_event_is_in_the_reference_and_no_other() -> None:
 
 def test_every_function_of_the_queue_is_in_the_reference() -> None:
     functions = {name.split("(")[0] for name in NEEDED} | set(re.findall(r"mailroom\.\w+", CONSUME))
+    functions |= {f"mailroom.{name}" for name in re.findall(r"FROM mailroom\.(\w+)\(", ONCALL)}
+    functions |= {f"mailroom.{name}" for name in re.findall(r"SELECT mailroom\.(\w+)\(", ONCALL)}
     assert functions - {"mailroom.ring"} == set(
         re.findall(r"^\| `(mailroom\.\w+)\(", REFERENCE, re.MULTILINE)
     )

@@ -373,7 +373,10 @@ def test_a_migration_is_pending(database: str) -> None:
         migrate.down(connection, 1, lambda _: None)
     findings = the_database(database)
     assert ["migrations"] == faults(findings)
-    assert f"the schema is at version {NEWEST - 1}, and this Mailroom needs {NEWEST}" == findings["migrations"].detail
+    assert (
+        f"the schema is at version {NEWEST - 1}, and this Mailroom needs {NEWEST}"
+        == findings["migrations"].detail
+    )
 
 
 def test_a_dirty_schema(database: str, db: Db) -> None:

@@ -21,6 +21,7 @@ from mailroom.cli.demo import demo
 from mailroom.cli.doctor import doctor
 from mailroom.cli.inbox import inbox
 from mailroom.cli.migrate import migrate
+from mailroom.cli.oncall import prune, status, why
 from mailroom.cli.run import pause, resume, run
 from mailroom.cli.sender import replay, sender
 from mailroom.cli.templates import templates
@@ -125,13 +126,16 @@ def cli(log_format: str, log_level: str) -> None:
 
 for command in (
     run,
+    status,
+    why,
     pause,
     resume,
+    prune,
+    doctor,
     collector,
     sender,
     replay,
     templates,
-    doctor,
     inbox,
     migrate,
     token,
