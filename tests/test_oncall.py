@@ -17,7 +17,8 @@ import pytest
 
 from mailroom.cli import oncall as commands
 from mailroom.errors import DatabaseError
-from mailroom.oncall import UnknownPerson, mask, overview, plain, prune, stories
+from mailroom.oncall import UnknownPerson, overview, prune, stories
+from mailroom.story import mask, plain
 from support.processes import environment
 from support.queue_sql import Db, claim, expire_leases, settle, sign_up, sign_up_many
 

@@ -4,16 +4,14 @@
 reason why there was no mail, out of the token, its account, the cursor, its lease and the ledger.
 ``prune`` keeps the ledger and the tokens bounded.
 
-Promises: no secret and no code is read; addresses are masked, in a provider's words too. What the
-database cannot know (a pipe's sender keeps its own record) is said to be unknown, never guessed.
+Promises: no secret and no code is read.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
@@ -21,6 +19,7 @@ from psycopg.rows import class_row
 
 from mailroom.database import reason, refusal
 from mailroom.errors import DatabaseError, DatabaseUnavailable, MailroomError
+from mailroom.story import Delivery, Mail, Pause, Story, masked, told
 
 MOST_TOKENS: Final = 5
 
@@ -42,8 +41,6 @@ DELIVERIES_OF: Final = (
 PRUNE_DELIVERIES: Final = "SELECT mailroom.prune_deliveries(%s, %s) AS deleted"
 PRUNE_TOKENS: Final = "SELECT last_seen, deleted FROM mailroom.prune_tokens(%s, %s, %s)"
 
-PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
-PIPE: Final = "to a pipe (mailroom collector), whose sender's log and rejected.csv know more"
 
 Row = TypeVar("Row")
 
@@ -52,20 +49,6 @@ class UnknownPerson(MailroomError):
     """Nobody and nothing is known by this name."""
 
     exit_code = 65
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Since when a queue is paused, and why; neither when it is not."""
-
-    paused_at: datetime | None
-    pause_reason: str | None
-
-    def text(self) -> str:
-        """For people; empty when it is not paused."""
-        if self.paused_at is None:
-            return ""
-        return f"paused since {utc(self.paused_at)} because: {plain(self.pause_reason or 'nobody said why')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,82 +85,6 @@ class Overview:
         if pause := Pause(self.paused_at, self.pause_reason).text():
             lines.append(pause)
         return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A row of the ledger."""
-
-    token: int
-    attempt: int
-    outcome: str
-    result: str
-    provider: str
-    message_id: str
-    detail: str
-    worker: str
-    at: datetime
-
-    @property
-    def by(self) -> str:
-        """Who answered."""
-        return PROVIDERS.get(self.provider, plain(self.provider) or "the transport")
-
-    @property
-    def why(self) -> str:
-        """What was said, else the class of the answer."""
-        return self.detail or self.result or "no reason was given"
-
-
-@dataclass(frozen=True, slots=True)
-class Mail:
-    """A token, as far as its mail is concerned; without an action it is gone."""
-
-    token: int | None
-    action: str | None
-    email: str | None
-    login: str | None
-    status: str | None
-    status_changed_at: datetime | None
-    needed_status: str | None
-    created_at: datetime | None
-    expires_at: datetime | None
-    consumed_at: datetime | None
-    hindrance: str | None
-    waits: bool
-    lease_worker: str | None
-    lease_generation: int | None
-    lease_due_at: datetime | None
-    lease_is_due: bool | None
-    deliveries: tuple[Delivery, ...] = ()
-
-    @property
-    def changed_since(self) -> bool:
-        """Whether the account's status changed after the token was made."""
-        return bool(self.status_changed_at and self.created_at and self.status_changed_at > self.created_at)
-
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """What became of a mail: a verdict, its reason in plain words, and what happened when."""
-
-    verdict: str
-    conclusion: str
-    events: tuple[tuple[datetime, str], ...]
-    mail: Mail
-
-    def text(self) -> str:
-        """For people: the conclusion, the token, and a line for each event."""
-        mail = self.mail
-        about = f"token {mail.token}"
-        if mail.action:
-            about += f": {mail.action} for {mail.login} <{mail.email}>, whose account is {mail.status}"
-        told = [f"  {utc(at)}  {text}" for at, text in self.events]
-        return "\n".join([f"{self.verdict}: {self.conclusion}", f"  {about}", *told])
-
-    def as_dict(self) -> dict[str, Any]:
-        """For programs; times are datetimes."""
-        return {"verdict": self.verdict, "conclusion": self.conclusion} | asdict(self.mail)
 
 
 def overview(connection: psycopg.Connection, queue: str) -> Overview:
@@ -218,7 +125,7 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
             hint="an activation token is made for an account that is inserted as provisioned",
         )
     written = _rows(connection, Delivery, DELIVERIES_OF, [[mail.token for mail in mails]])
-    return [_story(_masked(mail, written), pause) for mail in mails]
+    return [told(masked(mail, written), pause) for mail in mails]
 
 
 def prune(
@@ -246,145 +153,6 @@ def prune(
         tell("tokens", tokens)
         last_seen, deleted = _one(connection, PRUNE_TOKENS, [last_seen, older_than, batch])
     return deliveries, tokens
-
-
-def utc(at: datetime) -> str:
-    """A time in UTC, to the second."""
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def plain(text: str) -> str:
-    """A text on one line, without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in text).strip()
-
-
-def mask(text: str, address: str = "") -> str:
-    """A text in which of every address the first letter and the domain are left."""
-    if address:
-        local, _, domain = address.partition("@")
-        text = re.sub(re.escape(address), lambda _: f"{local[:1]}…@{domain}", text, flags=re.IGNORECASE)
-    return re.sub(r"""([^\s@<>"'(),:;])[^\s@<>"'(),:;]*@(?=[^\s@])""", r"\1…@", text)
-
-
-def _masked(mail: Mail, written: Sequence[Delivery]) -> Mail:
-    address = mail.email or ""
-    return replace(
-        mail,
-        email=mail.email and plain(mask(mail.email, address)),
-        login=mail.login and plain(mask(mail.login, address)),
-        deliveries=tuple(
-            replace(one, detail=plain(mask(one.detail, address)), message_id=plain(one.message_id))
-            for one in written
-            if one.token == mail.token
-        ),
-    )
-
-
-def _story(mail: Mail, pause: Pause) -> Story:
-    return Story(*_concluded(mail, pause), tuple(sorted(_events(mail))), mail)
-
-
-def _events(mail: Mail) -> list[tuple[datetime, str]]:
-    events = []
-    if mail.created_at:
-        life = f"it expires at {utc(mail.expires_at)}" if mail.expires_at else "it never expires"
-        events.append((mail.created_at, f"made; {life}"))
-    for one in mail.deliveries:
-        what = f"attempt {one.attempt}" if one.attempt else "before any attempt"
-        said = f" as {one.message_id}" if one.message_id else f": {one.why}"
-        if one.why == one.outcome and not one.message_id:
-            said = ""
-        events.append((one.at, f"{what}, {plain(one.worker)}: {one.outcome}{said}"))
-    if mail.consumed_at:
-        events.append((mail.consumed_at, "consumed"))
-    if mail.changed_since and mail.status_changed_at:
-        events.append((mail.status_changed_at, f"the account became {mail.status}"))
-    if mail.lease_due_at:
-        after = f"attempt {mail.lease_generation}"
-        worker = plain(mail.lease_worker or "")
-        what = f"{after}: the lease of {worker} ends" if worker else f"the next attempt after {after} is due"
-        events.append((mail.lease_due_at, what))
-    return events
-
-
-def _concluded(mail: Mail, pause: Pause) -> tuple[str, str]:
-    for one in reversed(mail.deliveries):
-        if one.outcome == "sent":
-            return "sent", f"{one.by} accepted it at {utc(one.at)} as {one.message_id or '(no id)'}"
-    last = mail.deliveries[-1] if mail.deliveries else None
-    if last and last.outcome == "rejected":
-        tried = "" if last.result == "rejected" else f" after attempt {last.attempt}, the last one"
-        return "rejected", f"given up at {utc(last.at)}{tried}: {last.by} said: {last.why}"
-    if last and last.outcome in {"expired", "skipped"}:
-        return _hindered(mail, last.detail, last)
-    paused = f"the queue is {pause.text()}" if pause.paused_at else ""
-    if mail.lease_due_at:
-        if mail.lease_worker and not mail.lease_is_due:
-            return "in flight", f"{plain(mail.lease_worker)} has it in hand, attempt {mail.lease_generation}"
-        if mail.hindrance:
-            return _hindered(mail, mail.hindrance)
-        if mail.lease_worker:
-            ended = (
-                f"the lease of {plain(mail.lease_worker)} ended at {utc(mail.lease_due_at)} with no outcome"
-            )
-            return "waiting", f"{ended}; {paused or 'the next worker to claim takes it over'}"
-        failed = f"attempt {last.attempt} failed: {last.why}" if last else "it was not tried in time"
-        if last and last.outcome == "unknown":
-            failed = f"the answer to attempt {last.attempt} was lost ({last.why}), so it may arrive twice"
-        return "retrying", f"{failed}; {paused or f'next try at {utc(mail.lease_due_at)}'}"
-    if mail.waits:
-        if mail.hindrance:
-            return _hindered(mail, mail.hindrance)
-        return "waiting", paused or "it is to be handed out; see `mailroom status` whether others are"
-    if last:
-        return (
-            "unsettled",
-            f"attempt {last.attempt} ended as {last.outcome} ({last.why}), and no lease holds it",
-        )
-    return _passed(mail)
-
-
-def _passed(mail: Mail) -> tuple[str, str]:
-    """Behind the cursor, in no lease, not in the ledger: a pipe had it, or it was passed over."""
-    since = utc(mail.status_changed_at) if mail.changed_since and mail.status_changed_at else ""
-    if mail.hindrance in {"suspended", "ineligible"} and not since:
-        return _hindered(mail, mail.hindrance)
-    if mail.consumed_at:
-        return "handed out", f"{PIPE}; it was consumed at {utc(mail.consumed_at)}"
-    if since:
-        over = f"passed over, depending on when: the account is {mail.status} since {since}"
-        return "handed out", f"{PIPE}; or {over}"
-    return "handed out", PIPE
-
-
-def _hindered(mail: Mail, why: str, row: Delivery | None = None) -> tuple[str, str]:
-    tried = max((one.attempt for one in mail.deliveries if one.outcome in {"retried", "unknown"}), default=0)
-    waited = f", after attempt {tried} failed" if tried else " while it waited"
-    turn = f" when its turn came, at {utc(row.at)}" if row else ""
-    match why:
-        case "expired":
-            when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
-            return "not sent", f"the token expired{when}{waited}"
-        case "consumed":
-            when = f" at {utc(mail.consumed_at)}" if mail.consumed_at else ""
-            return "not sent", f"the token was consumed{when}{waited}"
-        case "superseded":
-            when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
-            return (
-                "not sent",
-                f"another {mail.action or 'token of its action'} was consumed, which ended it{when}",
-            )
-        case "suspended" if mail.status == "suspended":
-            return "not sent", "the account is suspended"
-        case "suspended":
-            return "not sent", f"the account was suspended{turn}"
-        case "ineligible" if mail.action and mail.status != mail.needed_status:
-            verdict = "not sent" if tried else "not handed out"
-            return verdict, f"the account is {mail.status}, and {mail.action} needs {mail.needed_status}"
-        case "deleted":
-            return "not sent", "the token is gone: its account was deleted, or it was pruned"
-        case _:
-            return "not sent", f"the account's status did not fit the action{turn}"
 
 
 def _of_queue(rows: Sequence[Row], queue: str) -> Row:
