@@ -293,6 +293,9 @@ def test_kills_at_random_moments_lose_nothing(db: Db, ses: InboxServer, start: S
     wait_until(db, UNSETTLED, 0)
     counts = ses.inbox.counts
     assert 3000 == signed_up == len(counts.by_recipient)
+    # Nothing is sent again once it is settled: a second time was in flight at a kill, or unanswered.
+    again = "SELECT token FROM mailroom.deliveries WHERE outcome = 'sent' GROUP BY token HAVING count(*) > 1"
+    assert [] == db.execute(again).fetchall()
     lost = sum(call.accepted for call in ses.inbox.calls if call.verdict == "cut")
     sent = db.execute(
         "SELECT count(DISTINCT token) FROM mailroom.deliveries WHERE outcome = 'sent'"
