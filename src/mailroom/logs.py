@@ -14,8 +14,6 @@ import sys
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
-FORMATS: Final = ("text", "json")
-
 _ADDRESS: Final = re.compile(r"""(?:"[^"]*"|[^\s@<>,;:"'()]+)@(?=[^\s@])""")
 
 

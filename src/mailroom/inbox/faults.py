@@ -86,11 +86,6 @@ class Fault:
         if not 0 < self.seconds <= LONGEST_HANG_S:
             raise ValueError(f"seconds: {self.seconds} is not above 0 and up to {LONGEST_HANG_S:.0f}")
 
-    @property
-    def loses(self) -> bool:
-        """Whether the call gets no answer that can be read."""
-        return self.kind in LOSING_KINDS
-
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "calls": (int, type(None)),
