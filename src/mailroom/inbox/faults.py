@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 KINDS: Final = ("error", "status", "http", "garbage", "hang", "cut", "cut_body")
-# Calls that these hit get no answer that can be read.
-LOSING_KINDS: Final = ("http", "garbage", "hang", "cut", "cut_body")
 STATUSES: Final = (
     "Success",
     "MessageRejected",
