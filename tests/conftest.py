@@ -6,9 +6,11 @@ databases); ``MAILROOM_TEST_POSTGRES_BINDIR`` starts the servers from other bina
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -18,6 +20,9 @@ from psycopg.conninfo import make_conninfo
 
 from mailroom import migrate
 from mailroom.demo.postgres import PostgresServer
+from mailroom.inbox import Inbox, InboxServer
+from support import processes, senders
+from support.runs import RunProcess, Start
 
 # Nothing here outlives its process, so that what the disk keeps does not matter.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
@@ -84,6 +89,46 @@ def own_server() -> Iterator[PostgresServer]:
     with PostgresServer(bindir=bindir(), settings=FAST) as server:
         migrated(server.url())
         yield server
+
+
+@pytest.fixture
+def ses() -> Iterator[InboxServer]:
+    """A local SES with the templates."""
+    with InboxServer(inbox=senders.with_templates(Inbox())) as server:
+        yield server
+
+
+@pytest.fixture
+def start(database: str, ses: InboxServer, tmp_path: Path) -> Iterator[Start]:
+    """Starts ``mailroom run`` on the test's database and SES; variables without MAILROOM_."""
+    with contextlib.ExitStack() as stack:
+
+        def start_one(**variables: str | int) -> RunProcess:
+            given = senders.environment(tmp_path / "output", **({"SEND_RATE": 10_000} | variables))
+            every = processes.environment(database) | given | senders.aws(ses.url)
+            return stack.enter_context(RunProcess(every, tmp_path / f"run-{time.monotonic_ns()}"))
+
+        yield start_one
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a line of what was measured, to be shown when the tests are over."""
+    return lambda line: request.node.user_properties.append(("figures", f"{request.node.name}: {line}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the tests measured."""
+    lines = [
+        text
+        for report in terminalreporter.stats.get("passed", [])
+        for name, text in report.user_properties
+        if name == "figures" and report.when == "call"
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def _fresh(server_url: str, template: str) -> Iterator[str]:

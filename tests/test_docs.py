@@ -24,8 +24,10 @@ from mailroom.consumption import CONSUME
 from mailroom.demo.postgres import embedded_binaries, free_port
 from mailroom.inbox import InboxServer
 from mailroom.outcomes import Result, Scope
+from mailroom.pulse import PULSE
 from mailroom.queue import NEEDED
 from mailroom.rejected import Rejected, Row
+from mailroom.run_settings import HEALTH_VARIABLES
 from mailroom.sender import Verdict
 from mailroom.sender_settings import SENDER_VARIABLES
 from mailroom.settings import COLLECTOR_VARIABLES
@@ -36,7 +38,7 @@ from support.senders import send, settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-ONCALL = (ROOT / "src" / "mailroom" / "oncall.py").read_text()
+ONCALL = "".join((ROOT / "src" / "mailroom" / name).read_text() for name in ("oncall.py", "dead.py"))
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
@@ -228,7 +230,7 @@ def test_every_command_is_in_the_reference() -> None:
 
 
 def test_every_variable_stands_in_the_reference_with_its_default() -> None:
-    for variable in (*COLLECTOR_VARIABLES, *SENDER_VARIABLES):
+    for variable in (*COLLECTOR_VARIABLES, *SENDER_VARIABLES, *HEALTH_VARIABLES):
         default = {None: "required", "": "optional"}.get(variable.default, f"`{variable.default}`")
         assert f"| `{variable.name}` | {default} |" in REFERENCE
         assert not variable.secret or f"`{variable.name}_FILE`" in REFERENCE
@@ -262,6 +264,7 @@ def test_every_function_of_the_queue_is_in_the_reference() -> None:
     functions = {name.split("(")[0] for name in NEEDED} | set(re.findall(r"mailroom\.\w+", CONSUME))
     functions |= {f"mailroom.{name}" for name in re.findall(r"FROM mailroom\.(\w+)\(", ONCALL)}
     functions |= {f"mailroom.{name}" for name in re.findall(r"SELECT mailroom\.(\w+)\(", ONCALL)}
+    functions |= set(re.findall(r"mailroom\.\w+", PULSE))
     assert functions - {"mailroom.ring"} == set(
         re.findall(r"^\| `(mailroom\.\w+)\(", REFERENCE, re.MULTILINE)
     )

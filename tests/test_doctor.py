@@ -236,11 +236,11 @@ def test_who_does_not_answer_does_not_keep_us(
         port = deaf.getsockname()[1]
         monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"http://127.0.0.1:{port}")
         started_at = time.monotonic()
-        findings = examined(collecting(f"postgresql://app@127.0.0.1:{port}/app") | sending, patience_s=0.7)
-        assert time.monotonic() - started_at < 3
+        findings = examined(collecting(f"postgresql://app@127.0.0.1:{port}/app") | sending, patience_s=3)
+        assert time.monotonic() - started_at < 12
     assert [*DATABASE, *SENDING, *SES] == list(findings)
     assert ["server", "ses"] == faults(findings)
-    assert "no answer within 0.7 s" == findings["ses"].detail
+    assert "no answer within 3 s" == findings["ses"].detail
     assert SKIPPED is findings["quota"].state
 
 
@@ -486,6 +486,7 @@ def test_the_remedy_for_a_disabled_trigger_helps(database: str, db: Db) -> None:
 def test_collectors_are_not_disturbed(database: str, db: Db) -> None:
     with psycopg.connect(database, autocommit=True) as listener:
         listener.execute("LISTEN token_insert")
+        listener.execute("SELECT pg_advisory_lock(mailroom.sleep_lock('token_insert'))")  # as a sleeper does
         the_database(database)
         sign_up(db, "after")
         assert ["1"] == [note.payload for note in listener.notifies(timeout=30, stop_after=1)]
@@ -511,7 +512,7 @@ def test_the_backlog(database: str, db: Db) -> None:
 
 def test_no_collector(database: str) -> None:
     finding = the_database(database)["collectors"]
-    assert (WARNING, True) == (finding.state, "`mailroom collector`" in finding.remedy)
+    assert (WARNING, True) == (finding.state, "`mailroom run`" in finding.remedy)
     for option in ("application_name", "fallback_application_name"):
         assert SKIPPED is the_database(f"{database} {option}=app")["collectors"].state
 

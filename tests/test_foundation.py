@@ -176,12 +176,12 @@ def test_a_killed_demonstration_leaves_no_server(roomy: Path) -> None:
         while "person3@" not in demo.stdout.readline():
             assert demo.poll() is None
         servers = processes_in(roomy)
-        pipe = [child for child in psutil.Process(demo.pid).children() if child not in servers]
+        workers = [child for child in psutil.Process(demo.pid).children() if child not in servers]
         assert servers
-        assert {"collector", "sender"} == {child.cmdline()[-1] for child in pipe}
+        assert {"run"} == {child.cmdline()[-1] for child in workers}
         demo.send_signal(signal.SIGKILL)
         demo.wait()
     deadline = time.monotonic() + 30
-    while processes_in(roomy) or any(child.is_running() for child in pipe):
-        assert time.monotonic() < deadline, f"still there: {processes_in(roomy)} {pipe}"
+    while processes_in(roomy) or any(child.is_running() for child in workers):
+        assert time.monotonic() < deadline, f"still there: {processes_in(roomy)} {workers}"
         time.sleep(0.05)

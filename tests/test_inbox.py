@@ -821,10 +821,13 @@ def test_a_port_in_use_is_told_with_a_remedy(server: InboxServer) -> None:
     assert (69, True) == (error.value.exit_code, "--port" in error.value.hint)
 
 
-def test_a_missing_extra_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "mailroom.inbox.protocol", raising=False)
-    with pytest.raises(InboxError, match="uvicorn is not installed") as error, InboxServer():
+@pytest.mark.parametrize("package", ["uvicorn", "jinja2", "aiosmtpd"])
+def test_a_missing_extra_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    for name in list(sys.modules):
+        if name.startswith(("mailroom.inbox.", "mailroom.web", f"{package}.")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InboxError, match=f"{package} is not installed") as error, InboxServer():
         pass
     assert "install the extra inbox, as with: pip install '.[inbox]'" == error.value.hint
 

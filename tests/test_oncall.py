@@ -421,7 +421,11 @@ def test_status_counts_what_there_is(db: Db, database: str) -> None:
         "sent       3 in the last minute, 3 in the last hour\n"
         "rejected   0 in the last minute, 1 in the last hour\n"
         "unknown    2 in the last minute, 2 in the last hour\n"
+        "dead       0\n"
         "rate       14/s, shared by all workers, when one last asked\n"
+        "workers    0 alive\n"
+        "nobody sends: 7 tokens to be mailed, and no `mailroom run` is alive"
+        " (a collector in a pipe is not seen here)\n"
         "paused since T because: a wrong template\n"
     ) == re.sub(r"\d+\.\d s", "S s", TIME.sub("T", done.stdout)), done.stderr
     found = json.loads(run(database, "status", "--json").stdout)
@@ -436,7 +440,9 @@ def test_status_of_an_empty_queue_and_of_none(db: Db) -> None:
         "oldest     -\n"
         "sent       0 in the last minute, 0 in the last hour\n"
         "rejected   0 in the last minute, 0 in the last hour\n"
-        "unknown    0 in the last minute, 0 in the last hour"
+        "unknown    0 in the last minute, 0 in the last hour\n"
+        "dead       0\n"
+        "workers    0 alive"
     ) == overview(db, "mailroom").text()
     for ask in (lambda: overview(db, "other"), lambda: stories(db, "other", "zoe")):
         with pytest.raises(DatabaseError, match="there is no queue 'other'"):

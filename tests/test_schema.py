@@ -180,6 +180,7 @@ def hints(database: str, *statements: str) -> list[str]:
         psycopg.connect(database) as writer,
     ):
         listener.execute("LISTEN token_insert")
+        listener.execute("SELECT pg_advisory_lock(mailroom.sleep_lock('token_insert'))")  # it sleeps
         for statement in statements:
             writer.execute(statement.encode())
         writer.commit()

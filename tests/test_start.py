@@ -82,6 +82,7 @@ def test_a_channel_of_ones_own(database: str, db: Db) -> None:
     assert "'Post!'" in refused(database)
     with psycopg.connect(database, autocommit=True) as listener:
         listener.execute('LISTEN "Post!"')
+        listener.execute("SELECT pg_advisory_lock(mailroom.sleep_lock('Post!'))")
         db.execute("INSERT INTO accounts (email, login) VALUES ('a@b', 'a')")
         assert ["1"] == [note.payload for note in listener.notifies(timeout=30, stop_after=1)]
 

@@ -13,8 +13,9 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from mailroom.actions import ACTIONS
@@ -55,6 +56,7 @@ class Calls:
         settings: rate and concurrency.
         changed: is set whenever ``is_open`` or ``waiting`` may have changed.
         bucket: the rate that others have a share in; one of its own for None.
+        called: is told of each call: the action, the outcomes, how many seconds it took.
 
     Attributes:
         waiting: how many attempts wait at a closed gate.
@@ -67,6 +69,7 @@ class Calls:
         settings: SenderSettings,
         changed: asyncio.Event,
         bucket: Rate | None = None,
+        called: Callable[[str, Sequence[Outcome], float], None] | None = None,
     ) -> None:
         self._transport = transport
         self._asks_quota = settings.send_rate is None
@@ -78,6 +81,7 @@ class Calls:
         self._longest_s = (settings.connect_timeout_ms + LONGEST_WAITS * settings.send_timeout_ms) / 1000
         self._in_calls: set[int] = set()  # of id(): one mail may be asked for twice
         self._changed = changed
+        self._called = called
         self.waiting = 0
         self.answers: Counter[Result] = Counter()
 
@@ -90,6 +94,12 @@ class Calls:
     def is_clear(self) -> bool:
         """Whether nothing is known that would keep any mail from going out."""
         return self._gate.is_open and all(gate.is_open for gate in self._action_gates.values())
+
+    @property
+    def trouble(self) -> tuple[str, float] | None:
+        """What keeps mail from going out, and for how many seconds it has; None when nothing does."""
+        gates = (self._gate, *self._action_gates.values())
+        return max((gate.trouble for gate in gates if gate.trouble), key=itemgetter(1), default=None)
 
     @property
     def largest(self) -> int:
@@ -187,7 +197,10 @@ class Calls:
             outcomes = [Outcome(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         self._in_calls.difference_update(map(id, messages))
         self.answers.update(outcome.result for outcome in outcomes)
-        self._tell(messages[0].action, outcomes, time.monotonic() - started)
+        took_s = time.monotonic() - started
+        if self._called:
+            self._called(messages[0].action, outcomes, took_s)
+        self._tell(messages[0].action, outcomes, took_s)
         return outcomes
 
     def _learn(self, action: str, outcomes: Sequence[Outcome]) -> bool:

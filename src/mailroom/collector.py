@@ -120,7 +120,7 @@ class Collector:
         await self._queue.check()
         log.info("started", worker=self._queue.worker)
         tasks = [
-            asyncio.create_task(self._doorbell.listen()),
+            asyncio.create_task(self._doorbell.run()),
             asyncio.create_task(self._renew()),
             asyncio.create_task(self._collect()),
         ]
@@ -165,7 +165,10 @@ class Collector:
 
     async def _claim(self, size: int) -> list[Lease]:
         self._doorbell.clear()
-        return await self._queue.claim(size, self._lease_tokens)
+        leases = await self._queue.claim(size, self._lease_tokens)
+        claimed = sum(len(lease.claimed) for lease in leases)
+        self._doorbell.claimed(claimed, more=claimed >= size)
+        return leases
 
     async def _deliver(self, lease: Lease, waited_s: float) -> None:
         delivery = self._delivery = self._sign(lease)

@@ -116,7 +116,7 @@ class Database:
         if self._outage.failed(reason(error)):
             self._epoch += 1
             for connection in self._connections:
-                _hang_up(connection)
+                hang_up(connection)
             self._connections.clear()
 
     def answered(self) -> None:
@@ -129,7 +129,7 @@ class Database:
         Raises:
             psycopg.OperationalError: the connection broke, or was hung up on.
         """
-        timer = asyncio.get_running_loop().call_later(self.answer_limit_s, _hang_up, connection)
+        timer = asyncio.get_running_loop().call_later(self.answer_limit_s, hang_up, connection)
         try:
             return await answer
         finally:
@@ -185,7 +185,7 @@ def _pass_on_warning(notice: psycopg.errors.Diagnostic) -> None:
         log.warning("warning", message=notice.message_primary)
 
 
-def _hang_up(connection: Connection) -> None:
+def hang_up(connection: psycopg.Connection | Connection) -> None:
     """Shut the socket down, so that whoever waits on it gets an error at once."""
     with (
         contextlib.suppress(OSError, psycopg.OperationalError),

@@ -42,11 +42,17 @@ class Gate:
         self._closed_at = self._try_at = 0.0
         self._told_at = float("-inf")
         self._told = False
+        self._reason = ""
 
     @property
     def is_open(self) -> bool:
         """Whether calls go through freely."""
         return self._failures == 0
+
+    @property
+    def trouble(self) -> tuple[str, float] | None:
+        """Why it is closed, and for how many seconds; None when it is open."""
+        return None if self.is_open else (self._reason, time.monotonic() - self._closed_at)
 
     async def ready(self) -> None:
         """Wait until it is open, or time for the next try."""
@@ -78,6 +84,7 @@ class Gate:
         ceiling = min(longest_s, first_s * 2 ** min(self._failures, 10))
         self._try_at = now + random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
         self._failures += 1
+        self._reason = without_addresses(f"{outcome.result.value}: {outcome.detail}")
         self._tell(now, outcome)
 
     def succeeded(self) -> None:
@@ -100,7 +107,7 @@ class Gate:
             say(
                 "paused",
                 gate=self._name,
-                reason=without_addresses(f"{outcome.result.value}: {outcome.detail}"),
+                reason=self._reason,
                 since=f"{lasted_s:.0f}s",
                 tries=self._failures,
                 **({"remedy": "mailroom doctor"} if outcome.result is Result.PAUSED else {}),

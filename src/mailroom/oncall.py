@@ -1,5 +1,6 @@
 """What the people on call ask: how the queue is, what became of a mail; and the broom.
 
+``overview`` counts what waits, what was sent and what died, and tells which workers are alive.
 ``stories`` tells the last tokens of a person from the row to the provider's message id, or to the
 reason why there was no mail, out of the token, its account, the cursor, its lease and the ledger.
 ``prune`` keeps the ledger and the tokens bounded.
@@ -9,24 +10,33 @@ Promises: no secret and no code is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
 from psycopg.rows import class_row
 
-from mailroom.database import reason, refusal
+from mailroom.database import hang_up, reason, refusal
 from mailroom.errors import DatabaseError, DatabaseUnavailable, MailroomError
-from mailroom.story import Delivery, Mail, Pause, Story, masked, told
+from mailroom.story import Delivery, Mail, Pause, Story, counted, mask, masked, plain, span, told, utc
 
 MOST_TOKENS: Final = 5
+# Dead letters are counted among so many rejections, which costs milliseconds however many there are.
+MOST_COUNTED: Final = 10_000
 
 OVERVIEW: Final = (
     "SELECT waiting, in_flight, retrying, oldest_age AS oldest_age_s, sent_minute, rejected_minute,"
     " unknown_minute, sent_hour, rejected_hour, unknown_hour, paused_at, pause_reason, rate"
     " FROM mailroom.overview(%s)"
+)
+DEAD: Final = "SELECT dead, more FROM mailroom.dead_count(NULL, NULL, %s)"
+WORKERS: Final = (
+    "SELECT worker, version, alive, started_at, seen_at, up AS up_s, silent AS silent_s, leases, tokens,"
+    " trouble, trouble_since FROM mailroom.workers_of(%s)"
 )
 PAUSED: Final = "SELECT paused_at, pause_reason FROM mailroom.paused(%s)"
 TOKENS_OF: Final = (
@@ -52,8 +62,39 @@ class UnknownPerson(MailroomError):
 
 
 @dataclass(frozen=True, slots=True)
+class Worker:
+    """A `mailroom run` that was seen in the last hour; one that is not alive left without a word."""
+
+    worker: str
+    version: str
+    alive: bool
+    started_at: datetime
+    seen_at: datetime
+    up_s: float
+    silent_s: float
+    leases: int
+    tokens: int
+    trouble: str
+    trouble_since: datetime | None
+
+    def text(self) -> str:
+        """For people, on one line."""
+        life = f"up {span(self.up_s)}"
+        if not self.alive:
+            life = f"stopped answering {span(self.silent_s)} ago, at {utc(self.seen_at)}"
+        held = f"{counted(self.tokens, 'token')} in {counted(self.leases, 'lease')}"
+        line = f"{self.worker}  {life}, {held if self.leases else 'nothing'} in hand"
+        if self.trouble and self.trouble_since:
+            line += f"; in trouble since {utc(self.trouble_since)}: {self.trouble}"
+        return line
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
-    """How a queue is; counts are of tokens, and of the ledger's rows in the last minute and hour."""
+    """How a queue is; counts are of tokens, and of the ledger's rows in the last minute and hour.
+
+    ``dead`` counts dead letters; ``dead_more`` says that there are older rejections than were looked at.
+    """
 
     waiting: int
     in_flight: int
@@ -68,6 +109,10 @@ class Overview:
     paused_at: datetime | None
     pause_reason: str | None
     rate: float | None
+    dead: int = 0
+    dead_more: bool = False
+    workers_alive: int = 0
+    workers: tuple[Worker, ...] = ()
 
     def text(self) -> str:
         """For people."""
@@ -79,9 +124,18 @@ class Overview:
             f"sent       {self.sent_minute} in the last minute, {self.sent_hour} in the last hour",
             f"rejected   {self.rejected_minute} in the last minute, {self.rejected_hour} in the last hour",
             f"unknown    {self.unknown_minute} in the last minute, {self.unknown_hour} in the last hour",
+            f"dead       {self.dead}{' at least' if self.dead_more else ''}"
+            + ("; see `mailroom dead list`" if self.dead else ""),
         ]
         if self.rate is not None:
             lines.append(f"rate       {self.rate:.4g}/s, shared by all workers, when one last asked")
+        lines.append(f"workers    {self.workers_alive} alive")
+        lines += [f"           {worker.text()}" for worker in self.workers]
+        if not self.workers_alive and (left := self.waiting + self.in_flight + self.retrying):
+            lines.append(
+                f"nobody sends: {counted(left, 'token')} to be mailed, and no `mailroom run` is alive"
+                " (a collector in a pipe is not seen here)"
+            )
         if pause := Pause(self.paused_at, self.pause_reason).text():
             lines.append(pause)
         return "\n".join(lines)
@@ -94,7 +148,26 @@ def overview(connection: psycopg.Connection, queue: str) -> Overview:
         DatabaseError: there is no such queue, or not this schema.
         DatabaseUnavailable: the connection was lost.
     """
-    return _of_queue(_rows(connection, Overview, OVERVIEW, [queue]), queue)
+    found = _of_queue(rows(connection, Overview, OVERVIEW, [queue]), queue)
+    dead, more = one(connection, DEAD, [MOST_COUNTED])
+    workers = tuple(
+        replace(worker, worker=plain(worker.worker), trouble=plain(mask(worker.trouble)))
+        for worker in rows(connection, Worker, WORKERS, [queue])
+    )
+    alive = sum(worker.alive for worker in workers)
+    return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=workers)
+
+
+@contextmanager
+def answering_within(connection: psycopg.Connection, limit_s: float) -> Iterator[None]:
+    """Hang up on a connection that has not answered in time, so that whoever waits gets an error."""
+    timer = threading.Timer(limit_s, hang_up, [connection])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]:
@@ -110,9 +183,9 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
         DatabaseError: there is no such queue, or not this schema.
         DatabaseUnavailable: the connection was lost.
     """
-    pause = _of_queue(_rows(connection, Pause, PAUSED, [queue]), queue)
+    pause = _of_queue(rows(connection, Pause, PAUSED, [queue]), queue)
     # The ledger is read last: what is in no lease any more is in it by then.
-    mails = _rows(connection, Mail, TOKENS_OF, [queue, who, MOST_TOKENS])[::-1]
+    mails = rows(connection, Mail, TOKENS_OF, [queue, who, MOST_TOKENS])[::-1]
     if not mails:
         raise UnknownPerson(
             f"no account has the address or login {who!r}, and no token this id",
@@ -124,7 +197,7 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
             " pruned",
             hint="an activation token is made for an account that is inserted as provisioned",
         )
-    written = _rows(connection, Delivery, DELIVERIES_OF, [[mail.token for mail in mails]])
+    written = rows(connection, Delivery, DELIVERIES_OF, [[mail.token for mail in mails]])
     return [told(masked(mail, written), pause) for mail in mails]
 
 
@@ -144,14 +217,14 @@ def prune(
         DatabaseUnavailable: the connection was lost.
     """
     deliveries = tokens = 0
-    while deleted := _one(connection, PRUNE_DELIVERIES, [older_than, batch])[0]:
+    while deleted := one(connection, PRUNE_DELIVERIES, [older_than, batch])[0]:
         deliveries += deleted
         tell("deliveries", deliveries)
-    last_seen, deleted = _one(connection, PRUNE_TOKENS, [-(2**63), older_than, batch])
+    last_seen, deleted = one(connection, PRUNE_TOKENS, [-(2**63), older_than, batch])
     while last_seen is not None:
         tokens += deleted
         tell("tokens", tokens)
-        last_seen, deleted = _one(connection, PRUNE_TOKENS, [last_seen, older_than, batch])
+        last_seen, deleted = one(connection, PRUNE_TOKENS, [last_seen, older_than, batch])
     return deliveries, tokens
 
 
@@ -161,9 +234,15 @@ def _of_queue(rows: Sequence[Row], queue: str) -> Row:
     return rows[0]
 
 
-def _rows(
+def rows(
     connection: psycopg.Connection, row: type[Row], query: LiteralString, parameters: Sequence[object]
 ) -> list[Row]:
+    """What a query gives, as instances of a class with its columns' names.
+
+    Raises:
+        DatabaseError: there is not this schema, or it may not be asked.
+        DatabaseUnavailable: the connection was lost.
+    """
     try:
         with connection.cursor(row_factory=class_row(row)) as cursor:
             return cursor.execute(query, parameters).fetchall()
@@ -171,9 +250,14 @@ def _rows(
         raise _failure(connection, error) from error
 
 
-def _one(
+def one(
     connection: psycopg.Connection, query: LiteralString, parameters: Sequence[object]
 ) -> tuple[Any, ...]:
+    """The one row that a query gives.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``rows`` does.
+    """
     try:
         (row,) = connection.execute(query, parameters).fetchall()
     except psycopg.Error as error:

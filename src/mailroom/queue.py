@@ -24,6 +24,7 @@ from typing import Final, LiteralString, NamedTuple
 import psycopg
 from psycopg.rows import TupleRow
 
+from mailroom import __version__
 from mailroom.database import LOST, Connection, Database, reason, refusal
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
@@ -43,7 +44,7 @@ RING: Final = "SELECT pg_notify(%s, %s)"
 HAS_QUEUE: Final = "SELECT mailroom.has_queue(%s)"
 MISSING: Final = "SELECT f FROM unnest(%s::text[]) f WHERE to_regprocedure(f) IS NULL"
 RECORD: Final = (
-    "SELECT token, outcome, settled FROM mailroom.record("
+    "SELECT token, outcome, settled, mailroom.age(token) FROM mailroom.record("
     "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
 )
 RESERVE: Final = "SELECT wait_s, rate FROM mailroom.reserve(%s, %s, %s)"
@@ -51,6 +52,8 @@ SLOW: Final = "SELECT mailroom.slow(%s, %s)"
 PAUSE: Final = "SELECT mailroom.pause(%s, %s)"
 RESUME: Final = "SELECT mailroom.resume(%s, %s)"
 NEXT_DUE: Final = "SELECT mailroom.next_due(%s)"
+HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s, %s)"
+LEAVE: Final = "SELECT mailroom.leave(%s)"
 BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog(%s)"
 RINGS: Final = """
 SELECT t.tgargs FROM pg_trigger t
@@ -64,7 +67,8 @@ SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A
 FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
 """
 COLLECTORS: Final = """
-SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = ANY (%s::text[])
 """
 NEEDED: Final = (
     "mailroom.ring()",
@@ -78,8 +82,13 @@ NEEDED: Final = (
     "mailroom.record(bigint,integer,text,text,bigint[],text[],text[],text[],integer,integer)",
     "mailroom.reserve(text,integer,double precision)",
     "mailroom.slow(text,double precision)",
+    "mailroom.age(bigint)",
+    "mailroom.sleep_lock(text)",
+    "mailroom.bell_lock(text)",
     "mailroom.pause(text,text)",
     "mailroom.resume(text,text)",
+    "mailroom.heartbeat(text,text,text,text)",
+    "mailroom.leave(text)",
 )
 
 log = EventLogger("queue")
@@ -115,6 +124,13 @@ class Backlog(NamedTuple):
     waiting: int
     in_flight: int
     oldest_age_s: float | None
+
+
+class Recorded(NamedTuple):
+    """What was written down of a token (sent, rejected, retried, unknown), and its age in seconds."""
+
+    outcome: str
+    age_s: float | None
 
 
 class Queue:
@@ -210,7 +226,7 @@ class Queue:
         provider: str,
         retry_ms: int,
         retry_limit: int,
-    ) -> dict[int, str]:
+    ) -> dict[int, Recorded]:
         """Settle a lease with the outcomes of an attempt, and hold it no longer.
 
         Args:
@@ -221,7 +237,7 @@ class Queue:
             retry_limit: so many failures without a stated reason are a rejection.
 
         Returns:
-            For each token what was written down: sent, rejected, retried, unknown.
+            For each token what was written down.
         """
         answers = [one or Outcome(Result.TRANSIENT) for one in outcomes.values()]
         rows = await self._ask(
@@ -241,7 +257,7 @@ class Queue:
         )
         if self._let_go(lease) and not all(row[2] for row in rows):
             log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
-        return {row[0]: row[1] for row in rows}
+        return {row[0]: Recorded(row[1], row[3]) for row in rows}
 
     async def reserve(self, recipients: int, ceiling: float) -> tuple[float, float]:
         """Charge the rate that all workers share; gives back for how many seconds to wait, and the rate."""
@@ -284,6 +300,18 @@ class Queue:
         """Seconds until the first lease, anybody's, is due; None when there is none."""
         due: float | None = (await self._ask(NEXT_DUE, [self._name]))[0][0]
         return due
+
+    async def heartbeat(self, trouble: str) -> None:
+        """Say that this worker lives, to be said every few seconds.
+
+        Args:
+            trouble: what keeps it from sending, for people; empty when nothing does.
+        """
+        await self._ask(HEARTBEAT, [self._name, self.worker, __version__, trouble])
+
+    async def leave(self) -> None:
+        """Say that this worker ends."""
+        await self._ask(LEAVE, [self.worker])
 
     async def backlog(self) -> Backlog:
         """What is to be mailed."""

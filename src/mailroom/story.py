@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
+# The result of a row of the ledger that a person wrote.
+BY_HAND: Final = "by hand"
 PIPE: Final = "to a pipe (mailroom collector), whose sender's log and rejected.csv know more"
 
 
@@ -53,6 +55,11 @@ class Delivery:
     def why(self) -> str:
         """What was said, else the class of the answer."""
         return self.detail or self.result or "no reason was given"
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether a person wrote it, with `mailroom dead`."""
+        return self.result == BY_HAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,19 @@ def utc(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def span(seconds: float) -> str:
+    """How long, in the largest unit that has two of it."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def plain(text: str) -> str:
     """A text on one line, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
@@ -151,6 +171,8 @@ def _events(mail: Mail) -> list[tuple[datetime, str]]:
         events.append((mail.created_at, f"made; {life}"))
     for one in mail.deliveries:
         what = f"attempt {one.attempt}" if one.attempt else "before any attempt"
+        if one.by_hand:
+            what = BY_HAND
         said = f" as {one.message_id}" if one.message_id else f": {one.why}"
         if one.why == one.outcome and not one.message_id:
             said = ""
@@ -162,7 +184,11 @@ def _events(mail: Mail) -> list[tuple[datetime, str]]:
     if mail.lease_due_at:
         after = f"attempt {mail.lease_generation}"
         worker = plain(mail.lease_worker or "")
-        what = f"{after}: the lease of {worker} ends" if worker else f"the next attempt after {after} is due"
+        what = (
+            f"the next attempt after {after} is due" if mail.lease_generation else "the next attempt is due"
+        )
+        if worker:
+            what = f"{after}: the lease of {worker} ends"
         events.append((mail.lease_due_at, what))
     return events
 
@@ -175,6 +201,11 @@ def _concluded(mail: Mail, pause: Pause) -> tuple[str, str]:
     if last and last.outcome == "rejected":
         tried = "" if last.result == "rejected" else f" after attempt {last.attempt}, the last one"
         return "rejected", f"given up at {utc(last.at)}{tried}: {last.by} said: {last.why}"
+    if last and last.by_hand and last.outcome == "skipped":
+        rejections = [one for one in mail.deliveries if one.outcome == "rejected"]
+        said = f", after {rejections[-1].by} said: {rejections[-1].why}" if rejections else ""
+        verdict = "renewed" if last.detail.startswith("renewed") else "dropped"
+        return verdict, f"{last.detail}, at {utc(last.at)}{said}"
     if last and last.outcome in {"expired", "skipped"}:
         return _hindered(mail, last.detail, last)
     paused = f"the queue is {pause.text()}" if pause.paused_at else ""
@@ -189,6 +220,8 @@ def _concluded(mail: Mail, pause: Pause) -> tuple[str, str]:
             )
             return "waiting", f"{ended}; {paused or 'the next worker to claim takes it over'}"
         failed = f"attempt {last.attempt} failed: {last.why}" if last else "it was not tried in time"
+        if last and last.by_hand:
+            failed = f"it was rejected, and is tried again {last.detail}, since {utc(last.at)}"
         if last and last.outcome == "unknown":
             failed = f"the answer to attempt {last.attempt} was lost ({last.why}), so it may arrive twice"
         return "retrying", f"{failed}; {paused or f'next try at {utc(mail.lease_due_at)}'}"
@@ -196,7 +229,7 @@ def _concluded(mail: Mail, pause: Pause) -> tuple[str, str]:
         if mail.hindrance:
             return _hindered(mail, mail.hindrance)
         return "waiting", paused or "it is to be handed out; see `mailroom status` whether others are"
-    if last:
+    if last and not last.by_hand:
         return (
             "unsettled",
             f"attempt {last.attempt} ended as {last.outcome} ({last.why}), and no lease holds it",

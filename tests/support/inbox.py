@@ -1,13 +1,20 @@
-"""A client of botocore's for an inbox: one attempt a call, and nothing of the machine's settings."""
+"""Clients of an inbox: botocore's, one attempt a call, and plain HTTP; nothing of the machine's settings."""
 
 from __future__ import annotations
 
+import http.client
+import json
 from functools import cache
-from typing import Any
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import botocore.session
 from botocore.config import Config
 from botocore.session import Session
+
+from mailroom.inbox import InboxServer
+
+DATA: Final = {"login": "ada", "login_html": "ada", "secret": "S" * 86, "code": "12345"}
 
 
 @cache
@@ -24,3 +31,45 @@ def ses_client(url: str, *, read_timeout_s: float = 30) -> Any:
         aws_secret_access_key="x",
         config=Config(retries={"total_max_attempts": 1}, read_timeout=read_timeout_s, proxies={}),
     )
+
+
+def mail(server: InboxServer, *recipients: str, template: str = "activationv1", **data: str) -> list[str]:
+    """Mail up to 50 people over SES's API, all with the same data; gives back the ids."""
+    ses = ses_client(server.url)
+    answer = ses.send_bulk_templated_email(
+        Source="Acme <noreply@acme.example>",
+        Template=template,
+        DefaultTemplateData=json.dumps(DATA | data),
+        Destinations=[{"Destination": {"ToAddresses": [recipient]}} for recipient in recipients],
+    )
+    ses.close()
+    return [status["MessageId"] for status in answer["Status"]]
+
+
+class Answer(NamedTuple):
+    """An answer over HTTP."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(url: str, path: str, method: str = "GET", body: bytes | str | None = None, **headers: str) -> Answer:
+    """One request, with these headers: ``sec_fetch_site="none"``."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    try:
+        named = {name.replace("_", "-").title(): value for name, value in headers.items()}
+        connection.request(method, path, body, named)
+        answer = connection.getresponse()
+        told = {name.lower(): value for name, value in answer.getheaders()}
+        return Answer(answer.status, told, answer.read())
+    finally:
+        connection.close()

@@ -17,6 +17,7 @@ import click
 from mailroom import __version__
 from mailroom.cli.collector import collector
 from mailroom.cli.common import EXIT_INTERRUPTED, EXIT_USAGE
+from mailroom.cli.dead import dead
 from mailroom.cli.demo import demo
 from mailroom.cli.doctor import doctor
 from mailroom.cli.inbox import inbox
@@ -128,6 +129,7 @@ for command in (
     run,
     status,
     why,
+    dead,
     pause,
     resume,
     prune,

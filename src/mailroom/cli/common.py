@@ -1,9 +1,15 @@
-"""What commands share: exit codes, the environment in a command's help, an orderly end."""
+"""What commands share: exit codes, the environment in a command's help, durations, JSON, an orderly end."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+import click
 
 from mailroom.environment import Variable
 
@@ -16,6 +22,8 @@ EXIT_TRY_AGAIN = 75
 EXIT_CONFIGURATION = 78
 EXIT_INTERRUPTED = 130
 
+UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
 
 def environment_help(variables: Sequence[Variable]) -> str:
     """The section of a command's help that lists its variables."""
@@ -26,6 +34,32 @@ def environment_help(variables: Sequence[Variable]) -> str:
         if variable.secret:
             lines.append(f"      (or {variable.name}_FILE: a file that holds it)")
     return "\n".join(lines)
+
+
+def duration(_context: click.Context, _parameter: click.Parameter, text: str | None) -> timedelta | None:
+    """An option's duration, such as 30m, 12h, 7d or 8w."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,5})([mhdw])", text, re.ASCII)
+    if not found:
+        raise click.BadParameter(f"{text!r} is not a duration such as 30m, 12h, 30d or 8w")
+    return timedelta(**{UNITS[found[2]]: int(found[1])})
+
+
+def text_argument(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
+    """An option's text, of whatever bytes."""
+    return os.fsencode(text).decode("utf-8", "replace").replace("\0", "")
+
+
+def as_json_text(value: object) -> str:
+    """JSON, with times in UTC."""
+
+    def plain(time_or_other: object) -> str:
+        if isinstance(time_or_other, datetime):
+            return time_or_other.astimezone(UTC).isoformat()
+        raise TypeError(type(time_or_other).__name__)
+
+    return json.dumps(value, default=plain, ensure_ascii=False)
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -14,7 +14,7 @@ import click
 def demo(signups: int) -> None:
     """See it work: a PostgreSQL of its own, people who sign up, and the mails that they get.
 
-    Mails go to a local SES that keeps them (see `mailroom inbox --help`), over the pipe that one would run.
+    `mailroom run` sends to a local SES that keeps mail (see `mailroom inbox --help`).
 
     Needs the extra demo: pip install '.[demo]'. It ends by itself and leaves nothing behind.
     """

@@ -9,7 +9,8 @@ import click
 from mailroom.cli.common import stop_on_signals
 
 if TYPE_CHECKING:
-    from mailroom.inbox.mails import Mail, Rendered
+    from mailroom.inbox.mails import Mail
+    from mailroom.inbox.rendered import Rendered
 
 
 @click.command()
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     default=8025,
     show_default=True,
     help="The port; 0 takes any that is free.",
+)
+@click.option(
+    "--smtp-port",
+    type=click.IntRange(0, 65535),
+    help="Take mail over SMTP as well, on this port; 0 takes any that is free.",
 )
 @click.option(
     "--rate",
@@ -35,11 +41,12 @@ if TYPE_CHECKING:
     help="Keep so many mails; the oldest go first.",
 )
 @click.option("--print/--no-print", "printing", default=True, show_default=True, help="Print a line a mail.")
-def inbox(host: str, port: int, rate: float, keep: int, printing: bool) -> None:
+def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, printing: bool) -> None:
     """Receive mail in SES's place, and keep it instead of sending it.
 
     Whatever speaks to SES can be pointed here, Mailroom first of all. Templates have to be there
-    before mail is, as in SES. Standard output gets a line for each mail; all else is on the web:
+    before mail is, as in SES. Standard output gets a line for each mail; all else is on the web,
+    for browsers at the same address, and for programs:
 
     \b
       mailroom inbox &
@@ -51,6 +58,7 @@ def inbox(host: str, port: int, rate: float, keep: int, printing: bool) -> None:
 
     \b
     GET /api/mails, /api/mails/ID, /api/counts, /api/calls  what happened
+    GET /api/mails/wait?recipient=                          a mail, once it is there
     POST /api/faults, PATCH /api/settings                   what is to go wrong
 
     It asks for no credentials: keep it on loopback. Needs the extra inbox: pip install '.[inbox]'.
@@ -77,8 +85,8 @@ def inbox(host: str, port: int, rate: float, keep: int, printing: bool) -> None:
                 loop.call_soon_threadsafe(stop.set)
 
         box = Inbox(rate=rate, keep=keep, on_mail=show if printing else None)
-        with InboxServer(host, port, inbox=box) as server:
-            click.echo(_directions(server.url), err=True)
+        with InboxServer(host, port, inbox=box, smtp_port=smtp_port) as server:
+            click.echo(_directions(server.url, server.smtp_url), err=True)
             await stop.wait()
         return closed
 
@@ -96,7 +104,8 @@ def _line(mail: Mail, rendered: Rendered | None) -> str:
     return f"{mail.time:%H:%M:%S} to {recipient}  {quoted}"
 
 
-def _directions(url: str) -> str:
+def _directions(url: str, smtp_url: str) -> str:
+    smtp = f"\nor, over SMTP, with\n\n  export MAILROOM_TRANSPORT={smtp_url}\n" if smtp_url else ""
     return f"""\
 The inbox is open at {url}. Point Mailroom to it with
 
@@ -104,4 +113,4 @@ The inbox is open at {url}. Point Mailroom to it with
   export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
   export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
   mailroom templates push
-"""
+{smtp}"""

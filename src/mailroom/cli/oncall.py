@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from mailroom.cli.common import environment_help
+from mailroom.cli.common import as_json_text, duration, environment_help
 from mailroom.settings import DATABASE_URL, QUEUE_NAME
+
+if TYPE_CHECKING:
+    from mailroom.settings import QueueSettings
 
 WATCH_INTERVAL_S: Final = 2.0
 TELL_INTERVAL_S: Final = 1.0
 LEAST_AGE: Final = timedelta(hours=1)
-UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+ANSWER_LIMIT_S: Final = 30.0
 
 
 @click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--watch", is_flag=True, help="Show it anew every 2 seconds, on a terminal, until interrupted.")
 def status(as_json: bool, watch: bool) -> None:
-    """Show how the queue is: what waits, what is being sent, and what became of the last mails.
+    """Show how the queue is: what waits, what is sent, what became of the last mails, and who works.
 
     Waiting is what no worker has yet; in flight is what one has in hand; retrying is what is tried again
-    later. The outcomes are those of `mailroom run`; a pipe's sender keeps its own.
+    later. Outcomes, dead letters and workers are those of `mailroom run`: a pipe's sender keeps its own
+    record, and a pipe's collector does not say that it lives.
+
+    A worker is alive that said so in the last 15 seconds; one that stopped without leaving is shown for an
+    hour. Dead letters are counted among the newest 10000 rejections.
     """
     if watch and (as_json or not sys.stdout.isatty()):
         raise click.UsageError("--watch is for a terminal, and without --json")
@@ -38,19 +43,41 @@ def status(as_json: bool, watch: bool) -> None:
     from mailroom.settings import queue_settings
 
     settings = queue_settings(os.environ)
-    with migrate.connected(settings.database_url) as connection:
-        if not watch:
-            found = overview(connection, settings.queue_name)
-            click.echo(_json(asdict(found)) if as_json else found.text())
-            return
+    if watch:
         try:
-            while True:
-                text = overview(connection, settings.queue_name).text()
-                click.clear()
-                click.echo(text)
-                time.sleep(WATCH_INTERVAL_S)
+            _watch(settings)
         except KeyboardInterrupt:
             sys.exit(0)
+    with migrate.connected(settings.database_url) as connection:
+        found = overview(connection, settings.queue_name)
+    click.echo(as_json_text(asdict(found)) if as_json else found.text())
+
+
+def _watch(settings: QueueSettings) -> NoReturn:
+    """Show it anew for ever; a connection that is lost is made again, and that is said meanwhile."""
+    from mailroom import migrate
+    from mailroom.errors import DatabaseUnavailable
+    from mailroom.oncall import answering_within, overview
+    from mailroom.story import utc
+
+    text, lost_at = "", None
+    while True:
+        try:
+            with migrate.connected(settings.database_url) as connection:
+                while True:
+                    with answering_within(connection, ANSWER_LIMIT_S):
+                        text = overview(connection, settings.queue_name).text()
+                    lost_at = None
+                    click.clear()
+                    click.echo(text)
+                    time.sleep(WATCH_INTERVAL_S)
+        except DatabaseUnavailable as error:
+            if not text:  # there never was an answer
+                raise
+            lost_at = lost_at or datetime.now(UTC)
+            click.clear()
+            click.echo(f"{text}\n\nthis is how it was until {utc(lost_at)}: {error}; trying again")
+            time.sleep(WATCH_INTERVAL_S)
 
 
 @click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME]))
@@ -72,17 +99,14 @@ def why(who: str, as_json: bool) -> None:
     with migrate.connected(settings.database_url) as connection:
         told = stories(connection, settings.queue_name, name.strip().replace("\0", ""))
     if as_json:
-        click.echo(_json([story.as_dict() for story in told]))
+        click.echo(as_json_text([story.as_dict() for story in told]))
     else:
         click.echo("\n\n".join(story.text() for story in told))
 
 
-def _age(_context: click.Context, _parameter: click.Parameter, text: str) -> timedelta:
-    found = re.fullmatch(r"([0-9]{1,5})([mhdw])", text, re.ASCII)
-    if not found:
-        raise click.BadParameter(f"{text!r} is not a duration such as 12h, 30d or 8w")
-    age = timedelta(**{UNITS[found[2]]: int(found[1])})
-    if age < LEAST_AGE:
+def _age(context: click.Context, parameter: click.Parameter, text: str) -> timedelta | None:
+    age = duration(context, parameter, text)
+    if age is not None and age < LEAST_AGE:
         raise click.BadParameter(f"{text} is less than 1h, and what is so young may still be needed")
     return age
 
@@ -117,12 +141,3 @@ def prune(older_than: timedelta, batch: int) -> None:
     with migrate.connected(database_url(os.environ)) as connection:
         deliveries, tokens = prune_rows(connection, older_than, batch, tell)
     click.echo(f"deleted {deliveries} deliveries and {tokens} tokens")
-
-
-def _json(value: object) -> str:
-    def plain(time_or_other: object) -> str:
-        if isinstance(time_or_other, datetime):
-            return time_or_other.astimezone(UTC).isoformat()
-        raise TypeError(type(time_or_other).__name__)
-
-    return json.dumps(value, default=plain, ensure_ascii=False)

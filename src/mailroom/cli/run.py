@@ -7,11 +7,14 @@ import os
 import click
 
 from mailroom.cli.common import environment_help, stop_on_signals
+from mailroom.run_settings import HEALTH_VARIABLES
 from mailroom.sender_settings import RETRY_FOR, SENDER_VARIABLES
 from mailroom.settings import CHANNEL_NAME, COLLECTOR_VARIABLES, DATABASE_URL, QUEUE_NAME
 
 RUN_VARIABLES = tuple(
-    variable for variable in (*COLLECTOR_VARIABLES, *SENDER_VARIABLES) if variable is not RETRY_FOR
+    variable
+    for variable in (*COLLECTOR_VARIABLES, *SENDER_VARIABLES, *HEALTH_VARIABLES)
+    if variable is not RETRY_FOR
 )
 
 
@@ -23,20 +26,21 @@ def run() -> None:
     SES has answered, and a crash in between repeats what was in flight and loses nothing. Any number may
     run on any number of machines; they share the queue and SES's rate.
 
+    MAILROOM_HTTP serves Prometheus's /metrics, and /livez and /readyz, which say what is in the way.
+
     The ledger is the table mailroom.deliveries. It runs until SIGTERM or SIGINT, finishes what is in hand
     within MAILROOM_SHUTDOWN_TIMEOUT, gives back the rest, and exits 0.
     """
     import asyncio
 
     from mailroom.run import Runner
-    from mailroom.sender_settings import sender_settings
-    from mailroom.settings import collector_settings
+    from mailroom.run_settings import run_settings
     from mailroom.transports import open_transport
 
-    settings, sending = collector_settings(os.environ), sender_settings(os.environ)
+    settings = run_settings(os.environ)
 
     async def work() -> None:
-        await Runner(settings, sending, open_transport(sending)).run(stop_on_signals())
+        await Runner(settings, open_transport(settings.sender)).run(stop_on_signals())
 
     asyncio.run(work())
 

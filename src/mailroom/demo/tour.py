@@ -1,7 +1,7 @@
 """The tour: people sign up in an embedded PostgreSQL, and their mails arrive in a local SES.
 
-Everything is real: the server, the triggers, ``mailroom collector | mailroom sender`` in processes of
-their own, AWS's client and its protocol. Only the far end is the inbox, which keeps mail. The tour
+Everything is real: the server, the triggers, ``mailroom run`` in a process of its own, AWS's
+client and its protocol. Only the far end is the inbox, which keeps mail. The tour
 prints each mail as it arrives, and checks in the end that none is missing, none came twice, and that
 every link holds a token that verifies.
 """
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from tempfile import TemporaryDirectory
-from typing import IO, Final
+from typing import Final
 
 import psycopg
 
@@ -49,27 +49,28 @@ def run_tour(signups: int, tell: Tell) -> int:
         for template in loaded:
             tell(f"  template {template.action.template}")
         key = new_key()
-        pipe = _Pipe(server.url(), key, ses.url, output)
+        worker = _Worker(server.url(), key, ses.url, output)
         try:
             tell(f"{signups} people sign up, some of them forget their password:\n")
             committed = _trickle(server.url(), signups)
             with suppress(TimeoutError):  # which the counts will tell
                 ses.wait_for(lambda inbox: inbox.counts.accepted >= committed, PATIENCE_S)
         finally:
-            exit_codes = pipe.stop()
-    return _sum_up(inbox, committed, key, exit_codes, tell)
+            exit_code = worker.stop()
+    return _sum_up(inbox, committed, key, exit_code, tell)
 
 
-class _Pipe:
-    """``mailroom collector | mailroom sender``."""
+class _Worker:
+    """``mailroom run``."""
 
     def __init__(self, url: str, key: str, ses_url: str, output: str) -> None:
-        collector = {
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MAILROOM_", "AWS_"))
+        }
+        settings = {
             "MAILROOM_DATABASE_URL": url,
             "MAILROOM_SECRET_KEY": key,
             "MAILROOM_BATCH_TIMEOUT": "300",
-        }
-        sender = {
             "MAILROOM_SES_SOURCE": SOURCE,
             "MAILROOM_SES_OUTPUT_PATH": output,
             "AWS_ENDPOINT_URL_SES": ses_url,
@@ -78,27 +79,17 @@ class _Pipe:
             "AWS_SECRET_ACCESS_KEY": "demo",
             "NO_PROXY": "127.0.0.1",
         }
-        self._collector = _mailroom("collector", collector, subprocess.DEVNULL, subprocess.PIPE)
-        self._sender = _mailroom("sender", sender, self._collector.stdout, subprocess.DEVNULL)
-        if self._collector.stdout:
-            self._collector.stdout.close()  # else the collector would not hear of the sender's end
+        self._process = subprocess.Popen(
+            ending_with_us([sys.executable, "-m", "mailroom", "--log-level", "warning", "run"]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=kept | settings,
+        )
 
-    def stop(self) -> list[int]:
-        """End the collector, and with its input the sender; gives back their exit codes."""
-        self._collector.terminate()
-        return [process.wait(PATIENCE_S) for process in (self._collector, self._sender)]
-
-
-def _mailroom(
-    command: str, settings: dict[str, str], stdin: IO[bytes] | int | None, stdout: int
-) -> subprocess.Popen[bytes]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAILROOM_", "AWS_"))}
-    return subprocess.Popen(
-        ending_with_us([sys.executable, "-m", "mailroom", "--log-level", "warning", command]),
-        stdin=stdin,
-        stdout=stdout,
-        env=kept | settings,
-    )
+    def stop(self) -> int:
+        """End it in order; gives back its exit code."""
+        self._process.terminate()
+        return self._process.wait(PATIENCE_S)
 
 
 def _trickle(url: str, signups: int) -> int:
@@ -135,7 +126,7 @@ def _shown(inbox: Inbox, mail: Mail) -> str:
     return f"  to {mail.recipient:26} {rendered.subject}\n     {link[0] if link else 'no link'}…"
 
 
-def _sum_up(inbox: Inbox, committed: int, key: str, exit_codes: list[int], tell: Tell) -> int:
+def _sum_up(inbox: Inbox, committed: int, key: str, exit_code: int, tell: Tell) -> int:
     actions = {action.template: action.name for action in ACTIONS}
     mails = inbox.mails.find(limit=committed * 2)
     genuine = 0
@@ -152,6 +143,6 @@ def _sum_up(inbox: Inbox, committed: int, key: str, exit_codes: list[int], tell:
         f"\n{committed} mails were due, {len(mails)} arrived, for {recipients} people;"
         f" {genuine} links hold a token that verifies."
     )
-    whole = committed == len(mails) == recipients == genuine and exit_codes == [0, 0]
+    whole = committed == len(mails) == recipients == genuine and exit_code == 0
     tell("Nothing was lost, nothing was sent twice." if whole else "Something went wrong: see above.")
     return 0 if whole else 1

@@ -25,7 +25,7 @@ from mailroom.settings import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
 
 OLDEST_S: Final = 300.0
 DELIVERY_S: Final = 2.0
-COLLECTOR: Final = "mailroom collector"
+WORKERS: Final = ("mailroom run", "mailroom collector")
 RING_FUNCTION: Final = "mailroom.ring()"
 ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
@@ -132,15 +132,15 @@ def backlog(patient: Patient) -> Finding:
 
 
 def collectors(patient: Patient) -> Finding:
-    """A collector is connected. Each has two connections or more."""
+    """A worker is connected. Each has three connections or more."""
     if patient.connection.info.parameter_status("application_name") != PROGRAM:
-        return skipped("collectors cannot be told apart: an application_name is set for all connections")
-    ((connections,),) = patient.ask(COLLECTORS, COLLECTOR)
+        return skipped("workers cannot be told apart: an application_name is set for all connections")
+    ((connections,),) = patient.ask(COLLECTORS, list(WORKERS))
     if not connections:
         return warning(
-            "no collector is connected to this database", f"start `{COLLECTOR}`, if mail is to go out now"
+            "no worker is connected to this database", f"start `{WORKERS[0]}`, if mail is to go out now"
         )
-    return ok(f"{connections} connections are of a `{COLLECTOR}`")
+    return ok(f"{connections} connections are of {' or '.join(f'`{name}`' for name in WORKERS)}")
 
 
 def _disabled(table: str, trigger: str, consequence: str) -> Finding:

@@ -10,7 +10,7 @@ from typing import Final
 
 from mailroom.inbox.calls import Request
 from mailroom.inbox.limits import Limits
-from mailroom.inbox.mails import StoredTemplate
+from mailroom.inbox.mails import NO_TEMPLATE, StoredTemplate
 from mailroom.inbox.query import Refusal
 from mailroom.templates.tags import syntax_fault
 
@@ -43,17 +43,19 @@ class Account:
     def check(self, request: Request) -> StoredTemplate:
         """See that a call may be made, and charge the rate for it; gives back its template.
 
+        A mail that came whole has none, and may have as many addresses as it came with.
+
         Raises:
             Refusal: it may not.
         """
         if self.paused:
             raise Refusal("AccountSendingPausedException", "Email sending is disabled for this account.")
-        if not 1 <= len(request.destinations) <= DESTINATIONS_PER_CALL:
+        if not request.message and not 1 <= len(request.destinations) <= DESTINATIONS_PER_CALL:
             raise Refusal(
                 "InvalidParameterValue",
                 f"{len(request.destinations)} destinations: a call has 1 to {DESTINATIONS_PER_CALL}.",
             )
-        template = self.template(request.template)
+        template = NO_TEMPLATE if request.message else self.template(request.template)
         if request.config_set:
             self.check_config_set(request.config_set)
         address = parseaddr(request.source)[1]

@@ -35,10 +35,10 @@ class Reply(NamedTuple):
     fault: Fault | None = None
 
 
-def reply(inbox: Inbox, content_type: str, body: bytes) -> Reply:
+def reply(inbox: Inbox, content_type: str, body: bytes, head: bytes = b"") -> Reply:
     """Answer a call. Whatever it holds, this raises nothing."""
     try:
-        parameters = read_form(content_type, body)
+        parameters = read_form(content_type, body, head)
         name = parameters.get("Action")
         result = _action(name, parameters.get("Version", VERSION))(inbox, parameters)
     except Refusal as refusal:
@@ -94,6 +94,7 @@ def _request(given: Parameters, default_data: str, destinations: list[Destinatio
         given.get("ConfigurationSetName"),
         default_data,
         destinations,
+        given.raw,
     )
 
 

@@ -1,14 +1,15 @@
-"""The inbox's own API: mails, counts, calls, faults and settings as JSON.
+"""The inbox's own API: mails, also awaited ones, counts, calls, faults and settings as JSON.
 
 A request that cannot be understood gets a 4xx with ``{"error": …}``, which names what is at fault.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
@@ -17,37 +18,64 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mailroom.actions import ACTIONS
 from mailroom.inbox.bodies import read_body
 from mailroom.inbox.calls import Call
+from mailroom.inbox.changes import Changes
 from mailroom.inbox.faults import read_fault
 from mailroom.inbox.limits import FASTEST
+from mailroom.inbox.links import find_links
 from mailroom.inbox.mails import Mail
+from mailroom.inbox.messages import read_headers
 from mailroom.inbox.state import Inbox
 
 LARGEST_BODY: Final = 1_000_000
 PAGE: Final = 100
 LARGEST_PAGE: Final = 1000
+WAIT_S: Final = 30
+LONGEST_WAIT_S: Final = 300
+LARGEST_WAIT: Final = 100
+ACTION_NAMES: Final = tuple(action.name for action in ACTIONS)
 SETTINGS: Final = ("rate", "quota_24h", "paused")
 
 
-def api_routes(inbox: Inbox) -> list[Route]:
-    """The routes under ``/api``."""
+def api_routes(inbox: Inbox, changes: Changes) -> list[Route]:
+    """The routes under ``/api``; ``changes`` are waited for, and told."""
     api = _Api(inbox)
 
     def route(method: str, path: str, answer: Callable[[Any], Any]) -> Route:
         async def endpoint(request: Request) -> Response:
             try:
                 given = await _read_json(request) if method in ("POST", "PATCH") else None
-                return _json(answer(request if given is None else given))
+                content = answer(request if given is None else given)
+                if method != "GET":
+                    changes.tell()
+                return _json(content)
             except ValueError as error:
                 raise HTTPException(400, str(error)) from None
 
         return Route(path, endpoint, methods=[method])
 
+    async def wait(request: Request) -> Response:
+        try:
+            until_s = asyncio.get_running_loop().time() + _whole(
+                request, "timeout", WAIT_S, LONGEST_WAIT_S, least=0
+            )
+            wanted = api.wanted(request)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        while True:
+            number = changes.number
+            mails = wanted()
+            if mails or not await changes.after(number, until_s, request.receive):
+                return _json({"mails": mails})
+
     return [
+        Route("/api/mails/wait", wait, methods=["GET"]),
         route("GET", "/api/mails", api.mails),
         route("DELETE", "/api/mails", api.clear_mails),
         route("GET", "/api/mails/{id}", api.mail),
+        route("DELETE", "/api/mails/{id}", api.remove_mail),
         route("GET", "/api/counts", api.counts),
         route("GET", "/api/counts/recipients", api.recipients),
         route("GET", "/api/calls", api.calls),
@@ -90,12 +118,43 @@ class _Api:
         mail = self._inbox.mails.get(request.path_params["id"])
         if mail is None:
             raise HTTPException(404, "no such mail is kept")
-        rendered = self._inbox.render(mail)
-        parts = {"text": rendered.text, "html": rendered.html} if rendered else {"text": None, "html": None}
-        return self._summary(mail) | parts
+        return self._whole_mail(mail)
+
+    def wanted(self, request: Request) -> Callable[[], Any]:
+        """What a request waits for: called, it gives back the mails that are new since it was last called."""
+        query = request.query_params
+        recipient, template = query.get("recipient", ""), query.get("template", "")
+        action, after, start = query.get("action", ""), "", None
+        if action and action not in ACTION_NAMES:
+            raise ValueError(f"action: {action!r} is none of {', '.join(ACTION_NAMES)}")
+        if since := query.get("since", ""):
+            try:
+                self._inbox.mails.find(after=since, limit=1)
+                after = since
+            except ValueError:
+                start = _moment(since)
+
+        def find() -> Any:
+            nonlocal after
+            new = self._inbox.mails.find(recipient=recipient, template=template, after=after)
+            if new:
+                after = new[-1].id
+            found = (
+                mail
+                for mail in new
+                if (start is None or mail.time >= start) and action in ("", self._inbox.brief(mail).action)
+            )
+            return [self._whole_mail(mail) for mail in islice(found, LARGEST_WAIT)]
+
+        return find
+
+    def remove_mail(self, request: Request) -> Any:
+        if not self._inbox.mails.remove(request.path_params["id"]):
+            raise HTTPException(404, "no such mail is kept")
+        return {}
 
     def clear_mails(self, _: Request) -> Any:
-        self._inbox.mails.clear()
+        self._inbox.forget()
         return {"mails": []}
 
     def counts(self, _: Request) -> Any:
@@ -165,17 +224,27 @@ class _Api:
         return self.settings(None)
 
     def _summary(self, mail: Mail) -> dict[str, Any]:
-        rendered = self._inbox.render(mail)
+        brief = self._inbox.brief(mail)
         return {
             "id": mail.id,
             "time": _time(mail.time),
             "source": mail.source,
             "recipient": mail.recipient,
             "template": mail.template.name,
+            "action": brief.action,
             "data": mail.data,
-            "subject": rendered.subject if rendered else None,
+            "subject": brief.subject,
             "dropped": mail.dropped,
             "failure": mail.failure,
+        }
+
+    def _whole_mail(self, mail: Mail) -> dict[str, Any]:
+        rendered = self._inbox.render(mail)
+        return self._summary(mail) | {
+            "text": rendered.text if rendered else None,
+            "html": rendered.html if rendered else None,
+            "links": [link.as_json() for link in find_links(rendered)],
+            "headers": read_headers(mail.as_message(rendered)),
         }
 
 
@@ -185,6 +254,14 @@ def _call(call: Call) -> dict[str, Any]:
 
 def _time(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"since: {text!r} is neither the id of a mail that came here nor a time") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _whole(request: Request, name: str, otherwise: int, most: int, *, least: int = 1) -> int:

@@ -23,13 +23,20 @@ class Destination(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A call; an empty ``config_set`` names none."""
+    """A call; an empty ``config_set`` names none.
+
+    Attributes:
+        raw: all that the client sent.
+        message: the mail itself, where it came over SMTP; there is no template then.
+    """
 
     source: str
     template: str
     config_set: str
     default_data: str
     destinations: list[Destination]
+    raw: bytes = b""
+    message: bytes = b""
 
     @property
     def recipients(self) -> int:

@@ -9,6 +9,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mailroom.inbox.changes import disconnected
 from mailroom.inbox.faults import Fault
 
 HTTP_STATUS: Final = 503
@@ -39,7 +40,7 @@ class _Broken(Response):
         if self._fault.kind == "hang":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._fault.seconds):
-                    await _disconnected(receive)
+                    await disconnected(receive)
         elif self._fault.kind == "cut_body":
             half = self.body[: len(self.body) // 2]
             await send(
@@ -47,9 +48,4 @@ class _Broken(Response):
             )
             await send({"type": "http.response.body", "body": bytes(half), "more_body": True})
         transport.abort()
-        await _disconnected(receive)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        await disconnected(receive)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mailroom.inbox.app import create_app
+from mailroom.inbox.changes import Changes
+from mailroom.inbox.smtp import SmtpInbox
 from mailroom.inbox.state import Inbox
 
 TASKS_END_S: Final = 5.0
@@ -30,18 +33,26 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Runs until ``stop`` is called from any thread; ``ready`` is set once it runs, or failed to."""
+    """Runs until ``stop`` is called from any thread; ``ready`` is set once it runs, or failed to.
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    Args:
+        config: uvicorn's.
+        smtp: what answers on the second socket.
+    """
+
+    def __init__(self, config: uvicorn.Config, smtp: SmtpInbox) -> None:
         super().__init__(config)
         self.ready = threading.Event()
+        self._smtp = smtp
+        self._smtp_socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
 
-    def run_to_end(self, listening: socket.socket) -> None:
-        """Serve on a socket, and close it."""
+    def run_to_end(self, listening: socket.socket, smtp: socket.socket | None) -> None:
+        """Serve HTTP on a socket, and SMTP on another if there is one; close them."""
+        self._smtp_socket = smtp
         try:
-            with listening:
+            with listening, smtp or contextlib.nullcontext():
                 self.run([listening])
         finally:
             self.ready.set()
@@ -54,6 +65,8 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Wait for the end, where uvicorn looks for it ten times a second."""
         self._loop = asyncio.get_running_loop()
+        if self._smtp_socket:
+            self.servers.append(await self._loop.create_server(self._smtp.connection, sock=self._smtp_socket))
         self.ready.set()
         await self._stop.wait()
 
@@ -63,15 +76,24 @@ class Server(uvicorn.Server):
             server.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+        self._smtp.abort()
         if self.server_state.tasks:
             await asyncio.wait(self.server_state.tasks, timeout=TASKS_END_S)
 
 
-def create_server(inbox: Inbox, told: Callable[[], None], *, keep_alive_s: int) -> Server:
-    """A server for this inbox; it leaves logging and signals alone."""
+def create_server(
+    inbox: Inbox, told: Callable[[], None], *, address: str, names: Iterable[str], keep_alive_s: int
+) -> Server:
+    """A server for this inbox, at this address and by these names; it leaves logging and signals alone."""
+    changes = Changes()
+
+    def told_by_smtp() -> None:
+        told()
+        changes.tell()
+
     return Server(
         uvicorn.Config(
-            create_app(inbox, told),
+            create_app(inbox, told, changes, address, names),
             loop="asyncio",
             http=Protocol,
             ws="none",
@@ -82,5 +104,6 @@ def create_server(inbox: Inbox, told: Callable[[], None], *, keep_alive_s: int) 
             server_header=False,
             date_header=False,
             timeout_keep_alive=keep_alive_s,
-        )
+        ),
+        SmtpInbox(inbox, told_by_smtp),
     )

@@ -44,9 +44,15 @@ class Entries(list[tuple[str, Tree]]):
 
 
 class Parameters:
-    """A call's parameters by their flattened names: ``Destinations.member.1.Destination…``."""
+    """A call's parameters by their flattened names: ``Destinations.member.1.Destination…``.
 
-    def __init__(self, fields: Mapping[str, str]) -> None:
+    Args:
+        fields: them.
+        raw: the request that they were read from.
+    """
+
+    def __init__(self, fields: Mapping[str, str], raw: bytes = b"") -> None:
+        self.raw = raw
         self._fields = fields
 
     def get(self, name: str, otherwise: str = "") -> str:
@@ -75,8 +81,8 @@ class Parameters:
         return found
 
 
-def read_form(content_type: str, body: bytes) -> Parameters:
-    """A request's parameters.
+def read_form(content_type: str, body: bytes, head: bytes = b"") -> Parameters:
+    """A request's parameters; ``head`` is what came before its body, and only kept.
 
     Raises:
         Refusal: it is no form of text.
@@ -89,7 +95,7 @@ def read_form(content_type: str, body: bytes) -> Parameters:
         )
     except ValueError as error:  # not ASCII, not UTF-8 within, or too many
         raise Refusal("MalformedQueryString", f"the form cannot be read: {error}") from None
-    return Parameters(dict(pairs))
+    return Parameters(dict(pairs), head + body)
 
 
 def write_answer(action: str, result: Tree | None) -> bytes:

@@ -1,4 +1,4 @@
-"""The inbox as a server on loopback, in a thread of its own.
+"""The inbox as a server on loopback, in a thread of its own: HTTP, and SMTP if wanted.
 
 Idle connections are kept for 75 s, as SES's are for long, so that a client's pool is never cut. The
 end is quick: calls that hang are cut.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mailroom.inbox.protocol import Server
 
 KEEP_ALIVE_S: Final = 75
+EXTRAS: Final = ("starlette", "uvicorn", "h11", "jinja2", "markupsafe", "aiosmtpd")
 PATIENCE_S: Final = 30.0
 
 
@@ -36,12 +37,26 @@ class InboxServer:
         host: the address to listen on.
         port: 0 for any that is free.
         inbox: a fresh one for None.
+        smtp_port: where to take mail over SMTP; 0 for any port that is free, None for nowhere.
+
+    Attributes:
+        url: of the page, the API and SES's endpoint.
+        smtp_url: as ``MAILROOM_TRANSPORT`` takes it; empty without SMTP.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, inbox: Inbox | None = None) -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        inbox: Inbox | None = None,
+        smtp_port: int | None = None,
+    ) -> None:
         self.inbox = inbox or Inbox()
         self.url = ""
+        self.smtp_url = ""
         self._place = host, port
+        self._smtp_port = smtp_port
         self._told = threading.Condition()
 
     def __enter__(self) -> Self:
@@ -53,18 +68,31 @@ class InboxServer:
         try:
             from mailroom.inbox.protocol import create_server
         except ModuleNotFoundError as error:
-            if error.name not in ("starlette", "uvicorn", "h11"):
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRAS:
                 raise
             raise InboxError(
-                f"the package {error.name} is not installed",
+                f"the package {package} is not installed",
                 hint="install the extra inbox, as with: pip install '.[inbox]'",
             ) from None
-        listening = _listen(*self._place)
-        host, port = listening.getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._server: Server = create_server(self.inbox, self._tell, keep_alive_s=KEEP_ALIVE_S)
+        listening, smtp = _listen(*self._place, "--port"), None
+        if self._smtp_port is not None:
+            try:
+                smtp = _listen(self._place[0], self._smtp_port, "--smtp-port")
+            except InboxError:
+                listening.close()
+                raise
+            self.smtp_url = f"smtp://{_authority(smtp)}"
+        self.url = f"http://{_authority(listening)}"
+        self._server: Server = create_server(
+            self.inbox,
+            self._tell,
+            address=listening.getsockname()[0],
+            names=[self._place[0]],
+            keep_alive_s=KEEP_ALIVE_S,
+        )
         self._thread = threading.Thread(
-            target=self._server.run_to_end, args=[listening], name="inbox", daemon=True
+            target=self._server.run_to_end, args=[listening, smtp], name="inbox", daemon=True
         )
         self._thread.start()
         self._server.ready.wait(PATIENCE_S)
@@ -77,7 +105,7 @@ class InboxServer:
         self._thread.join(PATIENCE_S)
 
     def wait_for(self, true: Callable[[Inbox], object], timeout_s: float = PATIENCE_S) -> None:
-        """Wait until something is true of the inbox; it is looked at after each call of SES's.
+        """Wait until something is true of the inbox; it is looked at after each call, and mail over SMTP.
 
         Raises:
             TimeoutError: it did not become true.
@@ -91,14 +119,19 @@ class InboxServer:
             self._told.notify_all()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _authority(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise InboxError(
             f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="choose another with --port, or end what listens there"
+            hint=f"choose another with {option}, or end what listens there"
             if error.errno == errno.EADDRINUSE
-            else "choose an address of this machine's with --host, and a port that you may take with --port",
+            else f"choose an address of this machine with --host, and a port that you may take with {option}",
         ) from None

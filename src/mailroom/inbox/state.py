@@ -1,4 +1,4 @@
-"""The inbox: an account of SES's in memory, without any HTTP.
+"""The inbox: an account of SES's in memory, without any HTTP or SMTP.
 
 It promises what the sending policy relies on: what SES checks before it accepts, in which words it
 refuses, that a mail whose data lacks something is accepted and dropped, and counts that are exact
@@ -22,8 +22,11 @@ from mailroom.inbox.calls import Answer, Call, Counts, Destination, Request, Sta
 from mailroom.inbox.data import read_data
 from mailroom.inbox.faults import Fault, Faults
 from mailroom.inbox.limits import FASTEST, Limits
-from mailroom.inbox.mails import KEEP, Mail, Mailbox, Rendered, StoredTemplate
+from mailroom.inbox.links import action_of, find_links
+from mailroom.inbox.mails import KEEP, Brief, Mail, Mailbox, StoredTemplate
 from mailroom.inbox.query import Refusal
+from mailroom.inbox.rendered import Rendered
+from mailroom.inbox.requests import Requests
 from mailroom.templates import Template, for_ses
 from mailroom.templates.mails import SES_PARTS
 
@@ -63,6 +66,7 @@ class Inbox:
         self.account = Account(self.limits, identities, config_sets)
         self.faults = Faults(seed)
         self.mails = Mailbox(keep)
+        self.requests = Requests()
         self.calls: deque[Call] = deque(maxlen=KEEP_CALLS)
         self.counts = Counts()
         self._on_mail = on_mail
@@ -76,7 +80,7 @@ class Inbox:
             self.account.put_template(name, (subject, text, html), new=True)
 
     def send_bulk(self, request: Request) -> Answer:
-        """Answer a bulk call, after the faults that are meant for it."""
+        """Answer a bulk call, or a mail over SMTP, after the faults that are meant for it."""
         fault, single = self.faults.pick([destination.addresses for destination in request.destinations])
         if fault and fault.kind == "error":
             return self._refuse(request, Refusal(fault.code, fault.message, fault.http_status or 400))
@@ -104,6 +108,19 @@ class Inbox:
         self.counts.dropped += mail.dropped and not known
         return rendered
 
+    def brief(self, mail: Mail) -> Brief:
+        """What a list says of a mail; it is rendered for that once."""
+        if mail.brief is None:
+            rendered = self.render(mail)
+            action = action_of(mail.template.name, find_links(rendered))
+            mail.brief = Brief(rendered.subject if rendered else None, action)
+        return mail.brief
+
+    def forget(self) -> None:
+        """Forget all mails and requests; the counts stay."""
+        self.mails.clear()
+        self.requests.clear()
+
     def _send(self, request: Request, single: dict[int, Fault], lost: Fault | None) -> Answer:
         try:
             template = self.account.check(request)
@@ -111,12 +128,12 @@ class Inbox:
         except Refusal as refusal:
             return self._refuse(request, refusal, lost)
         statuses = []
-        now = datetime.now(UTC)
+        now, call = datetime.now(UTC), self.requests.add(request.raw)
         for at, destination in enumerate(request.destinations):
             if fault := single.get(at):
                 status = Status(fault.status, error=fault.message)
             else:
-                status = self._accept(now, request, template, default, destination)
+                status = self._accept(now, call, request, template, default, destination)
             statuses.append(status)
         names = {status.status for status in statuses}
         verdict = lost.kind if lost else names.pop() if len(names) == 1 else "mixed"
@@ -126,12 +143,13 @@ class Inbox:
     def _accept(
         self,
         now: datetime,
+        call: int,
         request: Request,
         template: StoredTemplate,
         default: dict[str, Any],
         destination: Destination,
     ) -> Status:
-        if fault := _address_fault(destination):
+        if not request.message and (fault := _address_fault(destination)):
             return Status("InvalidParameterValue", error=fault)
         try:
             data = default | read_data(destination.data)
@@ -140,7 +158,16 @@ class Inbox:
         if self.limits.left_24h() < destination.recipients:
             return Status("AccountDailyQuotaExceeded", error="Daily message quota exceeded.")
         self.limits.count(destination.recipients)
-        mail = self.mails.add(now, request.source, ", ".join(destination.addresses), template, data)
+        mail = self.mails.add(
+            now,
+            request.source,
+            ", ".join(destination.addresses),
+            template,
+            data,
+            call=call,
+            message=request.message,
+            size=len(destination.data) + len(request.message),
+        )
         self.counts.dropped += mail.dropped
         if self._on_mail:
             self._on_mail(mail)

@@ -1,0 +1,16 @@
+"""``python -m mailroom.demo.signup``: serve the example on loopback."""
+
+import os
+import secrets
+
+import uvicorn
+
+from mailroom.demo.signup import create_app
+
+app = create_app(
+    os.environ["MAILROOM_DATABASE_URL"],
+    os.environ["MAILROOM_SECRET_KEY"],
+    session_secret=os.environ.get("SESSION_SECRET") or secrets.token_hex(32),
+)
+# No access log: the address of a page that a link leads to holds the token.
+uvicorn.run(app, host="127.0.0.1", port=int(os.environ.get("PORT", "8000")), access_log=False)

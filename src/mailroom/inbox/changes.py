@@ -1,0 +1,57 @@
+"""Wakes whoever waits, in the event loop of the server, for something in the inbox to change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+
+class Changes:
+    """Counts changes. ``number`` read before looking, and ``after`` it: so none is missed."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._changed = asyncio.Event()
+
+    def tell(self) -> None:
+        """Something changed."""
+        self.number += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def after(self, number: int, until_s: float, receive: Receive | None = None) -> bool:
+        """Wait for a change after that one; False when there was none in time.
+
+        Args:
+            number: the one.
+            until_s: on the loop's clock.
+            receive: the request's; its client may leave meanwhile.
+
+        Raises:
+            ClientDisconnect: it did.
+        """
+        if number != self.number:
+            return True
+        changed = asyncio.ensure_future(self._changed.wait())
+        gone = asyncio.ensure_future(disconnected(receive)) if receive else None
+        waiting = {changed, gone} if gone else {changed}
+        try:
+            timeout_s = max(0.0, until_s - asyncio.get_running_loop().time())
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if gone and gone.done():
+                raise ClientDisconnect
+            return changed.done()
+        finally:
+            for task in waiting:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait for a client to leave."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

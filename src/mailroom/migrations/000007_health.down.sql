@@ -1,0 +1,2 @@
+DROP FUNCTION mailroom.age(bigint);
+DROP FUNCTION mailroom.pulse(text, integer);
