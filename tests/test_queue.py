@@ -290,7 +290,8 @@ def test_a_claim_costs_the_same_with_a_million_tokens(db: Db) -> None:
         # Ten claims: from the sixth on PostgreSQL may choose a plan that does not know the bounds.
         blocks = [blocks_of_a_claim(db) for _ in range(10)]
         # Ten index descents into two tables, and the bookkeeping; the table itself has 14,000.
-        assert max(blocks[1:]) < 400
+        # The first one rolls the window: then the position is that of no token at all.
+        assert max(blocks) < 1000
         db.execute(
             "SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;"
             " SET auto_explain.log_format = json; SET client_min_messages = log"
@@ -303,7 +304,7 @@ def test_a_claim_costs_the_same_with_a_million_tokens(db: Db) -> None:
             nodes = list(walk(json.loads(text)["Plan"]))
             (scan,) = [node for node in nodes if node.get("Relation Name") == "tokens"]
             assert ("Index Scan", "tokens_txid_id_idx") == (scan["Node Type"], scan["Index Name"])
-            for bound in (r"txid >= ", r"txid <= ", r"ROW\((t\.)?txid, (t\.)?id\) > ROW"):
+            for bound in (r"txid <= ", r"ROW\((t\.)?txid, (t\.)?id\) > ROW"):
                 assert re.search(bound, scan["Index Cond"]), scan["Index Cond"]
             assert "Sort" not in {node["Node Type"] for node in nodes}
 

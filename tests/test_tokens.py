@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailroom import ACTIVATION, PASSWORD_RECOVERY, sign, verify
+from mailroom.actions import Action
 from mailroom.errors import ForgedToken, MalformedToken, WrongAction
-from mailroom.tokens import new_key, parse_keys, split
+from mailroom.tokens import new_key, parse_keys, sign_all, split
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "reference.json").read_text())
 ROWS: list[dict[str, str]] = VECTORS["rows"]
@@ -170,3 +171,17 @@ def test_what_cannot_be_signed_is_refused() -> None:
             sign(bytes(32), PASSWORD_RECOVERY, keys=KEY, code=code)
     with pytest.raises(ValueError, match="activation or password_recovery"):
         sign(bytes(32), "party", keys=KEY)
+
+
+@given(st.lists(st.tuples(secrets_, actions, codes), max_size=20), keys)
+def test_many_are_signed_as_one_is(rows: list[tuple[bytes, Action, str]], key: bytes) -> None:
+    together = sign_all([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], keys=key)
+    assert [sign(secret, action, keys=key, code=code) for secret, action, code in rows] == together
+
+
+@pytest.mark.parametrize(
+    ("secret", "code"), [(b"x" * 31, "12345"), (b"x" * 32, "1234"), (b"x" * 32, "١٢٣٤٥")]
+)
+def test_one_that_has_not_its_shape_is_refused_among_many(secret: bytes, code: str) -> None:
+    with pytest.raises(ValueError, match=r"secret has 32 bytes|code of five digits"):
+        sign_all([b"y" * 32, secret], [PASSWORD_RECOVERY] * 2, ["12345", code], keys=b"k" * 32)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mailroom.actions import BY_NAME
 from mailroom.errors import WireError
-from mailroom.wire import Message, decode, encode
+from mailroom.wire import Message, decode, encode, encode_all, encode_message
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "reference.json").read_text())
 TOKEN = "A" * 86
@@ -182,3 +182,28 @@ def test_a_batch_has_a_limit() -> None:
         encode([good] * 10_001)
     with pytest.raises(WireError, match="more than 10000"):
         decode(encode([good] * 10_000)[:-1] + b"," + encode([good]))
+
+
+anything = st.text(max_size=5) | texts
+rows = st.lists(
+    st.tuples(st.sampled_from(sorted(BY_NAME)), anything, anything, st.just(TOKEN), st.just("12345"))
+    | messages.map(tuple),
+    max_size=5,
+)
+
+
+@settings(deadline=None)
+@given(rows)
+def test_many_are_encoded_as_one_is(batch: list[tuple[str, str, str, str, str]]) -> None:
+    def one_by_one() -> list[str]:
+        return [encode_message(Message(*row)) for row in batch]
+
+    columns = [list(column) for column in zip(*batch, strict=True)] or [[], [], [], [], []]
+    actions = [BY_NAME[name] for name in columns[0]]
+    try:
+        expected = one_by_one()
+    except WireError:
+        with pytest.raises(WireError):
+            encode_all(actions, *columns[1:])
+    else:
+        assert expected == encode_all(actions, *columns[1:])

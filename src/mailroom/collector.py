@@ -16,19 +16,16 @@ whose action this version does not know stays in the queue for a newer worker, u
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import Final
 
-from mailroom.actions import BY_NAME
 from mailroom.database import Database
 from mailroom.doorbell import Doorbell
-from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed, WireError
+from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed
 from mailroom.logs import EventLogger
+from mailroom.outgoing import Outgoing
 from mailroom.output import Output, reader_gone
 from mailroom.queue import LEASE_MS, Lease, Queue
 from mailroom.settings import CollectorSettings
-from mailroom.tokens import sign
-from mailroom.wire import Message, encode_message, join_line
 
 REPEATED_TOKENS: Final = 200
 MAX_CLAIM_TOKENS: Final = 1000
@@ -37,34 +34,6 @@ SHUTDOWN_S: Final = 10.0
 LONGEST_ANSWER_S: Final = 30.0
 
 log = EventLogger("collector")
-
-
-@dataclass(slots=True)
-class Delivery:
-    """A lease on its way out.
-
-    Attributes:
-        encoded: its messages, ready for the line.
-        tokens: their tokens.
-        refused: the tokens that no line can hold.
-        lines: for each line written, where it ends in the output and how many tokens that makes.
-        is_settling: whether PostgreSQL was asked to settle it.
-    """
-
-    lease: Lease
-    encoded: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    refused: list[int] = field(default_factory=list)
-    lines: list[tuple[int, int]] = field(default_factory=list)
-    is_settling: bool = False
-
-    def written(self) -> int:
-        """How many of the tokens were written."""
-        return self.lines[-1][1] if self.lines else 0
-
-    def read(self, output_read: int) -> int:
-        """How many of the tokens were read, when that much of the output was."""
-        return max((tokens for end, tokens in self.lines if end <= output_read), default=0)
 
 
 class Collector:
@@ -88,9 +57,10 @@ class Collector:
         self._output = output
         self._keys = settings.keys
         self._batch_limit = settings.batch_limit
-        # A lease is settled as a whole, after whole batches: it is what a crash repeats.
+        # A lease is settled as a whole, after whole batches, before the next is written: it is what a
+        # crash repeats.
         self._lease_tokens = max(REPEATED_TOKENS // self._batch_limit, 1) * self._batch_limit
-        self._delivery: Delivery | None = None
+        self._outgoing: Outgoing | None = None
         self._writing = False
         self._stopping = False
 
@@ -144,10 +114,12 @@ class Collector:
     async def _drain(self, waited_s: float) -> None:
         """Claim until a claim comes back short; the deeper the backlog, the larger the claims.
 
-        While one claim's lines are written, the next is under way.
+        While one claim's leases are written, the next is under way; while one lease is settled, the
+        next is signed.
         """
         size, largest = self._batch_limit, max(MAX_CLAIM_TOKENS, self._batch_limit)
         claiming = asyncio.create_task(self._claim(size))
+        settling = asyncio.create_task(asyncio.sleep(0))
         try:
             while True:
                 leases = await claiming
@@ -155,13 +127,19 @@ class Collector:
                 if more:
                     size = min(size * 2, largest)
                     claiming = asyncio.create_task(self._claim(size))
-                    await asyncio.sleep(0)  # lets the claim be sent before the signing keeps us busy
                 for lease in leases:
-                    await self._deliver(lease, waited_s)
-                if self._stopping or not more:
+                    await asyncio.sleep(0)  # lets both be sent before the signing keeps us busy
+                    outgoing = Outgoing(lease, keys=self._keys, batch_limit=self._batch_limit)
+                    await settling
+                    if self._stopping:
+                        return
+                    await self._write(outgoing)
+                    settling = asyncio.create_task(self._settle_when_read(outgoing, waited_s))
+                if not more:
+                    await settling
                     return
         finally:
-            await _end(claiming)
+            await _end(claiming, settling)
 
     async def _claim(self, size: int) -> list[Lease]:
         self._doorbell.clear()
@@ -170,41 +148,29 @@ class Collector:
         self._doorbell.claimed(claimed, more=claimed >= size)
         return leases
 
-    async def _deliver(self, lease: Lease, waited_s: float) -> None:
-        delivery = self._delivery = self._sign(lease)
-        while delivery.written() < len(delivery.tokens) and not self._stopping and await self._is_ours(lease):
-            start, end = delivery.written(), delivery.written() + self._batch_limit
-            batch = delivery.encoded[start:end]
-            self._writing = True
-            await self._output.write(join_line(batch))
-            self._writing = False
-            delivery.lines.append((self._output.written, start + len(batch)))
-        await self._output.all_read()
-        await self._settle(delivery)
-        self._delivery = None
-        log.info("batch", count=delivery.written(), waited=f"{waited_s:.1f}s")
+    async def _write(self, outgoing: Outgoing) -> None:
+        outgoing.begin(self._output.written)
+        self._outgoing = outgoing
+        lease, written = outgoing.lease, 0
+        self._writing = True
+        while written < len(outgoing.lines) and not self._stopping and await self._is_ours(lease):
+            await self._output.write(
+                outgoing.lines[written:], lambda: not self._stopping and self._queue.holds(lease)
+            )
+            written = outgoing.whole_lines(self._output.written)
+        self._writing = False
 
-    async def _settle(self, delivery: Delivery) -> None:
+    async def _settle_when_read(self, outgoing: Outgoing, waited_s: float) -> None:
+        written = self._output.written
+        await self._output.read_up_to(written)
+        await self._settle(outgoing)
+        self._outgoing = None
+        log.info("batch", count=outgoing.count(written), waited=f"{waited_s:.1f}s")
+
+    async def _settle(self, outgoing: Outgoing) -> None:
         """Settle what of a lease was read, and what no line can hold."""
-        lease = delivery.lease
-        done = delivery.tokens[: delivery.read(self._output.read)] + delivery.refused
-        again, delivery.is_settling = delivery.is_settling, True
-        await self._queue.settle(lease, None if len(done) == len(lease.claimed) else done, again=again)
-
-    def _sign(self, lease: Lease) -> Delivery:
-        delivery = Delivery(lease)
-        for token, action, email, login, secret, code in lease.claimed:
-            if action not in BY_NAME:
-                log.warning("unknown_action", token=token, action=action)
-                continue
-            try:
-                signature = sign(secret, BY_NAME[action], keys=self._keys, code=code)
-                delivery.encoded.append(encode_message(Message(action, email, login, signature, code)))
-                delivery.tokens.append(token)
-            except (WireError, ValueError) as error:
-                log.warning("rejected", token=token, reason=error)
-                delivery.refused.append(token)
-        return delivery
+        again, outgoing.is_settling = outgoing.is_settling, True
+        await self._queue.settle(outgoing.lease, outgoing.done(self._output.read), again=again)
 
     async def _is_ours(self, lease: Lease) -> bool:
         if not self._queue.holds(lease):
@@ -214,7 +180,7 @@ class Collector:
     async def _finish(self, working: asyncio.Task[None]) -> None:
         log.info("stopping")
         self._stopping = True
-        if not self._delivery:
+        if not self._outgoing:
             working.cancel()
         done, _ = await asyncio.wait({working}, timeout=SHUTDOWN_S)
         if not done and self._writing:
@@ -238,8 +204,8 @@ class Collector:
             if self._database.is_down:
                 raise DatabaseUnavailable("PostgreSQL does not answer")
             async with asyncio.timeout(SHUTDOWN_S / 2):
-                if self._delivery:
-                    await self._settle(self._delivery)
+                if self._outgoing:
+                    await self._settle(self._outgoing)
                 if freed := await self._queue.release():
                     log.info("given_back", tokens=freed)
         except (TimeoutError, MailroomError) as error:

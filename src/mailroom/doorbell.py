@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import time
 from contextlib import suppress
 from typing import Final, LiteralString
@@ -44,19 +45,20 @@ from typing import Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from mailroom.database import LOST, Connection, Database, hang_up
+from mailroom.database import LOST, Connection, Database, hang_up, reason
 from mailroom.logs import EventLogger
 
-# From so many tokens a second on, nobody is asked to ring.
-BUSY: Final = 200.0
+# From so many tokens a second on, nobody is asked to ring: a commit that notifies may take a flush of a
+# slow disk, and lets the next one wait as long.
+BUSY: Final = 50.0
+RATE_S: Final = 1.0
 # Awake and with nothing more to claim, it claims again after so long, at the least.
-SHORTEST_PAUSE_S: Final = 0.005
+SHORTEST_PAUSE_S: Final = 0.01
 # While SLEEP is requested and not granted: at first, at last.
-LOOK_S: Final = (0.01, 0.5)
+LOOK_S: Final = (0.01, 0.1)
 # What the one who answers the bell is left by the others, and by itself when it does not claim.
 PATIENCE_S: Final = 1.0
 FROZEN_MS: Final = 5000
-REST_S: Final = 0.2
 DEEP_CLAIMS: Final = 3
 WAKE: Final = "wake"
 
@@ -129,6 +131,8 @@ class Doorbell:
         self._at_rest = False
         self._turn = asyncio.Event()  # for the bell's session: one of the three above has changed
         self._look_s = LOOK_S[0]
+        self._asked_at = 0.0  # over the bell's session
+        self._rate = 0.0
         self._claimed = self._claims = 0
         self._counted_since = self._claimed_at = time.monotonic()
 
@@ -169,12 +173,14 @@ class Doorbell:
         """
         now = time.monotonic()
         lease_due_at = None if lease_due_s is None else now + lease_due_s
-        rate = self._claimed / max(now - self._counted_since, 0.001)
+        # The tokens of late, a second in the mean: what comes alone is no rate.
+        passed_s = max(now - self._counted_since, 0.001)
+        self._rate += (self._claimed / passed_s - self._rate) * -math.expm1(-passed_s / RATE_S)
         self._claimed, self._counted_since, self._claims = 0, now, 0
-        self._want(sleepy=rate < BUSY, at_rest=True)
+        self._want(sleepy=self._rate < BUSY, at_rest=True)
         try:
             while not self._catch_up and not (self._answers and self._announced >= self._batch_limit):
-                pause_s = self._pause_s(rate)
+                pause_s = self._pause_s()
                 soonest = self._soonest(lease_due_at, None if pause_s is None else now + pause_s)
                 if soonest is not None and soonest <= time.monotonic():
                     break
@@ -206,12 +212,12 @@ class Doorbell:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _pause_s(self, rate: float) -> float | None:
+    def _pause_s(self) -> float | None:
         """How long not to claim, where nobody may ring; None where everybody does."""
         if self._role is Role.FALLING_ASLEEP:
             return max(self._look_s, self._batch_timeout_s)
-        if self._role is Role.AWAKE and rate >= BUSY:  # the time that a batch takes to fill
-            return max(min(self._batch_limit / rate, self._batch_timeout_s), SHORTEST_PAUSE_S)
+        if self._role is Role.AWAKE and self._rate >= BUSY:  # the time that a batch takes to fill
+            return max(min(self._batch_limit / self._rate, self._batch_timeout_s), SHORTEST_PAUSE_S)
         return None
 
     def _soonest(self, *others: float | None) -> float | None:
@@ -262,6 +268,9 @@ class Doorbell:
             return
         self._suspect()
         self._announced += int(payload) if payload.isascii() and payload.isdigit() else 1
+        if self._first_hint_at is not None and self._announced >= BUSY:
+            self._rate = self._announced / max(time.monotonic() - self._first_hint_at, 0.001)
+            self._want(sleepy=self._rate < BUSY)
 
     def _claim_soon(self) -> None:
         self._catch_up = True
@@ -275,6 +284,7 @@ class Doorbell:
 
     async def _stand_in_line(self) -> None:
         while True:
+            began = time.monotonic()
             connection = await self._database.connect()
             try:
                 await self._ask(connection, SET_UP)
@@ -286,11 +296,11 @@ class Doorbell:
                     await self._answer(connection)
                     await self._ask(connection, TO_THE_NEXT, self._channel)
             except LOST as error:
-                log.debug("bell_lost", reason=type(error).__name__)
+                log.debug("bell_lost", reason=reason(error))
             finally:
                 self._role = Role.AWAY
                 await connection.close()
-            await asyncio.sleep(REST_S)
+            await asyncio.sleep(max(0.0, began + PATIENCE_S - time.monotonic()))
 
     def _become(self, role: Role) -> None:
         self._role = role
@@ -357,11 +367,13 @@ class Doorbell:
             loop.remove_reader(descriptor)
             for turn in turns:
                 turn.cancel()
-        if not self._turn.is_set():
+        is_late = timeout_s is not None and time.monotonic() - self._asked_at >= PATIENCE_S
+        if stirred.is_set() or is_late:
             await self._ask(connection, SIGN_OF_LIFE)
 
     async def _ask(self, connection: Connection, query: LiteralString, *parameters: str) -> None:
         await self._database.limited(connection, connection.execute(query, parameters))
+        self._asked_at = time.monotonic()
 
     async def _wait_for(self, connection: Connection, query: LiteralString, *parameters: str) -> None:
         """Ask for a lock, for as long as it takes; cancelled, it hangs up."""

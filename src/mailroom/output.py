@@ -19,6 +19,9 @@ import select
 import stat
 import sys
 import termios
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Final
 
 from mailroom.errors import OutputClosed
@@ -42,22 +45,30 @@ class Output:
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
-    async def write(self, line: bytes) -> None:
-        """Write one line whole.
+    async def write(self, lines: Sequence[bytes], go_on: Callable[[], bool] = lambda: True) -> None:
+        """Write lines whole, in as few pieces as it can, as long as ``go_on`` says so before each.
 
         Raises:
             OutputClosed: the reader is gone, or the file takes no more.
         """
-        rest = memoryview(line)
+        ends = list(accumulate(map(len, lines)))
+        content, start, done = memoryview(b"".join(lines)), 0, self.written
         try:
-            while rest:
+            while start < len(content):
                 if not self._poll.poll(0):
                     await self._writable()
-                count = os.write(self._descriptor, rest[:CHUNK_BYTES])
+                end = start + CHUNK_BYTES
+                if not go_on():  # no more than the line in hand
+                    begun = bisect_right(ends, start)
+                    if start == (ends[begun - 1] if begun else 0):
+                        return
+                    end = min(end, ends[begun])
+                count = os.write(self._descriptor, content[start:end])
                 self.written += count
-                rest = rest[count:]
+                start += count
         except OSError as error:
-            self._take_back(len(line) - len(rest))
+            whole = bisect_right(ends, start)
+            self._take_back(self.written - done - (ends[whole - 1] if whole else 0))
             raise _closed(error) from error
 
     @property
@@ -68,17 +79,17 @@ class Output:
             fcntl.ioctl(self._descriptor, termios.FIONREAD, unread)
         return self.written - unread[0]
 
-    async def all_read(self) -> None:
-        """Return when the reader of the pipe has taken everything.
+    async def read_up_to(self, end: int) -> None:
+        """Return when the reader of the pipe has taken so many of the bytes that were written.
 
         No event tells of it, so this looks again and again, the less often the longer it takes.
         """
         for _ in range(LOOKS_AT_ONCE):
-            if self.read == self.written:
+            if self.read >= end:
                 return
             await asyncio.sleep(0)
         pause_s, longest_s = LOOK_S
-        while self.read < self.written:
+        while self.read < end:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.25, longest_s)
 
@@ -102,9 +113,10 @@ class Output:
         finally:
             loop.remove_writer(self._descriptor)
 
-    def _take_back(self, written: int) -> None:
-        if written and stat.S_ISREG(self._mode):
-            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+    def _take_back(self, count: int) -> None:
+        if count and stat.S_ISREG(self._mode):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - count)
+            self.written -= count
 
 
 def _closed(error: OSError) -> OutputClosed:

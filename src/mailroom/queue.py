@@ -10,26 +10,23 @@ Does not promise that a lease is still ours: ``settle`` and ``renew`` say so.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Final, LiteralString, NamedTuple
-
-import psycopg
-from psycopg.rows import TupleRow
+from typing import Final, NamedTuple
 
 from mailroom import __version__
-from mailroom.database import LOST, Connection, Database, reason, refusal
+from mailroom.database import Database
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
-from mailroom.outage import Outage
 from mailroom.outcomes import Outcome, Result
+from mailroom.session import AnswerLost, Session
 
 LEASE_MS: Final = 15_000
 
@@ -134,7 +131,7 @@ class Recorded(NamedTuple):
 
 
 class Queue:
-    """One queue, seen by one worker over one connection that comes back.
+    """One queue, seen by one worker over two connections that come back.
 
     Args:
         database: where it is.
@@ -144,14 +141,11 @@ class Queue:
     """
 
     def __init__(self, database: Database, *, name: str, channel: str, worker: str = "") -> None:
-        self._database = database
         self._name = name
         self._channel = channel
         self.worker = worker or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._connection: Connection | None = None
-        self._epoch = -1
-        self._refused = Outage(log, "refused", "still_refused", "accepted")
-        self._one_at_a_time = asyncio.Lock()
+        # Two, so that a settling does not wait for a claim.
+        self._claims, self._settlings = Session(database), Session(database)
         self._ever_claimed = False
         self._forgotten = False
         self._held: dict[int, Lease] = {}
@@ -167,23 +161,23 @@ class Queue:
         Raises:
             DatabaseError: one is not; the hint says how to mend it.
         """
-        if (await self._connected()).info.parameter_status("server_encoding") == "SQL_ASCII":
+        if (await self._claims.connected()).info.parameter_status("server_encoding") == "SQL_ASCII":
             raise DatabaseError(
                 "the database has no encoding (SQL_ASCII), so its texts may be anything",
                 hint="move it to a database with ENCODING 'UTF8'",
             )
-        missing = await self._ask(MISSING, [list(NEEDED)])
+        missing = await self._claims.ask(MISSING, [list(NEEDED)])
         if missing:
             raise DatabaseError(
                 f"the database lacks Mailroom's schema, or has an older one: no {missing[0][0]}",
                 hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
             )
-        if not (await self._ask(HAS_QUEUE, [self._name]))[0][0]:
+        if not (await self._claims.ask(HAS_QUEUE, [self._name]))[0][0]:
             raise DatabaseError(
                 f"MAILROOM_QUEUE_NAME: there is no queue {self._name!r}",
                 hint="correct the name (the default is mailroom), or add the queue's row to the table jobs",
             )
-        rung = [row[0].split(b"\0")[0].decode() for row in await self._ask(RINGS, [])]
+        rung = [row[0].split(b"\0")[0].decode() for row in await self._claims.ask(RINGS, [])]
         if self._channel not in rung:
             raise DatabaseError(
                 f"MAILROOM_CHANNEL_NAME: no trigger rings {self._channel!r}, so no new token would be heard"
@@ -197,10 +191,22 @@ class Queue:
         Fewer in sum than asked for means that nothing more was pending.
         """
         self._ever_claimed = True
-        asked_at = time.monotonic()
-        rows = await self._ask(CLAIM, [self._name, self.worker, tokens, lease_tokens, LEASE_MS])
+        while True:
+            if self._forgotten:
+                # A claim whose answer we never got has made leases that only the database knows.
+                await self._claims.ask(RELEASE, [self.worker, list(self._held)])
+                self._forgotten = False
+            asked_at = time.monotonic()
+            try:
+                rows = await self._claims.ask_once(
+                    CLAIM, [self._name, self.worker, tokens, lease_tokens, LEASE_MS]
+                )
+                break
+            except AnswerLost:
+                self._forgotten = True
+        as_claimed = partial(tuple.__new__, Claimed)  # in a third of _make's time
         leases = [
-            Lease(lease, generation, [Claimed._make(row[2:]) for row in group], asked_at + LEASE_MS / 1000)
+            Lease(lease, generation, [as_claimed(row[2:]) for row in group], asked_at + LEASE_MS / 1000)
             for (lease, generation), group in groupby(rows, itemgetter(0, 1))
         ]
         self._held |= {lease.id: lease for lease in leases}
@@ -212,7 +218,9 @@ class Queue:
         The rest of it is due when its time is over. False when it was not ours any more, which is
         told, unless it was asked ``again``: then the first time may have settled it.
         """
-        rows = await self._ask(SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)])
+        rows = await self._settlings.ask(
+            SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)]
+        )
         settled: bool = rows[0][0]
         if self._let_go(lease) and not (settled or again):
             log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
@@ -240,7 +248,7 @@ class Queue:
             For each token what was written down.
         """
         answers = [one or Outcome(Result.TRANSIENT) for one in outcomes.values()]
-        rows = await self._ask(
+        rows = await self._settlings.ask(
             RECORD,
             [
                 lease.id,
@@ -261,12 +269,12 @@ class Queue:
 
     async def reserve(self, recipients: int, ceiling: float) -> tuple[float, float]:
         """Charge the rate that all workers share; gives back for how many seconds to wait, and the rate."""
-        wait_s, rate = (await self._ask(RESERVE, [self._name, recipients, ceiling]))[0]
+        wait_s, rate = (await self._settlings.ask(RESERVE, [self._name, recipients, ceiling]))[0]
         return wait_s, rate
 
     async def slow(self, ceiling: float) -> None:
         """Let all workers give way to a throttle."""
-        await self._ask(SLOW, [self._name, ceiling])
+        await self._settlings.ask(SLOW, [self._name, ceiling])
 
     async def renew(self) -> None:
         """Move the time of every lease we hold; those that are not ours any more are let go."""
@@ -275,7 +283,7 @@ class Queue:
             return
         asked_at = time.monotonic()
         ids, generations = [lease.id for lease in leases], [lease.generation for lease in leases]
-        ours = {row[0] for row in await self._ask(RENEW, [ids, generations, LEASE_MS])}
+        ours = {row[0] for row in await self._settlings.ask(RENEW, [ids, generations, LEASE_MS])}
         for lease in leases:
             if lease.id in ours:
                 lease.valid_until = asked_at + LEASE_MS / 1000
@@ -291,14 +299,14 @@ class Queue:
         self._held.clear()
         if not self._ever_claimed:
             return 0
-        freed: int = (await self._ask(RELEASE, [self.worker, []]))[0][0]
+        freed: int = (await self._claims.ask(RELEASE, [self.worker, []]))[0][0]
         if freed:
-            await self._ask(RING, [self._channel, str(freed)])
+            await self._claims.ask(RING, [self._channel, str(freed)])
         return freed
 
     async def next_due(self) -> float | None:
         """Seconds until the first lease, anybody's, is due; None when there is none."""
-        due: float | None = (await self._ask(NEXT_DUE, [self._name]))[0][0]
+        due: float | None = (await self._claims.ask(NEXT_DUE, [self._name]))[0][0]
         return due
 
     async def heartbeat(self, trouble: str) -> None:
@@ -307,21 +315,20 @@ class Queue:
         Args:
             trouble: what keeps it from sending, for people; empty when nothing does.
         """
-        await self._ask(HEARTBEAT, [self._name, self.worker, __version__, trouble])
+        await self._settlings.ask(HEARTBEAT, [self._name, self.worker, __version__, trouble])
 
     async def leave(self) -> None:
         """Say that this worker ends."""
-        await self._ask(LEAVE, [self.worker])
+        await self._settlings.ask(LEAVE, [self.worker])
 
     async def backlog(self) -> Backlog:
         """What is to be mailed."""
-        return Backlog._make((await self._ask(BACKLOG, [self._name]))[0])
+        return Backlog._make((await self._claims.ask(BACKLOG, [self._name]))[0])
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        """Close the connections."""
+        await self._claims.close()
+        await self._settlings.close()
 
     def _let_go(self, lease: Lease) -> bool:
         """Hold a lease no longer; False if we did not, or hold a later generation of it."""
@@ -329,51 +336,3 @@ class Queue:
             return False
         del self._held[lease.id]
         return True
-
-    async def _ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
-        """Ask until there is an answer.
-
-        Raises:
-            DatabaseError: the schema or a privilege is missing; waiting will not help.
-        """
-        async with self._one_at_a_time:
-            while True:
-                connection = await self._connected()
-                try:
-                    if self._forgotten:
-                        # A claim whose answer we never got has made leases that only the database knows.
-                        await self._database.limited(
-                            connection, _fetch(connection, RELEASE, [self.worker, list(self._held)])
-                        )
-                        self._forgotten = False
-                    rows = await self._database.limited(connection, _fetch(connection, query, parameters))
-                except LOST as error:
-                    self._forgotten = True
-                    if connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-                        self._database.lost(error)
-                        await connection.close()
-                    else:
-                        self._refused.failed(reason(error))  # a full disk, a statement_timeout
-                        await self._refused.back_off()
-                except psycopg.Error as error:
-                    raise refusal(error) from error
-                else:
-                    self._database.answered()
-                    self._refused.ended()
-                    return rows
-
-    async def _connected(self) -> Connection:
-        if self._connection is not None:
-            if not self._connection.closed and self._epoch == self._database.epoch:
-                return self._connection
-            await self._connection.close()
-        self._connection = connection = await self._database.connect()
-        self._epoch = self._database.epoch
-        return connection
-
-
-async def _fetch(
-    connection: Connection, query: LiteralString, parameters: Sequence[object]
-) -> list[TupleRow]:
-    cursor = await connection.execute(query, parameters, binary=True)
-    return await cursor.fetchall()

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from mailroom.actions import BY_NAME, BY_NUMBER
+from mailroom.actions import BY_NAME, BY_NUMBER, Action
 from mailroom.errors import WireError
 
 FIELDS: Final = ("action", "email", "username", "secret", "code")
@@ -69,6 +69,34 @@ def encode_message(message: Message) -> str:
     if not _CODE.fullmatch(code):
         raise WireError("code: not five digits")
     return f"{known.number},{email},{username},{secret},{code}"
+
+
+def encode_all(
+    actions: Sequence[Action],
+    emails: Sequence[str],
+    usernames: Sequence[str],
+    secrets: Sequence[str],
+    codes: Sequence[str],
+) -> list[str]:
+    """What ``encode_message`` makes of each, in less time where no field needs care.
+
+    Raises:
+        WireError: as ``encode_message`` does, for any of them.
+    """
+    columns = zip(actions, emails, usernames, secrets, codes, strict=True)
+    if (
+        all(emails)
+        and all(usernames)
+        and not _NEEDS_CARE.search("".join(emails))
+        and not _NEEDS_CARE.search("".join(usernames))
+        and all(map(_TOKEN.fullmatch, secrets))
+        and all(map(_CODE.fullmatch, codes))
+    ):
+        return [
+            f"{action.number},{email},{username},{secret},{code}"
+            for action, email, username, secret, code in columns
+        ]
+    return [encode_message(Message(action.name, *fields)) for action, *fields in columns]
 
 
 def join_line(encoded: Iterable[str]) -> bytes:

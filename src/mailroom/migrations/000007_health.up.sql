@@ -11,13 +11,23 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
-    job    public.jobs;
-    first  timestamptz;
-    due    timestamptz;
+    job        public.jobs;
+    first      timestamptz;
+    due        timestamptz;
+    after_txid xid8;
+    after_id   bigint;
 BEGIN
     SELECT * INTO job FROM public.jobs j WHERE j.job_type::text = p_queue;
     IF NOT FOUND THEN
         RETURN;
+    END IF;
+    -- Where the walk of the index begins, as in claim.
+    IF job.last_txid >= pg_snapshot_xmax(job.low) THEN
+        after_txid := job.last_txid;
+        after_id := job.last_seq;
+    ELSE
+        after_txid := pg_snapshot_xmax(job.low);
+        after_id := -9223372036854775808;
     END IF;
     -- Pending is what low does not see, but for what high sees up to the position: the stragglers of
     -- both snapshots by name, and the range behind.
@@ -34,7 +44,7 @@ BEGIN
         UNION ALL
         (SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
          FROM public.tokens t
-         WHERE t.txid >= pg_snapshot_xmax(job.low) AND (t.txid, t.id) > (job.last_txid, job.last_seq)
+         WHERE (t.txid, t.id) > (after_txid, after_id)
          ORDER BY t.txid, t.id LIMIT p_most)
         LIMIT p_most) p
     JOIN public.accounts a ON a.id = p.account
