@@ -1,60 +1,186 @@
-"""``python -m bench [--only drain|sending] [--json]``: measure, and print tables."""
+"""``python -m bench``: measure, print tables, write the results, the plots and docs/benchmarks.md.
+
+Every result is a file under bench/results/. The document is made from all that are there, so a part can be
+measured again alone. Progress goes to standard error, tables to standard output. What fails does not keep
+the rest from being measured; then it exits 1.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Final, NoReturn
 
-from bench import drain, sending
+import psycopg
 
-STARTS = 10
+from bench import database, report, results
+from bench.options import Options
+from bench.programs import StoppedShort
+from bench.tables import HEADINGS, table
+from bench.tell import tell
+from mailroom.errors import MailroomError
+
+# In the order of the document.
+BENCHES: Final = {
+    "drain": "bench.drain",
+    "peers": "bench.peers.measure",
+    "reference": "bench.reference",
+    "producers": "bench.producers",
+    "latency": "bench.latency",
+    "memory": "bench.memory",
+    "tablesize": "bench.tablesize",
+    "snapshot": "bench.snapshot",
+    "deep": "bench.deep",
+    "sending": "bench.sending",
+}
+LEAST_TABLE: Final = 50_000
+
+REFERENCE_HELP: Final = """
+Any command that speaks the reference's contract, with its arguments in one word; it is measured beside
+`mailroom collector`. It is started with MAILROOM_DATABASE_URL, MAILROOM_SECRET_KEY, MAILROOM_CHANNEL_NAME
+(token_insert), MAILROOM_QUEUE_NAME (mailroom), MAILROOM_HEALTHCHECK_INTERVAL, MAILROOM_BATCH_TIMEOUT and
+MAILROOM_BATCH_LIMIT in its environment, on a database with tokens waiting, and must print lines
+(action,email,username,secret,code, repeated) to standard output until SIGTERM.
+"""
+SCHEMA_HELP: Final = """
+The SQL, run by psql, that gives the reference its own database: accounts (email, login) whose inserts make
+tokens, and jobs. Without it the reference gets Mailroom's schema, whose jobs has no cursor that is a number.
+"""
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    options.add_argument("--only", choices=["drain", "sending"], help="measure this alone")
-    options.add_argument("--tokens", type=int, default=100_000, help="to be drained (default 100000)")
-    options.add_argument("--recipients", type=int, default=20_000, help="to be mailed (default 20000)")
-    options.add_argument("--json", action="store_true", help="print JSON")
+    options = parser()
     arguments = options.parse_args()
-    if min(arguments.tokens, arguments.recipients) < 1000:
-        options.error("fewer than 1000 measure nothing")
-    wanted = [arguments.only] if arguments.only else ["drain", "sending"]
-    results: dict[str, Any] = {}
-    if "drain" in wanted:
-        results["drain"] = drain.measure(arguments.tokens)
-        results["help_s"] = round(min(help_seconds() for _ in range(STARTS)), 3)
-    if "sending" in wanted:
-        results["sending"] = sending.measure(arguments.recipients)
-    if arguments.json:
-        print(json.dumps(results))
+    signal.signal(signal.SIGTERM, _end)
+    if arguments.quick:
+        results.files = results.QUICK
+    if arguments.report:
+        report.write()
         return
-    for name in wanted:
-        print_table(results[name])
-    if "help_s" in results:
-        print(f"mailroom --help: {results['help_s'] * 1000:.0f} ms (the best of {STARTS})")
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    for row in [{name: name for name in rows[0]}, *rows]:
-        cells = (f"{value:,}" if isinstance(value, int) else str(value) for value in row.values())
-        print("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, row, strict=True)))
-    print()
-
-
-def help_seconds() -> float:
-    """How long ``mailroom --help`` takes."""
-    started = time.perf_counter()
-    subprocess.run(
-        [str(Path(sys.executable).with_name("mailroom")), "--help"], stdout=subprocess.DEVNULL, check=True
+    wanted = (
+        arguments.only.split(",") if arguments.only else [name for name in BENCHES if name != "reference"]
     )
-    return time.perf_counter() - started
+    if arguments.reference and not arguments.only:
+        wanted.append("reference")
+    if unknown := set(wanted) - set(BENCHES):
+        options.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+    if "reference" in wanted and not arguments.reference:
+        options.error("--only reference needs --reference")
+    if arguments.largest < LEAST_TABLE:
+        options.error(f"--largest: at least {LEAST_TABLE}")
+    given = Options(arguments.quick, arguments.largest, arguments.reference, arguments.reference_schema)
+    machine = machine_facts()
+    failed = []
+    for name in wanted:
+        tell(f"── {name}")
+        started = time.monotonic()
+        try:
+            result: dict[str, Any] = import_module(BENCHES[name]).measure(given)
+        except (
+            StoppedShort,
+            TimeoutError,
+            MailroomError,
+            psycopg.Error,
+            subprocess.SubprocessError,
+        ) as error:
+            tell(f"{name} failed: {error!r}")
+            failed.append(name)
+            continue
+        results.keep(
+            name,
+            {
+                "bench": name,
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "took_s": round(time.monotonic() - started),
+                "quick": given.quick,
+                "machine": machine,
+                "result": result,
+            },
+        )
+        if not arguments.json:
+            print(f"\n{HEADINGS[name]}\n\n{table(name)}", flush=True)
+    report.write()
+    if arguments.json:
+        print(json.dumps({name: results.load(name) for name in wanted}))
+    if failed:
+        sys.exit(f"these failed, and have no new results: {', '.join(failed)}")
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    options.add_argument("--only", metavar="A,B", help=f"these alone, of {', '.join(BENCHES)}")
+    options.add_argument(
+        "--quick",
+        action="store_true",
+        help="small sizes, to see that it works; what it makes is in bench/results/quick",
+    )
+    options.add_argument(
+        "--report", action="store_true", help="measure nothing: make the document from the results"
+    )
+    options.add_argument(
+        "--largest", type=int, default=5_000_000, help="tokens in the largest table (default 5000000)"
+    )
+    options.add_argument("--reference", metavar="PATH", default="", help=REFERENCE_HELP)
+    options.add_argument("--reference-schema", metavar="FILE", type=Path, help=SCHEMA_HELP)
+    options.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return options
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the numbers depend on."""
+    with database.durable() as server:
+        postgresql = database.facts(server)
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": cpu(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 1),
+        "commit": commit(),
+        "postgresql": postgresql,
+    }
+
+
+def cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def commit() -> str:
+    """The commit that is measured, and whether something was changed since."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds as SIGINT does: every context ends what it started."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        tell("interrupted; what was measured until now is kept")
+        sys.exit(130)

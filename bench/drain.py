@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
+from bench import database
+from bench.options import Options
+from bench.programs import drain, environment, mailroom, peak_mb, running
 from bench.tell import tell
-from mailroom import migrate
-from mailroom.demo.postgres import PostgresServer
 
-LIMITS = (10, 50, 1000)
-COPIES = 3
+LIMITS: Final = (10, 50, 1000)
+COPIES: Final = 3
+STARTS: Final = 5
 
-JOIN = """
+JOIN: Final = """
 COPY (SELECT t.id, t.action, a.email, a.login, t.secret, t.code
       FROM tokens t JOIN accounts a ON a.id = t.account
       WHERE t.consumed_at IS NULL AND t.expires_at > now()
@@ -26,33 +27,35 @@ COPY (SELECT t.id, t.action, a.email, a.login, t.secret, t.code
 """
 
 
-def measure(tokens: int) -> list[dict[str, Any]]:
-    """A row for each batch limit."""
-    tell(f"PostgreSQL with fsync and synchronous_commit on, {tokens:,} tokens waiting …")
-    with PostgresServer() as server, migrate.connected(server.url()) as connection:
-        migrate.up(connection, None, lambda _: None)
-        connection.execute(
-            "INSERT INTO accounts (email, login) SELECT 'user' || g || '@example.com', 'login' || g"
-            " FROM generate_series(1, %s) g",
-            [tokens],
-        )
-        connection.execute("VACUUM ANALYZE")
-        rows = []
+def measure(options: Options) -> dict[str, Any]:
+    """A row for each batch limit, the median of some runs."""
+    tokens = options.sized(200_000, 50_000)
+    rows = []
+    with database.durable() as server:
+        tell(f"{tokens:,} tokens waiting")
+        database.filled(server, "filled", tokens)
         for limit in LIMITS:
-            tell(f"  limit {limit}")
-            copy_rate = tokens / min(copy_seconds(connection) for _ in range(COPIES))
-            fill_again(connection)
-            rate, peak_mb = drain(server.url(), limit, tokens)
+            runs = []
+            for _ in range(options.sized(3, 1)):
+                url = database.clone(server, "filled", "drained")
+                with database.connected(url) as connection:
+                    copy_rate = tokens / min(copy_seconds(connection) for _ in range(COPIES))
+                with running(mailroom("collector"), environment(url, BATCH_LIMIT=limit)) as process:
+                    rate = drain(process, tokens).rate
+                    runs.append((rate / copy_rate, rate, copy_rate, peak_mb(process)))
+                database.drop(server, "drained")
+            ratio, rate, copy_rate, peak = sorted(runs)[len(runs) // 2]
             rows.append(
                 {
                     "limit": limit,
                     "tokens_per_s": round(rate),
-                    "copy_tokens_per_s": round(copy_rate),
-                    "ratio": round(rate / copy_rate, 3),
-                    "peak_mb": round(peak_mb, 1),
+                    "copy_rows_per_s": round(copy_rate),
+                    "ratio": round(ratio, 3),
+                    "peak_mb": round(peak, 1),
                 }
             )
-        return rows
+            tell(f"limit {limit}: {rate:,.0f} tokens/s, {ratio:.2f} of COPY")
+    return {"tokens": tokens, "rows": rows, "help_s": round(min(help_seconds() for _ in range(STARTS)), 3)}
 
 
 def copy_seconds(connection: psycopg.Connection) -> float:
@@ -64,38 +67,10 @@ def copy_seconds(connection: psycopg.Connection) -> float:
     return time.perf_counter() - started
 
 
-def fill_again(connection: psycopg.Connection) -> None:
-    """Make every token wait again."""
-    connection.execute("TRUNCATE mailroom.leases")
-    connection.execute(
-        "UPDATE jobs SET low = '1:1:', high = pg_current_snapshot(), last_txid = '0', last_seq = 0"
+def help_seconds() -> float:
+    """How long ``mailroom --help`` takes."""
+    started = time.perf_counter()
+    subprocess.run(
+        [str(Path(sys.executable).with_name("mailroom")), "--help"], stdout=subprocess.DEVNULL, check=True
     )
-    connection.execute("UPDATE tokens SET expires_at = now() + interval '1 hour'")
-    connection.execute("VACUUM ANALYZE")
-    connection.execute("CHECKPOINT")
-
-
-def drain(url: str, limit: int, tokens: int) -> tuple[float, float]:
-    """A collector's tokens per second, from its first line to its last, and its peak memory in MB."""
-    environment = os.environ | {
-        "MAILROOM_DATABASE_URL": url,
-        "MAILROOM_SECRET_KEY": "ab" * 32,
-        "MAILROOM_BATCH_LIMIT": str(limit),
-    }
-    with subprocess.Popen(
-        [sys.executable, "-m", "mailroom", "collector"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-    ) as process:
-        assert process.stdout is not None
-        seen = first = (process.stdout.readline().count(b",") + 1) // 5
-        started = time.perf_counter()
-        while seen < tokens:
-            seen += (process.stdout.readline().count(b",") + 1) // 5
-        seconds = time.perf_counter() - started
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        process.terminate()
-    (peak_kb,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    return (seen - first) / seconds, int(peak_kb) / 1024
+    return time.perf_counter() - started

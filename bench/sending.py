@@ -14,41 +14,36 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.options import Options
+from bench.programs import KEY, environment, mailroom
 from bench.tell import tell
 from mailroom.tokens import sign
 from mailroom.wire import Message, encode
 
 PER_CALL = (10, 50)
 IN_FLIGHT = (1, 8)
-KEY = "ab" * 32
 
 
-def measure(recipients: int) -> list[dict[str, Any]]:
+def measure(options: Options) -> dict[str, Any]:
     """A row for each size of call and number of calls in flight."""
-    tell(f"A local SES, {recipients:,} recipients a run …")
+    recipients = options.sized(20_000, 2_000)
     rows = []
     with tempfile.TemporaryDirectory() as folder, inbox() as url:
-        environment = sender_environment(url, folder)
-        subprocess.run(
-            [sys.executable, "-m", "mailroom", "templates", "push"],
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        variables = environment("") | ses_environment(url, Path(folder))
+        push_templates(variables)
         lines = Path(folder) / "lines"
         for per_call in PER_CALL:
             for in_flight in IN_FLIGHT:
-                tell(f"  {per_call} a call, {in_flight} in flight")
-                environment["MAILROOM_SEND_CONCURRENCY"] = str(in_flight)
+                variables["MAILROOM_SEND_CONCURRENCY"] = str(in_flight)
                 write_lines(lines, 1, 1)
-                _, start_cpu_s, _ = run(url, environment, lines, 1)
+                _, start_cpu_s, _ = run(url, variables, lines, 1)
                 write_lines(lines, recipients, per_call)
-                seconds, cpu_s, peak_mb = run(url, environment, lines, recipients)
+                seconds, cpu_s, peak_mb = run(url, variables, lines, recipients)
                 rows.append(
                     {
                         "per_call": per_call,
@@ -59,7 +54,8 @@ def measure(recipients: int) -> list[dict[str, Any]]:
                         "peak_mb": round(peak_mb, 1),
                     }
                 )
-    return rows
+                tell(f"{per_call} a call, {in_flight} in flight: {recipients / seconds:,.0f} recipients/s")
+    return {"recipients": recipients, "rows": rows}
 
 
 @contextmanager
@@ -80,12 +76,13 @@ def inbox() -> Iterator[str]:
             process.terminate()
 
 
-def sender_environment(url: str, folder: str) -> dict[str, str]:
-    return os.environ | {
+def ses_environment(url: str, folder: Path) -> dict[str, str]:
+    """What a sender needs to know of a local SES."""
+    return {
         "MAILROOM_APP_NAME": "Bench",
         "MAILROOM_APP_URL": "https://bench.example",
         "MAILROOM_SES_SOURCE": "noreply@bench.example",
-        "MAILROOM_SES_OUTPUT_PATH": folder,
+        "MAILROOM_SES_OUTPUT_PATH": str(folder),
         "MAILROOM_SEND_RATE": "1000000",
         "AWS_ENDPOINT_URL_SES": url,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -93,6 +90,10 @@ def sender_environment(url: str, folder: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": "bench",
         "NO_PROXY": "127.0.0.1",
     }
+
+
+def push_templates(variables: Mapping[str, str]) -> None:
+    subprocess.run(mailroom("templates", "push"), env=variables, check=True, stdout=subprocess.DEVNULL)
 
 
 def write_lines(path: Path, recipients: int, per_line: int) -> None:
@@ -108,15 +109,12 @@ def message(number: int) -> Message:
     )
 
 
-def run(url: str, environment: dict[str, str], lines: Path, recipients: int) -> tuple[float, float, float]:
+def run(url: str, variables: Mapping[str, str], lines: Path, recipients: int) -> tuple[float, float, float]:
     """Seconds from the first call to the last, the sender's CPU seconds, and its peak memory in MB."""
     before = get(url, "counts")
     with lines.open("rb") as stdin:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mailroom", "--log-level", "warning", "sender"],
-            stdin=stdin,
-            stdout=subprocess.DEVNULL,
-            env=environment,
+            mailroom("sender"), stdin=stdin, stdout=subprocess.DEVNULL, env=dict(variables)
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

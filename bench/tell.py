@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
+
+_START = time.monotonic()
 
 
 def tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(f"{time.monotonic() - _START:6.0f} s  {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,175 @@
+"""Producers: commits a second of clients that sign people up, with and without Mailroom beside them.
+
+pgbench's clients each insert one account a transaction, as fast as they can. All variants have the same
+tables and the same trigger on tokens; what differs is the trigger's body and who is there to hear:
+
+- empty: the body does nothing, the rate that Mailroom is measured against;
+- nobody: Mailroom's body, and no collector;
+- draining: Mailroom's body, and a collector that hands out every token meanwhile;
+- asleep: Mailroom's body, and a collector that fell asleep and never wakes (it is stopped by SIGSTOP), so
+  that every commit rings: the worst case, which lasts no longer than a wake-up takes;
+- notify: the body is a plain NOTIFY, with a listener, as one would write it.
+
+The variants take turns, several rounds, and each one's median counts. NOTIFY takes a lock over the commit
+that the whole cluster shares; what it costs depends on how long a commit takes to reach the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from bench import database
+from bench.options import Options
+from bench.programs import Reader, environment, mailroom, running
+from bench.tell import tell
+from mailroom.demo.postgres import PostgresServer
+
+CLIENTS: Final = (1, 8, 64)
+VARIANTS: Final = ("empty", "nobody", "draining", "asleep", "notify")
+SETTLE_S: Final = 1.5  # for a collector to start, and to fall asleep
+CATCH_UP_S: Final = 60.0
+TIMEOUT_MS: Final = 1000
+
+SIGN_UP: Final = """
+\\set n random(1, 9223372036854775000)
+INSERT INTO accounts (email, login) VALUES ('user' || :n || '@example.com', 'login' || :n)
+"""
+# The triggers on tokens that fire for an INSERT: their functions are the doorbell, whatever their names.
+BELLS: Final = """
+SELECT DISTINCT t.tgfoid::regproc::text FROM pg_trigger t
+WHERE t.tgrelid = 'public.tokens'::regclass AND NOT t.tgisinternal AND t.tgtype & 4 = 4
+"""
+EMPTY: Final = "BEGIN RETURN NULL; END"
+NOTIFY: Final = "BEGIN PERFORM pg_notify(TG_ARGV[0], ''); RETURN NULL; END"
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """A row for each number of clients and each variant."""
+    seconds, rounds = options.sized(4, 2), options.sized(3, 1)
+    rates: dict[tuple[int, str], list[float]] = {}
+    drained: dict[int, list[float]] = {}
+    with database.durable() as server:
+        script = server.folder / "sign_up.sql"
+        script.write_text(SIGN_UP)
+        script.chmod(0o644)
+        for variant in VARIANTS:
+            prepare(database.make(server, variant), variant)
+        for _ in range(rounds):
+            for clients in CLIENTS:
+                for variant in VARIANTS:
+                    rate, share = measure_one(server, variant, clients, seconds, script)
+                    rates.setdefault((clients, variant), []).append(rate)
+                    if variant == "draining":
+                        drained.setdefault(clients, []).append(share)
+                tell(
+                    f"{clients} clients: "
+                    + ", ".join(f"{variant} {rates[clients, variant][-1]:,.0f}" for variant in VARIANTS)
+                )
+    rows = []
+    for clients in CLIENTS:
+        base = rates[clients, "empty"]
+        for variant in VARIANTS:
+            found = rates[clients, variant]
+            rows.append(
+                {
+                    "clients": clients,
+                    "variant": variant,
+                    "commits_per_s": round(median(found)),
+                    # Of one round's two, so that what slows the machine for a while slows both.
+                    "ratio": round(median(one / empty for one, empty in zip(found, base, strict=True)), 3),
+                    "drained": round(median(drained[clients]), 3) if variant == "draining" else None,
+                }
+            )
+    return {"seconds": seconds, "rounds": rounds, "rows": rows}
+
+
+def prepare(url: str, variant: str) -> None:
+    """Give the doorbell the variant's body."""
+    body = {"empty": EMPTY, "notify": NOTIFY}.get(variant)
+    if body is None:
+        return
+    with database.connected(url) as connection:
+        for (name,) in connection.execute(BELLS).fetchall():
+            connection.execute(
+                sql.SQL("CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS {}").format(
+                    sql.Identifier(*name.split(".")), sql.Literal(body)
+                )
+            )
+
+
+def measure_one(
+    server: PostgresServer, variant: str, clients: int, seconds: int, script: Path
+) -> tuple[float, float]:
+    """Commits a second, and which share of them a collector had handed out when the clients ended."""
+    with listener(server.url(variant), variant) as reader:
+        before = reader.count if reader else 0
+        done = server.run_tool(
+            "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={clients}",
+            f"--jobs={min(clients, 2)}", f"--time={seconds}", f"--file={script}",
+            f"--port={server.port}", "--host=127.0.0.1", "--username=postgres", variant,
+        ).decode()  # fmt: skip
+        found = reader.count - before if reader else 0
+        (rate,) = re.findall(r"^tps = ([0-9.]+)", done, re.MULTILINE)
+        (commits,) = re.findall(r"transactions actually processed: ([0-9]+)", done)
+        if reader and variant == "draining" and not reader.wait_for(before + int(commits), CATCH_UP_S):
+            raise TimeoutError(f"{reader.count - before} of {commits} tokens came within {CATCH_UP_S:.0f} s")
+    with database.connected(server.url(variant)) as connection:
+        connection.execute("CHECKPOINT")
+    return float(rate), found / int(commits)
+
+
+@contextlib.contextmanager
+def listener(url: str, variant: str) -> Iterator[Reader | None]:
+    """Whoever hears the bell."""
+    if variant == "notify":
+        with plain_listener(url):
+            yield None
+    elif variant in ("draining", "asleep"):
+        with running(mailroom("collector"), environment(url, BATCH_TIMEOUT=TIMEOUT_MS)) as process:
+            reader = Reader(process)
+            rest = waiting(url) if variant == "asleep" else 0
+            reader.wait_for(rest, CATCH_UP_S)
+            time.sleep(SETTLE_S)
+            if variant == "asleep":
+                process.send_signal(signal.SIGSTOP)
+            yield reader
+    else:
+        yield None
+
+
+def waiting(url: str) -> int:
+    with database.connected(url) as connection:
+        ((count,),) = connection.execute("SELECT waiting FROM mailroom.backlog('mailroom')").fetchall()
+        return int(count)
+
+
+@contextlib.contextmanager
+def plain_listener(url: str) -> Iterator[None]:
+    """Hears the channel and does nothing."""
+    over = threading.Event()
+
+    def listen() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("LISTEN token_insert")
+            while not over.is_set():
+                for _ in connection.notifies(timeout=0.1):
+                    pass
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,107 @@
+"""``python -m bench.signups URL COUNT RATE PREFIX [PEER]``: people sign up, one commit each, at a rate.
+
+A rate of 0 is as fast as it goes. It prints a line a commit: the address, when COMMIT was sent and when it
+was answered (on the monotonic clock), and when it was answered on the wall clock. A peer's jobs are enqueued
+in the same transaction.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Final, NamedTuple
+
+import psycopg
+
+from bench.programs import environment
+from mailroom.demo.postgres import ending_with_us
+
+CLIENTS: Final = 8
+QUIET_RATE: Final = 60.0  # below, one client will do, and it pauses at random
+
+
+class Signup(NamedTuple):
+    """One commit: its address, and its times in seconds."""
+
+    email: str
+    sent_s: float
+    answered_s: float
+    answered_at: float
+
+
+def sign_up(url: str, count: int, rate: float, prefix: str, peer: str = "") -> list[Signup]:
+    """Sign up that many people from another process, and wait for it."""
+    command = [sys.executable, "-m", "bench.signups", url, str(count), str(rate), prefix, peer]
+    done = subprocess.run(
+        ending_with_us(command), env=environment(url), stdout=subprocess.PIPE, check=True, text=True
+    )
+    rows = (line.split() for line in done.stdout.splitlines())
+    return [Signup(email, float(sent), float(answered), float(at)) for email, sent, answered, at in rows]
+
+
+def main() -> None:
+    url, count, rate, prefix, peer = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]
+    enqueue = import_module(f"bench.peers.{peer}").enqueue_one if peer else None
+    clients = CLIENTS if rate > QUIET_RATE else 1
+    start = time.monotonic() + 0.5
+    found: list[list[Signup]] = [[] for _ in range(clients)]
+    threads = [
+        threading.Thread(
+            target=client, args=[url, range(n, count, clients), rate, prefix, start, found[n], enqueue]
+        )
+        for n in range(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for signups in found:
+        for one in signups:
+            print(one.email, f"{one.sent_s:.6f}", f"{one.answered_s:.6f}", f"{one.answered_at:.6f}")
+
+
+def client(
+    url: str,
+    numbers: range,
+    rate: float,
+    prefix: str,
+    start: float,
+    found: list[Signup],
+    enqueue: Callable[[psycopg.Connection, int], None] | None,
+) -> None:
+    """Commit at the times of these numbers."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for number in numbers:
+            if rate:
+                due = start + number / rate
+                if rate <= QUIET_RATE:
+                    due += random.uniform(0, 0.5) / rate  # noqa: S311 - so that nothing beats in time with us
+                time.sleep(max(0.0, due - time.monotonic()))
+            login = f"{prefix}{number}"
+            connection.execute("BEGIN")
+            ((account,),) = connection.execute(
+                "INSERT INTO accounts (email, login) VALUES (%s, %s) RETURNING id",
+                [f"{login}@example.com", login],
+            ).fetchall()
+            if enqueue:
+                enqueue(connection, issue(connection, account))
+            sent_s = time.monotonic()
+            connection.execute("COMMIT")
+            found.append(Signup(f"{login}@example.com", sent_s, time.monotonic(), time.time()))
+
+
+def issue(connection: psycopg.Connection, account: int) -> int:
+    """The token that our trigger would make, were it not off for a peer."""
+    (row,) = connection.execute(
+        "INSERT INTO tokens (action, account) VALUES ('activation', %s) RETURNING id", [account]
+    ).fetchall()
+    return int(row[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A held snapshot: somebody's transaction stays open at REPEATABLE READ while mail flows.
+
+No dead row can be cleaned up meanwhile, in any table; a queue whose rows die with every job slows down then.
+Tokens come in from pgbench's clients, ten a transaction, as fast as they can, while ``mailroom run`` (into
+the debug transport) or the collector takes them; the rate is from the clients' start to the last token. Then
+the queue's own tables are looked at.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final
+
+import psycopg
+
+from bench import database
+from bench.memory import sinking
+from bench.options import Options
+from bench.programs import Reader
+from bench.tell import tell
+from mailroom.demo.postgres import PostgresServer, ending_with_us
+
+CLIENTS: Final = 4
+PER_TRANSACTION: Final = 10
+MOST_S: Final = 600.0
+STATISTICS_S: Final = 2.0  # until the other sessions have told their counts
+
+SIGN_UPS: Final = """
+\\set n random(1, 9223372036854775000)
+INSERT INTO accounts (email, login)
+SELECT 'user' || :n || '.' || g || '@example.com', 'login' || :n || '.' || g FROM generate_series(1, 10) g
+"""
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """For each command a row without a held snapshot and one with it."""
+    tokens, rounds = options.sized((200_000, 1), (10_000, 1))
+    rows: list[dict[str, Any]] = []
+    with database.durable(counting=True) as server:
+        script = server.folder / "sign_ups.sql"
+        script.write_text(SIGN_UPS)
+        script.chmod(0o644)
+        for command in ("collector", "run"):
+            for _ in range(rounds):
+                for held in (False, True):
+                    rows.append(
+                        {"command": command, "held": held} | flow(server, command, held, tokens, str(script))
+                    )
+                    tell(
+                        f"{command}, snapshot {'held' if held else 'not held'}:"
+                        f" {rows[-1]['tokens_per_s']:,} tokens/s, {rows[-1]['dead']:,} dead rows"
+                    )
+                rows[-1]["ratio"] = round(rows[-1]["tokens_per_s"] / rows[-2]["tokens_per_s"], 3)
+    return {"tokens": tokens, "rows": rows}
+
+
+def flow(server: PostgresServer, command: str, held: bool, tokens: int, script: str) -> dict[str, Any]:
+    """Let the tokens through, and look at what is left behind."""
+    url = database.make(server, "flowing")
+    with (
+        database.connected(url) as connection,
+        holding(url) if held else nullcontext(),
+        sinking(command, url, BATCH_TIMEOUT=0) as process,
+    ):
+        database.count_statements(connection)
+        reader = Reader(process)
+        started = time.monotonic()
+        clients = subprocess.Popen(
+            pgbench(server, tokens // PER_TRANSACTION // CLIENTS, script),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            thirds = [claims_in(connection)]
+            gone = 0
+            while gone < tokens:
+                time.sleep(0.1)
+                gone = reader.count if command == "collector" else settled(connection)
+                if gone * 3 >= tokens * len(thirds):
+                    thirds.append(claims_in(connection))
+                if time.monotonic() - started > MOST_S or process.poll() is not None:
+                    raise TimeoutError(f"{command}: {gone:,} of {tokens:,} tokens in {MOST_S:.0f} s")
+            seconds = time.monotonic() - started
+        finally:
+            clients.terminate()
+            clients.wait()
+        time.sleep(STATISTICS_S)
+        tables = database.own_tables(connection)
+    database.drop(server, "flowing")
+    first, last = (one - before for before, one in (thirds[:2], thirds[-2:]))
+    return {
+        "tokens_per_s": round(tokens / seconds),
+        "claim_ms_first": round(first / tokens * 3000, 2),
+        "claim_ms_last": round(last / tokens * 3000, 2),
+        "dead": sum(table["dead"] for table in tables.values()),
+        "dead_per_1000": round(sum(table["dead"] for table in tables.values()) / tokens * 1000, 1),
+        "queue_kb": round(sum(tables[name]["bytes"] for name in tables if "deliveries" not in name) / 1024),
+        "tables": tables,
+    }
+
+
+def pgbench(server: PostgresServer, transactions: int, script: str) -> list[str]:
+    return ending_with_us(
+        [
+            str(server.bindir / "pgbench"), "--no-vacuum", "--protocol=prepared", f"--client={CLIENTS}",
+            "--jobs=2", f"--transactions={transactions}", f"--file={script}", f"--port={server.port}",
+            "--host=127.0.0.1", "--username=postgres", "flowing",
+        ]
+    )  # fmt: skip
+
+
+def claims_in(connection: psycopg.Connection) -> float:
+    """Milliseconds of claims so far."""
+    return database.statements(connection, "mailroom.claim(")[1]
+
+
+def settled(connection: psycopg.Connection) -> int:
+    ((count,),) = connection.execute(
+        "SELECT count(*) FROM mailroom.deliveries WHERE outcome = 'sent'"
+    ).fetchall()
+    return int(count)
+
+
+@contextmanager
+def holding(url: str) -> Iterator[None]:
+    """A transaction that has its snapshot and keeps it."""
+    with psycopg.connect(url) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SELECT count(*) FROM accounts")
+        yield

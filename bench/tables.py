@@ -1,0 +1,159 @@
+"""The results as Markdown tables: their columns, and their words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from bench.results import load, rows
+
+
+class Column(NamedTuple):
+    """A column of a table: its head, and its cell from a row."""
+
+    head: str
+    cell: Callable[[Mapping[str, Any]], object]
+
+
+def column(head: str, key: str, form: str = "") -> Column:
+    return Column(
+        head, lambda row: "" if row.get(key) is None else format(row[key], form or default_form(row[key]))
+    )
+
+
+def default_form(value: object) -> str:
+    return ",d" if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+HEADINGS: Final = {
+    "drain": "Draining a backlog",
+    "peers": "Beside other queues on PostgreSQL",
+    "reference": "Beside the reference",
+    "producers": "In the producers' way",
+    "latency": "From the commit to the line",
+    "memory": "Memory",
+    "tablesize": "Claims in a large table",
+    "snapshot": "A held snapshot",
+    "deep": "A deep queue",
+    "sending": "Sending",
+}
+VARIANTS: Final = {
+    "empty": "empty body",
+    "nobody": "Mailroom, no collector",
+    "draining": "Mailroom, collector draining",
+    "asleep": "Mailroom, collector asleep for good",
+    "notify": "plain NOTIFY",
+}
+COLUMNS: Final[dict[str, list[Column]]] = {
+    "drain": [
+        Column("`MAILROOM_BATCH_LIMIT`", lambda row: row["limit"]),
+        column("tokens/s", "tokens_per_s"),
+        column("`COPY` rows/s", "copy_rows_per_s"),
+        column("of `COPY` at 1000", "ratio_at_1000", ".2f"),
+        column("peak memory, MB", "peak_mb", ".0f"),
+    ],
+    "peers": [
+        column("worker", "name"),
+        column("tuning", "tuning"),
+        column("jobs/s", "jobs_per_s"),
+        Column(
+            "Mailroom at limit 10 is", lambda row: f"{row['ours_over_it']} ×" if "ours_over_it" in row else ""
+        ),
+        column("latency p50, ms", "p50_ms"),
+        column("p99, ms", "p99_ms"),
+    ],
+    "reference": [
+        Column("`MAILROOM_BATCH_LIMIT`", lambda row: row["limit"]),
+        column("Mailroom, tokens/s", "mailroom_per_s"),
+        column("the reference, tokens/s", "reference_per_s"),
+        Column("ratio", lambda row: f"{row['ratio']} ×" if row["ratio"] else "it printed nothing"),
+    ],
+    "producers": [
+        column("clients", "clients"),
+        Column("trigger on tokens", lambda row: VARIANTS[row["variant"]]),
+        column("commits/s", "commits_per_s"),
+        column("of the empty body", "ratio", ".2f"),
+        Column(
+            "handed out meanwhile",
+            lambda row: "" if row["drained"] is None else f"{row['drained']:.1%}",
+        ),
+    ],
+    "latency": [
+        Column("", lambda row: row["what"]),
+        column("sign-ups/s", "per_s"),
+        column("p50, ms", "p50_ms", ".2f"),
+        column("p95, ms", "p95_ms", ".2f"),
+        column("p99, ms", "p99_ms", ".2f"),
+        column("worst, ms", "max_ms", ".2f"),
+        column("the commit itself, p50, ms", "commit_p50_ms", ".2f"),
+    ],
+    "memory": [
+        Column("command", lambda row: f"`mailroom {row['command']}`"),
+        column("backlog", "backlog"),
+        column("peak, MB", "peak_mb", ".0f"),
+        column("afterwards, MB", "after_mb", ".0f"),
+    ],
+    "tablesize": [
+        column("tokens in the table", "tokens"),
+        column("1,000 out of a backlog, ms", "backlog_ms", ".2f"),
+        column("to the smallest", "backlog_ratio", ".2f"),
+        column("pages", "backlog_pages"),
+        column("one alone, ms", "single_ms", ".3f"),
+        column("to the smallest ", "single_ratio", ".2f"),
+        column("pages ", "single_pages"),
+    ],
+    "snapshot": [
+        Column("command", lambda row: f"`mailroom {row['command']}`"),
+        Column("snapshot", lambda row: "held" if row["held"] else "none"),
+        column("tokens/s", "tokens_per_s"),
+        column("held to none", "ratio", ".2f"),
+        column("claim of 1,000, first third, ms", "claim_ms_first", ".1f"),
+        column("last third, ms", "claim_ms_last", ".1f"),
+        column("dead rows", "dead"),
+        column("queue's tables, kB", "queue_kb"),
+    ],
+    "deep": [
+        Column("command", lambda row: f"`mailroom {row['command']}`"),
+        column("tokens/s", "tokens_per_s"),
+        column("claim of 1,000, first quarter, ms", "claim_ms_first", ".1f"),
+        column("last quarter, ms", "claim_ms_last", ".1f"),
+        column("memory, first quarter, MB", "rss_mb_first", ".1f"),
+        column("last quarter, MB", "rss_mb_last", ".1f"),
+    ],
+    "sending": [
+        column("recipients a call", "per_call"),
+        column("calls in flight", "in_flight"),
+        column("recipients/s", "recipients_per_s"),
+        column("CPU a recipient, µs", "cpu_us_per_recipient"),
+        column("recipients a CPU second", "recipients_per_cpu_s"),
+        column("peak memory, MB", "peak_mb", ".0f"),
+    ],
+}
+LATENCY: Final = [
+    column("at limit 1", "name"),
+    column("p50, ms", "p50_ms"),
+    column("p99, ms", "p99_ms"),
+    column("worst, ms", "max_ms"),
+]
+
+
+def table(name: str) -> str:
+    """A result as Markdown."""
+    found = load(name)
+    if not found:
+        return f'Not measured: `make bench ARGS="--only {name}"`.'
+    text = markdown(COLUMNS[name], rows(name))
+    if name == "reference":
+        text += "\n\n" + markdown(LATENCY, found["result"]["latency"])
+    if found["quick"]:
+        text += "\n\n*Small sizes (`--quick`), good for nothing but to see that it works.*"
+    return text
+
+
+def markdown(columns: list[Column], rows: Iterable[Mapping[str, Any]]) -> str:
+    lines = [
+        "| " + " | ".join(one.head.strip() for one in columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    lines += ["| " + " | ".join(str(one.cell(row)) for one in columns) + " |" for row in rows]
+    return "\n".join(lines)
