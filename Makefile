@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 READY_TO_BENCH := $(VENV)/ready-to-bench
+READY_FOR_DOCS := $(VENV)/ready-for-docs
 # Workers for the tests: as many as there are cores.
 JOBS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types layers bench lock clean
+.PHONY: help demo test test-matrix check format lint types layers bench docs screenshots release lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,7 +20,10 @@ demo: $(READY)  ## see it work: an embedded PostgreSQL, an application to sign u
 test: $(READY)  ## run the tests, on an embedded PostgreSQL
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-check: lint types layers test  ## all that CI asks for: format, lint, types, import layers, tests
+test-matrix: $(READY)  ## run the tests on every PostgreSQL and Python that can be had; prints what could not
+	$(BIN)/python tests/matrix.py $(or $(ARGS),-- -n $(JOBS) --dist worksteal)
+
+check: lint types layers docs test  ## all that CI asks for: format, lint, types, import layers, the site, tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -38,14 +42,33 @@ format: $(READY)  ## rewrite the code in the common format
 bench: $(READY_TO_BENCH)  ## measure all that docs/benchmarks.md shows, and write it anew; takes a quarter of an hour
 	$(BIN)/python -m bench $(ARGS)
 
+docs: $(READY_FOR_DOCS)  ## build the documentation's site into site/, without the network; ARGS=serve shows it while you write
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs $(or $(ARGS),build --strict)
+
+screenshots: $(READY)  ## make the README's screenshots anew, by the browser tests
+	mkdir -p dist/screenshots
+	MAILROOM_SCREENSHOTS=dist/screenshots $(BIN)/python -m pytest --quiet tests/test_inbox_page.py tests/test_console_page.py -k fit
+	cp dist/screenshots/inbox-1440-light.png docs/images/inbox.png
+	cp dist/screenshots/inbox-360-dark.png docs/images/mail-on-a-phone.png
+	cp dist/screenshots/console-1440-light.png docs/images/console.png
+
+release: $(READY)  ## build wheel and sdist of a tagged commit, and try the wheel in an empty environment
+	$(BIN)/python scripts/release.py
+
 lock: $(READY)  ## choose the newest versions of all dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --extra dev --upgrade pyproject.toml --output-file requirements/dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --extra bench --constraint requirements/dev.txt --upgrade pyproject.toml --output-file requirements/bench.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --extra inbox --constraint requirements/dev.txt --upgrade pyproject.toml --output-file requirements/image.txt
+	echo hatchling | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --constraint requirements/dev.txt --upgrade - --output-file requirements/build.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --extra docs --constraint requirements/dev.txt --upgrade pyproject.toml --output-file requirements/docs.txt
 
 clean:  ## delete what the other targets made
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(READY): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Error: no Python 3.11 or newer. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -56,4 +79,8 @@ $(READY): requirements/dev.txt pyproject.toml
 
 $(READY_TO_BENCH): $(READY) requirements/bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(READY_FOR_DOCS): $(READY) requirements/docs.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
 	@touch $@

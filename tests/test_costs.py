@@ -60,9 +60,9 @@ class Cost:
 # of 50, and writes the ledger: a row, and three index entries, for each token.
 BOUNDS = {
     #                         trips  sent  received  commits   read  written  log
-    ("collector", 10): Cost(  14.4,  1.6,    163.0,    14.0,  8400,    17.2,  13),
-    ("collector", 50): Cost(  13.2,  1.6,    163.0,    12.8,  8200,    15.2,  13),
-    ("collector", 1000): Cost( 7.0,  1.1,    163.0,     6.5,  6450,     8.8,   6),
+    ("collector", 10): Cost(  16.6,  2.0,    163.0,    15.9,  6200,    17.2,  13),
+    ("collector", 50): Cost(  15.4,  2.0,    163.0,    14.7,  6200,    15.2,  13),
+    ("collector", 1000): Cost( 9.2,  1.5,    163.0,     8.5,  6200,     8.8,   6),
     ("run", 10): Cost(        79.0, 76.0,    226.0,    79.0, 11400,  1300.0, 485),
     ("run", 50): Cost(        79.0, 76.0,    226.0,    79.0, 11400,  1300.0, 485),
 }  # fmt: skip

@@ -300,7 +300,7 @@ def test_a_retried_token_that_may_not_be_mailed_when_its_turn_comes_is_not(db: D
 def test_a_lease_has_fifty_tokens_at_most(db: Db) -> None:
     sign_up_many(db, 120)
     settle_all(db, "rejected")
-    with psycopg.connect(make_conninfo(db.info.dsn), autocommit=True) as listener:
+    with psycopg.connect(make_conninfo(db.info.dsn, password=db.info.password), autocommit=True) as listener:
         listener.execute("LISTEN token_insert")
         again(db, *dead_tokens(db))
         assert ["120"] == [note.payload for note in listener.notifies(timeout=30, stop_after=1)]
@@ -607,11 +607,11 @@ def test_an_unknown_queue_is_told(db: Db) -> None:
 def test_a_role_without_privileges_is_told(database: str, db: Db) -> None:
     token = die(db)
     role = f"mailroom_stranger_{secrets.token_hex(4)}"
-    db.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+    db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'stranger'").format(sql.Identifier(role)))
     try:
         db.execute("GRANT USAGE ON SCHEMA mailroom TO PUBLIC")
         for arguments in (["list"], ["show", str(token)], ["retry", str(token)], ["drop", "--all", "--yes"]):
-            done = run(make_conninfo(database, user=role), *arguments)
+            done = run(make_conninfo(database, user=role, password="stranger"), *arguments)
             assert (78, "") == (done.returncode, done.stdout)
             assert "Error: the user may not do this: permission denied for function" in done.stderr
             assert "Try: GRANT" in done.stderr

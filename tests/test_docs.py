@@ -25,7 +25,7 @@ from mailroom.demo.postgres import embedded_binaries, free_port
 from mailroom.inbox import InboxServer
 from mailroom.outcomes import Result, Scope
 from mailroom.pulse import PULSE
-from mailroom.queue import NEEDED
+from mailroom.queue import NEEDED, PAUSE, RESUME
 from mailroom.rejected import Rejected, Row
 from mailroom.run_settings import HEALTH_VARIABLES
 from mailroom.sender import Verdict
@@ -38,7 +38,10 @@ from support.senders import send, settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-ONCALL = "".join((ROOT / "src" / "mailroom" / name).read_text() for name in ("oncall.py", "dead.py"))
+ONCALL = "".join(
+    (ROOT / "src" / "mailroom" / name).read_text()
+    for name in ("oncall.py", "dead.py", "console/ledger.py", "console/snapshot.py")
+)
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
@@ -85,9 +88,12 @@ def shell(script: str, folder: Path, **variables: str) -> Iterator[subprocess.Po
             process.wait(30)
 
 
-# The documents' curl, which is not on every machine: METHOD, address, body.
+# The documents' curl, which is not on every machine: -s ADDRESS, or -sX METHOD ADDRESS -d BODY.
 CURL = """#!{python}
 import sys, urllib.request
+if sys.argv[1] == "-s":
+    print(urllib.request.urlopen(sys.argv[2]).read().decode())
+    sys.exit()
 _, method, url, *body = sys.argv[1:]
 data = body[1].encode() if body else None
 print(urllib.request.urlopen(urllib.request.Request(url, data, method=method)).status)
@@ -264,14 +270,15 @@ def test_every_function_of_the_queue_is_in_the_reference() -> None:
     functions = {name.split("(")[0] for name in NEEDED} | set(re.findall(r"mailroom\.\w+", CONSUME))
     functions |= {f"mailroom.{name}" for name in re.findall(r"FROM mailroom\.(\w+)\(", ONCALL)}
     functions |= {f"mailroom.{name}" for name in re.findall(r"SELECT mailroom\.(\w+)\(", ONCALL)}
-    functions |= set(re.findall(r"mailroom\.\w+", PULSE))
+    functions |= set(re.findall(r"mailroom\.\w+", PULSE + PAUSE + RESUME))
     assert functions - {"mailroom.ring"} == set(
         re.findall(r"^\| `(mailroom\.\w+)\(", REFERENCE, re.MULTILINE)
     )
 
 
 def test_links_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -248,11 +248,12 @@ def test_a_deaf_network_is_noticed_within_the_health_check_interval(database: st
 
 
 def test_it_follows_a_failover_to_another_host(server: PostgresServer, tmp_path: Path) -> None:
-    standby = PostgresServer(bindir=bindir(), settings=DURABLE)
+    standby = PostgresServer(bindir=bindir(), settings=DURABLE, password=server.password)
     try:
         standby.run_tool("pg_basebackup", "-D", str(standby.data), "-R", "-c", "fast", "-d", server.url())
         standby.start()
-        url = f"postgresql://postgres@127.0.0.1:{standby.port},127.0.0.1:{server.port}/postgres"
+        places = f"127.0.0.1:{standby.port},127.0.0.1:{server.port}"
+        url = server.url().replace(f"127.0.0.1:{server.port}", places)
         with CollectorProcess(url, log=tmp_path / "log", BATCH_TIMEOUT=0) as collector:
             with psycopg.connect(server.url(), autocommit=True) as connection:
                 sign_up(connection, "before")

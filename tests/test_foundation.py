@@ -1,26 +1,26 @@
-"""What everything else stands on: what is loaded, what is shipped, what the demonstration leaves."""
+"""What everything else stands on: what is loaded, and what is shipped."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import signal
+import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import psycopg
 import pytest
 
+from conftest import FAST, bindir
 from mailroom import migrate
 from mailroom.actions import ACTIONS
+from mailroom.demo.postgres import PostgresServer
 from support.processes import CollectorProcess
 from support.queue_sql import sign_up_many
 
@@ -71,6 +71,25 @@ def test_help_loads_no_database_driver() -> None:
     assert not {"psycopg", "asyncio"} & loaded
 
 
+def test_the_embedded_server_lets_no_other_user_of_the_machine_in() -> None:
+    with PostgresServer(bindir=bindir(), settings=FAST) as server:
+        assert server.password not in server.url().replace(f":{server.password}@", "")
+        for address in (
+            server.url().replace(server.password, ""),
+            server.url().replace(server.password, "x"),
+        ):
+            with pytest.raises(psycopg.OperationalError, match="password"):
+                psycopg.connect(address)
+        with psycopg.connect(server.url()) as connection:
+            assert ("scram-sha-256",) == connection.execute("SHOW password_encryption").fetchone()
+        assert b"1\n" == server.run_tool(
+            "psql", "-h", str(server.folder), "-p", str(server.port), "-U", "postgres", "-Atc", "SELECT 1"
+        )
+        assert 0o700 == stat.S_IMODE(server.folder.stat().st_mode)
+        kept = [path for path in (server.log, *server.folder.glob("*")) if path.is_file()]
+        assert not [path for path in kept if server.password.encode() in path.read_bytes()]
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from Linux's /proc")
 def test_a_deep_backlog_takes_no_more_memory_than_promised(database: str, tmp_path: Path) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
@@ -118,70 +137,6 @@ def test_the_sdist_can_be_built_from(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "Makefile", "src/mailroom/cli/__init__.py"} <= names
-
-
-@pytest.fixture
-def roomy() -> Iterator[Path]:
-    """A folder for temporary files that the server's user can reach, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="roomy-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def processes_in(folder: Path) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter()
-        if any(str(folder) in word for word in _command_line(process))
-    ]
-
-
-def _command_line(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except psutil.Error:  # it ended meanwhile
-        return []
-
-
-def test_the_demonstration_ends_by_itself_and_leaves_nothing(roomy: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mailroom", "demo", "--signups", "14"],
-        env=os.environ | {"TMPDIR": str(roomy)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (0, "") == (done.returncode, done.stderr)
-    *_, counts, verdict = done.stdout.splitlines()
-    assert "16 mails were due, 16 arrived, for 16 people; 16 links hold a token that verifies." == counts
-    assert "Nothing was lost, nothing was sent twice." == verdict
-    assert [] == list(roomy.iterdir())
-    assert [] == processes_in(roomy)
-
-
-@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv (util-linux) to tie the server to us")
-def test_a_killed_demonstration_leaves_no_server(roomy: Path) -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "mailroom", "demo"],
-        env=os.environ | {"TMPDIR": str(roomy)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert demo.stdout is not None
-    with demo.stdout:
-        while "person3@" not in demo.stdout.readline():
-            assert demo.poll() is None
-        servers = processes_in(roomy)
-        workers = [child for child in psutil.Process(demo.pid).children() if child not in servers]
-        assert servers
-        assert {"run"} == {child.cmdline()[-1] for child in workers}
-        demo.send_signal(signal.SIGKILL)
-        demo.wait()
-    deadline = time.monotonic() + 30
-    while processes_in(roomy) or any(child.is_running() for child in workers):
-        assert time.monotonic() < deadline, f"still there: {processes_in(roomy)} {workers}"
-        time.sleep(0.05)
+    pictures = set(re.findall(r"\]\((docs/images/.*?)\)", (ROOT / "README.md").read_text()))
+    assert pictures
+    assert pictures <= names

@@ -162,3 +162,34 @@ def test_who_waits_goes_on_as_soon_as_it_opens(monkeypatch: pytest.MonkeyPatch) 
             return await asyncio.gather(*waiting)
 
     assert [False] * 3 == asyncio.run(run())
+
+
+def test_a_trouble_that_nobody_is_left_to_try_lapses(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    one = Gate("account")
+    one.close(PAUSED)
+
+    def lapses(untried_s: float) -> bool:
+        one.lapse(untried_s)
+        return one.is_open
+
+    assert not lapses(0)  # it is not time to try yet
+    clock.at_next_try(one)
+    assert not lapses(10)
+    clock.now += 10
+    assert lapses(10)
+    assert one.trouble is None
+    assert "sender.lapsed" == told(caplog)[-1][1]
+
+
+def test_a_trouble_that_somebody_tries_does_not_lapse(clock: Clock) -> None:
+    async def run() -> None:
+        one = Gate("account")
+        one.close(AWAY)
+        clock.at_next_try(one)
+        async with one.turn() as tries:
+            assert tries
+            one.lapse(0)
+            assert not one.is_open
+
+    asyncio.run(run())

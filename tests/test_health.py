@@ -16,6 +16,7 @@ from conftest import FAST, bindir, migrated
 from mailroom.demo.postgres import PostgresServer, free_port
 from mailroom.inbox import Fault, Inbox, InboxServer
 from mailroom.metrics import Metrics
+from mailroom.pulse import FRESH_S, LIMIT_S
 from mailroom.run_settings import health_settings
 from support import processes, senders
 from support.proxy import Proxy
@@ -25,6 +26,7 @@ from support.runs import (
     RunProcess,
     Start,
     fetch,
+    ledger,
     readiness,
     wait_for_readiness,
     wait_until,
@@ -132,6 +134,74 @@ def test_red_when_the_provider_refuses_for_longer_than_the_limit(
     wait_for_readiness(port, None)
 
 
+def test_green_again_when_no_mail_is_left_to_try(db: Db, ses: InboxServer, start: Start) -> None:
+    port = free_port()
+    ses.inbox.account.paused = True
+    worker = start(HTTP=port, READY_PAUSE=1000)
+    wait_for_readiness(port, None)
+    sign_up(db, "zoe")
+    wait_for_readiness(port, "sending", SECONDS)
+    db.execute("UPDATE tokens SET expires_at = clock_timestamp()")
+    wait_for_readiness(port, None)
+    assert 0 == ses.inbox.counts.accepted
+    assert 0 == metric(port, "mailroom_sending_paused_seconds")
+    worker.wait_for_log("sender.lapsed")
+    wait_until(db, "SELECT trouble FROM mailroom.workers", "")
+
+
+def test_the_trouble_of_one_action_is_called_so(db: Db, ses: InboxServer, start: Start) -> None:
+    port = free_port()
+    ses.inbox.faults.add(Fault("error", code="TemplateDoesNotExist"))
+    start(HTTP=port, READY_PAUSE=1000)
+    wait_for_readiness(port, None)
+    sign_up(db, "zoe")
+    wait_for_readiness(port, "sending", SECONDS)
+    found = readiness(port)
+    assert found
+    assert found["sending"].startswith("no mail of the action activation can be sent for ")
+    assert 0 == metric(port, "mailroom_sending_paused_seconds")
+    wait_until(db, "SELECT trouble LIKE 'activation: paused: %' FROM mailroom.workers", True)
+    ses.inbox.faults.clear()
+    wait_for_readiness(port, None)
+
+
+def test_red_while_every_mail_fails(db: Db, ses: InboxServer, start: Start) -> None:
+    port = free_port()
+    ses.inbox.faults.add(Fault("status", status="TransientFailure"))
+    start(HTTP=port, READY_AGE=2000)
+    wait_for_readiness(port, None)
+    sign_up_many(db, 5)
+    wait_for_readiness(port, "queue", SECONDS)
+    assert 2 < metric(port, "mailroom_oldest_unsettled_seconds")
+    db.execute("SELECT mailroom.pause('mailroom', 'a person knows')")
+    wait_for_readiness(port, None, SECONDS)
+    db.execute("SELECT mailroom.resume('mailroom', 'token_insert')")
+    wait_for_readiness(port, "queue", SECONDS)
+    ses.inbox.faults.clear()
+    wait_for_readiness(port, None)
+    assert 0 == metric(port, "mailroom_oldest_unsettled_seconds")
+
+
+def test_what_was_not_tried_is_not_counted(db: Db, ses: InboxServer, start: Start) -> None:
+    """Two actions in a lease, and a closed gate that lets one of them try."""
+    port = free_port()
+    ses.inbox.account.paused = True
+    sign_up_many(db, 2)
+    db.execute("UPDATE accounts SET status = 'active' WHERE login = 'u2'")
+    db.execute("DELETE FROM tokens WHERE account = (SELECT id FROM accounts WHERE login = 'u2')")
+    db.execute(
+        "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts WHERE login = 'u2'"
+    )
+    worker = start(HTTP=port)
+    wait_until(db, "SELECT count(*) >= 4 FROM mailroom.deliveries", True)
+    assert 0 == worker.stop()
+    (held,) = db.execute("SELECT generation, cardinality(tokens) FROM mailroom.leases").fetchall()
+    tried = len(ledger(db))
+    assert tried < held[0] * held[1]
+    told = re.findall(r"run\.settled retried=(\d+)", worker.log())
+    assert tried == sum(map(int, told))
+
+
 def test_red_when_the_oldest_due_mail_is_too_old(database: str, db: Db, start: Start) -> None:
     port = free_port()
     start(HTTP=port, READY_AGE=1000)
@@ -163,14 +233,18 @@ def test_a_failed_task_ends_the_process(db: Db, start: Start) -> None:
 
 def test_red_while_the_network_is_deaf(own_server: PostgresServer, tmp_path: Path) -> None:
     """Without traffic, and with the health check's interval of minutes that is the default."""
-    port = free_port()
     given = conninfo_to_dict(own_server.url())
     with Proxy(int(str(given["port"]))) as proxy, InboxServer(inbox=senders.with_templates(Inbox())) as ses:
+        port = free_port()  # last: the others have taken theirs
         url = make_conninfo(own_server.url(), port=proxy.port)
         variables = processes.environment(url, HTTP=port) | senders.environment(tmp_path / "output")
         with RunProcess(variables | senders.aws(ses.url) | {"MAILROOM_HTTP": str(port)}, tmp_path / "log"):
             wait_for_readiness(port, None)
+            time.sleep(FRESH_S)  # what it last heard of the database is too old by then
             proxy.go_deaf()
+            began = time.monotonic()
+            assert 503 == fetch(port, "/readyz")[0]
+            assert LIMIT_S + 1 > time.monotonic() - began
             wait_for_readiness(port, "listener", SECONDS)
             assert 200 == fetch(port, "/livez")[0]
 
@@ -255,9 +329,9 @@ def test_restarts_and_deaf_networks_lose_nothing(
     server: PostgresServer, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     """Five restarts and two deaf networks under load: health red, then green, and every mail arrives."""
-    port = free_port()
     given = conninfo_to_dict(server.url())
     with Proxy(int(str(given["port"]))) as proxy, InboxServer(inbox=senders.with_templates(Inbox())) as ses:
+        port = free_port()
         url = make_conninfo(server.url(), port=proxy.port)
         variables = (
             processes.environment(url, BATCH_TIMEOUT=50)

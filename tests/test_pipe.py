@@ -559,7 +559,7 @@ def test_debug_into_a_full_disk_ends_with_a_remedy(tmp_path: Path) -> None:
             input=encode([message(1)]),
             stdout=full,
             stderr=subprocess.PIPE,
-            env=environment(tmp_path, DEBUG="true"),
+            env=environment(tmp_path, DEBUG="true") | {"PYTHONUNBUFFERED": ""},
             timeout=PATIENCE_S,
             check=False,
         )

@@ -47,6 +47,13 @@ def test_credentials_are_blotted_out_wherever_they_stand(tmp_path: Path) -> None
     assert 3 == content.count(b"[redacted]")
 
 
+def test_a_code_is_blotted_out_where_it_is_a_word(tmp_path: Path) -> None:
+    body = b"near 36829 (36829) in 136829 or a36829, not 36828"
+    Responses(tmp_path, "ses").save("password_recovery", 400, {}, body, ["36829"])
+    (path,) = tmp_path.iterdir()
+    assert path.read_bytes().endswith(b"near [redacted] ([redacted]) in 136829 or a36829, not 36828")
+
+
 def test_the_oldest_go_when_there_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

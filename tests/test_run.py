@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 
 from mailroom.inbox import Fault, InboxServer
+from mailroom.queue import LEASE_MS
 from support.processes import environment as collector_environment
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until
@@ -154,6 +156,38 @@ def test_a_signal_gives_back_what_cannot_be_finished(db: Db, ses: InboxServer, s
     wait_until(db, "SELECT count(*) FROM mailroom.deliveries WHERE outcome = 'sent'", 20)
 
 
+def test_a_signal_keeps_the_leases_of_what_is_under_way(db: Db, ses: InboxServer, start: Start) -> None:
+    """For longer than a lease lasts; and nothing is claimed any more."""
+    ses.inbox.faults.add(Fault("hang", calls=1, accept=True))
+    worker = start(SHUTDOWN_TIMEOUT=60_000, SEND_TIMEOUT=60_000, SEND_RATE=100, SEND_CONCURRENCY=2)
+    sign_up_many(db, 1000)
+    ses.wait_for(lambda inbox: inbox.counts.calls == 4)
+    worker.process.terminate()
+    began = time.monotonic()
+    wait_until(db, "SELECT count(*) FROM mailroom.leases", 1)
+    calls = ses.inbox.counts.calls
+    held = "SELECT due_at > clock_timestamp() FROM mailroom.leases"
+    while time.monotonic() < began + LEASE_MS / 1000 + 3:
+        assert [(True,)] == db.execute(held.encode()).fetchall()
+        time.sleep(0.2)
+    assert worker.process.poll() is None
+    assert calls == ses.inbox.counts.calls
+
+
+def test_what_a_signal_cuts_off_is_unknown_and_due(db: Db, ses: InboxServer, start: Start) -> None:
+    ses.inbox.faults.add(Fault("hang", accept=True))
+    worker = start(SHUTDOWN_TIMEOUT=300, SEND_TIMEOUT=60_000)
+    sign_up_many(db, 20)
+    ses.wait_for(lambda inbox: inbox.counts.accepted == 20)
+    assert 0 == worker.stop()
+    assert [(1, "unknown", "stopped before it was answered; it may have been accepted")] * 20 == ledger(
+        db, "attempt", "outcome", "detail"
+    )
+    due = "SELECT sum(cardinality(tokens)) FROM mailroom.leases WHERE due_at <= clock_timestamp()"
+    assert (20,) == db.execute(due.encode()).fetchone()
+    assert "run.given_back tokens=20" in worker.log()
+
+
 def test_the_late_settling_of_a_lost_lease_is_refused_and_told(
     db: Db, ses: InboxServer, start: Start
 ) -> None:
@@ -180,6 +214,8 @@ def test_four_workers_one_killed_one_frozen(
     for number in range(10):
         sign_up_many(db, 200, f"w{number}-")
     ses.wait_for(lambda inbox: inbox.counts.accepted >= 200)
+    (name,) = re.findall(r"run\.started worker=(\S+)", frozen.log())
+    wait_until(db, f"SELECT count(*) > 0 FROM mailroom.leases WHERE worker = '{name}'", True)
     frozen.process.send_signal(signal.SIGSTOP)
     killed.process.kill()
     killed.process.wait()

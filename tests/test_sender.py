@@ -117,6 +117,14 @@ def test_one_bad_address_among_fifty_costs_no_other_its_mail(
     assert 13 >= ses.inbox.counts.calls  # halved, and not asked one by one
 
 
+def test_a_providers_words_are_told_without_the_token_and_the_code(ses: InboxServer, tmp_path: Path) -> None:
+    one = message(7)
+    words = f"a blocked URL: https://x.example/?token={one.secret} near text {one.code} for 1{one.code}"
+    ses.inbox.faults.add(Fault("status", recipient=BAD, status="MessageRejected", message=words))
+    told = send(settings(tmp_path), [one]).reasons[one]
+    assert f"token=[redacted] near text [redacted] for 1{one.code}" in told
+
+
 @pytest.mark.parametrize("status", RETRIED)
 def test_a_recipient_that_fails_for_now_is_sent_later(ses: InboxServer, tmp_path: Path, status: str) -> None:
     ses.inbox.faults.add(Fault("status", calls=3, recipient=BAD, status=status))

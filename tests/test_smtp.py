@@ -467,10 +467,10 @@ def test_a_detail_keeps_the_recipient_and_the_token_to_itself(
     server: MailServer, transport: SmtpTransport
 ) -> None:
     one = message(1)._replace(email="Person1@BÜCHER.example")
-    words = f"550 <person1@xn--bcher-kva.example> {one.secret} {one.email} {'long ' * 100}"
+    words = f"550 <person1@xn--bcher-kva.example> {one.secret} {one.email} near {one.code}: {'long ' * 100}"
     server.answer("message", words)
     (outcome,) = transport.send([one])
-    assert outcome.detail.startswith("550 <recipient> <token> <recipient> long long")
+    assert outcome.detail.startswith("550 <recipient> <token> <recipient> near [redacted]: long long")
     assert 300 == len(outcome.detail)
 
 

@@ -75,6 +75,29 @@ def test_another_sites_page_changes_nothing(
     assert (0 if status == 200 else 1) == len(server.inbox.mails)
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_another_sites_page_times_nothing(server: InboxServer, site: str) -> None:
+    (sent,) = mail(server, "a@example.com")
+    wait = "/api/mails/wait?recipient=a@example.com&timeout=0"
+    for path in (
+        wait,
+        "/api/counts",
+        "/events",
+        "/",
+        "/list?q=a",
+        f"/mails/{sent}/html",
+        "/static/style.css",
+    ):
+        for dest in ("empty", "image", "script", "iframe", ""):
+            assert 403 == ask(server.url, path, sec_fetch_site=site, sec_fetch_dest=dest).status
+    for path in (wait, "/api/counts", "/events"):
+        assert 403 == ask(server.url, path, sec_fetch_site=site, sec_fetch_dest="document").status
+    for path in ("/", f"/mails/{sent}"):  # a link leads there
+        assert 200 == ask(server.url, path, sec_fetch_site=site, sec_fetch_dest="document").status
+    for headers in ({}, {"sec_fetch_site": "same-origin"}, {"sec_fetch_site": "none"}):
+        assert 200 == ask(server.url, wait, sec_fetch_dest="empty", **headers).status
+
+
 def test_every_answer_has_strict_headers(server: InboxServer) -> None:
     (sent,) = mail(server, "a@example.com")
     paths = [
@@ -112,6 +135,25 @@ def test_a_mails_html_is_sandboxed_by_itself(server: InboxServer) -> None:
         == answer.headers["content-security-policy"]
     )
     assert "cross-origin-opener-policy" not in answer.headers  # a browser shows no page with both
+
+
+@pytest.mark.parametrize(
+    ("html", "shown"),
+    [
+        ("<p>x", "{}<p>x"),
+        ("<!DOCTYPE html>\n<p>x", "<!DOCTYPE html>{}\n<p>x"),
+        (
+            '<!DOCTYPE html><html><head lang="x"><title>x</title>',
+            '<!DOCTYPE html><html><head lang="x">{}<title>x</title>',
+        ),
+        ("<header>target=_top</header>", "{}<header>target=_top</header>"),
+        ("<a id=x TARGET='_self' href=y>", "{}<a id=x  href=y>"),
+    ],
+)
+def test_links_lead_nowhere_in_the_frame(server: InboxServer, html: str, shown: str) -> None:
+    server.inbox.account.put_template("links", ("x", "x", html), new=True)
+    (sent,) = mail(server, "a@example.com", template="links")
+    assert shown.format('<base target="_blank">') == ask(server.url, f"/mails/{sent}/html").text
 
 
 def test_assets_are_cached_by_their_content(server: InboxServer) -> None:

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from operator import itemgetter
 from typing import Final, NamedTuple
 
 from mailroom.actions import ACTIONS
@@ -32,6 +31,7 @@ from mailroom.wire import Message
 DEFAULT_RATE: Final = 14.0
 QUOTA_INTERVAL_S: Final = 300.0
 LONGEST_WAITS: Final = 4
+EVERYBODY: Final = ""
 
 log = EventLogger("sender")
 
@@ -96,10 +96,13 @@ class Calls:
         return self._gate.is_open and all(gate.is_open for gate in self._action_gates.values())
 
     @property
-    def trouble(self) -> tuple[str, float] | None:
-        """What keeps mail from going out, and for how many seconds it has; None when nothing does."""
-        gates = (self._gate, *self._action_gates.values())
-        return max((gate.trouble for gate in gates if gate.trouble), key=itemgetter(1), default=None)
+    def troubles(self) -> dict[str, tuple[str, float]]:
+        """What keeps mail from going out, and for how many seconds it has.
+
+        Of every mail under ``EVERYBODY``, of an action's under its name.
+        """
+        gates = {EVERYBODY: self._gate} | self._action_gates
+        return {name: trouble for name, gate in gates.items() if (trouble := gate.trouble)}
 
     @property
     def largest(self) -> int:
@@ -133,6 +136,12 @@ class Calls:
     async def ready(self) -> None:
         """Wait until the account's gate is open, or time for the next try."""
         await self._gate.ready()
+
+    def lapse(self, untried_s: float) -> None:
+        """Forget the troubles that nobody looked at again for so long after it was time to."""
+        for gate in (self._gate, *self._action_gates.values()):
+            gate.lapse(untried_s)
+        self._changed.set()
 
     async def attempt(
         self, messages: Sequence[Message], give_up_at: float, *, gate_s: float = math.inf
@@ -169,7 +178,7 @@ class Calls:
                         await stack.enter_async_context(self._slots)
                         if not all(tries or gate.is_open for tries, gate in zip(leave, gates, strict=True)):
                             continue
-                        await self._bucket.take(len(messages))
+                        await self._bucket.take(len(messages), give_up_at)
                         if time.monotonic() >= give_up_at:  # after a sleep of the whole process
                             return None
                         limit.reschedule(None)

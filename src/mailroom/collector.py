@@ -50,6 +50,7 @@ class Collector:
         self._doorbell = Doorbell(
             database,
             channel=settings.channel_name,
+            queue=settings.queue_name,
             batch_limit=settings.batch_limit,
             batch_timeout_s=settings.batch_timeout_ms / 1000,
             check_interval_s=interval_s,

@@ -43,6 +43,9 @@ CONNECTION_DEFAULTS: Final = {
     "tcp_user_timeout": "30000",
 }
 
+# We are idle for as long as nobody signs up, whatever the database's default is.
+STAY: Final = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
+
 # The server's reasons that stay as they are however long one waits. libpq passes no SQLSTATE for a
 # refused connection, so they are known by their English text; where the server speaks another
 # language we go on trying, and the log says why.
@@ -101,6 +104,7 @@ class Database:
             await self._outage.back_off()
             try:
                 connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                await self.limited(connection, connection.execute(STAY))
             except (psycopg.OperationalError, OSError) as error:
                 if not self._ever_connected and (fatal := hopeless(error)):
                     raise fatal from error
@@ -171,7 +175,7 @@ def refusal(error: psycopg.Error) -> DatabaseError:
         case psycopg.errors.InsufficientPrivilege():
             return DatabaseError(
                 f"the user may not do this: {text}",
-                hint="GRANT USAGE ON SCHEMA mailroom and EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom to it",
+                hint="GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
             )
         case _:
             return DatabaseError(

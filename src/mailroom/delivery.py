@@ -3,7 +3,8 @@
 Promises: one attempt for every token, and one settling for the lease. What is to be tried again stays
 in it. A lease that may be another worker's by now is not sent. A token that no line could hold is
 rejected, and its neighbours go out; one whose action this version does not know stays for a newer
-worker, until it expires.
+worker, until it expires. Cancelled during a call, a delivery may have been accepted: ``give_back``
+settles it as unknown, and what was answered before as it was answered.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mailroom.wire import Message, encode_message
 LONGEST_AT_GATE_S: Final = 1.0
 # Before a lease is tried again, by its generation: at first, at last.
 BACK_OFF_S: Final = (0.5, 60.0)
+CUT_OFF: Final = Outcome(Result.UNKNOWN, "stopped before it was answered; it may have been accepted")
 
 log = EventLogger("run")
 
@@ -58,6 +60,7 @@ class Delivery:
         self._provider = provider
         self._keys = keys
         self._retry_limit = retry_limit
+        self._cut_off: list[tuple[Lease, dict[int, Outcome | None]]] = []
 
     async def deliver(self, lease: Lease, waited_s: float) -> bool:
         """Attempt and settle; gives back whether something of it is to be tried again."""
@@ -71,33 +74,54 @@ class Delivery:
                 outcomes[claimed.token] = signed
         messages.sort(key=lambda pair: pair[1].action)
         attempts = [
-            self._attempt(list(group), lease)
+            self._attempt(list(group), lease, outcomes)
             for _, group in groupby(messages, key=lambda pair: pair[1].action)
         ]
-        for found in await asyncio.gather(*attempts):
-            outcomes |= found
-        return await self._settle(lease, outcomes, waited_s)
+        try:
+            await asyncio.gather(*attempts)
+        except asyncio.CancelledError:
+            under_way = {token: CUT_OFF for token, message in messages if self._calls.is_under_way(message)}
+            if any(outcomes.values()) or under_way:
+                untried = dict.fromkeys(claimed.token for claimed in lease.claimed)
+                self._cut_off.append((lease, untried | outcomes | under_way))
+            raise
+        return await self._settle(lease, outcomes, waited_s, _back_off_s(lease.generation))
 
-    async def _settle(self, lease: Lease, outcomes: dict[int, Outcome | None], waited_s: float) -> bool:
+    async def give_back(self) -> int:
+        """Settle what was cut off; how many tokens of it are due at once."""
+        freed = 0
+        while self._cut_off:
+            lease, outcomes = self._cut_off.pop()
+            if await self._settle(lease, outcomes, 0.0, 0.0):
+                freed += len(outcomes)
+        return freed
+
+    async def _settle(
+        self, lease: Lease, outcomes: dict[int, Outcome | None], waited_s: float, retry_s: float
+    ) -> bool:
         recorded = await self._queue.record(
             lease,
             outcomes,
             provider=self._provider,
-            retry_ms=round(1000 * _back_off_s(lease.generation)),
+            retry_ms=round(1000 * retry_s),
             retry_limit=self._retry_limit,
         )
         actions = {claimed.token: claimed.action for claimed in lease.claimed}
-        for token, one in recorded.items():
+        tried = {token: one for token, one in recorded.items() if outcomes[token]}
+        for token, one in tried.items():
             self._metrics.settled(actions[token], one)
-        counts = Counter(one.outcome for one in recorded.values())
-        log.info("settled", **dict(sorted(counts.items())), waited=f"{waited_s:.1f}s")
-        return bool(counts.keys() - {"sent", "rejected"})
+        if tried:
+            counts = Counter(one.outcome for one in tried.values())
+            log.info("settled", **dict(sorted(counts.items())), waited=f"{waited_s:.1f}s")
+        return any(one.outcome not in {"sent", "rejected"} for one in recorded.values())
 
     async def _attempt(
-        self, messages: Sequence[tuple[int, Message]], lease: Lease
-    ) -> dict[int, Outcome | None]:
-        """The outcomes of one action's messages; None for those that got no leave in time."""
-        outcomes: dict[int, Outcome | None] = {}
+        self,
+        messages: Sequence[tuple[int, Message]],
+        lease: Lease,
+        outcomes: dict[int, Outcome | None],
+    ) -> None:
+        """Find the outcomes of one action's messages; None for those that got no leave in time."""
         size = self._calls.largest
         chunks = [messages[first : first + size] for first in range(0, len(messages), size)]
         while chunks:
@@ -115,7 +139,6 @@ class Delivery:
             ]
             if len(blamed) > 1:  # for somebody among these: cut the call, to see for whom
                 chunks += [blamed[: len(blamed) // 2], blamed[len(blamed) // 2 :]]
-        return outcomes
 
     def _signed(self, claimed: Claimed) -> Message | Outcome | None:
         """The message to send, or why there is none; None where a newer worker may know more."""

@@ -1,7 +1,8 @@
 """The gate before a transport that refuses everybody for a while: throttled, paused, away.
 
 While it is closed one call at a time is let through, after a back-off with jitter, to see whether
-the trouble is over; everybody else waits. What a person must mend is told as an error when it
+the trouble is over; everybody else waits. When there is nobody left to try, it is open to whoever
+comes next: nobody knows any more. What a person must mend is told as an error when it
 begins and once a minute while it lasts, and so is, as a warning, every other trouble of more than a
 moment.
 """
@@ -94,6 +95,16 @@ class Gate:
         if self._told:
             after_s = time.monotonic() - self._closed_at
             log.info("resumed", gate=self._name, after=f"{after_s:.1f}s", tries=self._failures)
+        self._failures = 0
+        self._opened.set()
+
+    def lapse(self, untried_s: float) -> None:
+        """Open, when nobody has tried for so long after it was time to: the next call will tell."""
+        now = time.monotonic()
+        if self.is_open or self._turn.locked() or now < self._try_at + untried_s:
+            return
+        if self._told:
+            log.info("lapsed", gate=self._name, after=f"{now - self._closed_at:.1f}s", tries=self._failures)
         self._failures = 0
         self._opened.set()
 

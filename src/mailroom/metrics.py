@@ -83,6 +83,11 @@ class Metrics:
             "For how long the oldest mail has waited that could be on its way.",
             registry=registry,
         )
+        self._oldest_unsettled = Gauge(
+            "mailroom_oldest_unsettled_seconds",
+            "How long ago the oldest mail was asked for that is neither sent nor given up, tried or not.",
+            registry=registry,
+        )
         self._queue_paused = Gauge(
             "mailroom_queue_paused", "Whether a person paused the queue.", registry=registry
         )
@@ -129,6 +134,7 @@ class Metrics:
         self._in_flight.set(unknown if pulse is None else pulse.in_flight)
         self._retrying.set(unknown if pulse is None else pulse.retrying)
         self._oldest_due.set(unknown if pulse is None else pulse.oldest_due_s or 0)
+        self._oldest_unsettled.set(unknown if pulse is None else pulse.oldest_unsettled_s or 0)
         self._queue_paused.set(unknown if pulse is None else pulse.is_paused)
         self._rate.set(unknown if pulse is None or pulse.rate is None else pulse.rate)
         return generate_latest(self._registry)

@@ -2,7 +2,7 @@
 
 Files are ``000001_name.up.sql`` and ``000001_name.down.sql``; the table ``schema_migrations`` in the
 current schema holds the one version that is applied, and whether its migration was left half done
-(``dirty``). The advisory lock is computed as golang-migrate's pgx driver computes it, so the two
+(``dirty``). The advisory locks are computed as golang-migrate's drivers compute them, so the two
 never migrate one database at the same time.
 
 Promises: each migration and its bookkeeping is one transaction, so ours never leaves a dirty state;
@@ -143,13 +143,16 @@ def _locked(connection: psycopg.Connection) -> Iterator[None]:
         raise MigrationError(
             "no schema of the search_path exists", hint="create the schema public, or set search_path"
         )
-    lock = [lock_id(row[0], row[1])]
-    connection.execute("SELECT pg_advisory_lock(%s)", lock)
+    # Its library takes the one, its command line the other, where the name is a URL's path.
+    locks = [lock_id(name, row[1]) for name in (row[0], f"/{row[0]}")]
+    for lock in locks:
+        connection.execute("SELECT pg_advisory_lock(%s)", [lock])
     try:
         yield
     finally:
-        if not connection.closed:
-            connection.execute("SELECT pg_advisory_unlock(%s)", lock)
+        for lock in locks:
+            if not connection.closed:
+                connection.execute("SELECT pg_advisory_unlock(%s)", [lock])
 
 
 def _clean_version(connection: psycopg.Connection) -> int:

@@ -150,12 +150,30 @@ def overview(connection: psycopg.Connection, queue: str) -> Overview:
     """
     found = _of_queue(rows(connection, Overview, OVERVIEW, [queue]), queue)
     dead, more = one(connection, DEAD, [MOST_COUNTED])
-    workers = tuple(
+    working = workers(connection, queue)
+    alive = sum(worker.alive for worker in working)
+    return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=working)
+
+
+def workers(connection: psycopg.Connection, queue: str) -> tuple[Worker, ...]:
+    """The workers of a queue that were seen in the last hour.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``overview`` does.
+    """
+    return tuple(
         replace(worker, worker=plain(worker.worker), trouble=plain(mask(worker.trouble)))
         for worker in rows(connection, Worker, WORKERS, [queue])
     )
-    alive = sum(worker.alive for worker in workers)
-    return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=workers)
+
+
+def paused(connection: psycopg.Connection, queue: str) -> Pause:
+    """Since when a queue is paused, and why.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``overview`` does.
+    """
+    return _of_queue(rows(connection, Pause, PAUSED, [queue]), queue)
 
 
 @contextmanager
@@ -183,7 +201,7 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
         DatabaseError: there is no such queue, or not this schema.
         DatabaseUnavailable: the connection was lost.
     """
-    pause = _of_queue(rows(connection, Pause, PAUSED, [queue]), queue)
+    pause = paused(connection, queue)
     # The ledger is read last: what is in no lease any more is in it by then.
     mails = rows(connection, Mail, TOKENS_OF, [queue, who, MOST_TOKENS])[::-1]
     if not mails:

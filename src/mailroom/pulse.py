@@ -12,9 +12,12 @@ from typing import Final, NamedTuple
 
 import psycopg
 
-from mailroom.database import LOST, Connection, Database, refusal
+from mailroom.database import LOST, Connection, Database, hang_up, refusal
 
-PULSE: Final = "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate FROM mailroom.pulse(%s, %s)"
+PULSE: Final = (
+    "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate, oldest_unsettled"
+    " FROM mailroom.pulse(%s, %s)"
+)
 MOST: Final = 10_000
 FRESH_S: Final = 1.0
 LIMIT_S: Final = 2.0
@@ -30,6 +33,8 @@ class Pulse(NamedTuple):
         oldest_due_s: for how many seconds the oldest mail has waited that could be on its way.
         is_paused: whether a person paused the queue; then nothing is due.
         rate: recipients a second that all workers share; None before the first.
+        oldest_unsettled_s: how many seconds ago the oldest mail was asked for that is neither sent nor
+            given up, tried or not, whether or not the queue is paused.
     """
 
     waiting: int
@@ -38,6 +43,7 @@ class Pulse(NamedTuple):
     oldest_due_s: float | None
     is_paused: bool
     rate: float | None
+    oldest_unsettled_s: float | None
 
 
 class Pulses:
@@ -61,8 +67,7 @@ class Pulses:
             if time.monotonic() - self._looked_at >= FRESH_S:
                 self._last = None
                 try:
-                    async with asyncio.timeout(LIMIT_S):
-                        self._last = await self._ask()
+                    self._last = await self._ask()
                 except (TimeoutError, *LOST):
                     await self.close()
                 except psycopg.Error as error:
@@ -77,8 +82,16 @@ class Pulses:
             await connection.close()
 
     async def _ask(self) -> Pulse | None:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + LIMIT_S
         if self._connection is None or self._connection.closed:
-            self._connection = await self._database.connect()
-        cursor = await self._connection.execute(PULSE, [self._name, MOST])
-        row = await cursor.fetchone()
+            async with asyncio.timeout_at(ends_at):
+                self._connection = await self._database.connect()
+        # Cancelled, psycopg would ask the server to cancel, and wait for it.
+        timer = loop.call_at(ends_at, hang_up, self._connection)
+        try:
+            cursor = await self._connection.execute(PULSE, [self._name, MOST])
+            row = await cursor.fetchone()
+        finally:
+            timer.cancel()
         return None if row is None else Pulse._make(row)

@@ -3,7 +3,9 @@
 Promises: a claim is one statement that moves the cursor and writes the leases, or does nothing. A
 statement that gets no answer because the database went away is asked again when it is back; one
 that was carried out all the same costs a delay (a claim: until its leases are given back at the
-reconnect) or nothing (a settling). Nothing is held open between two statements.
+reconnect) or nothing (a settling). Nothing is held open between two statements. After an outage, or
+when this process stood still, what we hold is renewed before anything is claimed, so that we never
+claim from ourselves what we have sent and not settled yet.
 
 Does not promise that a lease is still ours: ``settle`` and ``renew`` say so.
 """
@@ -14,7 +16,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -22,13 +24,16 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from mailroom import __version__
-from mailroom.database import Database
+from mailroom.database import LOST, Database
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.outcomes import Outcome, Result
-from mailroom.session import AnswerLost, Session
+from mailroom.pooler import keeps_sessions
+from mailroom.session import AnswerLost, NotNow, Session
 
 LEASE_MS: Final = 15_000
+# With less than this share of a lease's time left, it is renewed before a claim.
+LATE_SHARE: Final = 1 / 3
 
 CLAIM: Final = (
     "SELECT lease, generation, token, action, email, login, secret, code"
@@ -44,7 +49,7 @@ RECORD: Final = (
     "SELECT token, outcome, settled, mailroom.age(token) FROM mailroom.record("
     "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
 )
-RESERVE: Final = "SELECT wait_s, rate FROM mailroom.reserve(%s, %s, %s)"
+RESERVE: Final = "SELECT wait_s, rate FROM mailroom.reserve(%s, %s, %s, %s)"
 SLOW: Final = "SELECT mailroom.slow(%s, %s)"
 PAUSE: Final = "SELECT mailroom.pause(%s, %s)"
 RESUME: Final = "SELECT mailroom.resume(%s, %s)"
@@ -77,13 +82,11 @@ NEEDED: Final = (
     "mailroom.next_due(text)",
     "mailroom.backlog(text)",
     "mailroom.record(bigint,integer,text,text,bigint[],text[],text[],text[],integer,integer)",
-    "mailroom.reserve(text,integer,double precision)",
+    "mailroom.reserve(text,integer,double precision,double precision)",
     "mailroom.slow(text,double precision)",
     "mailroom.age(bigint)",
     "mailroom.sleep_lock(text)",
-    "mailroom.bell_lock(text)",
-    "mailroom.pause(text,text)",
-    "mailroom.resume(text,text)",
+    "mailroom.bell_lock(text,text)",
     "mailroom.heartbeat(text,text,text,text)",
     "mailroom.leave(text)",
 )
@@ -141,6 +144,7 @@ class Queue:
     """
 
     def __init__(self, database: Database, *, name: str, channel: str, worker: str = "") -> None:
+        self._database = database
         self._name = name
         self._channel = channel
         self.worker = worker or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -161,6 +165,7 @@ class Queue:
         Raises:
             DatabaseError: one is not; the hint says how to mend it.
         """
+        await self._refuse_pooler()
         if (await self._claims.connected()).info.parameter_status("server_encoding") == "SQL_ASCII":
             raise DatabaseError(
                 "the database has no encoding (SQL_ASCII), so its texts may be anything",
@@ -171,6 +176,11 @@ class Queue:
             raise DatabaseError(
                 f"the database lacks Mailroom's schema, or has an older one: no {missing[0][0]}",
                 hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
+            )
+        if not_allowed := await self._claims.ask(NOT_ALLOWED, [list(NEEDED[1:])]):
+            raise DatabaseError(
+                f"the user may not call {not_allowed[0][0]}",
+                hint="GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
             )
         if not (await self._claims.ask(HAS_QUEUE, [self._name]))[0][0]:
             raise DatabaseError(
@@ -185,10 +195,28 @@ class Queue:
                 hint="correct the name, or make the trigger tokens_ring anew with this argument",
             )
 
+    async def _refuse_pooler(self) -> None:
+        while True:
+            listener, ringer = await self._claims.connected(), await self._settlings.connected()
+            try:
+                kept = await self._database.limited(listener, keeps_sessions(listener, ringer))
+            except LOST as error:
+                self._database.lost(error)  # both connect anew
+            else:
+                break
+        if not kept:
+            raise DatabaseError(
+                "MAILROOM_DATABASE_URL names a pooler that keeps no sessions, such as PgBouncer in"
+                " transaction mode, so no new token would be heard",
+                hint="let it name PostgreSQL itself, or a pool in session mode; the application may stay"
+                " behind the pooler",
+            )
+
     async def claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
         """Claim up to ``tokens`` messages, in leases of up to ``lease_tokens``.
 
-        Fewer in sum than asked for means that nothing more was pending.
+        Fewer in sum than asked for means that nothing more was pending, unless ``next_due`` says 0: a claim
+        that comes across much that expired stops early.
         """
         self._ever_claimed = True
         while True:
@@ -196,12 +224,18 @@ class Queue:
                 # A claim whose answer we never got has made leases that only the database knows.
                 await self._claims.ask(RELEASE, [self.worker, list(self._held)])
                 self._forgotten = False
+            if self._is_late():
+                await self.renew()
             asked_at = time.monotonic()
             try:
                 rows = await self._claims.ask_once(
-                    CLAIM, [self._name, self.worker, tokens, lease_tokens, LEASE_MS]
+                    CLAIM,
+                    [self._name, self.worker, tokens, lease_tokens, LEASE_MS],
+                    unless=self._is_late,
                 )
                 break
+            except NotNow:
+                continue
             except AnswerLost:
                 self._forgotten = True
         as_claimed = partial(tuple.__new__, Claimed)  # in a third of _make's time
@@ -267,9 +301,12 @@ class Queue:
             log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
         return {row[0]: Recorded(row[1], row[3]) for row in rows}
 
-    async def reserve(self, recipients: int, ceiling: float) -> tuple[float, float]:
-        """Charge the rate that all workers share; gives back for how many seconds to wait, and the rate."""
-        wait_s, rate = (await self._settlings.ask(RESERVE, [self._name, recipients, ceiling]))[0]
+    async def reserve(self, recipients: int, ceiling: float, longest_s: float) -> tuple[float, float]:
+        """Charge the rate that all workers share, unless the wait would be longer than ``longest_s``.
+
+        Gives back for how many seconds to wait, and the rate.
+        """
+        wait_s, rate = (await self._settlings.ask(RESERVE, [self._name, recipients, ceiling, longest_s]))[0]
         return wait_s, rate
 
     async def slow(self, ceiling: float) -> None:
@@ -294,18 +331,25 @@ class Queue:
         """Whether a lease is ours for certain, as far as the clock can tell."""
         return self._held.get(lease.id) is lease and time.monotonic() < lease.valid_until
 
-    async def release(self) -> int:
-        """Give back every lease, due at once, and ring for another worker; how many tokens."""
-        self._held.clear()
+    async def release(self, keep: Iterable[Lease] = ()) -> int:
+        """Give back every lease but these, due at once, and ring for another worker; how many tokens."""
+        self._held = {lease.id: lease for lease in keep if self._held.get(lease.id) is lease}
         if not self._ever_claimed:
             return 0
-        freed: int = (await self._claims.ask(RELEASE, [self.worker, []]))[0][0]
+        freed: int = (await self._claims.ask(RELEASE, [self.worker, list(self._held)]))[0][0]
         if freed:
-            await self._claims.ask(RING, [self._channel, str(freed)])
+            await self.ring(freed)
         return freed
 
+    async def ring(self, tokens: int) -> None:
+        """Let another worker hear of tokens that were given back."""
+        await self._claims.ask(RING, [self._channel, str(tokens)])
+
     async def next_due(self) -> float | None:
-        """Seconds until the first lease, anybody's, is due; None when there is none."""
+        """Seconds until a claim is due: 0 after one that stopped early, else for the first lease, anybody's.
+
+        None when there is none, and while the queue is paused.
+        """
         due: float | None = (await self._claims.ask(NEXT_DUE, [self._name]))[0][0]
         return due
 
@@ -329,6 +373,11 @@ class Queue:
         """Close the connections."""
         await self._claims.close()
         await self._settlings.close()
+
+    def _is_late(self) -> bool:
+        """Whether a lease that we hold may soon be anybody's, our own claim's included."""
+        soon = time.monotonic() + LATE_SHARE * LEASE_MS / 1000
+        return any(lease.valid_until < soon for lease in self._held.values())
 
     def _let_go(self, lease: Lease) -> bool:
         """Hold a lease no longer; False if we did not, or hold a later generation of it."""

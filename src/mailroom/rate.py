@@ -13,6 +13,7 @@ what the bucket holds waits for a full one and leaves a debt.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -43,8 +44,16 @@ class Rate(Protocol):
     def slow(self) -> object:
         """Give way to a throttle."""
 
-    async def take(self, recipients: int) -> None:
-        """Wait until so many recipients may be sent to."""
+    async def take(self, recipients: int, until: float = math.inf) -> None:
+        """Wait until so many recipients may be sent to.
+
+        Args:
+            recipients: how many.
+            until: of ``time.monotonic``; the caller will have given up by then.
+
+        Raises:
+            TimeoutError: it is known that they may not, by then.
+        """
 
 
 class Bucket:
@@ -89,8 +98,11 @@ class Bucket:
         self._rate = max(self._rate * SLOWER, self._ceiling * LOWEST_SHARE)
         return True
 
-    async def take(self, recipients: int) -> None:
-        """Wait until so many recipients may be sent to; waiters go in the order of their coming."""
+    async def take(self, recipients: int, until: float = math.inf) -> None:  # noqa: ARG002
+        """Wait until so many recipients may be sent to; waiters go in the order of their coming.
+
+        Cancelled, it has charged nothing, so it need not know ``until`` when it is waited for.
+        """
         async with self._turn:
             while True:
                 self._refill()

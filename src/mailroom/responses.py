@@ -99,7 +99,13 @@ class Responses:
 
 
 def redacted(text: str, secrets: Iterable[str | None]) -> str:
-    """A text with every secret in it blotted out, and every code that is called one."""
+    """A text with every secret in it blotted out, and every code that is called one.
+
+    A secret of digits alone, as a code is, is one where it stands as a word: not within a longer number.
+    """
     for secret in filter(None, secrets):
-        text = text.replace(secret, REDACTED)
+        if secret.isdigit():
+            text = re.sub(rf"\b{secret}\b", REDACTED, text)
+        else:
+            text = text.replace(secret, REDACTED)
     return re.sub(r"(code\W{1,12})[0-9]{5}\b", rf"\1{REDACTED}", text)

@@ -10,7 +10,9 @@ A lease that may be another worker's by now is not sent. Memory does not depend 
 bounded number of leases is in hand. Any number of workers share a queue, and the rate.
 
 While nothing can be sent nothing is claimed, but for one lease at a time that tries. On a signal it
-claims no more, finishes what is in hand within the time it is given, and gives back the rest.
+claims no more, finishes what is in hand within the time it is given, holding its leases all the while,
+and gives back the rest. A call that is under way even then is in the ledger as unknown: it may have
+been accepted, and is due again.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from typing import Any, Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, TypeVar
 
 from mailroom import health
-from mailroom.calls import DEFAULT_RATE, Calls
+from mailroom.calls import DEFAULT_RATE, EVERYBODY, Calls
 from mailroom.database import Database
 from mailroom.delivery import Delivery
 from mailroom.doorbell import Doorbell
@@ -42,6 +45,10 @@ MOST_CLAIMED: Final = 1000
 # Where health is served, the listening connection gives a sign of life so often, and may be late.
 SILENCE_S: Final = 2.0
 LATE_S: Final = 2.0
+# What was not tried again for so long after it was time to has lost the last mail that would have.
+UNTRIED_S: Final = 120.0
+
+Answer = TypeVar("Answer")
 
 log = EventLogger("run")
 
@@ -62,6 +69,7 @@ class Runner:
         self._doorbell = Doorbell(
             database,
             channel=collector.channel_name,
+            queue=collector.queue_name,
             batch_limit=collector.batch_limit,
             batch_timeout_s=collector.batch_timeout_ms / 1000,
             check_interval_s=min(interval_s, 1.5 * SILENCE_S) if settings.health.address else interval_s,
@@ -72,8 +80,8 @@ class Runner:
         self._changed = asyncio.Event()
         self._metrics = Metrics()
         self._pulses = Pulses(database, collector.queue_name)
-        rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
-        self._calls = Calls(transport, sender, self._changed, rate, self._metrics.called)
+        self._rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
+        self._calls = Calls(transport, sender, self._changed, self._rate, self._metrics.called)
         self._delivery = Delivery(
             self._queue,
             self._calls,
@@ -106,53 +114,58 @@ class Runner:
                     await ended
             log.info("stopping", within=f"{self._shutdown_s:g}s", leases=len(self._deliveries))
             self._stopping.set()
-            if self._deliveries:
-                await asyncio.wait(self._deliveries, timeout=self._shutdown_s)
+            await asyncio.wait({working}, timeout=self._shutdown_s)
+            if working.done():
+                await working
         finally:
             self._stopping.set()
             await _end(working, stopping)
             await _end(*self._deliveries)
+            await self._rate.close()
             self._calls.close()
             await self._give_back()
             await _end(*serving)
             await self._pulses.close()
 
     async def _work(self) -> None:
+        """Work until the signal came and nothing is in hand any more."""
+        await self._unless_stopping(self._start())
+        if self._started:
+            await _first(
+                self._mail(), self._renew(), self._live(), self._calls.keep_asking(), failed=self._failed
+            )
+
+    async def _start(self) -> None:
         await self._queue.check()
         await self._calls.start()
         self._started = True
         log.info("started", worker=self._queue.worker)
-        tasks: list[asyncio.Task[None]] = [
-            asyncio.create_task(self._doorbell.run()),
-            asyncio.create_task(self._renew()),
-            asyncio.create_task(self._live()),
-            asyncio.create_task(self._calls.keep_asking()),
-            asyncio.create_task(self._claim_all()),
-        ]
-        try:
-            done, _ = await asyncio.wait([*tasks, self._failed], return_when=asyncio.FIRST_COMPLETED)
-            for ended in done:
-                await ended
-        finally:
-            await _end(*tasks)
+
+    async def _mail(self) -> None:
+        await _first(self._doorbell.run(), self._claim_all())
+        while self._deliveries:
+            await asyncio.wait(self._deliveries)
 
     async def _claim_all(self) -> None:
-        while not self._stopping.is_set():
-            waited_s = await self._due()
+        """Claim and deliver until the signal comes."""
+        while (waited_s := await self._unless_stopping(self._due())) is not None:
             more, size = True, self._batch_limit
-            while more and not self._stopping.is_set():
-                await self._room()
+            while more:
+                await self._unless_stopping(self._room())
+                if self._stopping.is_set():
+                    return
                 largest = self._calls.largest
                 # While nothing can be sent, one lease at a time tries.
                 free = self._concurrency - len(self._deliveries) if self._calls.is_open else 1
                 asked = min(size, free * largest)
                 self._doorbell.clear()
                 began = time.monotonic()
-                leases = await self._queue.claim(asked, min(largest, asked))
+                leases = await self._unless_stopping(self._queue.claim(asked, min(largest, asked)))
+                if leases is None or self._stopping.is_set():
+                    await self._unclaim(leases or [])
+                    return
                 claimed = sum(len(lease.claimed) for lease in leases)
                 self._metrics.claimed(claimed, time.monotonic() - began)
-                if self._stopping.is_set():
-                    return
                 for lease in leases:
                     task = asyncio.create_task(self._deliver(lease, waited_s))
                     self._deliveries.add(task)
@@ -161,11 +174,19 @@ class Runner:
                 self._doorbell.claimed(claimed, more=more)
                 size = min(size * 2, MOST_CLAIMED)
 
+    async def _unclaim(self, leases: Sequence[Lease]) -> None:
+        """Give back what was claimed when the signal came, whether or not there was an answer."""
+        if not self._database.is_down:
+            await self._queue.release(keep=[lease for lease in self._queue.held if lease not in leases])
+
     async def _due(self) -> float:
         """Wait until a claim is due, for a hint or for a lease; for how long the first hint waited."""
         while True:
             self._retrying.clear()
-            due = asyncio.create_task(self._doorbell.due(await self._queue.next_due()))
+            due_s = await self._queue.next_due()
+            if due_s is None and not self._deliveries:
+                self._calls.lapse(0)
+            due = asyncio.create_task(self._doorbell.due(due_s))
             retrying = asyncio.create_task(self._retrying.wait())
             try:
                 await asyncio.wait({due, retrying}, return_when=asyncio.FIRST_COMPLETED)
@@ -180,6 +201,15 @@ class Runner:
             await self._changed.wait()
         await self._calls.ready()
 
+    async def _unless_stopping(self, work: Coroutine[Any, Any, Answer]) -> Answer | None:
+        """What it gives back; None when the signal came first, which ends it."""
+        working, stopping = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return await working if working.done() else None
+        finally:
+            await _end(working, stopping)
+
     def _delivered(self, task: asyncio.Task[None]) -> None:
         self._deliveries.discard(task)
         self._changed.set()
@@ -193,8 +223,12 @@ class Runner:
 
     async def _live(self) -> None:
         while True:
-            trouble = self._calls.trouble
-            await self._queue.heartbeat(trouble[0] if trouble else "")
+            self._calls.lapse(UNTRIED_S)
+            troubles = [
+                f"{name}: {why}" if name != EVERYBODY else why
+                for name, (why, _) in self._calls.troubles.items()
+            ]
+            await self._queue.heartbeat("; ".join(troubles))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _deliver(self, lease: Lease, waited_s: float) -> None:
@@ -216,9 +250,13 @@ class Runner:
             faults["listener"] = "no connection listens for new tokens"
         elif silent_s > SILENCE_S + LATE_S:
             faults["listener"] = f"the listening connection has been silent for {silent_s:.1f} s"
-        trouble = self._calls.trouble
-        if trouble and trouble[1] * 1000 > self._health.ready_pause_ms:
-            faults["sending"] = f"nothing can be sent for {trouble[1]:.0f} s: {trouble[0]}"
+        refused = [
+            f"{f'no mail of the action {name}' if name else 'nothing'} can be sent for {since_s:.0f} s: {why}"
+            for name, (why, since_s) in self._calls.troubles.items()
+            if since_s * 1000 > self._health.ready_pause_ms
+        ]
+        if refused:
+            faults["sending"] = "; ".join(refused)
         try:
             pulse = await self._pulses.look()
         except DatabaseError as error:
@@ -227,6 +265,8 @@ class Runner:
             faults["database"] = "PostgreSQL does not answer"
         elif (pulse.oldest_due_s or 0) * 1000 > self._health.ready_age_ms:
             faults["queue"] = f"a mail that could be on its way has waited for {pulse.oldest_due_s:.0f} s"
+        elif not pulse.is_paused and (pulse.oldest_unsettled_s or 0) * 1000 > self._health.ready_age_ms:
+            faults["queue"] = f"a mail of {pulse.oldest_unsettled_s:.0f} s ago is neither sent nor given up"
         return faults
 
     async def _exposition(self) -> bytes:
@@ -235,12 +275,12 @@ class Runner:
         except DatabaseError as error:
             log.warning("no_pulse", reason=error)
             pulse = None
-        silent_s, trouble = self._doorbell.silent_s, self._calls.trouble
+        silent_s, troubles = self._doorbell.silent_s, self._calls.troubles
         return self._metrics.exposition(
             pulse,
             outages=self._database.epoch,
             is_listening=silent_s is not None and silent_s <= SILENCE_S + LATE_S,
-            sending_paused_s=trouble[1] if trouble else 0.0,
+            sending_paused_s=troubles[EVERYBODY][1] if EVERYBODY in troubles else 0.0,
         )
 
     async def _give_back(self) -> None:
@@ -248,12 +288,32 @@ class Runner:
             if not self._database.is_down:
                 async with asyncio.timeout(GIVE_BACK_S):
                     await self._queue.leave()
-                    if freed := await self._queue.release():
+                    cut_off = await self._delivery.give_back()
+                    if cut_off:
+                        await self._queue.ring(cut_off)
+                    if freed := cut_off + await self._queue.release():
                         log.info("given_back", tokens=freed)
         except (TimeoutError, MailroomError) as error:
             log.warning("not_given_back", due_within=f"{LEASE_MS / 1000:.0f}s", reason=type(error).__name__)
         finally:
             await self._queue.close()
+
+
+async def _first(*works: Coroutine[Any, Any, None], failed: asyncio.Future[None] | None = None) -> None:
+    """Do all of it until the first ends, which ends the others.
+
+    Raises:
+        Exception: what that one raised, or ``failed``.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(
+            [*tasks, *([failed] if failed else [])], return_when=asyncio.FIRST_COMPLETED
+        )
+        for ended in done:
+            await ended
+    finally:
+        await _end(*tasks)
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:

@@ -22,7 +22,8 @@ HTTP: Final = Variable(
 READY_AGE: Final = Variable(
     "MAILROOM_READY_AGE",
     "120000",
-    "/readyz is red when a mail that could be on its way has waited for so many milliseconds",
+    "/readyz is red when a mail that could be on its way has waited for so many milliseconds,"
+    " or is not settled after as many",
 )
 READY_PAUSE: Final = Variable(
     "MAILROOM_READY_PAUSE",

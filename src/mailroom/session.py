@@ -7,7 +7,7 @@ the answer was lost. What one session meets hangs up the others of its ``Databas
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import LiteralString
 
 import psycopg
@@ -23,6 +23,10 @@ log = EventLogger("queue")
 
 class AnswerLost(MailroomError):
     """The statement may have been carried out or not."""
+
+
+class NotNow(MailroomError):
+    """The statement was not asked."""
 
 
 class Session:
@@ -47,10 +51,22 @@ class Session:
             except AnswerLost:
                 continue
 
-    async def ask_once(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
+    async def ask_once(
+        self,
+        query: LiteralString,
+        parameters: Sequence[object],
+        *,
+        unless: Callable[[], bool] | None = None,
+    ) -> list[TupleRow]:
         """Ask, as soon as the database is there; again only when it refused for a reason that passes.
 
+        Args:
+            query: the statement.
+            parameters: and its parameters.
+            unless: is asked right before, when the database is there.
+
         Raises:
+            NotNow: because of ``unless``.
             AnswerLost: the connection broke before there was an answer.
             DatabaseError: the schema or a privilege is missing; waiting will not help.
         """
@@ -58,6 +74,8 @@ class Session:
             while True:
                 await self._refused.back_off()
                 connection = await self.connected()
+                if unless and unless():
+                    raise NotNow("it would be too early")
                 try:
                     rows = await self._database.limited(connection, _fetch(connection, query, parameters))
                 except LOST as error:

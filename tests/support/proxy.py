@@ -16,7 +16,7 @@ class Proxy:
         self._target_port = target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.accepted = 0
+        self.accepted = self.passed_on = 0
         self._deaf: set[socket.socket] = set()
         self._servers: set[socket.socket] = set()
         self._pairs: dict[socket.socket, socket.socket] = {}
@@ -78,6 +78,7 @@ class Proxy:
             data = source.recv(65536)
             if data:
                 target.sendall(data)
+                self.passed_on += 1
                 return
         for end in (source, target):
             with contextlib.suppress(KeyError, ValueError):

@@ -17,12 +17,14 @@ import click
 from mailroom import __version__
 from mailroom.cli.collector import collector
 from mailroom.cli.common import EXIT_INTERRUPTED, EXIT_USAGE
+from mailroom.cli.console import console
 from mailroom.cli.dead import dead
 from mailroom.cli.demo import demo
 from mailroom.cli.doctor import doctor
 from mailroom.cli.inbox import inbox
 from mailroom.cli.migrate import migrate
 from mailroom.cli.oncall import prune, status, why
+from mailroom.cli.roles import roles
 from mailroom.cli.run import pause, resume, run
 from mailroom.cli.sender import replay, sender
 from mailroom.cli.templates import templates
@@ -45,17 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     except MailroomError as error:
+        if isinstance(error, OutputClosed):
+            _let_go_of_output()
         _print_error(error)
         code = error.exit_code
     except OSError as error:
         if error.errno not in NO_OUTPUT:
             raise
-        # Nothing more may be written to it, not even at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _let_go_of_output()
         if error.errno != errno.EPIPE:  # whoever reads no more needs not be told
             _print_error(OutputClosed(f"cannot write to standard output: {error.strerror}"))
         code = OutputClosed.exit_code
     sys.exit(code)
+
+
+def _let_go_of_output() -> None:
+    # Nothing more may be written to it, not even what is buffered, at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -114,7 +122,7 @@ def cli(log_format: str, log_level: str) -> None:
       export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
       mailroom migrate up
       mailroom templates push
-      mailroom collector | mailroom sender
+      mailroom run
 
     \b
     Exit codes: 0 done, 1 something is found, 64 wrong usage, 65 bad data, 69 the other end is gone,
@@ -139,7 +147,9 @@ for command in (
     replay,
     templates,
     inbox,
+    console,
     migrate,
+    roles,
     token,
     key,
     demo,

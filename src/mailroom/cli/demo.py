@@ -9,20 +9,37 @@ import click
 
 @click.command()
 @click.option(
-    "--signups", type=click.IntRange(min=1, max=10_000), default=42, show_default=True, help="How many."
+    "--signups",
+    type=click.IntRange(min=1, max=10_000),
+    default=42,
+    show_default=True,
+    help="How many people sign up by SQL.",
 )
-def demo(signups: int) -> None:
-    """See it work: a PostgreSQL of its own, people who sign up, and the mails that they get.
+@click.option(
+    "--stay/--no-stay",
+    default=None,
+    help="Keep all of it running until Ctrl-C, or end after the tour.  [default: stay on a terminal]",
+)
+def demo(signups: int, stay: bool | None) -> None:
+    """See it work: people who sign up at an application, and the mails that they get.
 
-    `mailroom run` sends to a local SES that keeps mail (see `mailroom inbox --help`).
+    On loopback it runs a PostgreSQL of its own, `mailroom run`, the inbox, the example application and
+    the queue page; where one's usual port is in use it takes another. A tour signs people up: a handful
+    through the application's forms, the others by SQL. It prints what happens, and ends with the counts
+    of the database, the ledger and the inbox.
 
-    Needs the extra demo: pip install '.[demo]'. It ends by itself and leaves nothing behind.
+    On a terminal all of it then stays, for you to click, until Ctrl-C.
+
+    Needs the extra demo: pip install '.[demo]'. It leaves nothing behind, and exits 0 when all is well.
     """
     import signal
 
     from mailroom.demo.tour import run_tour
 
-    # So that SIGTERM leaves as little behind as an interrupt does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    sys.exit(run_tour(signups, click.echo))
+    # So that they leave as little behind as an interrupt does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    if stay is None:
+        stay = all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    sys.exit(run_tour(signups, click.echo, stay=stay))

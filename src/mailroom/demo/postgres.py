@@ -8,6 +8,9 @@ that started it: start a server from the main thread, or from one that lives as 
 
 PostgreSQL refuses to run as root. For root the server runs as ``nobody``, from a copy of the
 binaries where ``nobody`` cannot reach them.
+
+Its superuser has a password that only this process knows, for any user of the machine may connect to
+loopback. The socket asks for none: its folder lets nobody else in.
 """
 
 from __future__ import annotations
@@ -15,22 +18,24 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
 import stat
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from mailroom.demo.folders import OwnFolder
 from mailroom.errors import MailroomError
 
 SERVER_USER: Final = "nobody"
 SERVER_GROUP: Final = "nogroup"
 START_TIMEOUT_S: Final = 60.0
+FOLDER_PREFIX: Final = "mailroom-postgres-"
 
 
 class PostgresError(MailroomError):
@@ -59,15 +64,16 @@ def free_port() -> int:
         return port
 
 
-def ending_with_us(command: list[str], *options: str) -> list[str]:
-    """A command that is interrupted when the thread that starts it ends, where setpriv is at hand.
+def ending_with_us(command: list[str], *options: str, by: Literal["INT", "KILL"] = "INT") -> list[str]:
+    """A command that gets a signal when the thread that starts it ends, where setpriv is at hand.
 
     Args:
         command: the command.
         options: more of setpriv's options.
+        by: the signal; a command with processes of its own must be able to end them.
     """
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig=INT", *options, *command] if setpriv else command
+    return [setpriv, f"--pdeathsig={by}", *options, *command] if setpriv else command
 
 
 def _runs_as_root() -> bool:
@@ -84,24 +90,33 @@ class PostgresServer:
     Args:
         bindir: where ``postgres`` and ``initdb`` are; default the embedded package's.
         settings: ``name=value`` pairs for postgresql.conf.
+        password: the superuser's, where the cluster is a copy of another one's; default a random one.
 
     Raises:
         PostgresError: the binaries are missing, or the server does not start.
     """
 
-    def __init__(self, *, bindir: Path | None = None, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        bindir: Path | None = None,
+        settings: dict[str, str] | None = None,
+        password: str = "",
+    ) -> None:
         bindir = bindir or embedded_binaries()
-        self.folder = Path(tempfile.mkdtemp(prefix="mailroom-postgres-"))
+        self._own_folder = OwnFolder(FOLDER_PREFIX)
+        self.folder = self._own_folder.path
         self.data = self.folder / "data"
         self.log = self.folder / "log"
         self.port = free_port()
+        self.password = password or secrets.token_urlsafe(24)
         self._settings = {"fsync": "on"} | (settings or {})
         self._process: subprocess.Popen[bytes] | None = None
-        if _runs_as_root():
-            shutil.chown(self.folder, SERVER_USER, SERVER_GROUP)
-            if not _reachable_by_others(bindir):
-                bindir = self._copy_binaries(bindir)
-        self.bindir = bindir
+        try:
+            self.bindir = self._reachable(bindir)
+        except BaseException:
+            self._own_folder.remove()
+            raise
 
     def __enter__(self) -> Self:
         try:
@@ -120,16 +135,22 @@ class PostgresServer:
     ) -> None:
         self.remove()
 
-    def url(self, database: str = "postgres", *, user: str = "postgres", port: int | None = None) -> str:
-        """The address of one of its databases, over loopback TCP."""
-        return f"postgresql://{user}@127.0.0.1:{port or self.port}/{database}"
+    def url(self, database: str = "postgres", *, port: int | None = None) -> str:
+        """The address of one of its databases, over loopback TCP; it holds the password."""
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{port or self.port}/{database}"
 
     def make(self) -> None:
         """Make the cluster's files."""
+        file = self.folder / "password"
+        file.touch(0o600)
+        file.write_text(self.password)
+        if _runs_as_root():
+            shutil.chown(file, SERVER_USER, SERVER_GROUP)
         self._run(
-            "initdb", "--pgdata", str(self.data), "--username=postgres", "--auth=trust",
-            "--encoding=UTF8", "--locale=C", "--no-sync",
+            "initdb", "--pgdata", str(self.data), "--username=postgres", f"--pwfile={file}",
+            "--auth-local=trust", "--auth-host=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
         )  # fmt: skip
+        file.unlink()
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
@@ -170,7 +191,7 @@ class PostgresServer:
     def remove(self) -> None:
         """Stop the server and delete its files."""
         self.stop("immediate")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._own_folder.remove()
 
     def pid(self) -> int:
         """The postmaster's process id."""
@@ -179,7 +200,10 @@ class PostgresServer:
         return self._process.pid
 
     def run_tool(self, name: str, *arguments: str, stdin: bytes | None = None) -> bytes:
-        """Run one of PostgreSQL's client programs (``pg_dump``, ``psql``) and return its output."""
+        """Run one of PostgreSQL's client programs (``pg_dump``, ``psql``) and return its output.
+
+        It is told the password.
+        """
         return self._run(name, *arguments, stdin=stdin)
 
     def _answers(self) -> bool:
@@ -196,7 +220,7 @@ class PostgresServer:
             input=stdin if stdin is not None else b"",
             capture_output=True,
             cwd=self.folder,
-            env=self._environment(),
+            env=self._environment() | {"PGPASSWORD": self.password},
             check=False,
         )
         if done.returncode:
@@ -218,6 +242,12 @@ class PostgresServer:
             )
         user = [f"--reuid={SERVER_USER}", f"--regid={SERVER_GROUP}", "--clear-groups"]
         return ending_with_us(command, *user)
+
+    def _reachable(self, bindir: Path) -> Path:
+        if not _runs_as_root():
+            return bindir
+        shutil.chown(self.folder, SERVER_USER, SERVER_GROUP)
+        return bindir if _reachable_by_others(bindir) else self._copy_binaries(bindir)
 
     def _copy_binaries(self, bindir: Path) -> Path:
         # The programs look for their libraries three folders up: the copy keeps the package's shape.

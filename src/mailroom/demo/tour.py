@@ -1,148 +1,193 @@
-"""The tour: people sign up in an embedded PostgreSQL, and their mails arrive in a local SES.
+"""The tour: people sign up, and their mails arrive in a local SES.
 
-Everything is real: the server, the triggers, ``mailroom run`` in a process of its own, AWS's
-client and its protocol. Only the far end is the inbox, which keeps mail. The tour
-prints each mail as it arrives, and checks in the end that none is missing, none came twice, and that
-every link holds a token that verifies.
+Everything is real: the server, the triggers, ``mailroom run``, AWS's client and its protocol, the
+forms of the example application. Only the far end is the inbox, which keeps mail. The tour prints
+what happens, and checks in the end that the database, the ledger and the inbox's API count the same,
+that no token came twice, and that every link holds one that verifies.
 """
 
 from __future__ import annotations
 
-import os
-import random
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
+from psycopg.rows import class_row
 
-from mailroom import migrate, templates
 from mailroom.actions import ACTIONS
-from mailroom.demo.postgres import PostgresServer, ending_with_us
+from mailroom.demo.letters import PATIENCE_S, WAIT_S, Letter, Letters
+from mailroom.demo.people import NOBODY, Person, meet
+from mailroom.demo.programs import RUN, DemoError, Programs
+from mailroom.demo.stage import Stage
 from mailroom.errors import TokenError
-from mailroom.inbox import Inbox, InboxServer
-from mailroom.inbox.mails import Mail
-from mailroom.tokens import new_key, verify
+from mailroom.tokens import verify
 
 RECOVERY_EVERY: Final = 7
-PATIENCE_S: Final = 30.0
-SOURCE: Final = "Mailroom <noreply@demo.example>"
-CONSTANTS: Final = {"app_name": "Demo", "app_url": "https://demo.example"}
+# A sign-up by SQL follows the other after so long, and all of them take hardly longer than that.
+PAUSE_S: Final = 0.06
+BULK_S: Final = 3.0
+# So many of their mails are shown.
+SHOWN: Final = 8
+LOOK_S: Final = 0.1
+
+ADD_PROVISIONED: Final = "INSERT INTO accounts (email, login) VALUES (%s, %s)"
+ADD_FORGETFUL: Final = """
+WITH account AS (INSERT INTO accounts (email, login, status) VALUES (%s, %s, 'active') RETURNING id)
+INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM account
+"""
+# A mail is skipped when its account has changed meanwhile, as it may while somebody plays along.
+COUNT: Final = """
+SELECT (SELECT count(*) FROM tokens) - count(*) FILTER (WHERE d.outcome = 'skipped') AS due,
+       count(*) FILTER (WHERE d.outcome = 'sent') AS sent,
+       coalesce(extract(epoch FROM percentile_disc(0.5) WITHIN GROUP (ORDER BY d.at - t.created_at)
+                        FILTER (WHERE d.outcome = 'sent')), 0)::float AS median_s
+FROM mailroom.deliveries d JOIN tokens t ON t.id = d.token
+"""
 
 Tell = Callable[[str], None]
+Connection = psycopg.Connection[tuple[object, ...]]
 
 
-def run_tour(signups: int, tell: Tell) -> int:
-    """Run the tour; gives back 0 when every mail arrived once and every token verified, else 1."""
-    tell("Starting an embedded PostgreSQL and a local SES …")
-    inbox = Inbox(keep=30_000, on_mail=lambda mail: tell(_shown(inbox, mail)))
-    with PostgresServer() as server, InboxServer(inbox=inbox) as ses, TemporaryDirectory() as output:
-        with migrate.connected(server.url()) as connection:
-            migrate.up(connection, None, lambda name: tell(f"  migration {name}"))
-        loaded = templates.load(None, CONSTANTS).values()
-        inbox.publish(loaded)
-        for template in loaded:
-            tell(f"  template {template.action.template}")
-        key = new_key()
-        worker = _Worker(server.url(), key, ses.url, output)
-        try:
-            tell(f"{signups} people sign up, some of them forget their password:\n")
-            committed = _trickle(server.url(), signups)
-            with suppress(TimeoutError):  # which the counts will tell
-                ses.wait_for(lambda inbox: inbox.counts.accepted >= committed, PATIENCE_S)
-        finally:
-            exit_code = worker.stop()
-    return _sum_up(inbox, committed, key, exit_code, tell)
+class Count(NamedTuple):
+    """What the database knows.
+
+    Attributes:
+        due: how many mails are due.
+        sent: how many are sent, by the ledger.
+        median_s: half of them took at most so long, from the row to the ledger.
+    """
+
+    due: int
+    sent: int
+    median_s: float
 
 
-class _Worker:
-    """``mailroom run``."""
+def run_tour(signups: int, tell: Tell, *, stay: bool) -> int:
+    """Run the tour; then end, or stay until there is an interrupt.
 
-    def __init__(self, url: str, key: str, ses_url: str, output: str) -> None:
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MAILROOM_", "AWS_"))
-        }
-        settings = {
-            "MAILROOM_DATABASE_URL": url,
-            "MAILROOM_SECRET_KEY": key,
-            "MAILROOM_BATCH_TIMEOUT": "300",
-            "MAILROOM_SES_SOURCE": SOURCE,
-            "MAILROOM_SES_OUTPUT_PATH": output,
-            "AWS_ENDPOINT_URL_SES": ses_url,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "demo",
-            "AWS_SECRET_ACCESS_KEY": "demo",
-            "NO_PROXY": "127.0.0.1",
-        }
-        self._process = subprocess.Popen(
-            ending_with_us([sys.executable, "-m", "mailroom", "--log-level", "warning", "run"]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env=kept | settings,
-        )
+    Gives back 0 when every mail arrived once and every token verified, else 1.
 
-    def stop(self) -> int:
-        """End it in order; gives back its exit code."""
-        self._process.terminate()
-        return self._process.wait(PATIENCE_S)
-
-
-def _trickle(url: str, signups: int) -> int:
-    """Sign people up, and let every seventh recover; gives back how many mails that makes."""
-    pause = random.Random(0)  # noqa: S311 - no secret
-    mails = 0
-    with psycopg.connect(url, autocommit=True) as connection:
-        for number in range(1, signups + 1):
-            connection.execute(
-                "INSERT INTO accounts (email, login) VALUES (%s, %s)",
-                [f"person{number}@example.com", f"person{number}"],
-            )
-            mails += 1
-            if number % RECOVERY_EVERY == 0:
-                with connection.transaction():
-                    account = connection.execute(
-                        "INSERT INTO accounts (email, login, status) VALUES (%s, %s, 'active') RETURNING id",
-                        [f"forgetful{number}@example.com", f"forgetful{number}"],
-                    ).fetchone()
-                    connection.execute(
-                        "INSERT INTO tokens (action, account) VALUES ('password_recovery', %s)", account
-                    )
-                mails += 1
-            time.sleep(pause.uniform(0, 0.1))
-    return mails
-
-
-def _shown(inbox: Inbox, mail: Mail) -> str:
-    """A mail in two lines: to whom, the subject, and the link with most of its token left out."""
-    rendered = inbox.render(mail)
-    if rendered is None:
-        return f"  to {mail.recipient}: dropped, {mail.failure}"
-    link = re.search(r"https://\S+token=\S{12}", rendered.text)
-    return f"  to {mail.recipient:26} {rendered.subject}\n     {link[0] if link else 'no link'}…"
-
-
-def _sum_up(inbox: Inbox, committed: int, key: str, exit_code: int, tell: Tell) -> int:
-    actions = {action.template: action.name for action in ACTIONS}
-    mails = inbox.mails.find(limit=committed * 2)
-    genuine = 0
-    for mail in mails:
-        action = actions[mail.template.name]
-        try:
-            verify(mail.data["secret"], action, keys=key, code=mail.data.get("code"))
-        except TokenError as error:
-            tell(f"a token of {mail.recipient} does not verify: {error}")
-        else:
-            genuine += 1
-    recipients = len(inbox.counts.by_recipient)
-    tell(
-        f"\n{committed} mails were due, {len(mails)} arrived, for {recipients} people;"
-        f" {genuine} links hold a token that verifies."
-    )
-    whole = committed == len(mails) == recipients == genuine and exit_code == 0
-    tell("Nothing was lost, nothing was sent twice." if whole else "Something went wrong: see above.")
+    Raises:
+        MailroomError: something does not start, ends by itself, or does not come.
+        KeyboardInterrupt: in the middle of the tour.
+    """
+    with Stage(tell) as stage:
+        letters = Letters(stage.inbox.url, stage.programs)
+        tell("\n".join(["\nTo watch it in a browser:\n", *(place.text() for place in stage.addresses())]))
+        meet(lambda name: Person(name, stage.app.url, letters, stage.programs, tell), tell)
+        tell(f"\n{signups} more people sign up, by SQL. Some of them forget their password.")
+        with psycopg.connect(stage.database_url, autocommit=True) as connection:
+            hidden = _sign_up_many(connection, letters, signups, tell)
+            count = _wait_for_all(connection, stage.programs)
+        tell(f"  … and {hidden} more." if hidden else "")
+        whole = _sum_up(count, letters, stage.key, tell)
+        if stay:
+            _stay(stage, letters, tell)
     return 0 if whole else 1
+
+
+def _sign_up_many(connection: Connection, letters: Letters, signups: int, tell: Tell) -> int:
+    """Sign people up, let every seventh recover, and show the first of their mails as they come.
+
+    Gives back how many are not shown.
+    """
+    mails = shown = 0
+    looked_s = time.monotonic()
+    for number in range(1, signups + 1):
+        connection.execute(ADD_PROVISIONED, [f"person{number}@example.com", f"person{number}"])
+        mails += 1
+        if number % RECOVERY_EVERY == 0:
+            connection.execute(ADD_FORGETFUL, [f"forgetful{number}@example.com", f"forgetful{number}"])
+            mails += 1
+        time.sleep(min(PAUSE_S, BULK_S / signups))
+        if shown < SHOWN and time.monotonic() - looked_s > LOOK_S:
+            shown += _show(letters.new(), SHOWN - shown, tell)
+            looked_s = time.monotonic()
+    while shown < min(mails, SHOWN) and (new := letters.new(WAIT_S)):
+        shown += _show(new, SHOWN - shown, tell)
+    return mails - shown
+
+
+def _show(found: list[Letter], most: int, tell: Tell) -> int:
+    for letter in found[:most]:
+        tell(_line(letter))
+    return min(len(found), most)
+
+
+def _line(letter: Letter) -> str:
+    """A mail in a line. Its address and its subject may be anybody's, and must not speak to the terminal."""
+    what = letter["failure"] or letter["subject"] or ""
+    return "  mail: " + " ".join(
+        text if text.isprintable() else ascii(text) for text in (f"{letter['recipient']:<24}", what)
+    )
+
+
+def _wait_for_all(connection: Connection, programs: Programs) -> Count:
+    """Wait until the ledger holds all that is due; gives up when nothing moves any more."""
+    count, moved_s = _counted(connection), time.monotonic()
+    while count.sent < count.due:
+        programs.check()
+        if time.monotonic() - moved_s > PATIENCE_S:
+            raise programs.failure(
+                f"{count.due - count.sent} of {count.due} mails wait, none went in {PATIENCE_S:.0f} s",
+                RUN,
+            )
+        time.sleep(LOOK_S)
+        before, count = count, _counted(connection)
+        if before.sent < count.sent:
+            moved_s = time.monotonic()
+    return count
+
+
+def _counted(connection: Connection) -> Count:
+    with connection.cursor(row_factory=class_row(Count)) as cursor:
+        count = cursor.execute(COUNT).fetchone()
+    if count is None:
+        raise DemoError("PostgreSQL does not count")
+    return count
+
+
+def _sum_up(count: Count, letters: Letters, key: str, tell: Tell) -> bool:
+    """Tell what came of it; gives back whether all of it is as it should be."""
+    mails = list(letters.all())
+    recipients, accepted = letters.recipients(), letters.accepted()
+    genuine = sum(_is_genuine(mail, key, tell) for mail in mails)
+    different = len({mail["data"].get("secret") for mail in mails})
+    tell(
+        f"\n{count.due} mails were due, the ledger says that {count.sent} are sent, and the inbox's API that"
+        f" {accepted} arrived,\nfor {len(recipients)} people. {genuine} links hold a token that verifies."
+        f" Half of the mails took less than {count.median_s:.2f} s."
+    )
+    whole = {count.due} == {count.sent, accepted, genuine, different} and NOBODY not in recipients
+    tell("Nothing was lost, nothing was sent twice." if whole else "Something went wrong: see above.")
+    return whole
+
+
+def _is_genuine(mail: Letter, key: str, tell: Tell) -> bool:
+    actions = {action.template: action.name for action in ACTIONS}
+    try:
+        verify(mail["data"]["secret"], actions[mail["template"]], keys=key, code=mail["data"].get("code"))
+    except TokenError as error:
+        tell(f"a token of {mail['recipient']} does not verify: {error}")
+        return False
+    return True
+
+
+def _stay(stage: Stage, letters: Letters, tell: Tell) -> None:
+    """Show what comes, until there is an interrupt."""
+    places = "\n".join(place.text() for place in stage.addresses())
+    before = letters.accepted()
+    try:
+        tell(
+            f"\nNow it is yours: sign up at the application, and read your mail in the inbox.\n\n{places}\n"
+            f"  {'database':<12} {stage.psql}\n\nCtrl-C stops all of it.\n"
+        )
+        while True:
+            for letter in letters.new(WAIT_S):
+                tell(_line(letter))
+    except KeyboardInterrupt:
+        after = letters.accepted()
+        tell(
+            f"\n{after} mails arrived in all, {after - before} of them since you took over. All of it stops."
+        )

@@ -41,7 +41,7 @@ def functions(patient: Patient) -> Finding:
     if refused := patient.ask(NOT_ALLOWED, called):
         return fault(
             f"this user may not call {', '.join(row[0].partition('(')[0] for row in refused)}",
-            "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom to it, as the schema's owner",
+            "GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
         )
     return ok(f"{len(called)} functions, and this user may call them")
 

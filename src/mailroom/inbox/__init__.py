@@ -2,7 +2,7 @@
 
 ``InboxServer`` speaks SES's query protocol over HTTP to any client of AWS's, and JSON under ``/api``
 to whoever wants to see what arrived. ``Inbox`` is the account behind it; ``Fault`` is what one may
-ask to go wrong. It needs the extra ``mailroom[inbox]``.
+ask to go wrong. It needs the extra ``inbox``.
 """
 
 from mailroom.inbox.faults import Fault

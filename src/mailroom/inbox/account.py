@@ -18,6 +18,8 @@ DESTINATIONS_PER_CALL: Final = 50
 MOST_THINGS: Final = 10_000
 # "The maximum size of a template is 500 KB."
 LARGEST_TEMPLATE: Final = 500_000
+LONGEST_ADDRESS: Final = 320
+TOO_LONG: Final = f"Address length is more than {LONGEST_ADDRESS} characters long"
 REGION: Final = "US-EAST-1"
 
 _NAME: Final = re.compile("[A-Za-z0-9_-]{1,64}")
@@ -58,6 +60,8 @@ class Account:
         template = NO_TEMPLATE if request.message else self.template(request.template)
         if request.config_set:
             self.check_config_set(request.config_set)
+        if len(request.source) > LONGEST_ADDRESS and not request.message:
+            raise Refusal("InvalidParameterValue", TOO_LONG)
         address = parseaddr(request.source)[1]
         if "@" not in address:
             raise Refusal("InvalidParameterValue", "Missing final '@domain'")

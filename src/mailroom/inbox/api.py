@@ -19,7 +19,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mailroom.actions import ACTIONS
-from mailroom.inbox.bodies import read_body
 from mailroom.inbox.calls import Call
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.faults import read_fault
@@ -28,6 +27,7 @@ from mailroom.inbox.links import find_links
 from mailroom.inbox.mails import Mail
 from mailroom.inbox.messages import read_headers
 from mailroom.inbox.state import Inbox
+from mailroom.web import read_body
 
 LARGEST_BODY: Final = 1_000_000
 PAGE: Final = 100
@@ -64,11 +64,12 @@ def api_routes(inbox: Inbox, changes: Changes) -> list[Route]:
             wanted = api.wanted(request)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        while True:
-            number = changes.number
-            mails = wanted()
-            if mails or not await changes.after(number, until_s, request.receive):
-                return _json({"mails": mails})
+        with changes.place():
+            while True:
+                number = changes.number
+                mails = wanted()
+                if mails or not await changes.after(number, until_s, request.receive):
+                    return _json({"mails": mails})
 
     return [
         Route("/api/mails/wait", wait, methods=["GET"]),

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp
 
 from mailroom.inbox.actions import reply
 from mailroom.inbox.api import api_routes, explain
-from mailroom.inbox.bodies import read_body
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.events import event_routes
 from mailroom.inbox.front import Front, page_routes
@@ -25,7 +24,7 @@ from mailroom.inbox.losses import lose
 from mailroom.inbox.query import Refusal, write_error
 from mailroom.inbox.requests import KEPT_HEADERS
 from mailroom.inbox.state import Inbox
-from mailroom.web import Guard, asset_routes
+from mailroom.web import Guard, asset_routes, read_body
 
 LARGEST_CALL: Final = 10_000_000
 ABOUT: Final = """\

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.query import Refusal
+
+MOST_ADDRESSES: Final = 100_000
+# So many are forgotten together, which costs no more than one.
+FORGOTTEN_AT_ONCE: Final = 1000
 
 
 class Destination(NamedTuple):
@@ -85,6 +90,26 @@ class Call(NamedTuple):
     verdict: str
 
 
+class Recipients(dict[str, int]):
+    """How often each address was accepted, for so many addresses; those that came first are forgotten first.
+
+    Attributes:
+        forgotten: how many addresses were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten = 0
+
+    def note(self, address: str) -> None:
+        """An address was accepted once more."""
+        self[address] = self.get(address, 0) + 1
+        if len(self) > MOST_ADDRESSES:
+            for oldest in list(islice(self, FORGOTTEN_AT_ONCE)):
+                del self[oldest]
+            self.forgotten += FORGOTTEN_AT_ONCE
+
+
 @dataclass(slots=True)
 class Counts:
     """What happened since the start; all but ``calls`` and ``throttled`` count recipients.
@@ -96,7 +121,7 @@ class Counts:
         unanswered: those of calls whose answer was lost, accepted or not.
         throttled: calls that were refused for the rate.
         dropped: accepted ones to whom nothing was sent, for a rendering failure, as far as is known.
-        by_recipient: how often each address was accepted.
+        by_recipient: how often each address was accepted; see ``Recipients`` for its bound.
     """
 
     calls: int = 0
@@ -106,9 +131,9 @@ class Counts:
     unanswered: int = 0
     throttled: int = 0
     dropped: int = 0
-    by_recipient: dict[str, int] = field(default_factory=dict)
+    by_recipient: Recipients = field(default_factory=Recipients, repr=False)
 
     @property
     def duplicates(self) -> int:
-        """How many were accepted beyond the first to their address."""
-        return self.accepted - len(self.by_recipient)
+        """How many were accepted beyond the first to their address, as far as addresses are remembered."""
+        return self.accepted - len(self.by_recipient) - self.by_recipient.forgotten

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
+from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
+
+MOST_WAITING: Final = 200
 
 
 class Changes:
@@ -14,6 +19,7 @@ class Changes:
 
     def __init__(self) -> None:
         self.number = 0
+        self._waiting = 0
         self._changed = asyncio.Event()
 
     def tell(self) -> None:
@@ -21,6 +27,21 @@ class Changes:
         self.number += 1
         self._changed.set()
         self._changed = asyncio.Event()
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places for those who wait, each of whom keeps a connection open.
+
+        Raises:
+            HTTPException: all are taken.
+        """
+        if self._waiting >= MOST_WAITING:
+            raise HTTPException(503, f"{MOST_WAITING} wait already", {"Retry-After": "1"})
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
     async def after(self, number: int, until_s: float, receive: Receive | None = None) -> bool:
         """Wait for a change after that one; False when there was none in time.

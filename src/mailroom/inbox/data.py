@@ -11,6 +11,22 @@ from typing import Any, Final
 from mailroom.inbox.query import Refusal
 
 DEEPEST: Final = 100
+LARGEST_BYTES: Final = 262_144
+
+
+def check_sizes(*texts: str) -> None:
+    """See that no data is larger than SES takes it.
+
+    Raises:
+        Refusal: it is.
+    """
+    for text in texts:
+        if 4 * len(text) > LARGEST_BYTES < len(text.encode("utf-8", "surrogatepass")):
+            raise Refusal(
+                "ValidationError",
+                "1 validation error detected: template data failed to satisfy constraint: Member must have"
+                f" length less than or equal to {LARGEST_BYTES}",
+            )
 
 
 def read_data(text: str) -> dict[str, Any]:

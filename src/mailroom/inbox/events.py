@@ -9,6 +9,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from mailroom.inbox.changes import Changes
 
@@ -29,7 +30,12 @@ def event_routes(changes: Changes) -> list[Route]:
             yield f"data: {number}\n\n" if changed else ": nothing new\n\n"
             await asyncio.sleep(PAUSE_S)
 
+    class Events(StreamingResponse):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            with changes.place():
+                await super().__call__(scope, receive, send)
+
     async def events(_: Request) -> StreamingResponse:
-        return StreamingResponse(stream(), media_type="text/event-stream")
+        return Events(stream(), media_type="text/event-stream")
 
     return [Route("/events", events)]

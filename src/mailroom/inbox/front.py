@@ -16,17 +16,16 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from mailroom.inbox.bodies import read_body
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.knobs import BY_NAME, other_rules, switches, turn
 from mailroom.inbox.links import find_links
 from mailroom.inbox.mails import Mail
 from mailroom.inbox.messages import read_headers
+from mailroom.inbox.rendered import Rendered
 from mailroom.inbox.state import Inbox
-from mailroom.web import Pages
+from mailroom.web import Pages, read_form
 
 PAGE: Final = 100
-LARGEST_FORM: Final = 10_000
 # More of a request or a text than this is offered as a download.
 LONGEST_SHOWN: Final = 200_000
 VIEWS: Final = {"html": "HTML", "text": "Text", "headers": "Headers", "request": "Raw request"}
@@ -38,6 +37,14 @@ ALWAYS, NEVER = "(min-width: 0px)", "(max-width: 0px)"
 _SCHEME: Final = re.compile(
     r"\(\s{0,9}prefers-color-scheme\s{0,9}:\s{0,9}(dark|light)\s{0,9}\)", re.IGNORECASE
 )
+# A link would leave an error of the browser's in the frame. The sandbox opens no windows: so none does.
+NOWHERE: Final = '<base target="_blank">'
+_HEAD: Final = re.compile(r"<head(?:\s[^<>]{0,2000})?>|\A\s{0,100}<!doctype[^<>]{0,1000}>", re.IGNORECASE)
+_TARGET: Final = re.compile(
+    r"""(<a(?:rea)?\s[^<>]{0,2000}?)\btarget\s{0,9}=\s{0,9}(?:"[^"]{0,99}"|'[^']{0,99}'|[^\s"'<>]{1,99})""",
+    re.IGNORECASE,
+)
+_CODE: Final = re.compile("[0-9]{5}")
 _BACK: Final = re.compile(r"/(mails/[0-9a-f-]+)?(\?[A-Za-z0-9%&=+._~-]*)?")
 
 
@@ -101,6 +108,7 @@ class Front:
             "time": _moment(mail.time),
             "rendered": rendered,
             "links": find_links(rendered),
+            "code": _code(mail, rendered),
             "views": VIEWS,
             "link": link,
             "longest": LONGEST_SHOWN,
@@ -119,7 +127,9 @@ class Front:
         html = rendered.html
         if (scheme := request.query_params.get("scheme", "")) in ("light", "dark"):
             html = _SCHEME.sub(lambda found: ALWAYS if found[1].lower() == scheme else NEVER, html)
-        return Response(html.encode("utf-8", "replace"), headers=headers, media_type="text/html")
+        return Response(
+            _leading_nowhere(html).encode("utf-8", "replace"), headers=headers, media_type="text/html"
+        )
 
     async def eml(self, request: Request) -> Response:
         """A mail as a file."""
@@ -139,19 +149,19 @@ class Front:
 
     async def delete(self, request: Request) -> Response:
         """Forget a mail."""
-        form = await _form(request)
+        form = await read_form(request)
         self._inbox.mails.remove(request.path_params["id"])
         return self._done(form)
 
     async def delete_all(self, request: Request) -> Response:
         """Forget all mails."""
-        form = await _form(request)
+        form = await read_form(request)
         self._inbox.forget()
         return self._done(form)
 
     async def turn(self, request: Request) -> Response:
         """Turn a switch."""
-        knob, form = BY_NAME.get(request.path_params["name"]), await _form(request)
+        knob, form = BY_NAME.get(request.path_params["name"]), await read_form(request)
         if knob is None or form.get("on") not in ("0", "1"):
             raise HTTPException(400, f"one of {', '.join(BY_NAME)} is turned, with on=0 or on=1")
         turn(self._inbox, knob, form["on"] == "1")
@@ -159,7 +169,7 @@ class Front:
 
     async def remove_fault(self, request: Request) -> Response:
         """Take a rule away that no switch stands for."""
-        form = await _form(request)
+        form = await read_form(request)
         self._inbox.faults.remove(request.path_params["id"])
         return self._done(form)
 
@@ -226,12 +236,31 @@ class Front:
         return parse_qsl(body.decode("ascii", "replace"), keep_blank_values=True, errors="replace")
 
 
+def _leading_nowhere(html: str) -> str:
+    """HTML whose links do nothing where no window may be opened."""
+    html = _TARGET.sub(r"\1", html)
+    heads = list(_HEAD.finditer(html))
+    at = next(
+        (each.end() for each in heads if each[0][1:5].lower() == "head"), heads[0].end() if heads else 0
+    )
+    return html[:at] + NOWHERE + html[at:]
+
+
 def _download(content: bytes, name: str, type: str) -> Response:
     headers = {
         "Content-Disposition": f'attachment; filename="{name}"',
         "Content-Security-Policy": "sandbox; default-src 'none'",
     }
     return Response(content, headers=headers, media_type=type)
+
+
+def _code(mail: Mail, rendered: Rendered | None) -> str:
+    """The code that belongs to the link, if the mail shows it."""
+    code = mail.data.get("code")
+    shown = (
+        isinstance(code, str) and _CODE.fullmatch(code) and rendered and code in rendered.text + rendered.html
+    )
+    return str(code) if shown else ""
 
 
 def _moment(time: datetime) -> dict[str, str]:
@@ -251,11 +280,3 @@ def _today(like: datetime) -> Any:
 def _url(path: str, query: dict[str, str]) -> str:
     text = urlencode({name: value for name, value in query.items() if value}, errors="replace")
     return f"{path}?{text}" if text else path
-
-
-async def _form(request: Request) -> dict[str, str]:
-    body = await read_body(request, LARGEST_FORM)
-    try:
-        return dict(parse_qsl(body.decode("ascii"), max_num_fields=20))
-    except ValueError:
-        raise HTTPException(400, "the form cannot be read") from None

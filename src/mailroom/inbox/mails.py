@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from operator import attrgetter
+from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
+from mailroom.inbox.data import read_data
 from mailroom.inbox.messages import read_message, write_message
 from mailroom.inbox.rendered import Rendered
 from mailroom.templates.tags import placeholders, render_source
@@ -19,6 +21,7 @@ from mailroom.templates.tags import placeholders, render_source
 KEEP: Final = 5000
 # What clients wrote into the mails that are kept; ordinary mails are far below it.
 MOST_BYTES: Final = 256_000_000
+LONGEST_FAILURE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class Mail:
         id: the message id.
         number: counts mails from 1, in the order of their coming.
         failure: why SES would have dropped it in silence; empty while nothing is known of that.
+        default: data for all mails of the call, as JSON, and
+        own: this one's own data, which comes before it. Read, they would take many times the room.
         call: the number of the request that brought it, see ``Requests``.
         message: the mail as it came over SMTP; empty when it came as a template and data.
         brief: is filled in when somebody looks.
@@ -72,11 +77,17 @@ class Mail:
     source: str
     recipient: str
     template: StoredTemplate
-    data: Mapping[str, Any]
+    default: str = ""
+    own: str = ""
     failure: str = ""
     call: int = 0
     message: bytes = b""
     brief: Brief | None = None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What its template is filled in with."""
+        return read_data(self.default) | read_data(self.own)
 
     @property
     def dropped(self) -> bool:
@@ -87,11 +98,11 @@ class Mail:
         """What it shows; None when it cannot be rendered, which ``failure`` then tells."""
         if self.message:
             return read_message(self.message)
-        parts = (self.template.subject, self.template.text, self.template.html)
+        parts, data = (self.template.subject, self.template.text, self.template.html), self.data
         try:
-            return Rendered(*(render_source(part, self.data) for part in parts))
+            return Rendered(*(render_source(part, data) for part in parts))
         except Exception as error:  # noqa: BLE001 - anybody's template may do anything
-            self.failure = f"rendering failure: {error}"
+            self.failure = f"rendering failure: {error}"[:LONGEST_FAILURE]
             return None
 
     def as_message(self, rendered: Rendered | None) -> bytes:
@@ -126,16 +137,16 @@ class Mailbox:
         template: StoredTemplate,
         data: Mapping[str, Any],
         *,
+        texts: tuple[str, str] = ("", ""),
         call: int = 0,
         message: bytes = b"",
-        size: int = 0,
     ) -> Mail:
-        """Take a mail in, which brought so many bytes."""
+        """Take a mail in; ``texts`` are its data as it came, see ``Mail``."""
         self._last += 1
         name = f"{self._last:016x}-{self._run}-000000"
-        mail = Mail(name, self._last, time, source, recipient, template, data, call=call, message=message)
+        mail = Mail(name, self._last, time, source, recipient, template, *texts, call=call, message=message)
         self._mails[name] = mail
-        self._sizes[name] = size
+        self._sizes[name] = size = sum(map(getsizeof, (source, recipient, *texts, message)))
         self._bytes += size
         if not template.names <= data.keys():
             mail.render()  # a block may do without what is missing: only rendering tells

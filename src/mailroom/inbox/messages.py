@@ -22,6 +22,8 @@ LONGEST_HEADER: Final = 10_000
 LONGEST_PLAIN: Final = 500
 # The email package takes quadratic time over what has more of these.
 MOST_MULTIPARTS: Final = 20
+# It makes an object of each part, and of each block of a report's.
+MOST_PARTS: Final = 1000
 _FOLDED: Final = re.compile(rb"(?im)^content-[a-z-]{1,40}:.*(?:\r?\n[ \t].*){10}")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -30,7 +32,7 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 def read_message(content: bytes) -> Rendered:
     """What a message shows."""
     subject = read_header(content, "Subject")
-    if content.lower().count(b"multipart/") > MOST_MULTIPARTS or _FOLDED.search(content):
+    if _is_laborious(content):
         return Rendered(subject, _unix(content.decode("utf-8", "replace")), "")
     try:
         message = email.message_from_bytes(content)
@@ -42,6 +44,17 @@ def read_message(content: bytes) -> Rendered:
     except Exception:  # noqa: BLE001 - the package raises many things over hostile mails
         return Rendered(subject, _unix(content.decode("utf-8", "replace")), "")
     return Rendered(subject, texts.get("text/plain", ""), texts.get("text/html", ""))
+
+
+def _is_laborious(content: bytes) -> bool:
+    """Whether the email package would take seconds over it, for nothing that anybody would send."""
+    lower = content.lower().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return (
+        lower.count(b"multipart/") > MOST_MULTIPARTS
+        or lower.count(b"\n--") > MOST_PARTS
+        or (b"message/" in lower and lower.count(b"\n\n") > MOST_PARTS)
+        or _FOLDED.search(content) is not None
+    )
 
 
 def read_header(content: bytes, name: str) -> str:

@@ -17,13 +17,14 @@ from datetime import UTC, datetime
 from email.utils import parseaddr
 from typing import Any, Final
 
-from mailroom.inbox.account import Account
+from mailroom.inbox.account import LONGEST_ADDRESS, TOO_LONG, Account
 from mailroom.inbox.calls import Answer, Call, Counts, Destination, Request, Status
-from mailroom.inbox.data import read_data
+from mailroom.inbox.data import check_sizes, read_data
 from mailroom.inbox.faults import Fault, Faults
 from mailroom.inbox.limits import FASTEST, Limits
 from mailroom.inbox.links import action_of, find_links
 from mailroom.inbox.mails import KEEP, Brief, Mail, Mailbox, StoredTemplate
+from mailroom.inbox.messages import LONGEST_HEADER
 from mailroom.inbox.query import Refusal
 from mailroom.inbox.rendered import Rendered
 from mailroom.inbox.requests import Requests
@@ -70,6 +71,8 @@ class Inbox:
         self.calls: deque[Call] = deque(maxlen=KEEP_CALLS)
         self.counts = Counts()
         self._on_mail = on_mail
+        # The mail that was looked at last: its page is made of several requests.
+        self._open: tuple[Mail | None, Rendered | None] = None, None
 
     def publish(self, loaded: Iterable[Template]) -> None:
         """Take templates of ours, under the names that their actions give them."""
@@ -103,26 +106,29 @@ class Inbox:
 
     def render(self, mail: Mail) -> Rendered | None:
         """What a mail shows; None when it cannot be rendered, and so was dropped."""
-        known = mail.dropped
-        rendered = mail.render()
-        self.counts.dropped += mail.dropped and not known
-        return rendered
+        if mail is not self._open[0]:
+            known = mail.dropped
+            self._open = mail, mail.render()
+            self.counts.dropped += mail.dropped and not known
+        return self._open[1]
 
     def brief(self, mail: Mail) -> Brief:
         """What a list says of a mail; it is rendered for that once."""
         if mail.brief is None:
             rendered = self.render(mail)
             action = action_of(mail.template.name, find_links(rendered))
-            mail.brief = Brief(rendered.subject if rendered else None, action)
+            mail.brief = Brief(rendered.subject[:LONGEST_HEADER] if rendered else None, action)
         return mail.brief
 
     def forget(self) -> None:
         """Forget all mails and requests; the counts stay."""
         self.mails.clear()
         self.requests.clear()
+        self._open = None, None
 
     def _send(self, request: Request, single: dict[int, Fault], lost: Fault | None) -> Answer:
         try:
+            check_sizes(request.default_data, *(destination.data for destination in request.destinations))
             template = self.account.check(request)
             default = read_data(request.default_data)
         except Refusal as refusal:
@@ -164,9 +170,9 @@ class Inbox:
             ", ".join(destination.addresses),
             template,
             data,
+            texts=(request.default_data, destination.data),
             call=call,
             message=request.message,
-            size=len(destination.data) + len(request.message),
         )
         self.counts.dropped += mail.dropped
         if self._on_mail:
@@ -187,7 +193,7 @@ class Inbox:
                 continue
             accepted += destination.recipients
             for address in destination.addresses:
-                counts.by_recipient[address] = counts.by_recipient.get(address, 0) + 1
+                counts.by_recipient.note(address)
         counts.calls += 1
         counts.recipients += request.recipients
         counts.accepted += accepted
@@ -201,6 +207,8 @@ def _address_fault(destination: Destination) -> str:
     if not destination.addresses:
         return "Missing recipients"
     for text in destination.addresses:
+        if len(text) > LONGEST_ADDRESS:
+            return TOO_LONG
         if _PLAIN_ADDRESS.fullmatch(text):
             continue
         address = parseaddr(text)[1]

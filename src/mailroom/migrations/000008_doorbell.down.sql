@@ -16,5 +16,5 @@ BEGIN
     RETURN NULL;
 END $$;
 
-DROP FUNCTION mailroom.bell_lock(text);
+DROP FUNCTION mailroom.bell_lock(text, text);
 DROP FUNCTION mailroom.sleep_lock(text);

@@ -8,10 +8,10 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT hashtextextended('mailroom.sleep ' || p_channel, 0)
 $$;
 
--- The one by which a channel's workers agree on who answers the bell.
-CREATE FUNCTION mailroom.bell_lock(p_channel text) RETURNS bigint
+-- The one by which a queue's workers agree on who answers the bell.
+CREATE FUNCTION mailroom.bell_lock(p_channel text, p_queue text) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT hashtextextended('mailroom.bell ' || p_channel, 0)
+    SELECT hashtextextended('mailroom.bell ' || p_channel || ' ' || p_queue, 0)
 $$;
 
 -- Tells the channel (the trigger's argument) how many tokens a statement inserted, if somebody sleeps:
@@ -37,4 +37,4 @@ BEGIN
     RETURN NULL;
 END $$;
 
-REVOKE EXECUTE ON FUNCTION mailroom.sleep_lock(text), mailroom.bell_lock(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION mailroom.sleep_lock(text), mailroom.bell_lock(text, text) FROM PUBLIC;

@@ -130,3 +130,17 @@ BEGIN
         moved_at = clock_timestamp()
     WHERE j.job_type = job.job_type;
 END $$;
+
+DROP FUNCTION mailroom.unsent(bigint[]);
+
+-- Seconds until the first lease of the queue is due (0 if one is), NULL when there is none.
+CREATE OR REPLACE FUNCTION mailroom.next_due(p_queue text) RETURNS double precision
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT min(greatest(extract(epoch FROM l.due_at - clock_timestamp()), 0))::double precision
+    FROM mailroom.leases l JOIN public.jobs j ON j.job_type = l.job
+    WHERE j.job_type::text = p_queue
+$$;
+
+ALTER TABLE public.jobs DROP COLUMN high_at, DROP COLUMN low_at;
+
+GRANT EXECUTE ON FUNCTION mailroom.issue_activation(), mailroom.after_consumption(), mailroom.ring() TO PUBLIC;

@@ -1,9 +1,52 @@
 -- A claim begins its walk of the index where the window does. Before, one for a fresh window began at
 -- the table's first token: it cost the more, the longer the table's history was.
+--
+-- It writes down everything that expired while it waited, passes by what was sent, and stops early when
+-- there is much to write down; next_due tells whether it did.
+
+-- A trigger does not ask who may call its function, but whoever may can put it on a table of his own.
+REVOKE EXECUTE ON FUNCTION mailroom.issue_activation(), mailroom.after_consumption(), mailroom.ring() FROM PUBLIC;
+
+-- A token between low and high became visible after low_at: one that expired before that never waited.
+ALTER TABLE public.jobs
+    ADD COLUMN low_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ADD COLUMN high_at timestamptz NOT NULL DEFAULT clock_timestamp();
+UPDATE public.jobs SET low_at = moved_at, high_at = moved_at;
+COMMENT ON COLUMN public.jobs.low_at IS 'When the snapshot low was taken.';
+COMMENT ON COLUMN public.jobs.high_at IS 'When the snapshot high was taken.';
+
+-- Seconds until a claim is due: 0 while the last one did not come to the window's end, or when a lease is
+-- due; else until the first lease is. NULL when there is none, and while the queue is paused.
+CREATE OR REPLACE FUNCTION mailroom.next_due(p_queue text) RETURNS double precision
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN j.last_txid <> '0' THEN 0 ELSE (
+               SELECT greatest(extract(epoch FROM l.due_at - clock_timestamp()), 0)
+               FROM mailroom.leases l WHERE l.job = j.job_type ORDER BY l.due_at LIMIT 1) END::double precision
+    FROM public.jobs j
+    WHERE j.job_type::text = p_queue AND j.paused_at IS NULL
+$$;
+
+-- The tokens of the list that the ledger does not have as sent, in its order. An id can be given out
+-- again: what was sent before a token was made is another one's.
+CREATE FUNCTION mailroom.unsent(p_tokens bigint[]) RETURNS bigint[]
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT p.id FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
+        LEFT JOIN public.tokens t ON t.id = p.id
+        WHERE NOT EXISTS (SELECT FROM mailroom.deliveries d
+                          WHERE d.token = p.id AND d.outcome = 'sent'
+                            AND d.at >= coalesce(t.created_at, '-infinity'))
+        ORDER BY p.n);
+END $$;
+
+REVOKE EXECUTE ON FUNCTION mailroom.unsent(bigint[]) FROM PUBLIC;
 
 -- Hand out up to p_tokens messages in leases of at most p_lease_tokens, due after p_lease_ms.
--- Leases past their time come first, whole; then what the window yields. Fewer messages than
--- asked for means that nothing more is pending.
+-- Leases past their time come first, whole, but for what was sent; then what the window yields. Fewer
+-- messages than asked for means that nothing more is pending, unless next_due is 0: a claim that came
+-- across a thousand tokens which may not be mailed any more stops there, for its answer is waited for.
 --
 -- The scan must walk tokens_txid_id_idx with its bounds as index conditions, whatever the planner
 -- believes about a table it has not analysed yet: hence the settings.
@@ -16,6 +59,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
+    most_dropped CONSTANT integer := 1000;
     job        public.jobs;
     due        mailroom.leases;
     span       record;
@@ -23,9 +67,11 @@ DECLARE
     after_id   bigint;
     part       mailroom.message[];
     messages   mailroom.message[];
+    unsettled  bigint[];
     overdue    bigint[];
     final      mailroom.message;
     claimed    integer := 0;
+    dropped    integer := 0;
     wanted     integer;
     lease_id   bigint;
     up_to_date boolean := false;
@@ -44,6 +90,8 @@ BEGIN
     END IF;
     IF job.system_identifier <> (pg_control_system()).system_identifier THEN
         job := mailroom.adopt(job);
+        job.low_at := clock_timestamp();
+        job.high_at := job.low_at;
     END IF;
 
     FOR due IN
@@ -51,11 +99,14 @@ BEGIN
         WHERE l.job = job.job_type AND l.due_at <= clock_timestamp()
         ORDER BY l.due_at FOR NO KEY UPDATE SKIP LOCKED
     LOOP
-        EXIT WHEN claimed >= p_tokens;
-        messages := mailroom.eligible(due.tokens);
+        EXIT WHEN claimed >= p_tokens OR dropped >= most_dropped;
+        -- What was sent is settled, though its worker had lost the lease when it said so.
+        unsettled := mailroom.unsent(due.tokens);
+        messages := mailroom.eligible(unsettled);
         PERFORM mailroom.drop_tokens(
-            ARRAY(SELECT unnest(due.tokens) EXCEPT ALL SELECT m.token FROM unnest(messages) m),
+            ARRAY(SELECT unnest(unsettled) EXCEPT ALL SELECT m.token FROM unnest(messages) m),
             due.generation + 1, p_worker);
+        dropped := dropped + cardinality(due.tokens) - coalesce(cardinality(messages), 0);
         IF messages IS NULL THEN
             DELETE FROM mailroom.leases l WHERE l.id = due.id;
             CONTINUE;
@@ -77,6 +128,7 @@ BEGIN
         LOOP
             IF job.low::text = job.high::text THEN
                 EXIT fill WHEN up_to_date;
+                job.high_at := clock_timestamp();
                 job.high := mailroom.with_own_running(pg_current_snapshot());
                 up_to_date := true;
             END IF;
@@ -105,7 +157,7 @@ BEGIN
                     JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
                     WHERE (t.txid, t.id) > (after_txid, after_id) AND t.txid <= span.last
                       AND pg_visible_in_snapshot(t.txid, job.high)
-                      AND t.consumed_at IS NULL AND t.expires_at > job.moved_at
+                      AND t.consumed_at IS NULL AND t.expires_at > job.low_at
                     ORDER BY t.txid, t.id
                     LIMIT wanted - cardinality(messages)) s;
                 messages := messages || part;
@@ -118,6 +170,7 @@ BEGIN
                 EXIT fill;
             END IF;
             job.low := job.high;
+            job.low_at := job.high_at;
             job.last_txid := '0';
             job.last_seq := 0;
         END LOOP;
@@ -127,20 +180,24 @@ BEGIN
         overdue := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.overdue);
         IF cardinality(overdue) > 0 THEN
             PERFORM mailroom.drop_tokens(overdue, 0, p_worker);
+            dropped := dropped + cardinality(overdue);
             messages := ARRAY(SELECT m FROM unnest(messages) m WHERE NOT m.overdue);
-            CONTINUE WHEN cardinality(messages) = 0;
         END IF;
-        INSERT INTO mailroom.leases (job, tokens, worker, generation, due_at)
-        VALUES (job.job_type, ARRAY(SELECT m.token FROM unnest(messages) m), p_worker, 1,
-                clock_timestamp() + p_lease_ms * interval '1 millisecond')
-        RETURNING id INTO lease_id;
-        RETURN QUERY SELECT lease_id, 1, m.token, m.action, m.email, m.login, m.secret, m.code
-                     FROM unnest(messages) m;
-        claimed := claimed + cardinality(messages);
+        IF cardinality(messages) > 0 THEN
+            INSERT INTO mailroom.leases (job, tokens, worker, generation, due_at)
+            VALUES (job.job_type, ARRAY(SELECT m.token FROM unnest(messages) m), p_worker, 1,
+                    clock_timestamp() + p_lease_ms * interval '1 millisecond')
+            RETURNING id INTO lease_id;
+            RETURN QUERY SELECT lease_id, 1, m.token, m.action, m.email, m.login, m.secret, m.code
+                         FROM unnest(messages) m;
+            claimed := claimed + cardinality(messages);
+        END IF;
+        -- The window has been walked to its end, or the position says that it has not.
+        EXIT WHEN dropped >= most_dropped;
     END LOOP;
 
     UPDATE public.jobs j
-    SET low = job.low, high = job.high, last_txid = job.last_txid, last_seq = job.last_seq,
-        moved_at = clock_timestamp()
+    SET low = job.low, high = job.high, low_at = job.low_at, high_at = job.high_at,
+        last_txid = job.last_txid, last_seq = job.last_seq, moved_at = clock_timestamp()
     WHERE j.job_type = job.job_type;
 END $$;

@@ -205,7 +205,8 @@ class SesTransport:
         if all(outcome.result is Result.SENT for outcome in outcomes):
             return outcomes
         # SES quotes parts of the request when it doubts the signature or the data.
-        secrets = [*self._credentials(), *(message.secret for message in messages)]
+        secrets = [*self._credentials()]
+        secrets += [word for message in messages for word in (message.secret, message.code)]
         if self._answer.kept:
             status, headers, body = self._answer.kept
             self._responses.save(messages[0].action, status, headers, body, secrets)

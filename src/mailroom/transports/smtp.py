@@ -300,7 +300,7 @@ class SmtpTransport:
         for word, stand_in in hidden:
             if word:
                 text = re.sub(f"<{re.escape(word)}>|{re.escape(word)}", stand_in, text, flags=re.IGNORECASE)
-        return as_told(f"{code} {text}", ())
+        return as_told(f"{code} {text}", [message.code] if message else ())
 
 
 def _passing(words: str) -> Result:

@@ -2,8 +2,9 @@
 
 Pages on loopback are within reach of every site that the same browser has open. So a request has to
 name us as its host (else a site could make its own name mean 127.0.0.1, and read), and whatever
-changes something has to come from our own pages or from no browser at all. Clients that are no
-browsers send neither ``Origin`` nor ``Sec-Fetch-Site`` and notice nothing.
+changes something has to come from our own pages or from no browser at all. Other sites' pages may lead
+to ours, and no more: what they cannot read they could still time. Clients that are no browsers send
+neither ``Origin`` nor ``Sec-Fetch-Site`` and notice nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+# What is no page: nobody is led there from another site.
+FOR_PROGRAMS: Final = ("/api/", "/events", "/live")
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -62,18 +65,21 @@ class Guard:
                     headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
             await send(message)
 
-        fault = self._fault(scope["method"], Headers(scope=scope))
+        fault = self._fault(scope["method"], scope["path"], Headers(scope=scope))
         app = PlainTextResponse(fault[1], fault[0]) if fault else self._app
         await app(scope, receive, send_with_headers)
 
-    def _fault(self, method: str, headers: Headers) -> tuple[int, str] | None:
+    def _fault(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
         """Why a request is refused: a status and a sentence."""
         host = headers.get("host", "")
         if host and not (self._any_host or _name(host) in self._names or _is_loopback(_name(host))):
             return 421, "This listens on loopback only, and answers to localhost and 127.0.0.1 alone.\n"
-        if method in SAFE_METHODS:
-            return None
         site, origin = headers.get("sec-fetch-site", ""), headers.get("origin", "")
+        if method in SAFE_METHODS:
+            led_here = headers.get("sec-fetch-dest") == "document" and not path.startswith(FOR_PROGRAMS)
+            if site in ("cross-site", "same-site") and not led_here:
+                return 403, "Another site's page may lead here, and no more.\n"
+            return None
         if site not in ("", "same-origin", "none") or (
             not site
             and origin

@@ -42,7 +42,8 @@ INSERT INTO tokens (action, account) SELECT %(action)s::token_action, %(account)
 """
 MAILED_WHEN: Final = {"activation": "provisioned", "password_recovery": "active"}
 FIND: Final = """
-SELECT a.id, a.email, a.login, a.status::text, p.hash, p.stamp::text
+SELECT a.id, a.email, a.login, a.status::text, a.activated_at IS NOT NULL AS was_active,
+       p.hash, p.stamp::text
 FROM accounts a LEFT JOIN example.passwords p ON p.account = a.id
 """
 BY_EMAIL: Final = FIND + "WHERE lower(a.email) = lower(%s)"
@@ -57,6 +58,7 @@ class Account(NamedTuple):
     email: str
     login: str
     status: str
+    was_active: bool
     hash: str | None
     stamp: str | None
 

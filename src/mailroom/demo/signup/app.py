@@ -33,6 +33,8 @@ from mailroom.demo.signup.accounts import Account, Accounts
 T = TypeVar("T")
 
 HERE: Final = Path(__file__).parent
+# A name of its own, for a browser knows one localhost, whatever the port.
+COOKIE: Final = "mailroom_example"
 SESSION_SECONDS: Final = 24 * 3600
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self';"
@@ -54,6 +56,7 @@ STATUSES: Final = {
     "exhausted": 410,
     "suspended": 403,
 }
+REFUSED: Final = "Wrong address or password, or an account that is not active yet."
 # The form that asks for a mail, and the mail.
 MAILS: Final = {"/resend": "activation", "/forgot": "password_recovery"}
 
@@ -122,7 +125,11 @@ def create_app(
         middleware=[
             Middleware(StrictHeaders),
             Middleware(
-                SessionMiddleware, secret_key=session_secret, max_age=SESSION_SECONDS, https_only=https
+                SessionMiddleware,
+                session_cookie=COOKIE,
+                secret_key=session_secret,
+                max_age=SESSION_SECONDS,
+                https_only=https,
             ),
         ],
         exception_handlers={
@@ -192,14 +199,19 @@ class Pages:
         return _to("/signin?done=active")
 
     async def sign_in(self, request: Request) -> Response:
-        """Start a session. Only whoever has the password learns why the account may not be used."""
+        """Start a session.
+
+        Anybody may sign up with anybody's address and a password, and then try both here. So an account
+        that was never active is answered as none is, and a suspension is told to whoever has the password
+        of one that was.
+        """
         fields = await forms.read(request, "email", "password")
         account = await self.accounts.find(fields["email"])
         right = await passwords.matches(fields["password"], account and account.hash, self.scrypt_cost)
-        if account is None or not right:
-            return self._again(request, fields, email="Wrong e-mail address or password.")
-        if account.status != "active":
-            return self._page(request, account.status, 403, email=account.email)
+        if account is None or not right or not account.was_active:
+            return self._again(request, fields, email=REFUSED)
+        if account.status == "suspended":
+            return self._page(request, "suspended", 403)
         request.session.clear()
         request.session.update(account=account.id, stamp=account.stamp)
         return _to("/")

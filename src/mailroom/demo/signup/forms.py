@@ -6,6 +6,7 @@ import re
 from typing import Final
 from urllib.parse import parse_qsl
 
+import idna
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,7 +15,10 @@ LARGEST_BYTES: Final = 16_384
 SHORTEST_PASSWORD: Final = 10
 LONGEST_PASSWORD: Final = 200
 # What the schema takes, and somewhat less: what is refused here never becomes an error there.
-_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
+# Only what any provider can mail: a plain local part, and a name that DNS could have.
+_EMAIL: Final = re.compile(
+    r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*"
+)
 _LOGIN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,31}")
 
 
@@ -40,6 +44,8 @@ async def read(request: Request, *names: str) -> dict[str, str]:
     fields = {name: value if name == "password" else value.strip() for name, value in pairs}
     if len(fields) < len(pairs) or any("\0" in value for value in fields.values()):
         raise HTTPException(400)
+    if "email" in fields:
+        fields["email"] = _ascii_domain(fields["email"])
     return {name: fields.get(name, "") for name in names}
 
 
@@ -48,8 +54,8 @@ def faults(fields: dict[str, str]) -> dict[str, str]:
     found = {}
     if "email" in fields:
         email = fields["email"]
-        if not _EMAIL.fullmatch(email) or not email.isprintable() or len(email) > 254:
-            found["email"] = "Type an e-mail address, such as zoe@example.com."
+        if not _EMAIL.fullmatch(email) or len(email) > 254:
+            found["email"] = "Type an e-mail address that takes mail from anybody, such as zoe@example.com."
     if "login" in fields and not _LOGIN.fullmatch(fields["login"]):
         found["login"] = "A login has 2 to 32 letters a–z, digits or . - _ and begins with a letter or digit."
     if "code" in fields and not re.fullmatch("[0-9]{5}", fields["code"]):
@@ -57,6 +63,20 @@ def faults(fields: dict[str, str]) -> dict[str, str]:
     if "password" in fields and not SHORTEST_PASSWORD <= len(fields["password"]) <= LONGEST_PASSWORD:
         found["password"] = f"A password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters."
     return found
+
+
+def _ascii_domain(email: str) -> str:
+    """The address as it is mailed, so that one mailbox has one spelling: the limit counts by it.
+
+    What has no such form stays as it is, which ``faults`` refuses.
+    """
+    local, at, domain = email.rpartition("@")
+    if domain.isascii():
+        return email
+    try:
+        return f"{local}{at}{idna.encode(domain, uts46=True).decode()}"
+    except idna.IDNAError:
+        return email
 
 
 def _from_our_page(headers: Headers) -> bool:

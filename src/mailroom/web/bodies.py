@@ -1,9 +1,15 @@
-"""Bodies of requests, up to a size."""
+"""Bodies of requests, up to a size, and forms in them."""
 
 from __future__ import annotations
 
+from typing import Final
+from urllib.parse import parse_qsl
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+
+LARGEST_FORM: Final = 10_000
+MOST_FIELDS: Final = 20
 
 
 async def read_body(request: Request, largest: int) -> bytes:
@@ -22,3 +28,16 @@ async def read_body(request: Request, largest: int) -> bytes:
         else:
             return bytes(body)
     raise HTTPException(413, f"a body has at most {largest} bytes", {"Connection": "close"})
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a page's form.
+
+    Raises:
+        HTTPException: it is too large, or is none.
+    """
+    body = await read_body(request, LARGEST_FORM)
+    try:
+        return dict(parse_qsl(body.decode("ascii"), max_num_fields=MOST_FIELDS))
+    except ValueError:
+        raise HTTPException(400, "the form cannot be read") from None

@@ -1,0 +1,193 @@
+"""The ledger as the page shows it: the newest rows, and how many there were in each few seconds.
+
+Either looks at a bounded number of rows. ``Traffic`` remembers what it has counted, for the ledger is
+insert only, and so counts little more than what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import psycopg
+
+from mailroom.oncall import one, rows
+from mailroom.story import PROVIDERS, mask, plain
+
+OUTCOMES: Final = ("sent", "retried", "unknown", "rejected", "expired", "skipped")
+PAGE: Final = 50
+# Among so many rows an outcome is looked for at a time.
+LOOK: Final = 20_000
+NEWEST: Final = 2**63 - 1
+
+STEP_S: Final = 5
+KEPT: Final = 3600 // STEP_S
+MINUTE: Final = 60 // STEP_S
+MOST_COUNTED: Final = 100_000
+# A row is visible some time after the one that it bears, and its interval was counted without it.
+LATE_S: Final = 10.0
+
+TRAFFIC: Final = "SELECT at, sent, retried, unknown, rejected, dropped FROM mailroom.traffic(%s, %s, %s)"
+LEDGER_ENDS: Final = "SELECT first, last FROM mailroom.ledger_ends()"
+RECENT: Final = (
+    "SELECT id, token, action, email, login, attempt, outcome, result, provider, message_id, detail, worker,"
+    " at FROM mailroom.recent_deliveries(%s, %s, %s, %s)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the ledger, and whom it is about; without an action its token is gone."""
+
+    id: int
+    token: int
+    action: str | None
+    email: str | None
+    login: str | None
+    attempt: int
+    outcome: str
+    result: str
+    provider: str
+    message_id: str
+    detail: str
+    worker: str
+    at: datetime
+
+    @property
+    def by(self) -> str:
+        """Who answered; empty when nobody was asked."""
+        return PROVIDERS.get(self.provider, plain(self.provider))
+
+    @property
+    def why(self) -> str:
+        """What was said, else the class of the answer, where either says more than the outcome."""
+        said = self.detail or self.result
+        return "" if said == self.outcome else said
+
+    def shown(self, *, addresses: bool) -> Row:
+        """The row without what may not be shown."""
+        email, login, detail = self.email or "", self.login or "", self.detail
+        if not addresses:
+            email, login, detail = mask(email, email), "", mask(detail, email)
+        return replace(
+            self,
+            email=plain(email),
+            login=plain(login),
+            detail=plain(detail),
+            message_id=plain(self.message_id),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """A page of the ledger; ``older`` is where the next one begins, None at the end."""
+
+    rows: tuple[Row, ...]
+    older: int | None
+
+
+def recent(connection: psycopg.Connection, outcome: str | None, before: int | None) -> Recent:
+    """The newest rows of the ledger, newest first, as they are.
+
+    Args:
+        connection: in autocommit mode.
+        outcome: of this one alone.
+        before: before this row; None for the newest.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``oncall.rows`` does.
+    """
+    first, last = one(connection, LEDGER_ENDS, [])
+    if last is None:
+        return Recent((), None)
+    start = min(before or NEWEST, last + 1)
+    look = LOOK if outcome else NEWEST
+    found = rows(connection, Row, RECENT, [outcome, start, look, PAGE + 1])
+    if len(found) > PAGE:
+        return Recent(tuple(found[:PAGE]), found[PAGE - 1].id)
+    left = start - LOOK
+    return Recent(tuple(found), left if outcome and left > first else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What became of attempts in ``STEP_S`` seconds from ``at`` on."""
+
+    at: datetime
+    sent: int = 0
+    retried: int = 0
+    unknown: int = 0
+    rejected: int = 0
+    dropped: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many attempts."""
+        return self.sent + self.retried + self.unknown + self.rejected + self.dropped
+
+    def most(self, other: Interval) -> Interval:
+        """Both, counted at different times: no row goes, so the larger counts are right."""
+        return Interval(
+            self.at,
+            max(self.sent, other.sent),
+            max(self.retried, other.retried),
+            max(self.unknown, other.unknown),
+            max(self.rejected, other.rejected),
+            max(self.dropped, other.dropped),
+        )
+
+
+def summed(intervals: Sequence[Interval]) -> Interval:
+    """All of them in one."""
+    return Interval(
+        intervals[0].at if intervals else datetime.min.replace(tzinfo=UTC),
+        sum(each.sent for each in intervals),
+        sum(each.retried for each in intervals),
+        sum(each.unknown for each in intervals),
+        sum(each.rejected for each in intervals),
+        sum(each.dropped for each in intervals),
+    )
+
+
+class Traffic:
+    """The intervals of the last hour, as far as they are known."""
+
+    def __init__(self) -> None:
+        self._known: dict[datetime, Interval] = {}
+        self._asked_at = float("-inf")
+        self._now = datetime.min.replace(tzinfo=UTC)
+
+    def look(self, connection: psycopg.Connection, now_s: float) -> None:
+        """Count what is new.
+
+        Args:
+            connection: in autocommit mode.
+            now_s: on a clock that never goes back.
+
+        Raises:
+            DatabaseError, DatabaseUnavailable: as ``oncall.rows`` does.
+        """
+        span_s = min(now_s - self._asked_at + STEP_S + LATE_S, float(KEPT * STEP_S))
+        counted = rows(connection, Interval, TRAFFIC, [timedelta(seconds=span_s), STEP_S, MOST_COUNTED])
+        self._asked_at = now_s
+        self.learn(counted)
+
+    def learn(self, counted: Sequence[Interval]) -> None:
+        """Take in what was counted, up to the present."""
+        whole = summed(counted).total < MOST_COUNTED
+        for interval in counted:
+            known = self._known.get(interval.at)
+            if whole or known:
+                self._known[interval.at] = interval.most(known) if known else interval
+            if interval.total:
+                whole = True  # this one may lack some, and is not taken unless it was counted before
+        self._now = counted[-1].at
+        oldest = self._now - timedelta(seconds=STEP_S * (KEPT - 1))
+        self._known = {at: interval for at, interval in self._known.items() if oldest <= at <= self._now}
+
+    def last(self, count: int) -> tuple[Interval | None, ...]:
+        """The last intervals, the present one at the end; None is not known."""
+        steps = (self._now - timedelta(seconds=STEP_S * back) for back in range(count - 1, -1, -1))
+        return tuple(self._known.get(at) for at in steps)

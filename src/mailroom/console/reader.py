@@ -1,0 +1,93 @@
+"""One connection that asks one question at a time, in a thread of its own, and comes back.
+
+A question that finds its old connection broken is asked once more over a new one; what people do
+here may be done twice. A database that is deaf is given up after ``LIMIT_S``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from mailroom.database import CONNECTION_DEFAULTS, hopeless, reason
+from mailroom.errors import DatabaseUnavailable
+from mailroom.oncall import answering_within
+
+Answer = TypeVar("Answer")
+Question = Callable[[psycopg.Connection], Answer]
+
+PROGRAM: Final = "mailroom console"
+LIMIT_S: Final = 5.0
+CONNECT_S: Final = "3"
+
+
+class Reader:
+    """Asks a database.
+
+    Args:
+        conninfo: a libpq connection string.
+        read_only: change nothing, whatever is asked; a standby will do then.
+    """
+
+    def __init__(self, conninfo: str, *, read_only: bool) -> None:
+        given = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+        ours = CONNECTION_DEFAULTS | {"connect_timeout": CONNECT_S, "fallback_application_name": PROGRAM}
+        if read_only:
+            ours = ours | {"target_session_attrs": "any"}
+        self._conninfo = make_conninfo(**(ours | given))
+        self._read_only = read_only
+        self._connection: psycopg.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, "console-reader")
+
+    async def ask(self, question: Question[Answer]) -> Answer:
+        """The answer to a question.
+
+        Raises:
+            DatabaseError, DatabaseUnavailable: PostgreSQL refuses it, or does not answer.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, question)
+
+    def ask_now(self, question: Question[Answer]) -> Answer:
+        """The same, for whoever has no event loop."""
+        return self._thread.submit(self._ask, question).result()
+
+    def close(self) -> None:
+        """Close the connection, when its question is answered."""
+        self._thread.submit(self._hang_up)
+        self._thread.shutdown()
+
+    def _ask(self, question: Question[Answer]) -> Answer:
+        is_old = self._connection is not None and not self._connection.closed
+        try:
+            return self._asked(question)
+        except DatabaseUnavailable:
+            if not is_old:
+                raise
+            return self._asked(question)
+
+    def _asked(self, question: Question[Answer]) -> Answer:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        with answering_within(self._connection, LIMIT_S):
+            return question(self._connection)
+
+    def _connect(self) -> psycopg.Connection:
+        try:
+            connection = psycopg.connect(self._conninfo, autocommit=True)
+            if self._read_only:
+                connection.execute("SET default_transaction_read_only = on")
+        except psycopg.OperationalError as error:
+            raise hopeless(error) or DatabaseUnavailable(
+                f"PostgreSQL does not answer: {reason(error)}",
+                hint="see that the server runs, and that MAILROOM_DATABASE_URL is right",
+            ) from error
+        return connection
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()

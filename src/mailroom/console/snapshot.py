@@ -1,0 +1,187 @@
+"""How the queue is, looked at once a second for all who look; and since when nobody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+import psycopg
+
+from mailroom.console.ledger import (
+    KEPT,
+    MINUTE,
+    OUTCOMES,
+    Interval,
+    Recent,
+    Traffic,
+    recent,
+    summed,
+)
+from mailroom.console.reader import Reader
+from mailroom.dead import Count, count
+from mailroom.errors import MailroomError
+from mailroom.logs import EventLogger
+from mailroom.oncall import Worker, one, paused, workers
+from mailroom.outage import Outage
+from mailroom.pulse import MOST, PULSE, Pulse
+from mailroom.story import Pause, counted
+
+FRESH_S: Final = 1.0
+# Whoever looks waits so long for an answer, and then gets the last picture.
+PATIENCE_S: Final = 2.0
+# The newest rows of an outcome are looked for so long after somebody looked at them.
+WANTED_S: Final = 10.0
+
+# The oldest is looked for among so many that wait, and so many in leases.
+MOST_AGED: Final = 1000
+OLDEST_AGE: Final = "SELECT mailroom.oldest_age(%s, %s)"
+
+log = EventLogger("console")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One look at a queue.
+
+    Attributes:
+        at: when.
+        traffic: the intervals of the last hour, the present one at the end; None is not known.
+        recent: the ledger's newest rows, by outcome; under None those of any.
+    """
+
+    at: datetime
+    pulse: Pulse
+    oldest_age_s: float | None
+    pause: Pause
+    dead: Count
+    workers: tuple[Worker, ...]
+    traffic: tuple[Interval | None, ...]
+    recent: dict[str | None, Recent]
+
+    @property
+    def alive(self) -> int:
+        """How many workers are alive."""
+        return sum(worker.alive for worker in self.workers)
+
+    @property
+    def left(self) -> int:
+        """How many tokens are to be mailed, as far as they are counted."""
+        return self.pulse.waiting + self.pulse.in_flight + self.pulse.retrying
+
+    @property
+    def minute(self) -> Interval:
+        """What became of attempts in the last minute."""
+        return summed([each for each in self.traffic[-MINUTE:] if each])
+
+    @property
+    def hour(self) -> Interval:
+        """And in the last hour."""
+        return summed([each for each in self.traffic if each])
+
+    @property
+    def knows_the_hour(self) -> bool:
+        """Whether all of the last hour is counted."""
+        return None not in self.traffic
+
+    @property
+    def troubled(self) -> tuple[Worker, ...]:
+        """Who is alive and kept from sending."""
+        return tuple(worker for worker in self.workers if worker.alive and worker.trouble)
+
+    @property
+    def nobody_sends(self) -> str:
+        """What to say when there is mail and nobody to send it; empty otherwise."""
+        if self.alive or not self.left:
+            return ""
+        more = " at least" if self.pulse.waiting >= MOST else ""
+        return f"{counted(self.left, 'token')}{more} to be mailed, and no `mailroom run` is alive"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a viewer gets: the last snapshot, if there was one, and why there is none that is newer."""
+
+    snapshot: Snapshot | None = None
+    away: str = ""
+
+
+class Snapshots:
+    """Looks at a queue over a reader."""
+
+    def __init__(self, reader: Reader, queue: str) -> None:
+        self._reader = reader
+        self._queue = queue
+        self._traffic = Traffic()
+        self._wanted: dict[str | None, float] = {}
+        self._look = Look()
+        self._looked_at = float("-inf")
+        self._under_way: asyncio.Task[None] | None = None
+        self._outage = Outage(log, "lost", "still_lost", "back")
+
+    def take(self, connection: psycopg.Connection, outcomes: Sequence[str | None] = (None,)) -> Snapshot:
+        """Look now.
+
+        Raises:
+            DatabaseError: there is no such queue, or not this schema.
+            DatabaseUnavailable: the connection was lost.
+        """
+        pause = paused(connection, self._queue)
+        self._traffic.look(connection, time.monotonic())
+        return Snapshot(
+            at=datetime.now(UTC),
+            pulse=Pulse._make(one(connection, PULSE, [self._queue, MOST])),
+            oldest_age_s=one(connection, OLDEST_AGE, [self._queue, MOST_AGED])[0],
+            pause=pause,
+            dead=count(connection),
+            workers=workers(connection, self._queue),
+            traffic=self._traffic.last(KEPT),
+            recent={outcome: recent(connection, outcome, None) for outcome in outcomes},
+        )
+
+    async def look(self, outcome: str | None = None) -> Look:
+        """The queue, at most a second ago, or why not; with the newest rows of an outcome."""
+        self._wanted[outcome] = time.monotonic()
+        for _ in range(2):  # what is under way may have begun before this outcome was asked for
+            if self._under_way is None:
+                if time.monotonic() - self._looked_at < FRESH_S and not self._lacks(outcome):
+                    break
+                self._under_way = asyncio.create_task(self._renew())
+            under_way = self._under_way
+            done, _ = await asyncio.wait([under_way], timeout=PATIENCE_S)
+            if not done:
+                return replace(self._look, away=self._look.away or "PostgreSQL has not answered yet")
+            under_way.result()
+            if not self._lacks(outcome):
+                break
+        return self._look
+
+    def forget(self) -> None:
+        """Look anew for whoever comes next: something was done."""
+        self._looked_at = float("-inf")
+
+    def _lacks(self, outcome: str | None) -> bool:
+        """Whether there is a picture that was taken before anybody asked for this outcome."""
+        snapshot = self._look.snapshot
+        return not self._look.away and snapshot is not None and outcome not in snapshot.recent
+
+    async def _renew(self) -> None:
+        self._looked_at = time.monotonic()
+        wanted = [
+            outcome
+            for outcome in (None, *OUTCOMES)
+            if self._wanted.get(outcome, float("-inf")) > self._looked_at - WANTED_S
+        ]
+        try:
+            snapshot = await self._reader.ask(lambda connection: self.take(connection, wanted))
+        except MailroomError as error:
+            self._look = replace(self._look, away=str(error))
+            self._outage.failed(str(error))
+        else:
+            self._look = Look(snapshot)
+            self._outage.ended()
+        finally:
+            self._under_way = None

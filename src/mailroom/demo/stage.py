@@ -1,0 +1,164 @@
+"""The stage: all that a demonstration runs, on loopback.
+
+An embedded PostgreSQL with Mailroom's migrations, the inbox in this process, and in processes of their
+own the example application, `mailroom run` and the queue page. They end with us in order, and when
+we are killed they are as well (where setpriv is at hand).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from mailroom import migrate, templates
+from mailroom.demo.folders import remove_leftovers
+from mailroom.demo.postgres import FOLDER_PREFIX, PostgresServer
+from mailroom.demo.programs import APP, QUEUE, RUN, Programs, port_or_free
+from mailroom.inbox import Inbox, InboxServer
+from mailroom.tokens import new_key
+
+INBOX_PORT: Final = 8025
+APP_PORT: Final = 8000
+QUEUE_PORT: Final = 8026
+METRICS_PORT: Final = 9090
+KEEP: Final = 30_000
+APP_NAME: Final = "Acme"
+SOURCE: Final = "Acme <noreply@acme.example>"
+BATCH_TIMEOUT_MS: Final = 200
+
+Tell = Callable[[str], None]
+
+
+class Address(NamedTuple):
+    """Where something is, and the port that it has unless that is in use."""
+
+    name: str
+    url: str
+    preferred: int
+
+    def text(self) -> str:
+        """A line for people."""
+        in_use = "" if f":{self.preferred}" in self.url else f"  (port {self.preferred} is in use)"
+        return f"  {self.name:<12} {self.url}{in_use}"
+
+
+class Stage:
+    """Everything runs while the context is entered.
+
+    Args:
+        tell: is told what is being started.
+
+    Attributes:
+        key: signs the tokens.
+        database_url: the database's address, with its password.
+        psql: a command line, which goes by the socket and needs none.
+        inbox: the inbox's address, and so on for the others.
+        programs: those in processes of their own; ``mailroom run`` is one.
+    """
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._stack = ExitStack()
+        self.key = new_key()
+
+    def __enter__(self) -> Self:
+        """Start all of it.
+
+        Raises:
+            MailroomError: something does not start.
+        """
+        with ExitStack() as stack:
+            began_s = time.monotonic()
+            self._open_database(stack)
+            self._start_programs(stack)
+            self._tell(f"All of it runs, after {time.monotonic() - began_s:.1f} s.")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def addresses(self) -> list[Address]:
+        """What can be opened in a browser."""
+        return [self.inbox, self.app, self.queue, self.metrics]
+
+    def _open_database(self, stack: ExitStack) -> None:
+        remove_leftovers(FOLDER_PREFIX)
+        self._tell("An embedded PostgreSQL is made …")
+        server = PostgresServer()
+        stack.callback(server.remove)
+        server.make()
+        self._tell("… and started …")
+        server.start()
+        self._folder, self.database_url = server.folder, server.url()
+        psql = shutil.which("psql") or server.bindir / "psql"
+        self.psql = f"{psql} -h {server.folder} -p {server.port} -U postgres"
+        applied: list[str] = []
+        with migrate.connected(server.url()) as connection:
+            migrate.up(connection, None, applied.append)
+        self._tell(f"… and has Mailroom's {len(applied)} migrations.")
+
+    def _start_programs(self, stack: ExitStack) -> None:
+        self._tell("The inbox, the example application, mailroom run and the queue page start …")
+        inbox = stack.enter_context(InboxServer(port=port_or_free(INBOX_PORT), inbox=Inbox(keep=KEEP)))
+        self.inbox = Address("inbox", inbox.url, INBOX_PORT)
+        self.programs = Programs(
+            stack,
+            self._folder,
+            _environment()
+            | {
+                "MAILROOM_DATABASE_URL": self.database_url,
+                "MAILROOM_SECRET_KEY": self.key,
+                "MAILROOM_APP_NAME": APP_NAME,
+            },
+        )
+        app = self.programs.serve(
+            APP,
+            ["mailroom.demo.signup"],
+            {"PORT": "{port}", "INBOX_URL": inbox.url},
+            port=APP_PORT,
+            ready="Uvicorn running on",
+        )
+        self.app = Address("application", app, APP_PORT)
+        # The links in the mails lead to it.
+        inbox.inbox.publish(templates.load(None, {"app_name": APP_NAME, "app_url": app}).values())
+        run = self.programs.serve(
+            RUN,
+            ["mailroom", "run"],
+            {
+                "MAILROOM_HTTP": "127.0.0.1:{port}",
+                "MAILROOM_BATCH_TIMEOUT": str(BATCH_TIMEOUT_MS),
+                "MAILROOM_APP_URL": app,
+                "MAILROOM_SES_SOURCE": SOURCE,
+                "MAILROOM_SES_OUTPUT_PATH": str(self._folder / "output"),
+                "AWS_ENDPOINT_URL_SES": inbox.url,
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ACCESS_KEY_ID": "demo",
+                "AWS_SECRET_ACCESS_KEY": "demo",
+                "NO_PROXY": "127.0.0.1",
+            },
+            port=METRICS_PORT,
+            ready="run.started",
+        )
+        self.metrics = Address("metrics", f"{run}/metrics", METRICS_PORT)
+        queue = self.programs.serve(
+            QUEUE,
+            ["mailroom", "console", "--port", "{port}"],
+            {},
+            port=QUEUE_PORT,
+            ready="The queue is shown at",
+        )
+        self.queue = Address("queue", queue, QUEUE_PORT)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would turn the programs elsewhere."""
+    elsewhere = ("MAILROOM_", "AWS_", "PG", "SESSION_SECRET")
+    return {name: value for name, value in os.environ.items() if not name.startswith(elsewhere)}

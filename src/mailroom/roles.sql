@@ -1,0 +1,54 @@
+-- Roles with what they need and no more. `mailroom roles` prints this file:
+--
+--     mailroom roles | psql "$MAILROOM_DATABASE_URL"
+--
+-- as the owner of Mailroom's schema, who may make roles; again after each `mailroom migrate up`, which
+-- it follows. None of the three can log in. Give them to the users who do: GRANT mailroom_worker TO acme_worker.
+--
+--   mailroom_worker  mailroom run, collector: claims, settles, reads no table
+--   mailroom_app     your application: signs people up, asks for mails, consumes tokens, reads no secret
+--   mailroom_oncall  mailroom status, why, dead, console, pause, resume, prune: no claim, no table, no secret
+BEGIN;
+
+DO $$
+DECLARE
+    called CONSTANT jsonb := '{
+        "mailroom_worker": ["claim", "settle", "renew", "release", "record", "reserve", "slow", "next_due",
+                            "backlog", "has_queue", "age", "pulse", "heartbeat", "leave",
+                            "sleep_lock", "bell_lock"],
+        "mailroom_app":    ["consume", "random_secret", "random_code"],
+        "mailroom_oncall": ["overview", "paused", "workers_of", "tokens_of", "deliveries_of",
+                            "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
+                            "traffic", "ledger_ends", "recent_deliveries", "oldest_age",
+                            "pause", "resume", "prune_deliveries", "prune_tokens"]}';
+    entry record;
+    routine record;
+BEGIN
+    FOR entry IN SELECT key AS role, value AS names FROM jsonb_each(called) LOOP
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', entry.role);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL;  -- roles are the cluster's: another database, or an earlier time, has made it
+        END;
+        -- What an older version of this file gave, and this one does not.
+        EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA mailroom FROM %I', entry.role);
+        EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA mailroom FROM %I', entry.role);
+        EXECUTE format('REVOKE ALL ON public.accounts, public.tokens FROM %I', entry.role);
+        EXECUTE format('GRANT USAGE ON SCHEMA mailroom TO %I', entry.role);
+        FOR routine IN
+            SELECT p.oid::regprocedure AS signature FROM pg_proc p
+            WHERE p.pronamespace = 'mailroom'::regnamespace AND entry.names ? p.proname::text
+        LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', routine.signature, entry.role);
+        END LOOP;
+    END LOOP;
+END $$;
+
+-- The application owns its users: it may read them all and change what is not Mailroom's to keep. Add
+-- what yours does besides, such as DELETE on accounts.
+GRANT SELECT, INSERT (email, login, status), UPDATE (email, login, status) ON public.accounts TO mailroom_app;
+-- A token's secret, code and times are the database's. The secret leaves it for the mail alone.
+GRANT INSERT (action, account), SELECT (id, action, account, created_at, expires_at, consumed_at)
+    ON public.tokens TO mailroom_app;
+
+COMMIT;
