@@ -16,7 +16,7 @@ import pytest
 
 from mailroom import verify
 from mailroom.wire import decode
-from support.processes import KEY, CollectorProcess, environment
+from support.processes import KEY, CollectorProcess, environment, with_password
 from support.queue_sql import Db, claim, sign_up, sign_up_many
 
 Start = Callable[..., CollectorProcess]
@@ -250,10 +250,11 @@ def test_the_lines_are_all_that_is_on_standard_output(db: Db, start: Start) -> N
 
 def test_no_secret_is_ever_logged(db: Db, start: Start, database: str) -> None:
     sign_up_many(db, 30)
-    collector = start(url=database + " password=hunter2", level="debug")
+    url, password = with_password(database)
+    collector = start(url=url, level="debug")
     messages = collector.wait_for_messages(30)
     assert 0 == collector.stop()
-    for secret in [KEY, "hunter2", *(part for message in messages for part in message[1:4])]:
+    for secret in [KEY, password, *(part for message in messages for part in message[1:4])]:
         assert secret not in collector.log()
 
 

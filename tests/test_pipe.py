@@ -37,7 +37,7 @@ from mailroom.transports.ses import bad_addresses
 from mailroom.wire import decode, encode
 from support.inbox import ses_client
 from support.messages import message, messages, mixed
-from support.processes import KEY, PATIENCE_S
+from support.processes import KEY, PATIENCE_S, with_password
 from support.processes import environment as collector_environment
 from support.queue_sql import Db, sign_up_many
 from support.senders import (
@@ -105,8 +105,7 @@ class Collector:
 def collect(database: str, tmp_path: Path) -> Iterator[Callable[..., Collector]]:
     with contextlib.ExitStack() as stack:
 
-        def start_one(password: str = "", **variables: str | int) -> Collector:
-            url = f"{database} password={password}" if password else database
+        def start_one(url: str = database, **variables: str | int) -> Collector:
             one = Collector(url, tmp_path / "collector", **variables)
             stack.callback(one.process.wait, PATIENCE_S)
             stack.callback(one.process.kill)
@@ -652,7 +651,13 @@ def test_answers_that_tell_of_trouble_are_saved_whole_and_others_are_not(
 
 @pytest.mark.parametrize("level", ["info", "debug"])
 def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
-    db: Db, ses: InboxServer, collect: Callable[..., Collector], start: Start, tmp_path: Path, level: str
+    db: Db,
+    database: str,
+    ses: InboxServer,
+    collect: Callable[..., Collector],
+    start: Start,
+    tmp_path: Path,
+    level: str,
 ) -> None:
     """A server that quotes what it was sent, as SES does when it doubts a signature."""
     words = f"{'x' * 240} The signature for {AWS_KEY_ID} with {AWS_SECRET} and {AWS_TOKEN} is wrong"
@@ -660,7 +665,8 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     ses.inbox.faults.add(Fault("http", calls=1, http_status=500, body=words))
     ses.inbox.faults.add(Fault("garbage", calls=1, body=words))
     ses.inbox.faults.add(Fault("status", calls=1, status="MessageRejected", message=words))
-    collector = collect(password="hunter2")
+    url, password = with_password(database)
+    collector = collect(url)
     sender = pipe_of(start, collector, level=level)
     sign_up_many(db, 20)
     ses.wait_for(lambda inbox: inbox.counts.recipients >= 60)
@@ -673,7 +679,7 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     for path in [*tmp_path.rglob("*")]:
         if path.is_file():
             content = path.read_text(errors="replace")
-            for secret in (AWS_KEY_ID[:8], AWS_SECRET[:12], AWS_TOKEN[:12], KEY, "hunter2"):
+            for secret in (AWS_KEY_ID[:8], AWS_SECRET[:12], AWS_TOKEN[:12], KEY, password):
                 assert secret not in content, path
             if path.name != "rejected.csv":
                 for secret in [*tokens, "@example.com"]:

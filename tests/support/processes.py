@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
 from mailroom.wire import Message, decode
 
 KEY = "deadbeef" * 8
@@ -22,6 +24,12 @@ def environment(url: str, **variables: str | int) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAILROOM_", "PG"))}
     settings = {"DATABASE_URL": url, "SECRET_KEY": KEY, "BATCH_TIMEOUT": 50} | variables
     return kept | {f"MAILROOM_{name}": str(value) for name, value in settings.items()}
+
+
+def with_password(url: str) -> tuple[str, str]:
+    """An address with a password in it, and the password: its own, or one that nobody asks for."""
+    password = str(conninfo_to_dict(url).get("password") or "hunter2")
+    return make_conninfo(url, password=password), password
 
 
 class CollectorProcess:
