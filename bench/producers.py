@@ -117,7 +117,7 @@ def measure_one(
         done = server.run_tool(
             "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={clients}",
             f"--jobs={min(clients, 2)}", f"--time={seconds}", f"--file={script}",
-            f"--port={server.port}", "--host=127.0.0.1", "--username=postgres", variant,
+            f"--port={server.port}", f"--host={server.folder}", "--username=postgres", variant,
         ).decode()  # fmt: skip
         found = reader.count - before if reader else 0
         (rate,) = re.findall(r"^tps = ([0-9.]+)", done, re.MULTILINE)

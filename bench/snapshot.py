@@ -107,7 +107,7 @@ def pgbench(server: PostgresServer, transactions: int, script: str) -> list[str]
         [
             str(server.bindir / "pgbench"), "--no-vacuum", "--protocol=prepared", f"--client={CLIENTS}",
             "--jobs=2", f"--transactions={transactions}", f"--file={script}", f"--port={server.port}",
-            "--host=127.0.0.1", "--username=postgres", "flowing",
+            f"--host={server.folder}", "--username=postgres", "flowing",
         ]
     )  # fmt: skip
 
