@@ -18,20 +18,18 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from mailroom.database import Database
-from mailroom.doorbell import Doorbell
 from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed
 from mailroom.logs import EventLogger
 from mailroom.outgoing import Outgoing
 from mailroom.output import Output, reader_gone
-from mailroom.queue import LEASE_MS, Lease, Queue
+from mailroom.queue import LEASE_MS, Lease
 from mailroom.settings import CollectorSettings
+from mailroom.tasks import end, first
+from mailroom.worker import keep_renewing, open_worker
 
 REPEATED_TOKENS: Final = 200
 MAX_CLAIM_TOKENS: Final = 1000
-RENEW_INTERVAL_S: Final = LEASE_MS / 1000 / 3
 SHUTDOWN_S: Final = 10.0
-LONGEST_ANSWER_S: Final = 30.0
 
 log = EventLogger("collector")
 
@@ -40,21 +38,7 @@ class Collector:
     """One worker of a queue that writes to ``output``."""
 
     def __init__(self, settings: CollectorSettings, output: Output) -> None:
-        interval_s = settings.healthcheck_interval_ms / 1000
-        self._database = database = Database(
-            settings.database_url,
-            program="mailroom collector",
-            answer_limit_s=min(interval_s / 3, LONGEST_ANSWER_S),
-        )
-        self._queue = Queue(database, name=settings.queue_name, channel=settings.channel_name)
-        self._doorbell = Doorbell(
-            database,
-            channel=settings.channel_name,
-            queue=settings.queue_name,
-            batch_limit=settings.batch_limit,
-            batch_timeout_s=settings.batch_timeout_ms / 1000,
-            check_interval_s=interval_s,
-        )
+        self._database, self._queue, self._doorbell = open_worker(settings, "mailroom collector")
         self._output = output
         self._keys = settings.keys
         self._batch_limit = settings.batch_limit
@@ -84,33 +68,18 @@ class Collector:
             else:
                 await self._finish(working)
         finally:
-            await _end(working, stopping, closed)
+            await end(working, stopping, closed)
             await self._give_back()
 
     async def _work(self) -> None:
         await self._queue.check()
         log.info("started", worker=self._queue.worker)
-        tasks = [
-            asyncio.create_task(self._doorbell.run()),
-            asyncio.create_task(self._renew()),
-            asyncio.create_task(self._collect()),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                await task
-        finally:
-            await _end(*tasks)
+        await first(self._doorbell.run(), keep_renewing(self._queue), self._collect())
 
     async def _collect(self) -> None:
         while not self._stopping:
             waited_s = await self._doorbell.due(await self._queue.next_due())
             await self._drain(waited_s)
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_INTERVAL_S)
-            await self._queue.renew()
 
     async def _drain(self, waited_s: float) -> None:
         """Claim until a claim comes back short; the deeper the backlog, the larger the claims.
@@ -140,7 +109,7 @@ class Collector:
                     await settling
                     return
         finally:
-            await _end(claiming, settling)
+            await end(claiming, settling)
 
     async def _claim(self, size: int) -> list[Lease]:
         self._doorbell.clear()
@@ -213,9 +182,3 @@ class Collector:
             log.warning("not_given_back", due_within=f"{LEASE_MS / 1000:.0f}s", reason=type(error).__name__)
         finally:
             await self._queue.close()
-
-
-async def _end(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

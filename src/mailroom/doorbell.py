@@ -25,6 +25,7 @@ from psycopg import sql
 from mailroom.bell import PATIENCE_S, SIGN_OF_LIFE, WAKE, Bell, Role
 from mailroom.database import LOST, Database, refusal
 from mailroom.logs import EventLogger
+from mailroom.tasks import first
 
 # From so many tokens a second on, nobody is asked to ring: a commit that notifies may take a flush of a
 # slow disk, and lets the next one wait as long.
@@ -146,15 +147,7 @@ class Doorbell:
         Raises:
             DatabaseError: the first connection was refused for good.
         """
-        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._bell.run())]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                await task
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await first(self._listen(), self._bell.run())
 
     def _pause_s(self) -> float | None:
         """How long not to claim, where nobody may ring; None where everybody does."""

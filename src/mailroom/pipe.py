@@ -24,6 +24,7 @@ from mailroom.outcomes import Result
 from mailroom.rejected import Rejected, Row
 from mailroom.sender import Sender, Verdict
 from mailroom.sender_settings import SenderSettings
+from mailroom.tasks import end
 from mailroom.transports import Transport
 from mailroom.wire import Message, decode
 
@@ -65,7 +66,7 @@ class Pipe:
             if working.done():
                 await working
         finally:
-            await _end(working, stopping, saving)
+            await end(working, stopping, saving)
             await self._sender.abandon()
             self._set_aside_unread()
             self._set_aside([])  # once more what was not taken before
@@ -85,7 +86,7 @@ class Pipe:
             while (line := await self._next_line(stop, stopping, failing)) is not None:
                 await self._take(line)
         finally:
-            await _end(stopping, failing)
+            await end(stopping, failing)
         await self._sender.drain()
         await self._saved.wait()
 
@@ -186,10 +187,4 @@ async def _first(work: Coroutine[object, object, Answer], *others: asyncio.Task[
                 other.result()
         return None
     finally:
-        await _end(working)
-
-
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await end(working)

@@ -25,26 +25,21 @@ from typing import Any, Final, TypeVar
 
 from mailroom import health
 from mailroom.calls import DEFAULT_RATE, EVERYBODY, Calls
-from mailroom.database import Database
 from mailroom.delivery import Delivery
-from mailroom.doorbell import Doorbell
-from mailroom.errors import DatabaseError, MailroomError
+from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.metrics import CONTENT_TYPE, Metrics
-from mailroom.pulse import Pulses
-from mailroom.queue import LEASE_MS, Lease, Queue
+from mailroom.queue import LEASE_MS, Lease
 from mailroom.run_settings import RunSettings
 from mailroom.shared_rate import SharedRate
+from mailroom.tasks import end, first
 from mailroom.transports import Transport
+from mailroom.vitals import SILENCE_S, Vitals
+from mailroom.worker import keep_renewing, open_worker
 
-RENEW_INTERVAL_S: Final = LEASE_MS / 1000 / 3
-LONGEST_ANSWER_S: Final = 30.0
 HEARTBEAT_S: Final = 5.0
 GIVE_BACK_S: Final = 5.0
 MOST_CLAIMED: Final = 1000
-# Where health is served, the listening connection gives a sign of life so often, and may be late.
-SILENCE_S: Final = 2.0
-LATE_S: Final = 2.0
 # What was not tried again for so long after it was time to has lost the last mail that would have.
 UNTRIED_S: Final = 120.0
 
@@ -58,28 +53,16 @@ class Runner:
 
     def __init__(self, settings: RunSettings, transport: Transport) -> None:
         collector, sender = settings.collector, settings.sender
-        interval_s = collector.healthcheck_interval_ms / 1000
-        self._database = database = Database(
-            collector.database_url,
-            program="mailroom run",
-            answer_limit_s=min(interval_s / 3, LONGEST_ANSWER_S),
-        )
-        self._queue = Queue(database, name=collector.queue_name, channel=collector.channel_name)
         self._health = settings.health
-        self._doorbell = Doorbell(
-            database,
-            channel=collector.channel_name,
-            queue=collector.queue_name,
-            batch_limit=collector.batch_limit,
-            batch_timeout_s=collector.batch_timeout_ms / 1000,
-            check_interval_s=min(interval_s, 1.5 * SILENCE_S) if settings.health.address else interval_s,
+        worker = open_worker(
+            collector, "mailroom run", 1.5 * SILENCE_S if settings.health.address else float("inf")
         )
+        self._database, self._queue, self._doorbell = worker
         self._batch_limit = collector.batch_limit
         self._concurrency = sender.send_concurrency
         self._shutdown_s = sender.shutdown_timeout_ms / 1000
         self._changed = asyncio.Event()
         self._metrics = Metrics()
-        self._pulses = Pulses(database, collector.queue_name)
         self._rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
         self._calls = Calls(transport, sender, self._changed, self._rate, self._metrics.called)
         self._delivery = Delivery(
@@ -89,6 +72,9 @@ class Runner:
             provider=transport.name,
             keys=collector.keys,
             retry_limit=sender.retry_limit,
+        )
+        self._vitals = Vitals(
+            worker, collector.queue_name, self._calls, self._metrics, settings.health, self._state
         )
         self._deliveries: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -119,20 +105,24 @@ class Runner:
                 await working
         finally:
             self._stopping.set()
-            await _end(working, stopping)
-            await _end(*self._deliveries)
+            await end(working, stopping)
+            await end(*self._deliveries)
             await self._rate.close()
             self._calls.close()
             await self._give_back()
-            await _end(*serving)
-            await self._pulses.close()
+            await end(*serving)
+            await self._vitals.close()
 
     async def _work(self) -> None:
         """Work until the signal came and nothing is in hand any more."""
         await self._unless_stopping(self._start())
         if self._started:
-            await _first(
-                self._mail(), self._renew(), self._live(), self._calls.keep_asking(), failed=self._failed
+            await first(
+                self._mail(),
+                keep_renewing(self._queue),
+                self._live(),
+                self._calls.keep_asking(),
+                failed=self._failed,
             )
 
     async def _start(self) -> None:
@@ -142,7 +132,7 @@ class Runner:
         log.info("started", worker=self._queue.worker)
 
     async def _mail(self) -> None:
-        await _first(self._doorbell.run(), self._claim_all())
+        await first(self._doorbell.run(), self._claim_all())
         while self._deliveries:
             await asyncio.wait(self._deliveries)
 
@@ -193,7 +183,7 @@ class Runner:
                 if due.done():
                     return await due
             finally:
-                await _end(due, retrying)
+                await end(due, retrying)
 
     async def _room(self) -> None:
         while len(self._deliveries) >= (self._concurrency if self._calls.is_open else 1):
@@ -208,18 +198,13 @@ class Runner:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
             return await working if working.done() else None
         finally:
-            await _end(working, stopping)
+            await end(working, stopping)
 
     def _delivered(self, task: asyncio.Task[None]) -> None:
         self._deliveries.discard(task)
         self._changed.set()
         if not task.cancelled() and (error := task.exception()) and not self._failed.done():
             self._failed.set_exception(error)
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_INTERVAL_S)
-            await self._queue.renew()
 
     async def _live(self) -> None:
         while True:
@@ -236,52 +221,12 @@ class Runner:
             self._retrying.set()
 
     async def _serve(self, listening: socket.socket) -> None:
-        await health.serve(listening, self._faults, self._exposition, CONTENT_TYPE)
+        await health.serve(listening, self._vitals.faults, self._vitals.exposition, CONTENT_TYPE)
 
-    async def _faults(self) -> dict[str, str]:
-        """What is in the way of a mail that is committed now, by the part that is at fault."""
+    def _state(self) -> str:
         if self._stopping.is_set():
-            return {"worker": "it is stopping"}
-        if not self._started:
-            return {"worker": "it has not started yet"}
-        faults = {}
-        silent_s = self._doorbell.silent_s
-        if silent_s is None:
-            faults["listener"] = "no connection listens for new tokens"
-        elif silent_s > SILENCE_S + LATE_S:
-            faults["listener"] = f"the listening connection has been silent for {silent_s:.1f} s"
-        refused = [
-            f"{f'no mail of the action {name}' if name else 'nothing'} can be sent for {since_s:.0f} s: {why}"
-            for name, (why, since_s) in self._calls.troubles.items()
-            if since_s * 1000 > self._health.ready_pause_ms
-        ]
-        if refused:
-            faults["sending"] = "; ".join(refused)
-        try:
-            pulse = await self._pulses.look()
-        except DatabaseError as error:
-            return faults | {"database": str(error)}
-        if pulse is None:
-            faults["database"] = "PostgreSQL does not answer"
-        elif (pulse.oldest_due_s or 0) * 1000 > self._health.ready_age_ms:
-            faults["queue"] = f"a mail that could be on its way has waited for {pulse.oldest_due_s:.0f} s"
-        elif not pulse.is_paused and (pulse.oldest_unsettled_s or 0) * 1000 > self._health.ready_age_ms:
-            faults["queue"] = f"a mail of {pulse.oldest_unsettled_s:.0f} s ago is neither sent nor given up"
-        return faults
-
-    async def _exposition(self) -> bytes:
-        try:
-            pulse = await self._pulses.look()
-        except DatabaseError as error:
-            log.warning("no_pulse", reason=error)
-            pulse = None
-        silent_s, troubles = self._doorbell.silent_s, self._calls.troubles
-        return self._metrics.exposition(
-            pulse,
-            outages=self._database.epoch,
-            is_listening=silent_s is not None and silent_s <= SILENCE_S + LATE_S,
-            sending_paused_s=troubles[EVERYBODY][1] if EVERYBODY in troubles else 0.0,
-        )
+            return "it is stopping"
+        return "" if self._started else "it has not started yet"
 
     async def _give_back(self) -> None:
         try:
@@ -297,26 +242,3 @@ class Runner:
             log.warning("not_given_back", due_within=f"{LEASE_MS / 1000:.0f}s", reason=type(error).__name__)
         finally:
             await self._queue.close()
-
-
-async def _first(*works: Coroutine[Any, Any, None], failed: asyncio.Future[None] | None = None) -> None:
-    """Do all of it until the first ends, which ends the others.
-
-    Raises:
-        Exception: what that one raised, or ``failed``.
-    """
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(
-            [*tasks, *([failed] if failed else [])], return_when=asyncio.FIRST_COMPLETED
-        )
-        for ended in done:
-            await ended
-    finally:
-        await _end(*tasks)
-
-
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
