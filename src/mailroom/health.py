@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mailroom.errors import MailroomError
+from mailroom.listening import authority, listen
 from mailroom.logs import EventLogger
 
 if TYPE_CHECKING:
@@ -37,23 +37,19 @@ class HealthError(MailroomError):
     exit_code = 78
 
 
-def listen(address: tuple[str, int]) -> socket.socket:
+def listen_on(address: tuple[str, int]) -> socket.socket:
     """A socket on an address.
 
     Raises:
         HealthError: it is taken, or not this machine's.
     """
-    host, port = address
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server(address, family=family)
-    except OSError as error:
-        raise HealthError(
-            f"MAILROOM_HTTP: cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="choose another port, or end what listens there"
-            if error.errno == errno.EADDRINUSE
-            else "write an address of this machine's, such as 127.0.0.1:9090 or 0.0.0.0:9090",
-        ) from None
+    return listen(
+        *address,
+        fault=HealthError,
+        setting="MAILROOM_HTTP: ",
+        taken="choose another port, or end what listens there",
+        elsewhere="write an address of this machine's, such as 127.0.0.1:9090 or 0.0.0.0:9090",
+    )
 
 
 async def serve(listening: socket.socket, check: Check, exposition: Exposition, content_type: str) -> None:
@@ -85,7 +81,6 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition, 
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    host, port = listening.getsockname()[:2]
     server = Server(
         uvicorn.Config(
             app,
@@ -97,7 +92,7 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition, 
             timeout_graceful_shutdown=ENDS_IN_S,
         )
     )
-    log.info("serving", address=f"{host}:{port}")
+    log.info("serving", address=authority(listening))
     with listening:
         try:
             await server.serve([listening])

@@ -89,7 +89,7 @@ class Runner:
             DatabaseError: at the start, when waiting will not help.
             MailroomError: the transport cannot be used as it is set up, or health cannot be served.
         """
-        listening = health.listen(self._health.address) if self._health.address else None
+        listening = health.listen_on(self._health.address) if self._health.address else None
         serving = [asyncio.create_task(self._serve(listening))] if listening else []
         working = asyncio.create_task(self._work())
         stopping = asyncio.create_task(stop.wait())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 from mailroom.console.reader import Reader
 from mailroom.console.snapshot import Snapshots
 from mailroom.errors import DatabaseUnavailable, MailroomError
+from mailroom.listening import authority, listen
 from mailroom.settings import QueueSettings
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class ConsoleServer:
         app = create_app(
             self._reader, snapshots, self._settings, address, [self._place[0]], read_only=self._read_only
         )
-        self.url = f"http://{_authority(listening)}"
+        self.url = f"http://{authority(listening)}"
         self._server, ready = _server(app)
         self._thread = threading.Thread(
             target=self._server.run, args=[[listening]], name="console", daemon=True
@@ -142,21 +142,13 @@ def _server(app: object) -> tuple[uvicorn.Server, threading.Event]:
     return Server(config), ready
 
 
-def _authority(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((host, port), family=family, backlog=128)
-    except OSError as error:
-        raise ConsoleError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="choose another with --port, or end what listens there"
-            if error.errno == errno.EADDRINUSE
-            else "choose an address of this machine with --host, and a port that you may take with --port",
-        ) from None
+    listening = listen(
+        host,
+        port,
+        fault=ConsoleError,
+        taken="choose another with --port, or end what listens there",
+        elsewhere="choose an address of this machine with --host, and a port that you may take with --port",
+    )
     # asyncio sends small answers at once over sockets that know their protocol, as this one then does.
     return socket.socket(fileno=listening.detach())

@@ -6,7 +6,6 @@ end is quick: calls that hang are cut.
 
 from __future__ import annotations
 
-import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from mailroom.errors import MailroomError
 from mailroom.inbox.state import Inbox
+from mailroom.listening import authority, listen
 
 if TYPE_CHECKING:
     from mailroom.inbox.protocol import Server
@@ -82,8 +82,8 @@ class InboxServer:
             except InboxError:
                 listening.close()
                 raise
-            self.smtp_url = f"smtp://{_authority(smtp)}"
-        self.url = f"http://{_authority(listening)}"
+            self.smtp_url = f"smtp://{authority(smtp)}"
+        self.url = f"http://{authority(listening)}"
         self._server: Server = create_server(
             self.inbox,
             self._tell,
@@ -119,19 +119,12 @@ class InboxServer:
             self._told.notify_all()
 
 
-def _authority(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _listen(host: str, port: int, option: str) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise InboxError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint=f"choose another with {option}, or end what listens there"
-            if error.errno == errno.EADDRINUSE
-            else f"choose an address of this machine with --host, and a port that you may take with {option}",
-        ) from None
+    return listen(
+        host,
+        port,
+        fault=InboxError,
+        taken=f"choose another with {option}, or end what listens there",
+        elsewhere="choose an address of this machine with --host,"
+        f" and a port that you may take with {option}",
+    )
