@@ -17,6 +17,7 @@ from mailroom.settings import QueueSettings
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
 EXTRAS: Final = ("starlette", "uvicorn", "h11", "jinja2", "markupsafe")
 PATIENCE_S: Final = 30.0
@@ -105,7 +106,7 @@ class ConsoleServer:
         self._reader.close()
 
 
-def _server(app: object) -> tuple[uvicorn.Server, threading.Event]:
+def _server(app: ASGIApp) -> tuple[uvicorn.Server, threading.Event]:
     """A server that leaves logging and signals alone, and what it sets once it runs or failed to."""
     import uvicorn
 
@@ -127,7 +128,7 @@ def _server(app: object) -> tuple[uvicorn.Server, threading.Event]:
             ready.set()
 
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         loop="asyncio",
         http="h11",
         ws="none",

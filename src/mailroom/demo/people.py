@@ -10,7 +10,7 @@ from mailroom.demo.programs import DemoError, Programs
 from mailroom.demo.visitor import Page, Visitor
 
 PASSWORD: Final = "correct horse battery"  # noqa: S105 - of people who do not exist
-NEW_PASSWORD: Final = "staple and some more"  # noqa: S105
+NEW_PASSWORD: Final = "staple and some more"  # noqa: S105 - theirs, too
 SENT: Final = "Look for our mail"
 NOBODY: Final = "nobody@example.com"
 

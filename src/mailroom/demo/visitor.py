@@ -70,7 +70,7 @@ class Visitor:
             raise DemoError(f"the page {urlsplit(page.url).path} has no field {', '.join(unknown)}")
         body = urlencode(page.fields | fields).encode()
         return self._ask(
-            Request(urljoin(page.url, page.action), body, {"Origin": self._url})  # noqa: S310
+            Request(urljoin(page.url, page.action), body, {"Origin": self._url})  # noqa: S310 - ours
         )
 
     def _ask(self, request: Request) -> Page:
