@@ -27,7 +27,7 @@ from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseError
 from mailroom.settings import QueueSettings
 from support.inbox import Answer, ask
-from support.processes import PATIENCE_S, environment
+from support.processes import PATIENCE_S, environment, without
 from support.proxy import Proxy
 from support.queue_sql import Db, claim, sign_up, sign_up_many
 
@@ -582,17 +582,11 @@ def test_a_taken_port_is_an_error_with_a_remedy(database: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["uvicorn", "starlette", "jinja2"])
-def test_without_the_extra_it_says_so(database: str, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    for name in [name for name in sys.modules if name.startswith(("mailroom.web", "mailroom.console.app"))]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in ("mailroom.console.front", "mailroom.console.deeds"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConsoleError, match=f"the package {package} is not installed") as caught:
-        ConsoleServer(settings(database)).__enter__()
-    assert "install the extra http" in caught.value.hint
+def test_without_the_extra_it_says_so(database: str, package: str) -> None:
+    done = without(package, "console", "--port", "0", variables=environment(database))
+    assert 69 == done.returncode
+    assert f"the package {package} is not installed\n" in done.stderr
+    assert "install the extra http" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

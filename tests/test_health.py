@@ -258,6 +258,15 @@ def test_a_taken_port_is_told(db: Db, start: Start) -> None:
     assert f"MAILROOM_HTTP: cannot listen on 127.0.0.1:{port}" in second.log()
 
 
+@pytest.mark.parametrize("package", ["uvicorn", "starlette"])
+def test_without_the_extra_it_says_so(database: str, ses: InboxServer, tmp_path: Path, package: str) -> None:
+    variables = processes.environment(database) | senders.environment(tmp_path, HTTP=free_port())
+    done = processes.without(package, "run", variables=variables | senders.aws(ses.url))
+    assert 78 == done.returncode
+    assert f"MAILROOM_HTTP is set, and the package {package} is not installed\n" in done.stderr
+    assert "install the extra http" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [

@@ -23,6 +23,7 @@ from mailroom.logs import EventLogger
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+EXTRAS: Final = ("starlette", "uvicorn", "h11")
 ENDS_IN_S: Final = 2
 
 log = EventLogger("health")
@@ -69,8 +70,11 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition, 
 
         app = _app(check, exposition, content_type)
     except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
         raise HealthError(
-            f"MAILROOM_HTTP is set, and the package {error.name} is not installed",
+            f"MAILROOM_HTTP is set, and the package {package} is not installed",
             hint="install the extra http, as with: pip install '.[http]'",
         ) from None
 

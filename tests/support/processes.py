@@ -32,6 +32,21 @@ def with_password(url: str) -> tuple[str, str]:
     return make_conninfo(url, password=password), password
 
 
+def without(
+    package: str, *arguments: str, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What ``mailroom`` does where a package is not installed, in a process of its own."""
+    hidden = f"import sys; sys.modules[{package!r}] = None; from mailroom.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", hidden, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=variables,
+    )
+
+
 class CollectorProcess:
     """Starts at once; its lines, messages and log grow while it runs."""
 
