@@ -78,7 +78,7 @@ def flow(server: PostgresServer, command: str, held: bool, tokens: int, script: 
             gone = 0
             while gone < tokens:
                 time.sleep(0.1)
-                gone = reader.count if command == "collector" else settled(connection)
+                gone = reader.count if command == "collector" else database.attempts(connection)
                 if gone * 3 >= tokens * len(thirds):
                     thirds.append(claims_in(connection))
                 if time.monotonic() - started > MOST_S or process.poll() is not None:
@@ -115,13 +115,6 @@ def pgbench(server: PostgresServer, transactions: int, script: str) -> list[str]
 def claims_in(connection: psycopg.Connection) -> float:
     """Milliseconds of claims so far."""
     return database.statements(connection, "mailroom.claim(")[1]
-
-
-def settled(connection: psycopg.Connection) -> int:
-    ((count,),) = connection.execute(
-        "SELECT count(*) FROM mailroom.deliveries WHERE outcome = 'sent'"
-    ).fetchall()
-    return int(count)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import pairwise
 
 from mailroom.database import Database
@@ -52,32 +53,60 @@ def test_a_charge_that_nobody_used_is_forgotten(db: Db) -> None:
     assert ahead_s(db) < 17
 
 
-def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> None:
-    async def scenario() -> list[bool]:
-        queue = Queue(
+class CountingQueue(Queue):
+    """Remembers how many recipients each statement charged for."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
             Database(database, program="mailroom test", answer_limit_s=30),
             name="mailroom",
             channel="token_insert",
         )
-        rate, now = SharedRate(queue, 2.0), asyncio.get_running_loop().time()
+        self.charged: list[int] = []
 
-        async def take() -> bool:
+    async def reserve(self, recipients: int, ceiling: float, longest_s: float) -> tuple[float, float]:
+        wait_s, rate = await super().reserve(recipients, ceiling, longest_s)
+        if wait_s <= longest_s:
+            self.charged.append(recipients)
+        return wait_s, rate
+
+
+def take_all(
+    database: str, ceiling: float, recipients: list[int], within_s: float
+) -> tuple[list[bool], list[int]]:
+    """Ask for them all at once: which got leave in time, and what was charged in a statement."""
+
+    async def scenario() -> tuple[list[bool], list[int]]:
+        queue = CountingQueue(database)
+        rate = SharedRate(queue, ceiling)
+        until = time.monotonic() + within_s
+
+        async def take(count: int) -> bool:
             try:
-                await rate.take(1, now + 3)
+                await rate.take(count, until)
             except TimeoutError:
                 return False
             return True
 
         try:
-            return await asyncio.gather(*(take() for _ in range(30)))
+            return await asyncio.gather(*map(take, recipients)), queue.charged
         finally:
             await rate.close()
             await queue.close()
 
-    taken = asyncio.run(scenario())
+    return asyncio.run(scenario())
+
+
+def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> None:
+    taken, charged = take_all(database, 2.0, [1] * 30, within_s=3)
     assert 4 <= sum(taken) <= 7
     assert taken == sorted(taken, reverse=True)  # in the order of their coming
+    assert [1] * sum(taken) == charged
     assert ahead_s(db) < LONGEST_S
+
+
+def test_calls_that_ask_at_once_are_charged_for_at_once_as_far_as_a_burst_goes(database: str) -> None:
+    assert ([True] * 5, [150, 100]) == take_all(database, 350.0, [50] * 5, within_s=10)
 
 
 def test_the_rate_is_used_by_many_calls_at_once(db: Db, ses: InboxServer, start: Start) -> None:

@@ -6,8 +6,8 @@ is due after a back-off; then whoever claims it tests again whether it may still
 
 Promises: at least once until the token expires. A mail is sent again only when this process dies
 between the provider's answer and the settling, or when the answer was lost; both are in the ledger.
-A lease that may be another worker's by now is not sent. Memory does not depend on the backlog: a
-bounded number of leases is in hand. Any number of workers share a queue, and the rate.
+A lease that may be another worker's by now is not sent. Memory does not depend on the backlog: half as
+many leases again are in hand as are being sent. Any number of workers share a queue, and the rate.
 
 While nothing can be sent nothing is claimed, but for one lease at a time that tries. On a signal it
 claims no more, finishes what is in hand within the time it is given, holding its leases all the while,
@@ -59,7 +59,9 @@ class Runner:
         )
         self._database, self._queue, self._doorbell = worker
         self._batch_limit = collector.batch_limit
-        self._concurrency = sender.send_concurrency
+        # Beyond those that are being sent, so that one claim feeds several calls.
+        self._ahead = sender.send_concurrency // 2
+        self._most_in_hand = sender.send_concurrency + self._ahead
         self._shutdown_s = sender.shutdown_timeout_ms / 1000
         self._changed = asyncio.Event()
         self._metrics = Metrics()
@@ -141,12 +143,10 @@ class Runner:
         while (waited_s := await self._unless_stopping(self._due())) is not None:
             more, size = True, self._batch_limit
             while more:
-                await self._unless_stopping(self._room())
-                if self._stopping.is_set():
+                free = await self._unless_stopping(self._room())
+                if free is None or self._stopping.is_set():
                     return
                 largest = self._calls.largest
-                # While nothing can be sent, one lease at a time tries.
-                free = self._concurrency - len(self._deliveries) if self._calls.is_open else 1
                 asked = min(size, free * largest)
                 self._doorbell.clear()
                 began = time.monotonic()
@@ -185,11 +185,16 @@ class Runner:
             finally:
                 await end(due, retrying)
 
-    async def _room(self) -> None:
-        while len(self._deliveries) >= (self._concurrency if self._calls.is_open else 1):
+    async def _room(self) -> int:
+        """Wait until more leases may be in hand; gives back how many."""
+        while True:
+            await self._calls.ready()
+            # While nothing can be sent, one lease at a time tries.
+            most, enough = (self._most_in_hand, max(self._ahead, 1)) if self._calls.is_open else (1, 1)
+            if (free := most - len(self._deliveries)) >= enough:
+                return free
             self._changed.clear()
             await self._changed.wait()
-        await self._calls.ready()
 
     async def _unless_stopping(self, work: Coroutine[Any, Any, Answer]) -> Answer | None:
         """What it gives back; None when the signal came first, which ends it."""

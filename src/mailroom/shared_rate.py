@@ -4,8 +4,9 @@ SES's rate belongs to the account, not to a worker. Each charge is one statement
 all workers' calls holds the rate, and one that joins, leaves or dies changes the shares at once.
 
 Promises: nobody charges what it will not wait for. A charge is made at most ``LONGEST_S`` ahead, so a
-process that dies leaves no more behind than that. A worker asks for one call at a time, in the order
-of their coming; several workers ask at random moments, so that each gets its share.
+process that dies leaves no more behind than that. A worker asks for its calls in the order of their
+coming, and for several at once while they fit into one burst; several workers ask at random moments,
+so that each gets its share.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import math
 import random
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from mailroom.queue import Queue
@@ -26,6 +28,15 @@ MARGIN_S: Final = 0.5
 LONGEST_NAP_S: Final = 5.0
 
 
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """A call that waits; ``leave_at``, once it is charged for, and ``until`` are of ``time.monotonic``."""
+
+    recipients: int
+    until: float
+    leave_at: float | None = None
+
+
 class SharedRate:
     """A ``Rate`` for the workers of one queue; ``ceiling`` is in recipients a second."""
 
@@ -33,6 +44,7 @@ class SharedRate:
         self._queue = queue
         self._ceiling = self._rate = ceiling
         self._turn = asyncio.Lock()
+        self._asked: list[_Asked] = []
         self._slowing: asyncio.Task[None] | None = None
 
     @property
@@ -65,18 +77,37 @@ class SharedRate:
         Raises:
             TimeoutError: they may not, by then.
         """
-        async with self._turn:
-            while True:
-                await self._slowed()
-                longest_s = min(LONGEST_S, until - MARGIN_S - time.monotonic())
-                if longest_s < 0:
-                    raise TimeoutError
-                wait_s, self._rate = await self._queue.reserve(recipients, self._ceiling, longest_s)
-                if wait_s <= longest_s:
-                    break
-                nap_s = min(wait_s - longest_s, LONGEST_NAP_S)
-                await asyncio.sleep(nap_s + random.uniform(0, LONGEST_S / 2))  # noqa: S311 - jitter, no secret
-        await asyncio.sleep(wait_s)
+        mine = _Asked(recipients, until)
+        self._asked.append(mine)
+        try:
+            async with self._turn:
+                await asyncio.sleep(0)  # whoever asks at the same time is charged for with us
+                while mine.leave_at is None:
+                    await self._charge(mine)
+        finally:
+            self._asked.remove(mine)
+        await asyncio.sleep(max(mine.leave_at - time.monotonic(), 0))
+
+    async def _charge(self, first: _Asked) -> None:
+        """Charge for a call, and for those behind it that wait as long as it would; or sleep for a while."""
+        await self._slowed()
+        longest_s = min(LONGEST_S, first.until - MARGIN_S - time.monotonic())
+        if longest_s < 0:
+            raise TimeoutError
+        together, recipients = [first], first.recipients
+        for other in self._asked[self._asked.index(first) + 1 :]:
+            recipients += other.recipients
+            if recipients > self.burst or other.until < first.until:
+                recipients -= other.recipients
+                break
+            together.append(other)
+        wait_s, self._rate = await self._queue.reserve(recipients, self._ceiling, longest_s)
+        if wait_s <= longest_s:
+            for one in together:
+                one.leave_at = time.monotonic() + wait_s
+            return
+        nap_s = min(wait_s - longest_s, LONGEST_NAP_S)
+        await asyncio.sleep(nap_s + random.uniform(0, LONGEST_S / 2))  # noqa: S311 - jitter, no secret
 
     async def close(self) -> None:
         """Leave alone what was begun."""
