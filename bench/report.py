@@ -89,6 +89,7 @@ def write() -> None:
         "peer_jobs": sized("peers", "jobs"),
         "deep_tokens": sized("deep", "tokens"),
         "snapshot_tokens": sized("snapshot", "tokens"),
+        "snapshot_rounds": sized("snapshot", "rounds"),
         "recipients": sized("sending", "recipients"),
         "plot_drain": figure("drain", "The collector's rate at three limits, beside a fifth of COPY's"),
         "plot_peers": figure("peers", "Jobs a second of each queue, on a logarithmic scale"),

@@ -47,10 +47,12 @@ def test_up_applies_all_and_then_nothing(empty_database: str) -> None:
 def test_steps_go_up_and_down_one_by_one(empty_database: str) -> None:
     assert [f"{NAMES[0]} up"] == run(empty_database, "up", "1").stdout.splitlines()
     assert [(1, False)] == bookkeeping(empty_database)
-    assert [f"{name} up" for name in NAMES[1:]] == run(empty_database, "up", "10").stdout.splitlines()
+    assert [f"{name} up" for name in NAMES[1:]] == run(
+        empty_database, "up", str(len(NAMES))
+    ).stdout.splitlines()
     assert [f"{NAMES[-1]} down"] == run(empty_database, "down").stdout.splitlines()
     assert [(len(NAMES) - 1, False)] == bookkeeping(empty_database)
-    assert 0 == run(empty_database, "down", "10").returncode
+    assert 0 == run(empty_database, "down", str(len(NAMES))).returncode
     assert [] == bookkeeping(empty_database)
     assert "nothing to take back" in run(empty_database, "down").stdout
 

@@ -51,8 +51,7 @@ RECORD: Final = (
 )
 # A charge that a crash of the database forgets does no harm: nobody waits for its way to the disk.
 RESERVE: Final = (
-    "SELECT r.wait_s, r.rate FROM set_config('synchronous_commit', 'off', true),"
-    " mailroom.reserve(%s, %s, %s, %s) r"
+    "SELECT wait_s, rate FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s)"
 )
 SLOW: Final = "SELECT mailroom.slow(%s, %s)"
 PAUSE: Final = "SELECT mailroom.pause(%s, %s)"
