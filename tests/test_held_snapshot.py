@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import psycopg
@@ -26,9 +25,9 @@ def pages_of_a_claim(db: Db) -> int:
     )
     found = []
     for _ in range(4):
-        ((plan,),) = db.execute(explain).fetchall()
-        plan = plan if isinstance(plan, list) else json.loads(plan)
-        found.append(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+        ((answer,),) = db.execute(explain).fetchall()
+        plan = answer[0]["Plan"]
+        found.append(int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]))
     return min(found)
 
 
