@@ -15,8 +15,9 @@ import pytest
 from mailroom.database import Database
 from mailroom.demo.postgres import PostgresServer
 from mailroom.inbox import Inbox, InboxServer
+from mailroom.lease import LEASE_MS, Lease
 from mailroom.outcomes import Outcome, Result
-from mailroom.queue import LEASE_MS, Lease, Queue
+from mailroom.queue import Queue
 from support import processes, senders
 from support.queue_sql import Db, sign_up, sign_up_many
 from support.runs import UNSETTLED, RunProcess, ledger, wait_until
@@ -45,9 +46,9 @@ def test_a_claim_after_a_standstill_renews_first(
 
     async def scenario() -> None:
         async with worker(database) as queue:
-            (lease,) = await queue.claim(10, 10)
+            (lease,) = await (await queue.claim(10, 10)).leases()
             time.sleep(0.5)  # noqa: ASYNC251 - the whole process stands still
-            assert [] == await queue.claim(10, 10)
+            assert [] == await (await queue.claim(10, 10)).leases()
             assert queue.holds(lease)
             await settle(queue, lease)
 
@@ -65,14 +66,14 @@ def test_a_claim_that_waited_for_the_database_renews_first(
 
     async def scenario() -> None:
         async with worker(own_server.url()) as queue:
-            (lease,) = await queue.claim(10, 10)
+            (lease,) = await (await queue.claim(10, 10)).leases()
             await queue.renew()
             own_server.stop()
             claiming = asyncio.create_task(queue.claim(10, 10))
             await asyncio.sleep(1)  # longer than the lease
             own_server.start()
             settling = asyncio.create_task(settle(queue, lease))
-            assert [] == await claiming
+            assert 0 == (await claiming).messages
             await settling
 
     asyncio.run(scenario())

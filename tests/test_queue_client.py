@@ -13,7 +13,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mailroom.database import Database
 from mailroom.errors import DatabaseError
-from mailroom.queue import LEASE_MS, Queue
+from mailroom.lease import LEASE_MS
+from mailroom.queue import Queue
 from support.proxy import Proxy
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 
@@ -34,9 +35,9 @@ def test_a_later_generation_of_a_lease_is_not_taken_for_the_earlier(database: st
 
     async def scenario() -> None:
         async with worker(database) as queue:
-            (first,) = await queue.claim(10, 10)
+            (first,) = await (await queue.claim(10, 10)).leases()
             expire_leases(db)
-            (second,) = await queue.claim(10, 10)
+            (second,) = await (await queue.claim(10, 10)).leases()
             assert (first.id, 2) == (second.id, second.generation)
             assert not queue.holds(first)
             assert not await queue.settle(first)
@@ -54,9 +55,9 @@ def test_renewing_tells_what_was_lost(database: str, db: Db) -> None:
 
     async def scenario() -> None:
         async with worker(database) as one, worker(database) as other:
-            kept, lost = await one.claim(4, 2)
+            kept, lost = await (await one.claim(4, 2)).leases()
             db.execute("UPDATE mailroom.leases SET due_at = now() WHERE id = %s", [lost.id])
-            (taken,) = await other.claim(10, 10)
+            (taken,) = await (await other.claim(10, 10)).leases()
             assert lost.id == taken.id
             before = kept.valid_until
             await one.renew()
@@ -72,7 +73,7 @@ def test_a_lease_is_not_certain_after_its_time(database: str, db: Db) -> None:
 
     async def scenario() -> None:
         async with worker(database) as queue:
-            (lease,) = await queue.claim(10, 10)
+            (lease,) = await (await queue.claim(10, 10)).leases()
             assert time.monotonic() < lease.valid_until <= time.monotonic() + LEASE_MS / 1000
             lease.valid_until = time.monotonic()
             assert not queue.holds(lease)
@@ -88,7 +89,7 @@ def test_a_claim_whose_answer_was_lost_is_had_again_at_once(database: str, db: D
         async with worker(make_conninfo(database, host="127.0.0.1", port=proxy.port), 1) as queue:
             assert await queue.next_due() is None
             proxy.go_deaf(to_clients_only=True)
-            (lease,) = await queue.claim(10, 10)
+            (lease,) = await (await queue.claim(10, 10)).leases()
             assert (5, 2) == (len(lease.claimed), lease.generation)
 
     with Proxy(port) as proxy:
@@ -101,7 +102,7 @@ def test_giving_back_rings_for_another_worker(database: str, db: Db) -> None:
     async def scenario() -> int:
         async with worker(database) as queue:
             assert 0 == await queue.release()
-            await queue.claim(10, 10)
+            await (await queue.claim(10, 10)).leases()
             return await queue.release()
 
     with psycopg.connect(database, autocommit=True) as listener:
@@ -115,7 +116,7 @@ def test_the_backlog_has_names(database: str, db: Db) -> None:
 
     async def scenario() -> None:
         async with worker(database) as queue:
-            await queue.claim(2, 10)
+            await (await queue.claim(2, 10)).leases()
             backlog = await queue.backlog()
             assert (1, 2) == (backlog.waiting, backlog.in_flight)
             assert backlog.oldest_age_s is not None
@@ -132,7 +133,7 @@ def test_a_schema_that_was_altered_is_an_error_and_no_loop(database: str, db: Db
     async def scenario() -> None:
         async with worker(database) as queue:
             with pytest.raises(DatabaseError, match="PostgreSQL refused a statement") as refused:
-                await queue.claim(10, 10)
+                await (await queue.claim(10, 10)).leases()
             assert refused.value.hint
 
     asyncio.run(scenario())

@@ -15,7 +15,7 @@ import pytest
 
 from mailroom.delivery import LONGEST_AT_GATE_S
 from mailroom.inbox import Fault, InboxServer
-from mailroom.queue import LEASE_MS
+from mailroom.lease import LEASE_MS
 from support.processes import environment as collector_environment
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until

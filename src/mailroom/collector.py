@@ -19,10 +19,11 @@ import asyncio
 from typing import Final
 
 from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed
+from mailroom.lease import LEASE_MS, Lease
 from mailroom.logs import EventLogger
 from mailroom.outgoing import Outgoing
 from mailroom.output import Output, reader_gone
-from mailroom.queue import LEASE_MS, Lease
+from mailroom.queue import Claim
 from mailroom.settings import CollectorSettings
 from mailroom.tasks import end, first
 from mailroom.worker import keep_renewing, open_worker
@@ -92,12 +93,13 @@ class Collector:
         settling = asyncio.create_task(asyncio.sleep(0))
         try:
             while True:
-                leases = await claiming
-                more = sum(len(lease.claimed) for lease in leases) >= size
+                claim = await claiming
+                more = claim.messages >= size
                 if more:
                     size = min(size * 2, largest)
                     claiming = asyncio.create_task(self._claim(size))
-                for lease in leases:
+                    await asyncio.sleep(0)  # lets it be sent before the reading keeps us busy
+                for lease in await claim.leases():
                     await asyncio.sleep(0)  # lets both be sent before the signing keeps us busy
                     outgoing = Outgoing(lease, keys=self._keys, batch_limit=self._batch_limit)
                     await settling
@@ -111,12 +113,11 @@ class Collector:
         finally:
             await end(claiming, settling)
 
-    async def _claim(self, size: int) -> list[Lease]:
+    async def _claim(self, size: int) -> Claim:
         self._doorbell.clear()
-        leases = await self._queue.claim(size, self._lease_tokens)
-        claimed = sum(len(lease.claimed) for lease in leases)
-        self._doorbell.claimed(claimed, more=claimed >= size)
-        return leases
+        claim = await self._queue.claim(size, self._lease_tokens)
+        self._doorbell.claimed(claim.messages, more=claim.messages >= size)
+        return claim
 
     async def _write(self, outgoing: Outgoing) -> None:
         outgoing.begin(self._output.written)

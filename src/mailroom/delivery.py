@@ -20,10 +20,11 @@ from typing import Final
 from mailroom.actions import BY_NAME
 from mailroom.calls import Calls
 from mailroom.errors import WireError
+from mailroom.lease import Claimed, Lease
 from mailroom.logs import EventLogger
 from mailroom.metrics import Metrics
 from mailroom.outcomes import Outcome, Result, Scope
-from mailroom.queue import Claimed, Lease, Queue
+from mailroom.queue import Queue
 from mailroom.tokens import sign
 from mailroom.wire import Message, encode_message
 

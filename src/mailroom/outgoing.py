@@ -12,8 +12,8 @@ from itertools import accumulate
 
 from mailroom.actions import BY_NAME
 from mailroom.errors import WireError
+from mailroom.lease import Claimed, Lease
 from mailroom.logs import EventLogger
-from mailroom.queue import Claimed, Lease
 from mailroom.tokens import sign, sign_all
 from mailroom.wire import Message, encode_all, encode_message, join_line
 

@@ -16,22 +16,18 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mailroom import __version__
 from mailroom.database import LOST, Database
 from mailroom.errors import DatabaseError
+from mailroom.lease import LEASE_MS, Lease, read_leases
 from mailroom.logs import EventLogger
 from mailroom.outcomes import Outcome, Result
 from mailroom.pooler import keeps_sessions
 from mailroom.session import AnswerLost, NotNow, Session
 
-LEASE_MS: Final = 15_000
 # With less than this share of a lease's time left, it is renewed before a claim.
 LATE_SHARE: Final = 1 / 3
 
@@ -97,28 +93,14 @@ NEEDED: Final = (
 log = EventLogger("queue")
 
 
-class Claimed(NamedTuple):
-    """One token as the database hands it out, unsigned."""
+class Claim(NamedTuple):
+    """A claim's answer: how many messages there are, and the way to read them.
 
-    token: int
-    action: str
-    email: str
-    login: str
-    secret: bytes
-    code: str
+    The reading takes a while, so that the next claim may be asked for before.
+    """
 
-    def __repr__(self) -> str:
-        return f"Claimed(token={self.token}, action={self.action!r}, …)"
-
-
-@dataclass(slots=True)
-class Lease:
-    """Tokens that are ours until ``valid_until`` (of ``time.monotonic``), unless renewed."""
-
-    id: int
-    generation: int
-    claimed: list[Claimed]
-    valid_until: float
+    messages: int
+    leases: Callable[[], Awaitable[list[Lease]]]
 
 
 class Backlog(NamedTuple):
@@ -215,11 +197,11 @@ class Queue:
                 " behind the pooler",
             )
 
-    async def claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
+    async def claim(self, tokens: int, lease_tokens: int) -> Claim:
         """Claim up to ``tokens`` messages, in leases of up to ``lease_tokens``.
 
         Fewer in sum than asked for means that nothing more was pending, unless ``next_due`` says 0: a claim
-        that comes across much that expired stops early.
+        that comes across much that expired stops early. The leases are held once they are read.
         """
         self._ever_claimed = True
         while True:
@@ -231,7 +213,7 @@ class Queue:
                 await self.renew()
             asked_at = time.monotonic()
             try:
-                rows = await self._claims.ask_once(
+                answer = await self._claims.ask_once(
                     CLAIM,
                     [self._name, self.worker, tokens, lease_tokens, LEASE_MS],
                     unless=self._is_late,
@@ -241,13 +223,13 @@ class Queue:
                 continue
             except AnswerLost:
                 self._forgotten = True
-        as_claimed = partial(tuple.__new__, Claimed)  # in a third of _make's time
-        leases = [
-            Lease(lease, generation, [as_claimed(row[2:]) for row in group], asked_at + LEASE_MS / 1000)
-            for (lease, generation), group in groupby(rows, itemgetter(0, 1))
-        ]
-        self._held |= {lease.id: lease for lease in leases}
-        return leases
+
+        async def leases() -> list[Lease]:
+            found = read_leases(await answer.fetchall(), asked_at + LEASE_MS / 1000)
+            self._held |= {lease.id: lease for lease in found}
+            return found
+
+        return Claim(answer.rowcount, leases)
 
     async def settle(self, lease: Lease, tokens: Sequence[int] | None = None, *, again: bool = False) -> bool:
         """End a lease, or only these tokens of it, and hold it no longer.

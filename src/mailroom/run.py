@@ -27,9 +27,9 @@ from mailroom import health
 from mailroom.calls import DEFAULT_RATE, EVERYBODY, Calls
 from mailroom.delivery import Delivery
 from mailroom.errors import MailroomError
+from mailroom.lease import LEASE_MS, Lease
 from mailroom.logs import EventLogger
 from mailroom.metrics import CONTENT_TYPE, Metrics
-from mailroom.queue import LEASE_MS, Lease
 from mailroom.run_settings import RunSettings
 from mailroom.shared_rate import SharedRate
 from mailroom.tasks import end, first
@@ -150,7 +150,7 @@ class Runner:
                 asked = min(size, free * largest)
                 self._doorbell.clear()
                 began = time.monotonic()
-                leases = await self._unless_stopping(self._queue.claim(asked, min(largest, asked)))
+                leases = await self._unless_stopping(self._claim(asked, min(largest, asked)))
                 if leases is None or self._stopping.is_set():
                     await self._unclaim(leases or [])
                     return
@@ -163,6 +163,9 @@ class Runner:
                 more = claimed >= asked
                 self._doorbell.claimed(claimed, more=more)
                 size = min(size * 2, MOST_CLAIMED)
+
+    async def _claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
+        return await (await self._queue.claim(tokens, lease_tokens)).leases()
 
     async def _unclaim(self, leases: Sequence[Lease]) -> None:
         """Give back what was claimed when the signal came, whether or not there was an answer."""

@@ -18,6 +18,8 @@ from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
 
+Answer = psycopg.AsyncCursor[TupleRow]
+
 log = EventLogger("queue")
 
 
@@ -47,7 +49,7 @@ class Session:
         """
         while True:
             try:
-                return await self.ask_once(query, parameters)
+                return await (await self.ask_once(query, parameters)).fetchall()
             except AnswerLost:
                 continue
 
@@ -57,8 +59,10 @@ class Session:
         parameters: Sequence[object],
         *,
         unless: Callable[[], bool] | None = None,
-    ) -> list[TupleRow]:
+    ) -> Answer:
         """Ask, as soon as the database is there; again only when it refused for a reason that passes.
+
+        The whole answer has come when it is given back; only its rows are not Python's yet.
 
         Args:
             query: the statement.
@@ -77,7 +81,9 @@ class Session:
                 if unless and unless():
                     raise NotNow("it would be too early")
                 try:
-                    rows = await self._database.limited(connection, _fetch(connection, query, parameters))
+                    answer = await self._database.limited(
+                        connection, connection.execute(query, parameters, binary=True)
+                    )
                 except LOST as error:
                     if connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
                         if self._epoch == self._database.epoch:  # else another session has told
@@ -90,7 +96,7 @@ class Session:
                 else:
                     self._database.answered()
                     self._refused.ended()
-                    return rows
+                    return answer
 
     async def connected(self) -> Connection:
         """The connection, made anew where need be."""
@@ -107,10 +113,3 @@ class Session:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
-
-
-async def _fetch(
-    connection: Connection, query: LiteralString, parameters: Sequence[object]
-) -> list[TupleRow]:
-    cursor = await connection.execute(query, parameters, binary=True)
-    return await cursor.fetchall()

@@ -12,6 +12,7 @@ Comparison takes the same time wherever the first difference is, and every key i
 from __future__ import annotations
 
 import binascii
+import hashlib
 import hmac
 import re
 import secrets
@@ -24,6 +25,7 @@ from mailroom.errors import ForgedToken, MalformedToken, WrongAction
 SECRET_BYTES: Final = 32
 TOKEN_CHARACTERS: Final = 86
 MIN_KEY_BYTES: Final = 32
+BLOCK_BYTES: Final = 64  # of SHA-256
 
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
@@ -84,21 +86,25 @@ def sign(secret: bytes, action: Action | str, *, keys: Keys, code: str | None = 
 def sign_all(
     secrets: Sequence[bytes], actions: Sequence[Action], codes: Sequence[str], *, keys: Keys
 ) -> list[str]:
-    """What ``sign`` makes of each, in a third of the time.
+    """What ``sign`` makes of each, in less than a third of the time.
 
     Raises:
         ValueError: as ``sign`` does, for any of them.
     """
-    keyed = hmac.new(_key_list(keys)[0], digestmod="sha256")
+    # RFC 2104 by hand, with both keyed hashes made once: hmac's objects take twice the time to copy.
+    key = _key_list(keys)[0]
+    key = (hashlib.sha256(key).digest() if len(key) > BLOCK_BYTES else key).ljust(BLOCK_BYTES, b"\0")
+    inner, outer = (hashlib.sha256(bytes(byte ^ pad for byte in key)) for pad in (0x36, 0x5C))
     padded: list[bytes] = []
     for secret, action, code in zip(secrets, actions, codes, strict=True):
         if len(secret) != SECRET_BYTES or (action.needs_code and not _CODE.fullmatch(code)):
             sign(secret, action, keys=keys, code=code)  # says what is wrong
-        signing = keyed.copy()
-        signing.update(
+        message, signature = inner.copy(), outer.copy()
+        message.update(
             action.prefix + secret + code.encode("ascii") if action.needs_code else action.prefix + secret
         )
-        padded += secret, signing.digest(), b"\0\0"
+        signature.update(message.digest())
+        padded += secret, signature.digest(), b"\0\0"
     # 64 bytes and two zeros are 88 characters, of which the last two are the zeros'.
     encoded = binascii.b2a_base64(b"".join(padded), newline=False).translate(_TO_URL).decode("ascii")
     return [encoded[at : at + TOKEN_CHARACTERS] for at in range(0, len(encoded), TOKEN_CHARACTERS + 2)]

@@ -11,19 +11,24 @@ The encoder refuses what it cannot write so; the decoder accepts just what the e
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from mailroom.actions import BY_NAME, BY_NUMBER, Action
 from mailroom.errors import WireError
+from mailroom.tokens import TOKEN_CHARACTERS
 
 FIELDS: Final = ("action", "email", "username", "secret", "code")
 MOST_MESSAGES: Final = 10_000
+CODE_DIGITS: Final = 5
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _NEEDS_CARE: Final = re.compile('[,"\x00-\x1f\x7f-\x9f\ud800-\udfff]')
-_TOKEN: Final = re.compile("[A-Za-z0-9_-]{86}")
-_CODE: Final = re.compile("[0-9]{5}")
+_TOKEN: Final = re.compile(f"[A-Za-z0-9_-]{{{TOKEN_CHARACTERS}}}")
+_CODE: Final = re.compile(f"[0-9]{{{CODE_DIGITS}}}")
+_DIGITS: Final = string.digits.encode()
+_TOKEN_ALPHABET: Final = string.ascii_letters.encode() + _DIGITS + b"_-"
 # Possessive, so that no field is tried in more than one way.
 _FIELD: Final = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^",]*+))(,|\Z)')
 
@@ -89,8 +94,8 @@ def encode_all(
         and all(usernames)
         and not _NEEDS_CARE.search("".join(emails))
         and not _NEEDS_CARE.search("".join(usernames))
-        and all(map(_TOKEN.fullmatch, secrets))
-        and all(map(_CODE.fullmatch, codes))
+        and _all_of(secrets, TOKEN_CHARACTERS, _TOKEN_ALPHABET)
+        and _all_of(codes, CODE_DIGITS, _DIGITS)
     ):
         return [
             f"{action.number},{email},{username},{secret},{code}"
@@ -140,6 +145,16 @@ def decode(line: bytes) -> list[Message]:
             f"column {len(text) + 1}: {len(fields)} fields, which is no multiple of {len(FIELDS)}"
         )
     return [_read(fields[at : at + len(FIELDS)]) for at in range(0, len(fields), len(FIELDS))]
+
+
+def _all_of(texts: Sequence[str], length: int, alphabet: bytes) -> bool:
+    """Whether each has this length, and none another character."""
+    joined = "".join(texts)
+    return (
+        set(map(len, texts)) <= {length}
+        and joined.isascii()
+        and not joined.encode().translate(None, delete=alphabet)
+    )
 
 
 def _careful(name: str, value: str) -> str:

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 
 from mailroom.database import Database
 from mailroom.doorbell import Doorbell
-from mailroom.queue import LEASE_MS, Queue
+from mailroom.lease import LEASE_MS
+from mailroom.queue import Queue
 from mailroom.settings import CollectorSettings
 
 LONGEST_ANSWER_S: Final = 30.0

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from mailroom.cli.common import environment_help, stop_on_signals
+from mailroom.cli.common import collect_garbage_rarely, environment_help, stop_on_signals
 from mailroom.settings import COLLECTOR_VARIABLES
 
 
@@ -29,4 +29,5 @@ def collector() -> None:
     async def run() -> None:
         await Collector(settings, standard_output()).run(stop_on_signals())
 
+    collect_garbage_rarely()
     asyncio.run(run())

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from mailroom.cli.common import environment_help, stop_on_signals
+from mailroom.cli.common import collect_garbage_rarely, environment_help, stop_on_signals
 from mailroom.run_settings import HEALTH_VARIABLES
 from mailroom.sender_settings import RETRY_FOR, SENDER_VARIABLES
 from mailroom.settings import CHANNEL_NAME, COLLECTOR_VARIABLES, DATABASE_URL, QUEUE_NAME
@@ -42,6 +42,7 @@ def run() -> None:
     async def work() -> None:
         await Runner(settings, open_transport(settings.sender)).run(stop_on_signals())
 
+    collect_garbage_rarely()
     asyncio.run(work())
 
 

@@ -212,4 +212,5 @@ BEGIN
     RETURN QUERY SELECT needed_s, bucket.rate;
 END $$;
 
+ALTER TABLE mailroom.leases ALTER COLUMN tokens SET STORAGE EXTENDED;
 ALTER TABLE public.jobs DROP COLUMN due_floor, DROP COLUMN swept_at;

@@ -5,6 +5,9 @@
 ALTER TABLE public.jobs
     ADD COLUMN due_floor timestamptz NOT NULL DEFAULT '-infinity',
     ADD COLUMN swept_at  timestamptz NOT NULL DEFAULT '-infinity';
+-- A lease of a thousand tokens was compressed, which took a quarter of its claim's time.
+ALTER TABLE mailroom.leases ALTER COLUMN tokens SET STORAGE EXTERNAL;
+
 COMMENT ON COLUMN public.jobs.due_floor IS 'No lease was due before, when the last claim looked; -infinity: it looked from the beginning.';
 COMMENT ON COLUMN public.jobs.swept_at IS 'When leases were last looked for from the beginning.';
 
