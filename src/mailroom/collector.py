@@ -88,7 +88,8 @@ class Collector:
         While one claim's leases are written, the next is under way; while one lease is settled, the
         next is signed.
         """
-        size, largest = self._batch_limit, max(MAX_CLAIM_TOKENS, self._batch_limit)
+        largest = max(MAX_CLAIM_TOKENS, self._batch_limit)
+        size = largest if self._doorbell.is_busy else self._batch_limit
         claiming = asyncio.create_task(self._claim(size))
         settling = asyncio.create_task(asyncio.sleep(0))
         try:

@@ -94,6 +94,11 @@ class Doorbell:
             return None
         return max(time.monotonic() - self._heard_at, bell_s)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether so many tokens came of late that nobody is asked to ring."""
+        return self._rate >= BUSY
+
     def clear(self) -> None:
         """Forget the hints so far: call it right before a claim, which covers them."""
         self._announced = 0

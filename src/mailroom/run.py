@@ -141,7 +141,7 @@ class Runner:
     async def _claim_all(self) -> None:
         """Claim and deliver until the signal comes."""
         while (waited_s := await self._unless_stopping(self._due())) is not None:
-            more, size = True, self._batch_limit
+            more, size = True, MOST_CLAIMED if self._doorbell.is_busy else self._batch_limit
             while more:
                 free = await self._unless_stopping(self._room())
                 if free is None or self._stopping.is_set():
