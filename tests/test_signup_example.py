@@ -757,7 +757,8 @@ def fill(page: Page, address: str, **fields: str) -> None:
     page.eval_on_selector("main form", "form => { form.noValidate = true }")
     for name, value in fields.items():
         page.fill(f"#{name}", value)
-    page.click("main button")
+    with page.expect_navigation():
+        page.click("main button")
 
 
 def test_the_document_quotes_the_code() -> None:
