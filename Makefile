@@ -7,9 +7,12 @@ READY_TO_BENCH := $(VENV)/ready-to-bench
 READY_FOR_DOCS := $(VENV)/ready-for-docs
 # Workers for the tests: as many as there are cores.
 JOBS ?= auto
+AUDIT := $(VENV)/audit/bin/pip-audit
+FUZZ_SECONDS ?= 60
+ATHERIS := $(VENV)/atheris
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix check format lint types layers bench docs screenshots release lock clean
+.PHONY: help demo test test-matrix check format lint types layers audit fuzz bench docs screenshots release lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +41,23 @@ layers: $(READY)
 format: $(READY)  ## rewrite the code in the common format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+audit: $(AUDIT)  ## ask whether a locked dependency is known to be vulnerable; says so when nobody could be asked
+	@for service in pypi osv; do \
+	    told=$$($(AUDIT) --strict --progress-spinner off --vulnerability-service $$service --disable-pip --require-hashes \
+	        $(patsubst %,--requirement %,$(wildcard requirements/*.txt)) 2>&1) && { echo "$$told"; exit 0; }; \
+	    case "$$told" in *"Found "*" known vulnerabilit"*) echo "$$told"; exit 1;; esac; \
+	    echo "$$service does not tell: $$(echo "$$told" | tail -n 1)" >&2; \
+	done; \
+	echo "Error: nothing is known about the dependencies: no data could be had. Try: make audit, where the network allows it" >&2; \
+	exit 69
+
+fuzz: $(READY)  ## throw bytes at the parsers, FUZZ_SECONDS=60 at each; with atheris where it can be had
+	@test -d $(ATHERIS) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(ATHERIS) \
+	    atheris==3.0.0 || echo "atheris could not be had: the changes are random" >&2
+	@for target in line inbox; do \
+	    PYTHONPATH=tests:$(ATHERIS) $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit; \
+	done
 
 bench: $(READY_TO_BENCH)  ## measure all that docs/benchmarks.md shows, and write it anew; takes a quarter of an hour
 	$(BIN)/python -m bench $(ARGS)
@@ -84,3 +104,8 @@ $(READY_TO_BENCH): $(READY) requirements/bench.txt
 $(READY_FOR_DOCS): $(READY) requirements/docs.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
 	@touch $@
+
+$(AUDIT):
+	@test -n "$(PYTHON)" || { echo "Error: no Python 3.11 or newer. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1

@@ -23,6 +23,7 @@ from mailroom.demo.postgres import PostgresServer
 from mailroom.inbox import Inbox, InboxServer
 from support import processes, senders
 from support.runs import RunProcess, Start
+from support.secrets import Watch
 
 # Nothing here outlives its process, so that what the disk keeps does not matter.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
@@ -37,6 +38,16 @@ def migrated(url: str) -> str:
     with migrate.connected(url) as connection:
         migrate.up(connection, None, lambda _: None)
     return url
+
+
+@pytest.fixture(autouse=True)
+def no_secret_in_logs() -> Iterator[Watch]:
+    """What ``mailroom`` writes to stderr holds no key, no database's password and no signed token."""
+    watch = Watch()
+    with pytest.MonkeyPatch.context() as patch:
+        watch.begin(patch)
+        yield watch
+    assert [] == watch.end()
 
 
 @pytest.fixture(scope="session")

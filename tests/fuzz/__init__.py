@@ -1,0 +1,1 @@
+"""Fuzz targets: each takes any bytes, and raises on what must never happen. ``make fuzz`` runs them."""
