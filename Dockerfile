@@ -30,11 +30,11 @@ COPY --from=build --chown=10001:10001 /build/output /var/lib/mailroom
 ENV PATH=/opt/mailroom/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
-    MAILROOM_HTTP=0.0.0.0:9090 \
+    MAILROOM_HTTP=0.0.0.0:8027 \
     MAILROOM_SES_OUTPUT_PATH=/var/lib/mailroom
 WORKDIR /tmp
 USER 10001:10001
-EXPOSE 9090
+EXPOSE 8027
 # Alive, not ready: whoever kills what is unhealthy must not do so while PostgreSQL or SES is away.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['MAILROOM_HTTP'].rpartition(':')[2]), timeout=4); c.request('GET', '/livez'); raise SystemExit(c.getresponse().status != 200)"]

@@ -31,6 +31,11 @@ check: lint types layers docs test  ## all that CI asks for: format, lint, types
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	test ! -e $(BIN)/hadolint || $(BIN)/hadolint --ignore DL3059 Dockerfile  # the layers of the build are thrown away
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 types: $(READY)
 	$(BIN)/mypy

@@ -271,9 +271,9 @@ def test_without_the_extra_it_says_so(database: str, ses: InboxServer, tmp_path:
     ("text", "address"),
     [
         ("", None),
-        ("9090", ("127.0.0.1", 9090)),
-        ("0.0.0.0:9090", ("0.0.0.0", 9090)),  # noqa: S104 - what people write
-        ("[::1]:9090", ("::1", 9090)),
+        ("8027", ("127.0.0.1", 8027)),
+        ("0.0.0.0:8027", ("0.0.0.0", 8027)),  # noqa: S104 - what people write
+        ("[::1]:8027", ("::1", 8027)),
         ("localhost:0", ("localhost", 0)),
     ],
 )

@@ -49,7 +49,7 @@ def listen_on(address: tuple[str, int]) -> socket.socket:
         fault=HealthError,
         setting="MAILROOM_HTTP: ",
         taken="choose another port, or end what listens there",
-        elsewhere="write an address of this machine's, such as 127.0.0.1:9090 or 0.0.0.0:9090",
+        elsewhere="write an address of this machine's, such as 127.0.0.1:8027 or 0.0.0.0:8027",
     )
 
 

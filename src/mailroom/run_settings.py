@@ -95,5 +95,5 @@ def _address(text: str) -> tuple[str, int] | None:
         r"(?:(?P<host>[^:\[\]\s]+|\[[0-9a-fA-F:.]+\]):)?(?P<port>[0-9]{1,5})", text, re.ASCII
     )
     if not found or int(found["port"]) > 65535:
-        raise ValueError(f"{text!r} is neither host:port nor a port; write 127.0.0.1:9090, or 0.0.0.0:9090")
+        raise ValueError(f"{text!r} is neither host:port nor a port; write 127.0.0.1:8027, or 0.0.0.0:8027")
     return (found["host"] or "127.0.0.1").strip("[]"), int(found["port"])

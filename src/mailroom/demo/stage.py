@@ -25,7 +25,7 @@ from mailroom.tokens import new_key
 INBOX_PORT: Final = 8025
 APP_PORT: Final = 8000
 QUEUE_PORT: Final = 8026
-METRICS_PORT: Final = 9090
+METRICS_PORT: Final = 8027
 KEEP: Final = 30_000
 APP_NAME: Final = "Acme"
 SOURCE: Final = "Acme <noreply@acme.example>"
