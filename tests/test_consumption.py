@@ -64,7 +64,9 @@ def status(db: Db, account: int) -> str:
 
 def test_an_activation_token_activates_once(db: Db) -> None:
     sent = activation(db)
-    assert (sent.account, "activation") == mailroom.consume(db, sent.token, "activation", keys=KEY)
+    consumed = mailroom.consume(db, sent.token, "activation", keys=KEY)
+    ((token,),) = db.execute("SELECT id FROM tokens WHERE consumed_at IS NOT NULL").fetchall()
+    assert (sent.account, "activation", token) == consumed
     assert "active" == status(db, sent.account)
     with pytest.raises(errors.TokenUsed):
         mailroom.consume(db, sent.token, "activation", keys=KEY)

@@ -711,7 +711,10 @@ def test_listing_and_counting_do_not_scan_the_ledger(db: Db) -> None:
             assert nodes
             for node in nodes:
                 assert node["Node Type"] in {"Index Scan", "Index Only Scan"}, node
-                assert node["Index Name"] in {"deliveries_rejected_idx", "deliveries_token_idx"}
+                # Where every tenth is a rejection, PostgreSQL 14 and 15 find the index by time as good.
+                assert node["Index Name"] in {
+                    "deliveries_rejected_idx", "deliveries_token_idx", "deliveries_at_idx",
+                }  # fmt: skip
         # A page costs what it shows; the count, a few blocks for each of the rejections it looks at.
         few = blocks(db, "mailroom.dead_letters(NULL, NULL, 'infinity', 9223372036854775807, 20)")
         assert few < 1500

@@ -147,6 +147,42 @@ def test_the_roles_have_no_more_than_that(with_roles: str, db: Db) -> None:
     assert [] == granted or [(APP,)] == granted
 
 
+def test_nobody_else_may_call_more_than_the_defaults(db: Db) -> None:
+    """Whoever inserts into tokens needs the defaults; a trigger's function can be called by no one."""
+    rows = db.execute(
+        "SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'mailroom'::regnamespace"
+        " AND has_function_privilege('public', p.oid, 'execute') AND p.prorettype <> 'trigger'::regtype"
+    ).fetchall()
+    assert {"random_secret", "random_code"} == {name for (name,) in rows}
+
+
+def test_no_function_calls_what_its_caller_put_in_its_way(db: Db) -> None:
+    """Each has a search_path of its own, or was bound when it was made; the triggers' two name schemas."""
+    rows = db.execute(
+        "SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'mailroom'::regnamespace"
+        " AND p.prosqlbody IS NULL"
+        " AND NOT coalesce(p.proconfig && ARRAY['search_path=pg_catalog, pg_temp'], false)"
+    ).fetchall()
+    assert {"ring", "stamp"} == {name for (name,) in rows}
+
+
+def test_the_application_chooses_no_secret_by_functions_of_its_own(with_roles: str, app: Db, db: Db) -> None:
+    db.execute(sql.SQL("CREATE SCHEMA acme AUTHORIZATION {}").format(sql.Identifier(USERS[APP])))
+    app.execute(
+        "CREATE FUNCTION acme.sha256(bytea) RETURNS bytea LANGUAGE sql AS"
+        " $$ SELECT decode(repeat('ab', 32), 'hex') $$"
+    )
+    app.execute(
+        "CREATE FUNCTION acme.lpad(text, integer, text) RETURNS text LANGUAGE sql AS $$ SELECT '00000' $$"
+    )
+    app.execute("SET search_path = acme, pg_catalog, public")
+    app.execute("INSERT INTO accounts (email, login, status) VALUES ('zoe@example.com', 'zoe', 'active')")
+    app.execute("INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts")
+    ((secret, code),) = db.execute("SELECT secret, code FROM tokens").fetchall()
+    assert b"\xab" * 32 != secret
+    assert "00000" != code  # but for one time in 100,000
+
+
 def test_a_worker_collects_and_reads_no_table(with_roles: str, db: Db, tmp_path: Path) -> None:
     sign_up(db, "early")
     with CollectorProcess(as_(with_roles, WORKER), log=tmp_path / "log") as collector:
@@ -188,7 +224,9 @@ def test_a_worker_may_not_do_what_others_do(with_roles: str, db: Db) -> None:
         "DELETE FROM tokens",
         "UPDATE jobs SET last_seq = 0",
         "INSERT INTO mailroom.deliveries (token) VALUES (1)",
-        "TRUNCATE mailroom.leases",
+        *(f"TRUNCATE {table}" for table in every_table(db) if not table.endswith("_seq")),
+        "COPY tokens TO STDOUT",
+        "SELECT setval('tokens_id_seq', 1)",
         "SELECT mailroom.consume('\\x00', 'activation', NULL)",
         "SELECT mailroom.pause('mailroom', 'because')",
         "SELECT mailroom.prune_deliveries('1 day', 10)",
@@ -252,6 +290,14 @@ def test_the_application_reads_no_secret_and_claims_nothing(with_roles: str, db:
         "SELECT mailroom.deliveries_of(ARRAY[1])",
         *(f"SELECT FROM {table}" for table in every_table(db) if table not in {"accounts", "tokens"}),
         *(f"DELETE FROM {table}" for table in every_table(db) if not table.endswith("_seq")),
+        *(f"TRUNCATE {table}" for table in every_table(db) if not table.endswith("_seq")),
+        "COPY tokens TO STDOUT",
+        "COPY tokens FROM STDIN",
+        "SELECT nextval('tokens_id_seq')",
+        "SELECT setval('tokens_id_seq', 1)",
+        "ALTER TABLE tokens DISABLE TRIGGER tokens_ring",
+        "CREATE TABLE mailroom.mine (id integer)",
+        "CREATE OR REPLACE FUNCTION mailroom.random_code() RETURNS text LANGUAGE sql AS $$ SELECT '00000' $$",
     )
 
 
@@ -286,6 +332,15 @@ def test_the_person_on_call_looks_and_pauses_and_claims_nothing(with_roles: str,
     )
 
 
+def test_pruning_deletes_nothing_that_is_alive(with_roles: str, db: Db) -> None:
+    sign_up(db, "zoe")
+    with psycopg.connect(as_(with_roles, ONCALL), autocommit=True) as oncall:
+        for age in ("-1 day", "-1 month", "0"):
+            oncall.execute("SELECT mailroom.prune_tokens(0, %s, 10000)", [age])
+            oncall.execute("SELECT mailroom.prune_deliveries(%s, 10000)", [age])
+    assert [(1,)] == db.execute("SELECT count(*) FROM tokens").fetchall()
+
+
 def test_a_worker_without_its_role_is_told_what_to_do(with_roles: str, db: Db, tmp_path: Path) -> None:
     with CollectorProcess(as_(with_roles, APP), log=tmp_path / "log") as collector:
         assert 78 == collector.wait()
@@ -312,6 +367,22 @@ def test_they_are_made_again_after_every_migration(empty_database: str, server_u
             sign_up(owner, f"zoe{steps}")
             with psycopg.connect(as_(empty_database, WORKER), autocommit=True) as worker:
                 assert claim(worker)
+    clean_up(empty_database)
+
+
+def test_a_function_that_is_made_anew_may_still_be_called(empty_database: str, server_url: str) -> None:
+    """The application goes on between the migration and the next `mailroom roles`."""
+    with migrate.connected(empty_database) as owner:
+        migrate.up(owner, 13, lambda _: None)
+        set_up(empty_database)
+        for step in (migrate.up, migrate.down):
+            step(owner, 1, lambda _: None)
+            assert "consume" in allowed(owner, APP)
+            assert "consume" not in allowed(owner, WORKER)
+            public = owner.execute(
+                "SELECT has_function_privilege('public', 'mailroom.consume(bytea, text, text)', 'execute')"
+            ).fetchall()
+            assert [(False,)] == public
     clean_up(empty_database)
 
 

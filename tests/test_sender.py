@@ -515,6 +515,23 @@ def test_nobodys_address_can_pause_the_account(ses: InboxServer, tmp_path: Path)
     assert {"sent": 1, "rejected": 1} == send(settings(tmp_path, SEND_RATE=1000), batch).count()
 
 
+def test_a_template_that_iam_does_not_allow_stops_its_own_action_alone(
+    ses: InboxServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = (
+        "User `arn:aws:sts::123456789012:assumed-role/mailroom/i-1' is not authorized to perform"
+        " `ses:SendBulkTemplatedEmail' on resource"
+        " `arn:aws:ses:us-east-1:123456789012:template/passwordrecoveryv1'"
+    )
+    recovery = message(1)._replace(action="password_recovery")
+    ses.inbox.faults.add(Fault("error", recipient=recovery.email, code="AccessDenied", message=words))
+    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=1000), [recovery, message(2), message(3)])
+    assert {"sent": 2, "expired": 1} == sent.count()
+    assert once_each(ses, [2, 3])
+    told = [record for record in caplog.records if "sender.paused" == record.getMessage()]
+    assert {"password_recovery"} == {getattr(record, "fields", {})["gate"] for record in told}
+
+
 def test_addresses_that_are_refused_here_say_nothing_of_the_account(
     ses: InboxServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

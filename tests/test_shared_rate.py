@@ -6,6 +6,9 @@ import asyncio
 import time
 from itertools import pairwise
 
+import psycopg
+import pytest
+
 from mailroom.database import Database
 from mailroom.inbox import InboxServer
 from mailroom.queue import Queue
@@ -51,6 +54,20 @@ def test_a_charge_that_nobody_used_is_forgotten(db: Db) -> None:
     db.execute("UPDATE mailroom.rates SET free_at = clock_timestamp() + interval '1 hour'")
     assert 15 < reserve(db, 7, 14, 1) < 17
     assert ahead_s(db) < 17
+
+
+@pytest.mark.parametrize(
+    ("queue", "recipients", "rate"),
+    [("nope", 1, 14), ("mailroom", 0, 14), ("mailroom", 1, 0), ("mailroom", 1, -1), ("mailroom", 1, "NaN")],
+)
+def test_what_makes_no_sense_is_refused_and_changes_nothing(
+    db: Db, queue: str, recipients: int, rate: float | str
+) -> None:
+    db.execute("SET statement_timeout = '5s'")
+    with pytest.raises(psycopg.DatabaseError, match="mailroom: ") as refused:
+        db.execute("SELECT mailroom.reserve(%s, %s, %s)", [queue, recipients, rate])
+    assert not isinstance(refused.value, psycopg.errors.QueryCanceled)
+    assert [] == db.execute("SELECT FROM mailroom.rates").fetchall()
 
 
 class CountingQueue(Queue):

@@ -31,14 +31,15 @@ from mailroom.tokens import Keys, split, verify
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
-CONSUME: Final = "SELECT outcome, account, codes_left FROM mailroom.consume(%s, %s, %s)"
+CONSUME: Final = "SELECT outcome, account, codes_left, token FROM mailroom.consume(%s, %s, %s)"
 
 
 class Consumed(NamedTuple):
-    """Whose token it was: the id of the account, and the action's name."""
+    """Whose token it was: the account's id, the action's name, and the token's id."""
 
     account: int
     action: str
+    token: int
 
 
 @overload
@@ -109,10 +110,10 @@ def _checked(token: str, action: Action, keys: Keys, code: str | None) -> tuple[
 
 
 def _answer(action: Action, row: tuple[Any, ...] | None) -> Consumed:
-    outcome, account, codes_left = row or ("unknown", None, None)
+    outcome, account, codes_left, consumed = row or ("unknown", None, None, None)
     match outcome:
         case "consumed":
-            return Consumed(account, action.name)
+            return Consumed(account, action.name, consumed)
         case "wrong_code":
             raise WrongCode(
                 f"the code is wrong; {codes_left} more tries",

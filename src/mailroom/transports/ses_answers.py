@@ -79,6 +79,8 @@ CODES: Final = {
     "UnrecognizedClientException": PAUSED,
 }
 
+DENIED: Final = ("AccessDenied", "AccessDeniedException")
+
 # botocore's exceptions that are raised before a request leaves this machine whole.
 NOT_ASKED: Final = {
     aws.EndpointConnectionError: AWAY,
@@ -130,6 +132,8 @@ def of_exception(error: Exception, source: str, status: int) -> Outcome:
         result, scope = PAUSED
     if result is Result.THROTTLED and DAILY_QUOTA in words.lower():
         result, scope = PAUSED
+    if code in DENIED and ":template/" in words:
+        result, scope = NO_TEMPLATE  # IAM names the resource: other actions' templates may be allowed
     answered = f" (HTTP status {status})" if status and code not in CODES else ""
     return Outcome(result, f"{code}: {words}{answered}", scope=scope)
 
