@@ -24,7 +24,7 @@ test: $(READY)  ## run the tests, on an embedded PostgreSQL
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-matrix: $(READY)  ## run the tests on every PostgreSQL and Python that can be had; prints what could not
-	$(BIN)/python tests/matrix.py $(or $(ARGS),-- -n $(JOBS) --dist worksteal)
+	PYTEST_ADDOPTS="-n $(JOBS) --dist worksteal" $(BIN)/python tests/matrix.py $(ARGS)
 
 check: lint types layers docs test  ## all that CI asks for: format, lint, types, import layers, the site, tests
 
@@ -58,8 +58,8 @@ audit: $(AUDIT)  ## ask whether a locked dependency is known to be vulnerable; s
 	exit 69
 
 fuzz: $(READY)  ## throw bytes at the parsers, FUZZ_SECONDS=60 at each; with atheris where it can be had
-	@test -d $(ATHERIS) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(ATHERIS) \
-	    atheris==3.0.0 || echo "atheris could not be had: the changes are random" >&2
+	@test -d $(ATHERIS) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(ATHERIS) \
+	    --require-hashes -r requirements/fuzz.txt || echo "atheris could not be had: the changes are random" >&2
 	@for target in line inbox; do \
 	    PYTHONPATH=tests:$(ATHERIS) $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit; \
 	done
@@ -91,6 +91,10 @@ lock: $(READY)  ## choose the newest versions of all dependencies anew (needs uv
 	    --constraint requirements/dev.txt --upgrade - --output-file requirements/build.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --extra docs --constraint requirements/dev.txt --upgrade pyproject.toml --output-file requirements/docs.txt
+	echo pip-audit | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --upgrade - --output-file requirements/audit.txt
+	echo "atheris==3.0.*" | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --upgrade - --output-file requirements/fuzz.txt
 
 clean:  ## delete what the other targets made
 	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -113,4 +117,4 @@ $(READY_FOR_DOCS): $(READY) requirements/docs.txt
 $(AUDIT):
 	@test -n "$(PYTHON)" || { echo "Error: no Python 3.11 or newer. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)/audit
-	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt

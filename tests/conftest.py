@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ from mailroom.inbox import Inbox, InboxServer
 from support import processes, senders
 from support.runs import RunProcess, Start
 from support.secrets import Watch
+
+# Whoever starts the tests in the background, as with & in a script, has SIGINT ignored, and so would the
+# programs that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing here outlives its process, so that what the disk keeps does not matter.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
@@ -42,7 +47,7 @@ def migrated(url: str) -> str:
 
 @pytest.fixture(autouse=True)
 def no_secret_in_logs() -> Iterator[Watch]:
-    """What ``mailroom`` writes to stderr holds no key, no database's password and no signed token."""
+    """What ``mailroom`` logs holds no key, no password, no secret, no token, no code and no whole address."""
     watch = Watch()
     with pytest.MonkeyPatch.context() as patch:
         watch.begin(patch)

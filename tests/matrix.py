@@ -161,7 +161,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--postgres", type=int, nargs="*", default=MAJORS, metavar="MAJOR")
     parser.add_argument("--python", nargs="*", default=VERSIONS, metavar="VERSION")
-    parser.add_argument("arguments", nargs="*", help="for pytest, in place of the tests chosen here")
+    parser.add_argument(
+        "tests", nargs="*", help="in place of those chosen here; options go into PYTEST_ADDOPTS"
+    )
     options = parser.parse_args()
     outcomes: list[Outcome] = []
     for major in options.postgres:
@@ -170,7 +172,7 @@ def main() -> int:
         except NotHadError as why:
             outcomes.append(Outcome(f"PostgreSQL {major}", f"could not be had: {why}"))
             continue
-        chosen = options.arguments or [f"tests/test_{name}.py" for name in ON_SERVERS.split()]
+        chosen = options.tests or [f"tests/test_{name}.py" for name in ON_SERVERS.split()]
         outcomes.append(tested(f"PostgreSQL {source}", Path(sys.executable), bindir, chosen))
     for version in options.python:
         try:
@@ -179,7 +181,7 @@ def main() -> int:
         except NotHadError as why:
             outcomes.append(Outcome(f"Python {version}", f"could not be had: {why}"))
             continue
-        outcomes.append(tested(f"Python {full}", python, None, options.arguments or ["tests"]))
+        outcomes.append(tested(f"Python {full}", python, None, options.tests or ["tests"]))
     width = max(len(one.what) for one in outcomes)
     click.echo()
     for one in outcomes:

@@ -43,6 +43,9 @@ ONCALL = "".join(
     for name in ("oncall.py", "dead.py", "console/ledger.py", "console/snapshot.py")
 )
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+COMMANDS, SETTINGS, SQL = (
+    (ROOT / "docs" / "reference" / f"{name}.md").read_text() for name in ("commands", "settings", "sql")
+)
 
 
 def block(text: str, language: str, containing: str) -> str:
@@ -102,7 +105,9 @@ print(urllib.request.urlopen(urllib.request.Request(url, data, method=method)).s
 
 def on_this_database(database: str) -> str:
     """The README's commands up to the collector, for a database of the test's."""
-    script = block(README, "sh", "pip install .\n").replace("pip install .\n", "")
+    script = block(README, "sh", "pip install .\n")
+    assert script.startswith("python3 -m venv venv && . venv/bin/activate\npip install .\ncreatedb ")
+    script = "".join(script.splitlines(keepends=True)[3:])  # the environment and the database are there
     address = "postgresql://postgres@127.0.0.1/app"
     assert address in script
     return script.replace(address, f"'{database}'")
@@ -228,18 +233,20 @@ def test_every_command_is_in_the_reference() -> None:
     known = commands(cli, "mailroom")
     assert known
     for path, command in known:
-        assert f"`{path}" in REFERENCE, path
+        assert f"| [`{path}`](#" in COMMANDS, path
         assert command.help
+        text = COMMANDS.split(f"## `{path}`\n")[1].split("\n## ")[0]
         for option in command.params:
             if isinstance(option, click.Option):
-                assert any(name in REFERENCE for name in option.opts), option.name
+                assert any(name in text for name in option.opts), option.name
 
 
 def test_every_variable_stands_in_the_reference_with_its_default() -> None:
     for variable in (*COLLECTOR_VARIABLES, *SENDER_VARIABLES, *HEALTH_VARIABLES):
         default = {None: "required", "": "optional"}.get(variable.default, f"`{variable.default}`")
-        assert f"| `{variable.name}` | {default} |" in REFERENCE
-        assert not variable.secret or f"`{variable.name}_FILE`" in REFERENCE
+        names = f"`{variable.name}`, or `{variable.name}_FILE`" if variable.secret else f"`{variable.name}`"
+        (row,) = re.findall(rf"^\| {names} \| {re.escape(default)} \| .*", SETTINGS, re.MULTILINE)
+        assert " to ".join(map(str, variable.bounds)) in row
 
 
 def test_every_exit_code_is_in_the_reference() -> None:
@@ -271,8 +278,11 @@ def test_every_function_of_the_queue_is_in_the_reference() -> None:
     functions |= {f"mailroom.{name}" for name in re.findall(r"FROM mailroom\.(\w+)\(", ONCALL)}
     functions |= {f"mailroom.{name}" for name in re.findall(r"SELECT mailroom\.(\w+)\(", ONCALL)}
     functions |= set(re.findall(r"mailroom\.\w+", PULSE + PAUSE + RESUME))
+    for_roles = "".join(
+        re.findall(r"^## Called by `mailroom_\w+`\n.*?(?=^## )", SQL, re.DOTALL | re.MULTILINE)
+    )
     assert functions - {"mailroom.ring"} == set(
-        re.findall(r"^\| `(mailroom\.\w+)\(", REFERENCE, re.MULTILINE)
+        re.findall(r"^### `(mailroom\.\w+)`", for_roles, re.MULTILINE)
     )
 
 

@@ -35,6 +35,8 @@ pytestmark = pytest.mark.skipif(not shutil.which("go"), reason="there is no go t
 def program() -> Path:
     """golang-migrate, built once a machine."""
     kept = Path(tempfile.gettempdir()) / f"mailroom-golang-migrate-{os.getuid()}-{VERSION}"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    assert os.getuid() == kept.stat().st_uid, f"{kept} is somebody else's, and would be executed here"
     if not (kept / "migrate").exists():
         # Beside it and then into its place, so that nobody sees half of it.
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
@@ -49,7 +51,6 @@ def program() -> Path:
             if done.returncode and any(word in done.stderr for word in OFFLINE):
                 pytest.skip("the Go module proxy does not answer")
             assert 0 == done.returncode, done.stderr
-            kept.mkdir(mode=0o700, exist_ok=True)
             shutil.move(Path(folder) / "migrate", kept / "migrate")
     return kept / "migrate"
 

@@ -32,7 +32,7 @@ from support.runs import (
     wait_until,
 )
 
-REFERENCE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
+REFERENCE = (Path(__file__).parent.parent / "docs" / "reference" / "metrics.md").read_text()
 # What "within seconds" is here, on a machine that does other things as well.
 SECONDS = 15.0
 
@@ -73,9 +73,7 @@ def test_the_metrics_are_those_in_the_reference() -> None:
         if not name.endswith("_created")
     }
     assert exposed
-    assert exposed == set(
-        re.findall(r"^\| `(mailroom_\w+)(?:\{[\w,]+\})?` \| (\w+) \|", REFERENCE, re.MULTILINE)
-    )
+    assert exposed == set(re.findall(r"^\| `(mailroom_\w+)` \| ([a-z]+) \|", REFERENCE, re.MULTILINE))
 
 
 def test_the_backlog_is_shown(db: Db, ses: InboxServer, start: Start) -> None:
@@ -254,8 +252,10 @@ def test_a_taken_port_is_told(db: Db, start: Start) -> None:
     start(HTTP=port)
     wait_for_readiness(port, None)
     second = start(HTTP=port)
-    assert 78 == second.process.wait(processes.PATIENCE_S)
-    assert f"MAILROOM_HTTP: cannot listen on 127.0.0.1:{port}" in second.log()
+    # Not the 78 after which a supervisor tries no more: the port may be free again.
+    assert 69 == second.process.wait(processes.PATIENCE_S)
+    assert f"MAILROOM_HTTP: cannot listen on 127.0.0.1:{port}: Address already in use" in second.log()
+    assert "Try: choose another port, or end what listens there" in second.log()
 
 
 @pytest.mark.parametrize("package", ["uvicorn", "starlette"])

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import fnmatch
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,10 @@ from mailroom import __version__
 from mailroom.cli import cli
 from mailroom.cli.run import RUN_VARIABLES
 from mailroom.demo.postgres import free_port
-from mailroom.inbox import InboxServer
+from mailroom.inbox import Inbox, InboxServer
+from mailroom.rejected import FILE_NAME
+from mailroom.run import GIVE_BACK_S
+from mailroom.wire import decode
 from support import processes, senders
 from support.processes import PATIENCE_S
 from support.queue_sql import Db, sign_up, sign_up_many
@@ -38,6 +45,16 @@ ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 KNOWN = {variable.name for variable in RUN_VARIABLES}
 LITTLE_MB = 128
+DOCKER_RUNS = [
+    shlex.split(words)
+    for words in re.findall(
+        r"^docker run (.*)$",
+        (ROOT / "docs" / "deploy.md").read_text().replace("\\\n", " "),
+        re.MULTILINE,
+    )
+]
+# A container's first process is the first of a namespace, and takes no signal that it has no handler for.
+FIRST_PROCESS = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 OFFLINE = ("NewConnectionError", "ConnectTimeoutError", "Temporary failure in name resolution")
 
 
@@ -101,6 +118,7 @@ class Image:
 
     installed: Path
     output: Path
+    as_nobody: bool = True
 
     def run(
         self, command: list[str], *, before: Sequence[str] = (), **environment: str
@@ -110,7 +128,7 @@ class Image:
         found = shutil.which(command[0], path=path)
         assert found
         return subprocess.Popen(
-            [*before, *_as_nobody(), found, *command[1:]],
+            [*before, *(_as_nobody() if self.as_nobody else []), found, *command[1:]],
             env=variables(FINAL) | {"PATH": path, "MAILROOM_SES_OUTPUT_PATH": str(self.output)} | environment,
             cwd="/tmp",
             stdin=subprocess.DEVNULL,
@@ -220,6 +238,100 @@ def test_the_image_migrates(image: Image, empty_database: str) -> None:
         told = process.communicate(timeout=PATIENCE_S)[0]
     assert 0 == process.returncode, told
     assert migrated(empty_database)
+
+
+def of_docker(words: list[str]) -> tuple[list[str], list[str]]:
+    """Docker's options, and the words behind the image's name."""
+    at = words.index("mailroom")
+    return words[:at], words[at + 1 :]
+
+
+def value_of(options: list[str], name: str) -> str:
+    return options[options.index(name) + 1]
+
+
+def test_the_documented_containers_are_stopped_in_order_and_keep_what_was_set_aside() -> None:
+    timeout = next(one for one in RUN_VARIABLES if one.name == "MAILROOM_SHUTDOWN_TIMEOUT").default
+    commands = []
+    for words in DOCKER_RUNS:
+        options, command = of_docker(words)
+        commands.append(command)
+        assert {"--read-only", "--cap-drop"} <= set(options)
+        # Nothing but `mailroom run` serves what the health check asks for.
+        assert ("--no-healthcheck" in options) is (command not in ([], ["mailroom", "run"]))
+        if command[:2] != ["mailroom", "migrate"]:
+            assert int(value_of(options, "--stop-timeout")) > int(timeout or 0) / 1000 + GIVE_BACK_S
+            assert value_of(options, "-v").endswith(f":{variables(FINAL)['MAILROOM_SES_OUTPUT_PATH']}")
+    assert [["mailroom", "migrate", "up"], [], ["bash", "-c"]] == [words[:3] for words in commands[:2]] + [
+        commands[2][:2]
+    ]
+
+
+@pytest.fixture
+def first_process() -> list[str]:
+    """What starts a command as a container does: the first process of its namespace."""
+    if not shutil.which("unshare"):
+        pytest.skip("there is no unshare")
+    found = FIRST_PROCESS if os.geteuid() == 0 else [*FIRST_PROCESS, "--map-root-user"]
+    tried = subprocess.run([*found, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no namespace can be made here: {tried.stderr.strip()}")
+    return found
+
+
+def set_aside(volume: Path) -> set[str]:
+    """Who is in the volume's rejected.csv."""
+    if not (volume / FILE_NAME).exists():
+        return set()
+    with (volume / FILE_NAME).open(newline="") as file:
+        return {
+            message.email for row in csv.DictReader(file) for message in decode(f"{row['line']}\n".encode())
+        }
+
+
+def test_the_documented_pipe_loses_nothing_when_its_container_is_stopped(
+    image: Image, first_process: list[str], database: str, db: Db, ses: InboxServer
+) -> None:
+    options, command = of_docker(DOCKER_RUNS[-1])
+    assert "bash" == command[0]
+    volume = image.output.with_name("volume")
+    given = senders.CONSTANTS | senders.aws(ses.url)
+    given |= {"MAILROOM_DATABASE_URL": database, "MAILROOM_SECRET_KEY": processes.KEY}
+    given |= {"MAILROOM_SES_OUTPUT_PATH": str(volume), "MAILROOM_BATCH_TIMEOUT": "50"}
+    people = {f"u{number}@example.com" for number in range(1, 601)}
+    sign_up_many(db, len(people))
+
+    def known() -> set[str]:
+        return set(ses.inbox.counts.by_recipient) | set_aside(volume)
+
+    def are_known(enough: int, _: Inbox) -> bool:
+        return len(known()) >= enough
+
+    for rate, enough in (("50", 60), ("10000", len(people))):
+        told: list[str] = []
+        # Not as nobody, who cannot start a Python that lies in root's home, as this machine's may.
+        image = replace(image, as_nobody=False)
+        with image.run(command, before=first_process, **given, MAILROOM_SEND_RATE=rate) as process:
+            assert process.stdout
+            reader = threading.Thread(target=told.extend, args=[process.stdout], daemon=True)
+            reader.start()
+            try:
+                ses.wait_for(partial(are_known, enough))
+                first = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+                began = time.monotonic()
+                os.kill(first, signal.SIGTERM)
+                code = process.wait(PATIENCE_S)
+                took_s = time.monotonic() - began
+            except TimeoutError as error:
+                pytest.fail(f"{error}\n{''.join(told)}")
+            finally:
+                process.kill()
+                reader.join(PATIENCE_S)
+        assert code == (75 if set_aside(volume) else 0), "".join(told)
+        assert took_s < int(value_of(options, "--stop-timeout"))
+        if rate == "50":
+            assert len(known()) < len(people)  # it was in the middle
+    assert people == known()
 
 
 @contextmanager

@@ -117,6 +117,8 @@ def test_ci_calls_make_check_on_every_python_that_is_promised() -> None:
         line.removeprefix(prefix) for line in PYPROJECT["project"]["classifiers"] if line.startswith(prefix)
     ]
     assert promised == job["strategy"]["matrix"]["python"]
+    security = [step.get("run", "").split() for step in workflow["jobs"]["security"]["steps"]]
+    assert [["make", "audit"], ["make", "fuzz"]] == [words[:2] for words in security if words]
 
 
 def test_pre_commit_runs_the_tools_of_make_check() -> None:

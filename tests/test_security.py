@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import ast
+import base64
+import hashlib
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support.processes import KEY, PATIENCE_S, environment
-from support.secrets import Watch, leaks
+from mailroom.logs import EventLogger
+from mailroom.sender_settings import SmtpServer
+from support.processes import KEY, PATIENCE_S
+from support.secrets import Watch, leaks, secrets_of
+from support.senders import AWS_SECRET, AWS_TOKEN
 
 ROOT = Path(__file__).parent.parent
 FUZZ_S = 5
@@ -85,23 +92,120 @@ def test_an_excuse_from_a_security_rule_has_a_reason() -> None:
     assert not [one for one in excuses if not re.search(r"noqa: [A-Z0-9, ]+ - \S+ ?\S+", one[1])]
 
 
-@pytest.mark.parametrize(
-    ("leak", "what"),
-    [(KEY, "the secret key"), ("hunter2", "the database's password"), (TOKEN, "a signed token")],
-)
-@pytest.mark.parametrize("into", ["file", "pipe"])
-def test_a_secret_on_stderr_is_caught(
-    leak: str, what: str, into: str, tmp_path: Path, no_secret_in_logs: Watch
-) -> None:
-    variables = environment("postgresql://ada:hunter2@localhost/mail")
-    command = [sys.executable, "-c", f"import sys; 'mailroom'; sys.stderr.write('reason={leak}')"]
-    if into == "pipe":
-        subprocess.run(command, env=variables, capture_output=True, check=True)
+LEAKS = [
+    (KEY, "the secret key"),
+    ("hunter2", "the database's password"),
+    ("p@ss word", "the SMTP password"),
+    ("p%40ss%20word", "the SMTP password"),
+    (AWS_SECRET, "the AWS_SECRET_ACCESS_KEY"),
+    (AWS_TOKEN, "the AWS_SESSION_TOKEN"),
+    ("ada@example.com", "an address"),
+    ('"ada l"@example.com', "an address"),
+    ("code=12345", "a code"),
+    ("('activation', '12345')", "a code"),
+    ('{"code": "12345"}', "a code"),
+    ("wrong 01234", "a code"),
+    (TOKEN, "a signed token"),
+]
+ENCODINGS: dict[str, Callable[[bytes], str]] = {
+    "hex": bytes.hex,
+    "bytea": lambda raw: rf"\x{raw.hex()}",
+    "repr": repr,
+    "JSON": lambda raw: json.dumps(repr(raw)),
+    "base64": lambda raw: base64.b64encode(raw).decode(),
+    "base64url": lambda raw: base64.urlsafe_b64encode(raw).decode(),
+    "base64url without padding": lambda raw: base64.urlsafe_b64encode(raw).decode().rstrip("="),
+}
+SECRETS = {
+    "MAILROOM_SECRET_KEY": KEY,
+    "MAILROOM_DATABASE_URL": "postgresql://ada:hunter2@localhost/mail",
+    "MAILROOM_TRANSPORT": "smtp://ada:p%40ss%20word@mail.example",
+    "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
+    "AWS_SESSION_TOKEN": AWS_TOKEN,
+}
+# What is no log, with all that a log must not hold, and a log of honest events.
+PRINTED = f"ada@example.com  {TOKEN}  code 12345\n"
+HONEST = f"""\
+2026-01-02T03:04:05.012345Z info health.serving address=127.0.0.1:41234
+2026-01-02T03:04:05.678Z info run.started worker=host-12345-{"ab" * 8}
+2026-01-02T03:04:05.678Z info run.settled sent=10000 retried=20480 waited=12345.6s
+2026-01-02T03:04:05.678Z warning run.rejected token=54321 reason="550 …@example.com: unknown, 5.1.1"
+{{"time": "2026-01-02T03:04:05.678Z", "level": "warning", "event": "queue.lease_lost", "lease": 31337}}
+2026-01-02T03:04:05.678Z warning ses.failed reason="{"0100" * 4}-{"ab" * 4}-{TOKEN[1:]} {TOKEN}x"
+Error: cannot listen on 127.0.0.1:50505: /tmp/{"a_long_name_" * 4}/socket: code 98
+"""
+
+
+@pytest.mark.parametrize("into", ["communicate", "read", "lines", "mixed", "file", "mixed file", "inherited"])
+def test_what_a_process_logs_is_watched(into: str, tmp_path: Path, no_secret_in_logs: Watch) -> None:
+    script = f"import sys; 'mailroom'; sys.stdout.write({PRINTED!r}); sys.stdout.flush()"
+    script += "; sys.stderr.write('Error: ada@example.com\\n')"
+    command, quiet = [sys.executable, "-c", script], subprocess.DEVNULL
+    name = "stderr"
+    if into == "communicate":
+        subprocess.run(command, capture_output=True, check=True)
+    elif into in ("read", "lines"):
+        with subprocess.Popen(command, stdout=quiet, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr
+            assert ["Error: ada@example.com\n"] == (
+                list(process.stderr) if into == "lines" else [process.stderr.read()]
+            )
+    elif into == "mixed":
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            assert process.stdout
+            assert process.stdout.read().startswith(PRINTED.encode())
+    elif into == "inherited":
+        subprocess.run(command, check=True, stdout=quiet)
+        name = "an inherited stderr"
     else:
-        with (tmp_path / "log").open("wb") as log:
-            subprocess.run(command, env=variables, stderr=log, check=True)
-    assert [f"{'stderr' if into == 'pipe' else 'log'} holds {what}"] == no_secret_in_logs.end()
+        name = "log"
+        with (tmp_path / name).open("wb") as log:
+            subprocess.run(command, stdout=log if into == "mixed file" else quiet, stderr=log, check=True)
+        (tmp_path / name).unlink()
+    assert [f"{name} holds an address"] == no_secret_in_logs.end()
 
 
-def test_what_is_no_secret_passes() -> None:
-    assert [] == leaks(f"batch count=1 {TOKEN}x {TOKEN[1:]}", {KEY: "the secret key"})
+@pytest.mark.parametrize("other", [False, True])
+def test_an_address_that_was_an_argument_may_be_told_back(other: bool, no_secret_in_logs: Watch) -> None:
+    script = "import sys; 'mailroom'; sys.stderr.write(f'Error: no {sys.argv[1]}')"
+    script += other * "; sys.stderr.write(' bob@example.com')"
+    subprocess.run([sys.executable, "-c", script, "ada@example.com"], capture_output=True, check=True)
+    assert other * ["stderr holds an address"] == no_secret_in_logs.end()
+
+
+@pytest.mark.parametrize("level", ["debug", "error"])
+def test_what_this_process_logs_is_watched(level: str, no_secret_in_logs: Watch) -> None:
+    getattr(EventLogger("test"), level)("happened", code="12345")
+    assert ["an event holds a code"] == no_secret_in_logs.end()
+
+
+def test_a_key_of_this_process_is_watched(no_secret_in_logs: Watch) -> None:
+    SmtpServer("mail.example", 25, "ada", "hunter2", tls=False, require_tls=False)
+    for secret in (KEY, AWS_SECRET, AWS_TOKEN, "hunter2"):
+        EventLogger("test").info("happened", reason=f"no {secret}")
+        assert 1 == len(no_secret_in_logs.end())
+
+
+@pytest.mark.parametrize(("leak", "what"), LEAKS)
+def test_every_leak_is_found(leak: str, what: str) -> None:
+    assert [what] == leaks(f"{HONEST}2026-01-02T03:04:05Z info a.b c=1 d={leak}\n", secrets_of(SECRETS))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_a_secret_is_found_however_it_is_written(encoding: str, is_signed: bool) -> None:
+    for number in range(200):
+        secret = hashlib.sha256(b"%d" % number).digest()
+        shown = ENCODINGS[encoding](secret + is_signed * hashlib.sha256(secret).digest())
+        for text in (f"secret={shown}", f"Claimed(7, {shown}, 'ada')"):
+            found = leaks(f"2026-01-02T03:04:05Z info a.b {text}\n", {})
+            assert {"a secret", "a signed token"} & set(found)
+
+
+def test_a_secret_in_a_file_is_known(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    assert {KEY: "the secret key"} == secrets_of({"MAILROOM_SECRET_KEY_FILE": str(tmp_path / "key")})
+
+
+def test_what_is_honest_passes() -> None:
+    assert [] == leaks(HONEST, secrets_of(SECRETS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 import os
@@ -71,24 +72,35 @@ def expected(case: Case) -> str:
 EXPECTED = [expected(case) for case in CASES]
 
 
+# Each would let somebody sign, or is a slip that nobody should find out by links that do not work.
+NO_KEYS = ("", f"{new_key()},", new_key()[:62], "z" * 64)
+
+
+def signed_with(key: bytes) -> str:
+    """An activation's token, by whoever knows that the key is nothing to know."""
+    secret = bytes(range(32))
+    signature = hmac.digest(key, b"/activate" + secret, "sha256")
+    return base64.urlsafe_b64encode(secret + signature).rstrip(b"=").decode()
+
+
 def snippet(language: str) -> str:
     (found,) = re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL)
     return str(found)
 
 
-def judged(command: list[str], folder: Path) -> list[str]:
-    """What a program prints for each case: the secret, or a dash."""
-    done = subprocess.run(
+def judged(
+    command: list[str], folder: Path, cases: list[Case] = CASES, keys: str = KEYS
+) -> subprocess.CompletedProcess[str]:
+    """A program prints for each case: the secret, or a dash."""
+    return subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | {"MAILROOM_SECRET_KEY": KEYS, "GOFLAGS": "-mod=mod", "GO111MODULE": "off"},
-        input=json.dumps([case._asdict() for case in CASES]),
+        env=os.environ | {"MAILROOM_SECRET_KEY": keys, "GOFLAGS": "-mod=mod", "GO111MODULE": "off"},
+        input=json.dumps([case._asdict() for case in cases]),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (0, "") == (done.returncode, done.stderr)
-    return done.stdout.split()
 
 
 DRIVERS = {
@@ -154,10 +166,27 @@ def test_another_language_judges_as_we_do(language: str, tmp_path: Path) -> None
     if language == "go":
         (tmp_path / "main.go").write_text(GO_MAIN)
         command = [program, "run", "main.go", name]
-    found = judged(command, tmp_path)
+    done = judged(command, tmp_path)
+    assert (0, "") == (done.returncode, done.stderr)
+    found = done.stdout.split()
     assert len(CASES) == len(found)
     for case, ours, theirs in zip(CASES, EXPECTED, found, strict=True):
         assert ours == theirs, case
+
+    for keys in NO_KEYS:
+        forged = Case(signed_with(b""), "activation", "")
+        done = judged(command, tmp_path, [forged], keys)
+        told = done.stderr + done.stdout  # Ruby splits an empty text into no keys, of which none fits
+        assert "MAILROOM_SECRET_KEY holds no key" in told or (keys, "-\n") == ("", told)
+
+
+def test_sql_takes_no_key_that_is_too_short(db: Db) -> None:
+    db.execute(snippet("postgresql").encode())
+    for key in (b"", b"k" * 31):
+        row = db.execute(
+            "SELECT verify_token(%s, 'activation', '', %s)", [signed_with(key), [key, b"k" * 32]]
+        ).fetchone()
+        assert (None,) == row
 
 
 def test_sql_judges_as_we_do(db: Db) -> None:

@@ -19,15 +19,16 @@ from mailroom.cli import cli
 from mailroom.cli.run import RUN_VARIABLES
 from mailroom.errors import DatabaseError
 from mailroom.run import GIVE_BACK_S
+from mailroom.run_settings import health_settings
 from test_image import FINAL, only, variables
 
 ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs" / "deploy.md").read_text()
+MANIFEST = (ROOT / "contrib" / "kubernetes" / "mailroom.yaml").read_text()
 UNITS = sorted((ROOT / "contrib" / "systemd").iterdir())
+WORKER = ROOT / "contrib" / "systemd" / "mailroom@.service"
 SERVICES = [path for path in UNITS if path.suffix == ".service"]
-OBJECTS: dict[str, dict[str, Any]] = {
-    one["kind"]: one
-    for one in yaml.safe_load_all((ROOT / "contrib" / "kubernetes" / "mailroom.yaml").read_text())
-}
+OBJECTS: dict[str, dict[str, Any]] = {one["kind"]: one for one in yaml.safe_load_all(MANIFEST)}
 SECRETS = {f"{one.name}_FILE" for one in RUN_VARIABLES if one.secret}
 KNOWN = {one.name for one in RUN_VARIABLES} | SECRETS | {"MAILROOM_LOG_FORMAT", "MAILROOM_LOG_LEVEL"}
 SHUTDOWN_S = (
@@ -37,9 +38,9 @@ SHUTDOWN_S = (
 MOST_EXPOSED = 1.5
 
 
-def unit(path: Path) -> dict[str, list[str]]:
+def unit(text: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
-    for line in path.read_text().splitlines():
+    for line in text.splitlines():
         if line and line[0] not in "#[":
             name, _, value = line.partition("=")
             found[name].append(value)
@@ -57,25 +58,63 @@ def assert_it_is_a_command(words: list[str]) -> None:
 
 @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.name)
 def test_a_service_starts_a_command_with_settings_that_exist(path: Path) -> None:
-    service = unit(path)
+    service = unit(path.read_text())
     (command,) = service["ExecStart"]
     assert_it_is_a_command(shlex.split(command))
+    assert_credentials_are_named(service)
+
+
+def assert_credentials_are_named(service: dict[str, list[str]]) -> None:
+    """Each by a setting of ours, or of AWS's."""
     credentials = {line.partition(":")[0] for line in service["LoadCredential"]}
     for line in service["Environment"]:
         name, _, value = line.partition("=")
-        assert name in KNOWN
-        if name in SECRETS:
+        assert name in KNOWN | {"AWS_SHARED_CREDENTIALS_FILE"}
+        if name not in KNOWN - SECRETS:
             credentials.remove(value.removeprefix("%d/"))
     assert set() == credentials
 
 
 def test_the_service_is_stopped_in_order_and_not_started_in_vain() -> None:
-    service = unit(ROOT / "contrib" / "systemd" / "mailroom.service")
+    service = unit(WORKER.read_text())
     assert int(service["TimeoutStopSec"][0].removesuffix("s")) > SHUTDOWN_S + GIVE_BACK_S
     assert str(DatabaseError.exit_code) in service["RestartPreventExitStatus"][0].split()
+    # A port may be free in a moment.
+    assert str(health.ListenError.exit_code) not in service["RestartPreventExitStatus"][0].split()
     output = next(line for line in service["Environment"] if "OUTPUT_PATH" in line).partition("=")[2]
     assert f"/var/lib/{service['StateDirectory'][0]}" == output  # all else is read-only
     assert ["strict"] == service["ProtectSystem"]
+
+
+def test_workers_on_one_machine_share_neither_port_nor_folder() -> None:
+    instances = re.findall(r"mailroom@(\w+)\.service", GUIDE)
+    assert ["8027", "8028"] == sorted(set(instances))
+    service = unit(WORKER.read_text())
+    given = dict(line.split("=", 1) for line in service["Environment"])
+    addresses = {
+        health_settings({"MAILROOM_HTTP": given["MAILROOM_HTTP"].replace("%i", one)}).address
+        for one in instances
+    }
+    assert {("127.0.0.1", 8027), ("127.0.0.1", 8028)} == addresses
+    assert "%i" in service["StateDirectory"][0]
+
+
+def drop_ins() -> list[str]:
+    return re.findall(r"```ini\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def test_the_drop_ins_hand_over_credentials_by_settings_that_exist() -> None:
+    assert 2 == len(drop_ins())
+    for text in drop_ins():
+        service = unit(text)
+        assert service["LoadCredential"]
+        assert_credentials_are_named(service)
+
+
+def test_every_guide_keeps_the_ledger_for_the_same_time() -> None:
+    files = [*UNITS, ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    ages = {age for path in files for age in re.findall(r"prune --older-than (\w+)", path.read_text())}
+    assert {"30d"} == ages
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
@@ -83,7 +122,11 @@ def test_systemd_takes_the_units_and_finds_them_tight(tmp_path: Path) -> None:
     for path in UNITS:
         # It wants the program to be there.
         (tmp_path / path.name).write_text(path.read_text().replace("/opt/mailroom/bin/mailroom", "/bin/true"))
-    units = [tmp_path / path.name for path in UNITS]
+    additions = tmp_path / f"{WORKER.name}.d"
+    additions.mkdir()
+    for number, text in enumerate(drop_ins()):
+        (additions / f"{number}.conf").write_text(text)
+    units = [tmp_path / path.name.replace("@.", "@8027.") for path in UNITS]
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
     )
@@ -111,28 +154,59 @@ def pod(kind: str) -> dict[str, Any]:
     return found
 
 
+def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
 @pytest.mark.parametrize("kind", ["Job", "Deployment"])
 def test_a_pod_may_do_nothing_but_its_work(kind: str) -> None:
     spec = pod(kind)
-    (container,) = spec["containers"]
-    assert_it_is_a_command(container["command"])
     user, group = map(int, only("USER").rest.split(":"))
     context = spec["securityContext"]
     assert (True, user, group, group) == (
         context["runAsNonRoot"], context["runAsUser"], context["runAsGroup"], context["fsGroup"],
     )  # fmt: skip
-    assert {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    } == container["securityContext"]
     assert spec["automountServiceAccountToken"] is False
-    assert {mount["name"] for mount in container["volumeMounts"]} == {one["name"] for one in spec["volumes"]}
-    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
-    for entry in container["env"]:
-        assert entry["name"] in KNOWN
-        if entry["name"] in SECRETS:
-            assert str(Path(entry["value"]).parent) in mounts
+    for container in containers(spec):
+        assert_it_is_a_command(container["command"])
+        assert {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        } == container["securityContext"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert set(mounts) == {one["name"] for one in spec["volumes"]}
+        for entry in container["env"]:
+            assert entry["name"] in KNOWN
+            if entry["name"] in SECRETS:
+                assert str(Path(entry["value"]).parent) in mounts.values()
+
+
+def test_the_job_migrates_and_then_renews_the_roles() -> None:
+    spec = pod("Job")
+    assert [["mailroom", "migrate", "up"]] == [one["command"] for one in spec["initContainers"]]
+    assert [["mailroom", "roles", "--apply"]] == [one["command"] for one in spec["containers"]]
+
+
+def test_the_guide_makes_every_secret_that_the_pods_mount() -> None:
+    made = {}
+    for line in re.findall(r"^kubectl create secret generic (.*)$", GUIDE, re.MULTILINE):
+        name, *options = line.split()
+        made[name] = {option.removeprefix("--from-file=").partition("=")[0] for option in options}
+    assert set(made) == set(re.findall(r"secretName: ([\w-]+)", MANIFEST))
+    for kind in ("Job", "Deployment"):
+        (secret,) = (one["secret"]["secretName"] for one in pod(kind)["volumes"] if "secret" in one)
+        for container in containers(pod(kind)):
+            read = {Path(one["value"]).name for one in container["env"] if one["name"] in SECRETS}
+            assert read <= made[secret]
+
+
+def test_the_guide_deletes_the_old_job_before_it_applies_the_new_one() -> None:
+    name = OBJECTS["Job"]["metadata"]["name"]
+    delete, apply, wait = re.findall(r"^kubectl (?:delete|apply|wait) .*$", GUIDE, re.MULTILINE)
+    assert f"kubectl delete job {name} --ignore-not-found" == delete
+    assert "contrib/kubernetes/mailroom.yaml" in apply
+    assert wait.endswith(f"job/{name}")
 
 
 def test_the_deployment_is_probed_where_health_is_served() -> None:

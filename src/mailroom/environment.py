@@ -20,12 +20,17 @@ MAX_MS: Final = 24 * 60 * 60 * 1000
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One documented variable: its name, its default (None: required) and what it is for."""
+    """One documented variable: its name, its default (None: required) and what it is for.
+
+    Attributes:
+        bounds: the least and the most of a whole number; empty for what is none.
+    """
 
     name: str
     default: str | None
     purpose: str
     secret: bool = False
+    bounds: tuple[int, ...] = ()
 
 
 class Reader:
@@ -42,6 +47,10 @@ class Reader:
         except ValueError as fault:
             self._faults.append(f"{variable.name}: {fault}")
             return otherwise
+
+    def whole(self, variable: Variable) -> int:
+        """The whole number within the variable's bounds."""
+        return self.read(variable, whole(*variable.bounds), 0)
 
     def finish(self) -> None:
         """End the reading.

@@ -33,20 +33,26 @@ Exposition = Callable[[], Awaitable[bytes]]
 
 
 class HealthError(MailroomError):
-    """Health cannot be served here."""
+    """Health cannot be served: its packages are missing."""
 
     exit_code = 78
+
+
+class ListenError(HealthError):
+    """Health cannot be served at this address now: a supervisor tries again until the port is free."""
+
+    exit_code = 69
 
 
 def listen_on(address: tuple[str, int]) -> socket.socket:
     """A socket on an address.
 
     Raises:
-        HealthError: it is taken, or not this machine's.
+        ListenError: it is taken, or not this machine's.
     """
     return listen(
         *address,
-        fault=HealthError,
+        fault=ListenError,
         setting="MAILROOM_HTTP: ",
         taken="choose another port, or end what listens there",
         elsewhere="write an address of this machine's, such as 127.0.0.1:8027 or 0.0.0.0:8027",

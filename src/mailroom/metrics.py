@@ -1,4 +1,4 @@
-"""What ``mailroom run`` counts, in Prometheus's types; the names are a contract (docs/reference.md).
+"""What ``mailroom run`` counts, in Prometheus's types; the names are a contract (docs/reference/metrics.md).
 
 Counters begin at zero when the process starts. No label and no value holds an address or a secret.
 """
@@ -20,8 +20,8 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mailroom import __version__
-from mailroom.outcomes import Outcome
-from mailroom.pulse import Pulse
+from mailroom.outcomes import Outcome, Result
+from mailroom.pulse import MOST, Pulse
 from mailroom.queue import Recorded
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -48,7 +48,7 @@ class Metrics:
         )
         self._answers = Counter(
             "mailroom_answers",
-            "Recipients by the class of the provider's answer.",
+            f"Recipients by the class of the provider's answer: {', '.join(one.value for one in Result)}.",
             ["result"],
             registry=registry,
         )
@@ -74,7 +74,9 @@ class Metrics:
             "mailroom_database_outages", "How often PostgreSQL was lost.", registry=registry
         )
         self._waiting = Gauge(
-            "mailroom_waiting", "Tokens that no worker has claimed; 10000 is that or more.", registry=registry
+            "mailroom_waiting",
+            f"Tokens that no worker has claimed; {MOST} is that or more.",
+            registry=registry,
         )
         self._in_flight = Gauge("mailroom_in_flight", "Tokens that a worker has in hand.", registry=registry)
         self._retrying = Gauge("mailroom_retrying", "Tokens that wait to be tried again.", registry=registry)
@@ -89,7 +91,7 @@ class Metrics:
             registry=registry,
         )
         self._queue_paused = Gauge(
-            "mailroom_queue_paused", "Whether a person paused the queue.", registry=registry
+            "mailroom_queue_paused", "1 when a person paused the queue.", registry=registry
         )
         self._sending_paused = Gauge(
             "mailroom_sending_paused_seconds",
@@ -97,9 +99,9 @@ class Metrics:
             registry=registry,
         )
         self._rate = Gauge("mailroom_rate", "Recipients a second that all workers share.", registry=registry)
-        self._up = Gauge("mailroom_database_up", "Whether PostgreSQL answers.", registry=registry)
+        self._up = Gauge("mailroom_database_up", "1 when PostgreSQL answers.", registry=registry)
         self._listener_up = Gauge(
-            "mailroom_listener_up", "Whether new tokens are heard of.", registry=registry
+            "mailroom_listener_up", "1 when new tokens are heard of.", registry=registry
         )
         self._counted_outages = 0
 

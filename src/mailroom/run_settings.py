@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from mailroom.environment import MAX_MS, Reader, Variable, whole
+from mailroom.environment import MAX_MS, Reader, Variable
 from mailroom.errors import SettingsError
 from mailroom.sender_settings import SenderSettings, sender_settings
 from mailroom.settings import CollectorSettings, collector_settings
@@ -17,18 +17,20 @@ Settings = TypeVar("Settings")
 HTTP: Final = Variable(
     "MAILROOM_HTTP",
     "",
-    "where /metrics, /livez and /readyz are served: host:port, or a port on loopback",
+    "where /metrics, /livez and /readyz are served: host:port, or a port on loopback; needs the extra http",
 )
 READY_AGE: Final = Variable(
     "MAILROOM_READY_AGE",
     "120000",
     "/readyz is red when a mail that could be on its way has waited for so many milliseconds,"
     " or is not settled after as many",
+    bounds=(1, MAX_MS),
 )
 READY_PAUSE: Final = Variable(
     "MAILROOM_READY_PAUSE",
     "60000",
     "/readyz is red when the provider has refused everybody for so many milliseconds",
+    bounds=(1, MAX_MS),
 )
 HEALTH_VARIABLES: Final = (HTTP, READY_AGE, READY_PAUSE)
 
@@ -81,8 +83,8 @@ def health_settings(environment: Mapping[str, str]) -> HealthSettings:
     reader = Reader(environment)
     settings = HealthSettings(
         address=reader.read(HTTP, _address, None),
-        ready_age_ms=reader.read(READY_AGE, whole(1, MAX_MS), 0),
-        ready_pause_ms=reader.read(READY_PAUSE, whole(1, MAX_MS), 0),
+        ready_age_ms=reader.whole(READY_AGE),
+        ready_pause_ms=reader.whole(READY_PAUSE),
     )
     reader.finish()
     return settings

@@ -10,24 +10,29 @@ from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from mailroom.actions import ACTIONS
-from mailroom.environment import MAX_MS, Reader, Variable, boolean, whole
+from mailroom.environment import MAX_MS, Reader, Variable, boolean
 
 MAX_RATE: Final = 1_000_000.0
 SMTP_PORTS: Final = {"smtp": 587, "smtps": 465}
 
 TRANSPORT: Final = Variable(
-    "MAILROOM_TRANSPORT", "ses", "what sends: ses, debug, smtp://user:password@host or smtps://…", secret=True
+    "MAILROOM_TRANSPORT",
+    "ses",
+    "what sends: ses, debug, smtp://user:password@host:587 (STARTTLS where offered) or smtps://… (TLS)",
+    secret=True,
 )
 DEBUG: Final = Variable(
     "MAILROOM_DEBUG",
     "false",
-    "true prints the calls instead of making them, as MAILROOM_TRANSPORT=debug does",
+    "true prints the calls, with live tokens, instead of making them, as MAILROOM_TRANSPORT=debug does",
 )
 SES_CONFIG_SET: Final = Variable(
-    "MAILROOM_SES_CONFIG_SET", "default", "SES's configuration set; none is to name none"
+    "MAILROOM_SES_CONFIG_SET", "default", "SES's configuration set; none names none"
 )
 SES_SOURCE: Final = Variable(
-    "MAILROOM_SES_SOURCE", "noreply@localhost", "the sender's address, for every transport"
+    "MAILROOM_SES_SOURCE",
+    "noreply@localhost",
+    "the sender's address, name@domain or Name <name@domain>, for every transport",
 )
 SES_OUTPUT_PATH: Final = Variable(
     "MAILROOM_SES_OUTPUT_PATH",
@@ -50,27 +55,40 @@ APP_URL: Final = Variable("MAILROOM_APP_URL", "", "what templates show for {{app
 SEND_RATE: Final = Variable(
     "MAILROOM_SEND_RATE",
     "auto",
-    "the most recipients a second; auto is what SES's quota allows, or 14 where there is none to ask",
+    f"the most recipients a second, up to {MAX_RATE:,.0f}; auto is SES's quota, or 14 where none is told",
 )
-SEND_CONCURRENCY: Final = Variable("MAILROOM_SEND_CONCURRENCY", "4", "the most calls at a time")
+SEND_CONCURRENCY: Final = Variable(
+    "MAILROOM_SEND_CONCURRENCY", "4", "the most calls at a time", bounds=(1, 100)
+)
 CONNECT_TIMEOUT: Final = Variable(
-    "MAILROOM_CONNECT_TIMEOUT", "5000", "a connection is given up after so many milliseconds"
+    "MAILROOM_CONNECT_TIMEOUT",
+    "5000",
+    "a connection is given up after so many milliseconds",
+    bounds=(1, MAX_MS),
 )
 SEND_TIMEOUT: Final = Variable(
-    "MAILROOM_SEND_TIMEOUT", "10000", "an answer counts as lost after so many milliseconds of silence"
+    "MAILROOM_SEND_TIMEOUT",
+    "10000",
+    "an answer counts as lost after so many milliseconds of silence, or four times as many altogether",
+    bounds=(1, MAX_MS),
 )
 RETRY_LIMIT: Final = Variable(
     "MAILROOM_RETRY_LIMIT",
     "10",
     "a recipient that fails for no stated reason, or whose answer is lost, is tried so many times",
+    bounds=(1, 1000),
 )
 RETRY_FOR: Final = Variable(
     "MAILROOM_RETRY_FOR",
     "900000",
-    "a mail is given up so many milliseconds after it was read, as its token expires",
+    "a mail is given up so many milliseconds after it was read; a token lives as long",
+    bounds=(1, MAX_MS),
 )
 SHUTDOWN_TIMEOUT: Final = Variable(
-    "MAILROOM_SHUTDOWN_TIMEOUT", "10000", "after SIGTERM, what is in hand has so many milliseconds"
+    "MAILROOM_SHUTDOWN_TIMEOUT",
+    "10000",
+    "after SIGTERM, what is in hand has so many milliseconds",
+    bounds=(0, MAX_MS),
 )
 
 TEMPLATE_VARIABLES: Final = (TEMPLATES, APP_NAME, APP_URL, *TEMPLATE_NAMES.values())
@@ -164,12 +182,12 @@ def sender_settings(environment: Mapping[str, str]) -> SenderSettings:
         output_path=reader.read(SES_OUTPUT_PATH, Path, Path()),
         templates=_read_templates(reader),
         send_rate=reader.read(SEND_RATE, _rate, None),
-        send_concurrency=reader.read(SEND_CONCURRENCY, whole(1, 100), 0),
-        connect_timeout_ms=reader.read(CONNECT_TIMEOUT, whole(1, MAX_MS), 0),
-        send_timeout_ms=reader.read(SEND_TIMEOUT, whole(1, MAX_MS), 0),
-        retry_limit=reader.read(RETRY_LIMIT, whole(1, 1000), 0),
-        retry_for_ms=reader.read(RETRY_FOR, whole(1, MAX_MS), 0),
-        shutdown_timeout_ms=reader.read(SHUTDOWN_TIMEOUT, whole(0, MAX_MS), 0),
+        send_concurrency=reader.whole(SEND_CONCURRENCY),
+        connect_timeout_ms=reader.whole(CONNECT_TIMEOUT),
+        send_timeout_ms=reader.whole(SEND_TIMEOUT),
+        retry_limit=reader.whole(RETRY_LIMIT),
+        retry_for_ms=reader.whole(RETRY_FOR),
+        shutdown_timeout_ms=reader.whole(SHUTDOWN_TIMEOUT),
     )
     reader.finish()
     return settings

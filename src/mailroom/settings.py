@@ -6,33 +6,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from mailroom.environment import MAX_MS, Reader, Variable, whole
+from mailroom.environment import MAX_MS, Reader, Variable
 from mailroom.tokens import parse_keys
 from mailroom.wire import MOST_MESSAGES
 
 NO_KEYS: Final[tuple[bytes, ...]] = ()
 
 DATABASE_URL: Final = Variable(
-    "MAILROOM_DATABASE_URL", None, "PostgreSQL: a URL or host=… dbname=…, as libpq reads it", secret=True
+    "MAILROOM_DATABASE_URL",
+    None,
+    "PostgreSQL, as libpq reads it: postgresql://user:password@host/database, or host=… dbname=…",
+    secret=True,
 )
 SECRET_KEY: Final = Variable(
-    "MAILROOM_SECRET_KEY", None, "HMAC keys in hexadecimal, separated by commas; the first signs", secret=True
+    "MAILROOM_SECRET_KEY",
+    None,
+    "HMAC keys in hexadecimal, at least 32 bytes each, separated by commas; the first signs, all verify",
+    secret=True,
 )
 CHANNEL_NAME: Final = Variable(
-    "MAILROOM_CHANNEL_NAME", "token_insert", "the channel that the trigger on tokens rings"
+    "MAILROOM_CHANNEL_NAME", "token_insert", "the channel that the trigger tokens_ring rings"
 )
 QUEUE_NAME: Final = Variable("MAILROOM_QUEUE_NAME", "mailroom", "the row of jobs that keeps the cursor")
 HEALTHCHECK_INTERVAL: Final = Variable(
     "MAILROOM_HEALTHCHECK_INTERVAL",
     "270000",
-    "a dead connection is noticed within so many milliseconds",
+    "a dead connection is noticed within so many milliseconds; an answer may take a third, at most 30 s",
+    bounds=(1000, MAX_MS),
 )
 BATCH_TIMEOUT: Final = Variable(
     "MAILROOM_BATCH_TIMEOUT",
     "5000",
     "a batch waits at most so many milliseconds for more tokens; 0 is not at all",
+    bounds=(0, MAX_MS),
 )
-BATCH_LIMIT: Final = Variable("MAILROOM_BATCH_LIMIT", "10", "a batch has at most so many tokens")
+BATCH_LIMIT: Final = Variable(
+    "MAILROOM_BATCH_LIMIT", "10", "a batch has at most so many tokens", bounds=(1, MOST_MESSAGES)
+)
 
 COLLECTOR_VARIABLES: Final = (
     DATABASE_URL,
@@ -70,9 +80,9 @@ def collector_settings(environment: Mapping[str, str]) -> CollectorSettings:
         keys=reader.read(SECRET_KEY, parse_keys, NO_KEYS),
         channel_name=reader.read(CHANNEL_NAME, _name, ""),
         queue_name=reader.read(QUEUE_NAME, _name, ""),
-        healthcheck_interval_ms=reader.read(HEALTHCHECK_INTERVAL, whole(1000, MAX_MS), 0),
-        batch_timeout_ms=reader.read(BATCH_TIMEOUT, whole(0, MAX_MS), 0),
-        batch_limit=reader.read(BATCH_LIMIT, whole(1, MOST_MESSAGES), 0),
+        healthcheck_interval_ms=reader.whole(HEALTHCHECK_INTERVAL),
+        batch_timeout_ms=reader.whole(BATCH_TIMEOUT),
+        batch_limit=reader.whole(BATCH_LIMIT),
     )
     reader.finish()
     return settings
