@@ -35,6 +35,7 @@ from support.senders import AWS_SECRET, AWS_TOKEN
 
 ROOT: Final = str(Path(__file__).parents[2])  # may have mailroom in its name
 SHORTEST: Final = 6
+EXAMPLE: Final = "user:password@host"  # as the settings' own descriptions have it
 INHERITED: Final = "an inherited stderr"
 OURS: Final = {
     "MAILROOM_SECRET_KEY": KEY,
@@ -136,8 +137,8 @@ class _Log:
         text = "".join(self.heard)
         if self.is_mixed:
             text = "\n".join(found[0] for found in _LOGGED.finditer(text))
-        for argument in self.arguments:
-            text = text.replace(argument, "…")
+        for told in (*self.arguments, EXAMPLE):
+            text = text.replace(told, "…")
         return [f"{self.name} holds {what}" for what in leaks(text, self.secrets)]
 
 
