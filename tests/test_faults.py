@@ -82,6 +82,7 @@ def test_kill_9_twenty_times_loses_nothing_and_repeats_at_most_200_each(
             killed.append(collector)
     writer.join()
     with CollectorProcess(database, log=tmp_path / "last") as last:
+        last.wait_until_listening()  # before that SIGTERM ends it without an order
         wait_for_all([*killed, last], committed_emails(database))
         assert 0 == last.stop()
     assert 3000 == len(committed_emails(database))
