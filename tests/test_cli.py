@@ -15,6 +15,7 @@ import pytest
 
 from mailroom.cli import cli
 from mailroom.settings import COLLECTOR_VARIABLES
+from mailroom.tokens import sign
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "reference.json").read_text())
 KEY: str = VECTORS["secret_key"]
@@ -121,6 +122,16 @@ def test_a_token_that_is_not_exits_with_65_and_the_reason(
         report.returncode,
         json.loads(report.stdout),
     )
+
+
+@pytest.mark.parametrize("first", [b"\xf8", b"\xfb\xe0"], ids=["one dash", "two dashes"])
+def test_a_token_may_begin_with_dashes(first: bytes) -> None:
+    token = sign(first.ljust(32, b"\x07"), "activation", keys=KEY)
+    assert token.startswith("-" * len(first))
+    done = run("token", "verify", token, "--action", "activation", SECRET_KEY=KEY)
+    assert (0, "genuine, for activation\n") == (done.returncode, done.stdout), done.stderr
+    misspelt = run("token", "verify", token, "--acton", "activation", SECRET_KEY=KEY)
+    assert 64 == misspelt.returncode
 
 
 def test_a_token_can_come_from_standard_input() -> None:

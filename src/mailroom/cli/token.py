@@ -18,7 +18,8 @@ def token() -> None:
     """Check tokens from a shell."""
 
 
-@token.command("verify")
+# One token in 64 begins with a dash, and is no option.
+@token.command("verify", context_settings={"ignore_unknown_options": True})
 @click.argument("token", metavar="TOKEN")
 @click.option("--action", type=click.Choice(list(BY_NAME)), required=True, help="What it should be for.")
 @click.option("--code", help="The five digits that were mailed with it.")
