@@ -173,7 +173,10 @@ ORDER BY c.relnamespace::regnamespace::text DESC, c.relname COLLATE "C", a.attnu
 CALLERS: Final = {
     "everybody": ("Called by everybody", "They are the defaults of columns."),
     "mailroom_app": ("Called by `mailroom_app`", "Your application."),
-    "mailroom_worker": ("Called by `mailroom_worker`", "`mailroom run` and `mailroom collector`."),
+    "mailroom_worker": (
+        "Called by `mailroom_worker`",
+        "`mailroom run`, `mailroom collector` and `mailroom doctor`.",
+    ),
     "mailroom_oncall": (
         "Called by `mailroom_oncall`",
         "The people on call, through Mailroom's commands. Nothing here gives out a secret or a code.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 import click
 import pytest
 
+from mailroom import spelling
 from mailroom.cli import cli
 from mailroom.settings import COLLECTOR_VARIABLES
 from mailroom.tokens import sign
@@ -78,6 +81,91 @@ def test_a_faulty_environment_exits_with_78_and_a_remedy(arguments: tuple[str, .
     assert done.stderr.startswith("Error: the environment is not usable:\n  MAILROOM_DATABASE_URL: not set")
     assert "\nTry: " in done.stderr
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"LOG_FORMAT": "xml"}, "MAILROOM_LOG_FORMAT: 'xml' is not one of"),
+        ({"LOG_LEVEL": "loud"}, "MAILROOM_LOG_LEVEL: 'loud' is not one of"),
+    ],
+)
+def test_a_log_variable_is_a_variable_and_a_log_option_an_option(
+    variables: dict[str, str], told: str
+) -> None:
+    done = run("key", "new", **variables)
+    assert (78, "") == (done.returncode, done.stdout)
+    assert done.stderr.startswith(f"Error: the environment is not usable:\n  {told}")
+    assert "\nTry: " in done.stderr
+    ((name, value),) = variables.items()
+    done = run(f"--{name.lower().replace('_', '-')}", value, "key", "new")
+    assert (64, "") == (done.returncode, done.stdout)
+
+
+@pytest.mark.parametrize("key", ["", "ab", "ab" * 31])
+def test_a_key_that_is_missing_or_too_short_is_told_with_how_to_make_one(key: str) -> None:
+    variables = {"DATABASE_URL": "dbname=a"} | ({"SECRET_KEY": key} if key else {})
+    for arguments in (("collector",), ("run",), ("token", "verify", "x", "--action", "activation")):
+        done = run(*arguments, **variables)
+        assert 78 == done.returncode
+        assert "`mailroom key new`" in done.stderr.split("Try: ")[1]
+
+
+@pytest.mark.parametrize("command", ["collector", "run", "sender"])
+def test_a_variable_that_no_command_reads_is_told_once_without_its_value(command: str) -> None:
+    done = run(
+        command, BATCH_LIMTI="sesame", TEST_X="1", SERVICE_HOST="10.0.0.1", TRANSPORT_FILE="", SEND_RATE="x",
+        DATABASE_URL="dbname=a",
+    )  # fmt: skip
+    (told,) = [line for line in done.stderr.splitlines() if "settings.unknown" in line]
+    assert told.endswith(
+        " warning settings.unknown name=MAILROOM_BATCH_LIMTI did_you_mean=MAILROOM_BATCH_LIMIT"
+    )
+    assert "sesame" not in done.stderr
+
+
+def test_every_variable_that_a_command_reads_is_known() -> None:
+    read = set()
+    for path in paths(cli):
+        read |= set(re.findall(r"MAILROOM_[A-Z_]+[A-Z]", run(*path, "--help").stdout))
+    assert read - {"MAILROOM_TEST"} <= spelling.known()
+    assert {
+        str(option.envvar) for option in cli.params if isinstance(option, click.Option) and option.envvar
+    } == set(spelling.LOG_VARIABLES)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+@pytest.mark.parametrize("arguments", [["doctor"], ["migrate", "status"]], ids=" ".join)
+def test_whoever_wants_no_colour_gets_none(
+    arguments: list[str], variables: dict[str, str], is_coloured: bool
+) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAILROOM_")}
+    kept.pop("NO_COLOR", None)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mailroom",
+            *arguments,
+            *(["--only", "database"] if arguments == ["doctor"] else []),
+        ],
+        env=kept | {"TERM": "xterm"} | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    ):
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while part := os.read(ours, 4096):
+                seen += part
+    os.close(ours)
+    assert b"MAILROOM_DATABASE_URL" in seen
+    assert is_coloured == (b"\x1b[" in seen)
 
 
 def test_a_new_key_is_fresh_and_good() -> None:

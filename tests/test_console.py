@@ -586,7 +586,7 @@ def test_without_the_extra_it_says_so(database: str, package: str) -> None:
     done = without(package, "console", "--port", "0", variables=environment(database))
     assert 69 == done.returncode
     assert f"the package {package} is not installed\n" in done.stderr
-    assert "install the extra http" in done.stderr
+    assert "mailroom-postgresql[http]" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -256,12 +256,12 @@ def test_a_retried_dead_letter_is_told_as_such(db: Db) -> None:
     db.execute("UPDATE mailroom.leases SET due_at = due_at + interval '1 second'")
     assert (
         "retrying: it was rejected, and is tried again by hand: as z…@example.com asked, since T;"
-        " next try at T\n"
+        " no `mailroom run` is alive (a collector in a pipe is not seen here)\n"
         f"  token {token}: activation for zoe <z…@example.com>, whose account is provisioned\n"
         "  T  made; it expires at T\n"
         "  T  attempt 1, w: rejected: Address z…@example.com is blacklisted\n"
         "  T  by hand, O: retried: by hand: as z…@example.com asked\n"
-        "  T  the next attempt is due"
+        "  T  attempt 2 is due"
     ) == told(db, token)
     assert [("", 0, [token])] == db.execute(
         "SELECT worker, generation, tokens FROM mailroom.leases"

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from conftest import FAST, bindir, database_of, migrated
+from conftest import FAST, bindir, database_of
 from mailroom import migrate, templates
 from mailroom.cli.doctor import as_json_text, as_table, doctor
 from mailroom.demo.postgres import PostgresServer, free_port
@@ -48,7 +48,8 @@ SECRETS = (KEY, DB_PASSWORD, SMTP_PASSWORD, ACCESS_KEY, SECRET_ACCESS_KEY)
 NAMES = {"app_name": "Example", "app_url": "https://example.com"}
 DATABASE = [
     "collector-settings", "keys", "server", "encoding", "writable", "clock", "migrations", "functions",
-    "queue", "tokens-trigger", "accounts-trigger", "notifications", "backlog", "collectors",
+    "queue", "pause", "tokens-trigger", "accounts-trigger", "notifications", "backlog", "collectors",
+    "workers",
 ]  # fmt: skip
 SENDING = ["sender-settings", "output-folder", "set-aside"]
 SES = [
@@ -174,7 +175,7 @@ def test_a_table_and_exit_code_0(database: str, collector: Db, box: Inbox, sendi
     done = run(collecting(database) | sending)
     assert (0, "") == (done.returncode, done.stderr)
     lines = done.stdout.splitlines()
-    assert "0 faults, 0 warnings, 27 ok, 1 skipped" == lines[-1]
+    assert "0 faults, 0 warnings, 29 ok, 1 skipped" == lines[-1]
     assert f"ok       migrations                  up to date, version {NEWEST}" in lines
     assert "\x1b" not in done.stdout
 
@@ -187,7 +188,7 @@ def test_faults_have_remedies_and_exit_code_1(database: str, db: Db, box: Inbox)
     at = next(at for at, line in enumerate(lines) if line.startswith("fault "))
     assert lines[at].startswith("fault    tokens-trigger ")
     assert "         try: ALTER TABLE tokens ENABLE TRIGGER tokens_ring" == lines[at + 1]
-    assert "1 fault, 1 warning, 12 ok" == lines[-1]
+    assert "1 fault, 1 warning, 14 ok" == lines[-1]
     assert [] == [secret for secret in SECRETS if secret in done.stdout]
 
 
@@ -344,10 +345,84 @@ def test_a_database_without_an_encoding(server_url: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'".encode())
         try:
-            findings = the_database(migrated(database_of(server_url, name)))
+            findings = the_database(database_of(server_url, name))
         finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-    assert ["encoding"] == faults(findings)
+    assert ["encoding", "migrations"] == faults(findings)
+    assert "ENCODING 'UTF8'" in findings["encoding"].remedy
+
+
+def test_a_paused_queue_is_told_with_the_reason(database: str, db: Db, collector: Db) -> None:
+    db.execute("SELECT mailroom.pause('mailroom', 'zoe@example.com complained')")
+    findings = the_database(database)
+    assert ["pause"] == not_ok(findings)
+    assert WARNING is findings["pause"].state
+    assert findings["pause"].detail.startswith("paused since ")
+    assert findings["pause"].detail.endswith("because: z…@example.com complained")
+    assert "`mailroom resume`" in findings["pause"].remedy
+
+
+def test_the_troubles_of_workers_that_are_alive_are_told(database: str, db: Db, collector: Db) -> None:
+    for worker, trouble in (("a:1", ""), ("b:2", "Sending paused for zoe@example.com"), ("c:3", "no route")):
+        db.execute("SELECT mailroom.heartbeat('mailroom', %s, '1', %s)", [worker, trouble])
+    db.execute("UPDATE mailroom.workers SET seen_at = now() - interval '1 minute' WHERE worker = 'c:3'")
+    findings = the_database(database)
+    assert ["workers"] == not_ok(findings)
+    told = findings["workers"].detail
+    assert WARNING is findings["workers"].state
+    assert told.startswith("1 of 2 workers in trouble: b:2 since ")
+    assert told.endswith(": Sending paused for z…@example.com")
+    db.execute("SELECT mailroom.heartbeat('mailroom', 'b:2', '1', '')")
+    assert "2 workers of `mailroom run` alive, none in trouble" == the_database(database)["workers"].detail
+
+
+def test_workers_that_cannot_be_looked_at_in_time_are_not_at_fault(
+    database: str, db: Db, collector: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailroom.doctor.patient.STATEMENT_LIMIT_MS", 300)
+    with db.transaction():
+        db.execute("LOCK TABLE mailroom.workers")
+        findings = the_database(database)
+    assert ["workers"] == not_ok(findings)
+    assert WARNING is findings["workers"].state
+    assert findings["workers"].detail.startswith("not known: ")
+    assert "statement timeout" in findings["workers"].detail
+
+
+def test_a_variable_that_no_command_reads_is_told(database: str, db: Db, collector: Db) -> None:
+    findings = the_database(
+        database,
+        BATCH_LIMTI="sesame-31337",
+        SEKRET_KEY=KEY,
+        QUACK="x",
+        TEST_ANYTHING="1",
+        PORT="tcp://10.0.0.1:8027",
+        PORT_8027_TCP_ADDR="10.0.0.1",
+        HTTP_PORT="8027",
+        SERVICE_HOST="10.0.0.1",
+        LOG_FORMAT="json",
+        TRANSPORT_FILE="",
+    )
+    unknown = ["MAILROOM_BATCH_LIMTI", "MAILROOM_HTTP_PORT", "MAILROOM_QUACK", "MAILROOM_SEKRET_KEY"]
+    assert unknown == not_ok(findings)
+    assert {WARNING} == {findings[name].state for name in unknown}
+    assert "did you mean MAILROOM_BATCH_LIMIT?" == findings["MAILROOM_BATCH_LIMTI"].remedy
+    assert "did you mean MAILROOM_SECRET_KEY?" == findings["MAILROOM_SEKRET_KEY"].remedy
+    assert "sesame" not in str(findings)
+
+
+def test_a_missing_key_is_told_with_how_to_make_one(database: str) -> None:
+    finding = the_database(database, SECRET_KEY="ab")["MAILROOM_SECRET_KEY"]
+    assert "`mailroom key new`" in finding.remedy
+
+
+def test_short_credentials_leave_the_words_of_an_answer_whole(
+    monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "e")
+    with Account(sender_settings(sending)) as account:
+        assert "Access denied" in str(account.explained(RuntimeError("Access denied")))
 
 
 def test_read_only(database: str, collector: Db) -> None:

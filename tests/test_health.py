@@ -264,7 +264,7 @@ def test_without_the_extra_it_says_so(database: str, ses: InboxServer, tmp_path:
     done = processes.without(package, "run", variables=variables | senders.aws(ses.url))
     assert 78 == done.returncode
     assert f"MAILROOM_HTTP is set, and the package {package} is not installed\n" in done.stderr
-    assert "install the extra http" in done.stderr
+    assert "mailroom-postgresql[http]" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -831,7 +831,10 @@ def test_a_missing_extra_is_told_with_a_remedy(package: str) -> None:
     done = without(package, "inbox", "--port", "0")
     assert 69 == done.returncode
     assert f"the package {package} is not installed\n" in done.stderr
-    assert "install the extra inbox, as with: pip install '.[inbox]'\n" in done.stderr
+    assert (
+        "install the extra: pip install 'mailroom-postgresql[inbox]', or '.[inbox]' in a clone\n"
+        in done.stderr
+    )
 
 
 @pytest.fixture

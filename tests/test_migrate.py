@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -50,11 +51,49 @@ def test_steps_go_up_and_down_one_by_one(empty_database: str) -> None:
     assert [f"{name} up" for name in NAMES[1:]] == run(
         empty_database, "up", str(len(NAMES))
     ).stdout.splitlines()
-    assert [f"{NAMES[-1]} down"] == run(empty_database, "down").stdout.splitlines()
+    assert [f"{NAMES[-1]} down"] == run(empty_database, "down", "--yes").stdout.splitlines()
     assert [(len(NAMES) - 1, False)] == bookkeeping(empty_database)
-    assert 0 == run(empty_database, "down", str(len(NAMES))).returncode
+    assert 0 == run(empty_database, "down", "--yes", str(len(NAMES))).returncode
     assert [] == bookkeeping(empty_database)
-    assert "nothing to take back" in run(empty_database, "down").stdout
+    assert "nothing to take back" in run(empty_database, "down", "--yes").stdout
+
+
+def test_nothing_is_taken_back_unasked_without_a_terminal(empty_database: str) -> None:
+    run(empty_database, "up")
+    refused = run(empty_database, "down", "99")
+    assert (64, "") == (refused.returncode, refused.stdout)
+    assert "needs --yes" in refused.stderr
+    assert [(len(NAMES), False)] == bookkeeping(empty_database)
+
+
+def test_whoever_is_not_the_owner_is_told_who_migrates(empty_database: str, server_url: str) -> None:
+    name = f"mailroom_stranger_{secrets.token_hex(4)}"
+    with psycopg.connect(empty_database, autocommit=True) as owner:
+        owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'stranger'".encode())
+        try:
+            stranger = make_conninfo(empty_database, user=name, password="stranger")
+            refusals = [run(stranger, "up")]  # it may not make a table
+            run(empty_database, "up")
+            refusals += [run(stranger, *arguments) for arguments in (["status"], ["up"], ["down", "--yes"])]
+        finally:
+            owner.execute(f"DROP ROLE {name}".encode())
+    for refused in refusals:
+        assert (78, "") == (refused.returncode, refused.stdout), refused.stderr
+        assert refused.stderr.startswith("Error: ")
+        assert "run it as the owner of Mailroom's schema" in refused.stderr.split("Try: ")[1]
+
+
+def test_a_database_without_an_encoding_is_refused_before_the_first(server_url: str) -> None:
+    name = f"mailroom_ascii_{secrets.token_hex(4)}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'".encode())
+        try:
+            refused = run(make_conninfo(server_url, dbname=name), "up")
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    assert (78, "") == (refused.returncode, refused.stdout)
+    assert "the database has no encoding (SQL_ASCII)" in refused.stderr
 
 
 def test_status_tells_what_is_applied(empty_database: str) -> None:
@@ -72,8 +111,8 @@ def test_a_dirty_state_is_told_and_refused(empty_database: str) -> None:
     run(empty_database, "up", "1")
     with psycopg.connect(empty_database) as connection:
         connection.execute("UPDATE schema_migrations SET dirty = true")
-    for command in ("up", "down"):
-        refused = run(empty_database, command)
+    for command in (["up"], ["down", "--yes"]):
+        refused = run(empty_database, *command)
         assert 78 == refused.returncode
         assert "the schema is dirty" in refused.stderr
         assert "Try:" in refused.stderr

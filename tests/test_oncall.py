@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from datetime import timedelta
 import click
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from mailroom.cli import oncall as commands
 from mailroom.errors import DatabaseError
@@ -23,6 +25,7 @@ from support.processes import environment
 from support.queue_sql import Db, claim, expire_leases, settle, sign_up, sign_up_many
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
+NOBODY = "no `mailroom run` is alive (a collector in a pipe is not seen here)"
 PIPE = "handed out: to a pipe (mailroom collector), whose sender's log and rejected.csv know more"
 
 
@@ -92,6 +95,11 @@ def pause(db: Db, reason: str = "a wrong template") -> None:
     db.execute("SELECT mailroom.pause('mailroom', %s)", [reason])
 
 
+def live(db: Db, trouble: str = "", worker: str = "host:1:ab") -> None:
+    """Let a worker be alive."""
+    db.execute("SELECT mailroom.heartbeat('mailroom', %s, '1', %s)", [worker, trouble])
+
+
 def test_a_sent_mail_is_told_from_the_row_to_the_message_id(db: Db) -> None:
     token = sign_up(db, "zoe")
     record(db, "throttled", detail="Maximum sending rate exceeded.", retry_ms=0)
@@ -122,6 +130,8 @@ def test_a_mail_given_up_after_its_last_attempt(db: Db) -> None:
 
 def test_a_mail_that_waits(db: Db) -> None:
     sign_up(db, "zoe")
+    assert f"waiting: {NOBODY}" == conclusion(db)
+    live(db)
     assert "waiting: it is to be handed out; see `mailroom status` whether others are" == conclusion(db)
     pause(db)
     assert "waiting: the queue is paused since T because: a wrong template" == conclusion(db)
@@ -136,6 +146,7 @@ def test_a_mail_behind_a_cursor_that_stands_before_it_waits(db: Db) -> None:
 
 
 def test_a_mail_of_a_transaction_that_commits_late_waits(db: Db, database: str) -> None:
+    live(db)
     with psycopg.connect(database) as late:
         late.execute("INSERT INTO accounts (email, login) VALUES ('l@example.com', 'late')")
         sign_up(db, "zoe")
@@ -149,6 +160,7 @@ def test_a_mail_of_a_transaction_that_commits_late_waits(db: Db, database: str) 
 
 
 def test_a_mail_in_hand(db: Db) -> None:
+    live(db)
     sign_up(db, "zoe")
     claim(db, worker="host:1:ab")
     assert "in flight: host:1:ab has it in hand, attempt 1" == conclusion(db)
@@ -161,6 +173,7 @@ def test_a_mail_in_hand(db: Db) -> None:
 
 
 def test_a_mail_that_is_tried_again(db: Db) -> None:
+    live(db)
     token = sign_up(db, "zoe")
     record(db, "transient", retry_ms=0)
     record(db, "throttled", detail="slow down")
@@ -171,7 +184,7 @@ def test_a_mail_that_is_tried_again(db: Db) -> None:
             "  T  made; it expires at T\n"
             "  T  attempt 1, w: retried: transient\n"
             "  T  attempt 2, w: retried: slow down\n"
-            "  T  the next attempt after attempt 2 is due"
+            "  T  attempt 3 is due"
         )
     ] == told(db, "zoe")
     pause(db)
@@ -182,6 +195,7 @@ def test_a_mail_that_is_tried_again(db: Db) -> None:
 
 
 def test_a_mail_whose_answer_was_lost(db: Db) -> None:
+    live(db)
     sign_up(db, "zoe")
     record(db, "unknown", detail="ReadTimeoutError")
     expected = (
@@ -190,10 +204,44 @@ def test_a_mail_whose_answer_was_lost(db: Db) -> None:
     assert expected == conclusion(db)
 
 
-def test_a_mail_that_was_not_tried_in_time(db: Db) -> None:
+def test_a_mail_that_was_held_back_is_told_with_the_workers_troubles(db: Db) -> None:
     sign_up(db, "zoe")
+    record(db, "", retry_ms=0)
+    live(db)
+    held = "it was held back when its turn came"
+    assert f"retrying: {held} (see `mailroom status`); next try at T" == conclusion(db)
+    for worker in ("a", "b"):
+        live(db, "Email sending is paused for zoe@example.com", worker)
+    assert (
+        f"retrying: {held} (in trouble: Email sending is paused for z…@example.com); next try at T"
+    ) == conclusion(db)
+    db.execute("UPDATE mailroom.workers SET seen_at = now() - interval '1 minute'")
+    assert f"retrying: {held} (see `mailroom status`); {NOBODY}" == conclusion(db)
+
+
+def test_attempts_are_numbered_by_the_ledger_and_not_by_the_claims(db: Db) -> None:
+    sign_up(db, "zoe")
+    live(db)
+    for result in ("", "transient", "", "", "throttled"):
+        record(db, result, detail=result and "slow down", retry_ms=0)
+    assert "retrying: attempt 2 failed: slow down; next try at T" == conclusion(db)
     record(db, "")
-    assert "retrying: it was not tried in time; next try at T" == conclusion(db)
+    held = "it was held back when its turn came (see `mailroom status`)"
+    assert f"retrying: attempt 2 failed: slow down; {held}; next try at T" == conclusion(db)
+    assert [
+        "  T  attempt 1, w: retried: slow down",
+        "  T  attempt 2, w: retried: slow down",
+        "  T  attempt 3 is due",
+    ] == told(db, "zoe")[0].splitlines()[3:]
+    expire_leases(db)
+    claim(db, worker="host:1:ab")
+    assert "in flight: host:1:ab has it in hand, attempt 3" == conclusion(db)
+    # The outcome is written between our look at the lease and our look at the ledger.
+    db.execute(
+        "INSERT INTO mailroom.deliveries (token, attempt, outcome, result)"
+        " SELECT tokens[1], generation, 'retried', 'throttled' FROM mailroom.leases"
+    )
+    assert "in flight: host:1:ab has it in hand, attempt 3" == conclusion(db)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +353,7 @@ def test_a_deleted_account_is_known_by_its_token(db: Db) -> None:
         (
             f"{gone}\n  token {token}\n"
             "  T  attempt 1, w: retried: transient\n"
-            "  T  attempt 2, w: skipped: deleted"
+            "  T  after attempt 1, w: skipped: deleted"
         )
     ] == told(db, token)
     with pytest.raises(UnknownPerson):
@@ -447,6 +495,48 @@ def test_status_of_an_empty_queue_and_of_none(db: Db) -> None:
     for ask in (lambda: overview(db, "other"), lambda: stories(db, "other", "zoe")):
         with pytest.raises(DatabaseError, match="there is no queue 'other'"):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(1_000_000, "1000000"), (12_345.6, "12346"), (14.5, "14.5"), (0.01, "0.01")]
+)
+def test_the_rate_is_a_plain_number(db: Db, rate: float, shown: str) -> None:
+    db.execute("SELECT mailroom.reserve('mailroom', 1, 14)")
+    db.execute("UPDATE mailroom.rates SET rate = %s", [rate])
+    assert f"\nrate       {shown}/s, shared" in overview(db, "mailroom").text()
+
+
+ON_CALL = (
+    ["status"],
+    ["why", "zoe"],
+    ["dead", "list"],
+    ["prune", "--older-than", "30d"],
+    ["pause", "--reason", "a drill"],
+    ["resume"],
+    ["console", "--port", "0"],
+)
+
+
+@pytest.mark.parametrize("command", ON_CALL, ids=" ".join)
+def test_whoever_may_not_is_told_to_get_the_role_of_those_on_call(
+    db: Db, database: str, command: list[str]
+) -> None:
+    name = f"mailroom_stranger_{secrets.token_hex(4)}"
+    db.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'stranger'".encode())
+    try:
+        done = run(make_conninfo(database, user=name, password="stranger"), *command)
+    finally:
+        db.execute(f"DROP ROLE {name}".encode())
+    assert (78, "") == (done.returncode, done.stdout)
+    assert done.stderr.startswith("Error: the user may not do this: permission denied")
+    assert "\nTry: GRANT mailroom_oncall to it" in done.stderr
+
+
+@pytest.mark.parametrize("command", ON_CALL, ids=" ".join)
+def test_without_migrations_the_remedy_is_to_migrate(empty_database: str, command: list[str]) -> None:
+    done = run(empty_database, *command)
+    assert (78, "") == (done.returncode, done.stdout)
+    assert "\nTry: run `mailroom migrate up` on this database" in done.stderr
 
 
 def test_watch_is_refused_without_a_terminal(database: str) -> None:

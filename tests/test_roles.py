@@ -20,12 +20,16 @@ import mailroom
 from conftest import bindir
 from mailroom import migrate
 from mailroom.cli import cli
+from mailroom.console import ConsoleServer
 from mailroom.consumption import CONSUME
 from mailroom.demo.postgres import embedded_binaries, free_port
+from mailroom.doctor import State, diagnose
 from mailroom.inbox import InboxServer
 from mailroom.pulse import PULSE
+from mailroom.settings import QueueSettings
 from mailroom.wire import Message
 from support import processes, senders
+from support.inbox import ask
 from support.processes import KEY, CollectorProcess
 from support.queue_sql import Db, claim, expire_leases, sign_up
 from support.runs import UNSETTLED, RunProcess, fetch, readiness, wait_until
@@ -121,7 +125,9 @@ def every_table(db: Db) -> list[str]:
 def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: str, db: Db) -> None:
     worker = named("queue.py", "pulse.py", "bell.py", "doorbell.py", "run.py") - NOT_CALLED
     console = [f"console/{path.name}" for path in (SOURCES / "console").glob("*.py")]
-    oncall = named("oncall.py", "dead.py", *console)
+    oncall = named("oncall.py", "dead.py", "pulse.py", *console)
+    # The doctor, whom a worker's user runs, asks these besides.
+    worker |= {"paused", "workers_of"}
     assert {"claim", "pulse", "bell_lock", "record"} <= worker
     assert "pulse" in PULSE
     assert worker - {"pause", "resume"} == allowed(db, WORKER)
@@ -330,6 +336,35 @@ def test_the_person_on_call_looks_and_pauses_and_claims_nothing(with_roles: str,
         "SELECT mailroom.consume('\\x00', 'activation', NULL)",
         *(f"SELECT FROM {table}" for table in every_table(db)),
     )
+
+
+def test_the_person_on_call_gets_the_queues_page(with_roles: str, db: Db) -> None:
+    sign_up(db, "zoe")
+    settings = QueueSettings(as_(with_roles, ONCALL), "mailroom", "token_insert")
+    with ConsoleServer(settings) as server:
+        answer = ask(server.url, "/")
+    assert 200 == answer.status
+    assert "No answer from the database" not in answer.text
+    assert "nobody sends" in answer.text.lower()
+
+
+def test_the_doctor_looks_for_a_worker_that_is_paused_or_in_trouble(with_roles: str, db: Db) -> None:
+    db.execute("SELECT mailroom.pause('mailroom', 'a drill')")
+    db.execute("SELECT mailroom.heartbeat('mailroom', 'w', '1', 'no route')")
+    variables = {"MAILROOM_DATABASE_URL": as_(with_roles, WORKER), "MAILROOM_SECRET_KEY": KEY}
+    told = {finding.name: finding.detail for finding in diagnose(variables, "database").findings}
+    assert told["pause"].endswith("because: a drill")
+    assert told["workers"].endswith("no route")
+
+
+def test_the_doctor_knows_roles_of_an_older_version(with_roles: str, db: Db) -> None:
+    db.execute("REVOKE EXECUTE ON FUNCTION mailroom.paused, mailroom.workers_of FROM mailroom_worker")
+    variables = {"MAILROOM_DATABASE_URL": as_(with_roles, WORKER), "MAILROOM_SECRET_KEY": KEY}
+    findings = {finding.name: finding for finding in diagnose(variables, "database").findings}
+    for name in ("pause", "workers"):
+        assert State.WARNING is findings[name].state
+        assert findings[name].detail.startswith("not known: the user may not do this: permission denied")
+        assert findings[name].remedy == "make the roles anew: `mailroom roles --apply`"
 
 
 def test_pruning_deletes_nothing_that_is_alive(with_roles: str, db: Db) -> None:

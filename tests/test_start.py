@@ -18,10 +18,10 @@ from support.processes import CollectorProcess, environment
 from support.queue_sql import Db, sign_up
 
 
-def refused(url: str, **variables: str | int) -> str:
+def refused(url: str, *, command: str = "collector", **variables: str | int) -> str:
     """Start a collector that has to give up at once; what it says."""
     done = subprocess.run(
-        [sys.executable, "-m", "mailroom", "collector"],
+        [sys.executable, "-m", "mailroom", command],
         env=environment(url, **variables),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -113,10 +113,11 @@ def test_other_encodings(server_url: str, encoding: str, tmp_path: Path) -> None
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'".encode())
         try:
-            url = migrated(database_of(server_url, name))
+            url = database_of(server_url, name)
             if encoding == "SQL_ASCII":
                 assert "the database has no encoding (SQL_ASCII)" in refused(url)
                 return
+            migrated(url)
             with psycopg.connect(url, autocommit=True) as db:
                 sign_up(db, "zoë")
                 with pytest.raises(psycopg.errors.CheckViolation):
@@ -146,6 +147,10 @@ def test_a_wrong_password(server_with_passwords: PostgresServer) -> None:
         (make_conninfo(url, password="wrong"), "password authentication failed"),
         (url, "no password supplied"),
     ):
-        message = refused(address)
-        assert words in message
-        assert "password" in message.split("Try:")[1]
+        for command in ("collector", "run"):
+            message = refused(
+                address, command=command, TRANSPORT="debug", APP_NAME="A", APP_URL="https://a.b"
+            )
+            assert words in message
+            assert "password" in message.split("Try:")[1]
+            assert "not_given_back" not in message  # nothing was claimed

@@ -511,6 +511,23 @@ def test_init_writes_files_once(tmp_path: Path) -> None:
     assert isinstance(run("init", str(tmp_path / "mine")).exception, TemplateError)
 
 
+def test_a_full_disk_is_told_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this machine has no /dev/full")
+    real = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, mode="r", *rest, **named: (
+            real(full, "wb") if mode == "xb" else real(path, mode, *rest, **named)
+        ),
+    )
+    with pytest.raises(TemplateError) as caught:
+        write_built_in(tmp_path / "mine")
+    assert f"{tmp_path / 'mine' / 'activation.subject.txt'}: No space left on device" == str(caught.value)
+
+
 @pytest.mark.parametrize("unit", ["{{", "{{!", "{{!--", "<a ", "<!--", "{{{"])
 def test_a_template_that_is_made_to_be_slow_is_refused_at_once(unit: str) -> None:
     hostile = unit * (200_000 // len(unit))

@@ -155,8 +155,26 @@ def hopeless(error: BaseException) -> DatabaseError | None:
     return None
 
 
-def refusal(error: psycopg.Error) -> DatabaseError:
-    """The error to end with, when a statement failed for a reason that waiting will not heal."""
+def refuse_no_encoding(connection: psycopg.Connection | Connection) -> None:
+    """See that the database's texts are of an encoding.
+
+    Raises:
+        DatabaseError: they are of none.
+    """
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise DatabaseError(
+            "the database has no encoding (SQL_ASCII), so its texts may be anything",
+            hint="move it to a database with ENCODING 'UTF8'",
+        )
+
+
+def refusal(error: psycopg.Error, role: str = "mailroom_worker") -> DatabaseError:
+    """The error to end with, when a statement failed for a reason that waiting will not heal.
+
+    Args:
+        error: why it failed.
+        role: of ``mailroom roles``, the one whose work it is.
+    """
     text = reason(error)
     match error:
         case (
@@ -175,7 +193,7 @@ def refusal(error: psycopg.Error) -> DatabaseError:
         case psycopg.errors.InsufficientPrivilege():
             return DatabaseError(
                 f"the user may not do this: {text}",
-                hint="GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
+                hint=f"GRANT {role} to it; `mailroom roles` makes the role, after each migration",
             )
         case _:
             return DatabaseError(

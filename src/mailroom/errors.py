@@ -28,6 +28,8 @@ class SettingsError(MailroomError):
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n  ".join(["the environment is not usable:", *faults]))
         self.hint = "set them right and start again; the command's --help lists every setting"
+        if any(fault.startswith("MAILROOM_SECRET_KEY: ") for fault in faults):
+            self.hint += ", and `mailroom key new` makes a key"
         self.faults = tuple(faults)
 
 

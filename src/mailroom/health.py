@@ -81,7 +81,7 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition, 
             raise
         raise HealthError(
             f"MAILROOM_HTTP is set, and the package {package} is not installed",
-            hint="install the extra http, as with: pip install '.[http]'",
+            hint="install the extra: pip install 'mailroom-postgresql[http]', or '.[http]' in a clone",
         ) from None
 
     class Server(uvicorn.Server):

@@ -21,11 +21,14 @@ from typing import Final
 
 import psycopg
 
-from mailroom.database import hopeless, reason
+from mailroom.database import hopeless, reason, refuse_no_encoding
 from mailroom.errors import DatabaseUnavailable, MigrationError
 
 LOCK_SALT: Final = 1486364155
 TABLE: Final = "schema_migrations"
+OWNER: Final = (
+    "run it as the owner of Mailroom's schema; the first time as one who may create in the database"
+)
 _FILE_NAME: Final = re.compile(r"([0-9]+)_(.+)\.(up|down)\.sql")
 
 CREATE_TABLE: Final = """
@@ -87,11 +90,14 @@ def state(connection: psycopg.Connection) -> State:
     """What is applied.
 
     Raises:
-        MigrationError: the bookkeeping is none that golang-migrate or we would write.
+        MigrationError: the bookkeeping is none that golang-migrate or we would write, or not ours to read.
     """
     if connection.execute("SELECT to_regclass(%s)", [TABLE]).fetchall() == [(None,)]:
         return State(0, dirty=False)
-    rows = connection.execute("SELECT version, dirty FROM schema_migrations").fetchall()
+    try:
+        rows = connection.execute("SELECT version, dirty FROM schema_migrations").fetchall()
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(f"the user may not read {TABLE}: {reason(error)}", hint=OWNER) from error
     if len(rows) > 1:
         raise MigrationError(
             f"{TABLE} has {len(rows)} rows, and golang-migrate's has one",
@@ -104,8 +110,10 @@ def up(connection: psycopg.Connection, steps: int | None, tell: Callable[[str], 
     """Apply the next ``steps`` migrations, or all; gives back how many there were to apply.
 
     Raises:
+        DatabaseError: the database has no encoding.
         MigrationError: the state is dirty or unknown, or a migration failed (and was rolled back).
     """
+    refuse_no_encoding(connection)
     with _locked(connection):
         current = _clean_version(connection)
         chosen = [migration for migration in shipped() if migration.version > current][:steps]
@@ -189,9 +197,10 @@ def _apply(
             if version:
                 connection.execute("INSERT INTO schema_migrations VALUES (%s, false)", [version])
     except psycopg.Error as error:
+        is_not_ours = isinstance(error, psycopg.errors.InsufficientPrivilege)
         raise MigrationError(
             f"migration {migration.version:06d}_{migration.name} ({direction}) failed and was rolled back:"
             f" {reason(error)}",
-            hint="nothing of it was applied; mend the cause and run it again",
+            hint=f"nothing of it was applied; {OWNER if is_not_ours else 'mend the cause and run it again'}",
         ) from error
     tell(f"{migration.version:06d}_{migration.name} {direction}")

@@ -22,8 +22,22 @@ from psycopg.rows import class_row
 
 from mailroom.database import hang_up, reason, refusal
 from mailroom.errors import DatabaseError, DatabaseUnavailable, MailroomError
-from mailroom.story import Delivery, Mail, Pause, Story, counted, mask, masked, plain, span, told, utc
+from mailroom.story import (
+    NOBODY_IS_ALIVE,
+    Delivery,
+    Mail,
+    Pause,
+    Story,
+    counted,
+    mask,
+    masked,
+    plain,
+    span,
+    told,
+    utc,
+)
 
+ROLE: Final = "mailroom_oncall"
 MOST_TOKENS: Final = 5
 # Dead letters are counted among so many rejections, which costs milliseconds however many there are.
 MOST_COUNTED: Final = 10_000
@@ -128,14 +142,12 @@ class Overview:
             + ("; see `mailroom dead list`" if self.dead else ""),
         ]
         if self.rate is not None:
-            lines.append(f"rate       {self.rate:.4g}/s, shared by all workers, when one last asked")
+            rate = f"{self.rate:.0f}" if self.rate >= 1000 else f"{self.rate:.4g}"
+            lines.append(f"rate       {rate}/s, shared by all workers, when one last asked")
         lines.append(f"workers    {self.workers_alive} alive")
         lines += [f"           {worker.text()}" for worker in self.workers]
         if not self.workers_alive and (left := self.waiting + self.in_flight + self.retrying):
-            lines.append(
-                f"nobody sends: {counted(left, 'token')} to be mailed, and no `mailroom run` is alive"
-                " (a collector in a pipe is not seen here)"
-            )
+            lines.append(f"nobody sends: {counted(left, 'token')} to be mailed, and {NOBODY_IS_ALIVE}")
         if pause := Pause(self.paused_at, self.pause_reason).text():
             lines.append(pause)
         return "\n".join(lines)
@@ -202,6 +214,7 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
         DatabaseUnavailable: the connection was lost.
     """
     pause = paused(connection, queue)
+    alive = [worker for worker in workers(connection, queue) if worker.alive]
     # The ledger is read last: what is in no lease any more is in it by then.
     mails = rows(connection, Mail, TOKENS_OF, [queue, who, MOST_TOKENS])[::-1]
     if not mails:
@@ -216,7 +229,8 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
             hint="an activation token is made for an account that is inserted as provisioned",
         )
     written = rows(connection, Delivery, DELIVERIES_OF, [[mail.token for mail in mails]])
-    return [told(masked(mail, written), pause) for mail in mails]
+    troubles = list(dict.fromkeys(worker.trouble for worker in alive if worker.trouble))
+    return [told(masked(mail, written), pause, alive=len(alive), troubles=troubles) for mail in mails]
 
 
 def prune(
@@ -285,7 +299,7 @@ def one(
 
 def _failure(connection: psycopg.Connection, error: psycopg.Error) -> MailroomError:
     if not connection.closed:
-        return refusal(error)
+        return refusal(error, ROLE)
     return DatabaseUnavailable(
         f"the connection to PostgreSQL was lost: {reason(error)}",
         hint="run it again; what was done stays done",

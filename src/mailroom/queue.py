@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mailroom import __version__
-from mailroom.database import LOST, Database
+from mailroom.database import LOST, Database, refuse_no_encoding
 from mailroom.errors import DatabaseError
 from mailroom.lease import LEASE_MS, Lease, read_leases
 from mailroom.logs import EventLogger
@@ -151,11 +151,7 @@ class Queue:
             DatabaseError: one is not; the hint says how to mend it.
         """
         await self._refuse_pooler()
-        if (await self._claims.connected()).info.parameter_status("server_encoding") == "SQL_ASCII":
-            raise DatabaseError(
-                "the database has no encoding (SQL_ASCII), so its texts may be anything",
-                hint="move it to a database with ENCODING 'UTF8'",
-            )
+        refuse_no_encoding(await self._claims.connected())
         missing = await self._claims.ask(MISSING, [list(NEEDED)])
         if missing:
             raise DatabaseError(

@@ -23,6 +23,8 @@ MOST_FILES: Final = 1000
 MOST_BYTES: Final = 64 * 1024 * 1024
 MOST_BODY_BYTES: Final = 1024 * 1024
 REDACTED: Final = "[redacted]"
+# What is shorter stands in many a word that is no secret.
+SHORTEST_SECRET: Final = 6
 
 log = EventLogger("responses")
 
@@ -102,10 +104,11 @@ def redacted(text: str, secrets: Iterable[str | None]) -> str:
     """A text with every secret in it blotted out, and every code that is called one.
 
     A secret of digits alone, as a code is, is one where it stands as a word: not within a longer number.
+    Any other has ``SHORTEST_SECRET`` characters at least: a shorter one would blot out parts of words.
     """
     for secret in filter(None, secrets):
         if secret.isdigit():
             text = re.sub(rf"\b{secret}\b", REDACTED, text)
-        else:
+        elif len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, REDACTED)
     return re.sub(r"(code\W{1,12})[0-9]{5}\b", rf"\1{REDACTED}", text)

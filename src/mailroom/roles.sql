@@ -5,7 +5,7 @@
 -- as the owner of Mailroom's schema, who may make roles; again after each `mailroom migrate up`, which
 -- it follows. None of the three can log in. Give them to the users who do: GRANT mailroom_worker TO acme_worker.
 --
---   mailroom_worker  mailroom run, collector: claims, settles, reads no table
+--   mailroom_worker  mailroom run, collector, doctor: claims, settles, reads no table
 --   mailroom_app     your application: signs people up, asks for mails, consumes tokens, reads no secret
 --   mailroom_oncall  mailroom status, why, dead, console, pause, resume, prune: no claim, no table, no secret
 BEGIN;
@@ -15,11 +15,11 @@ DECLARE
     called CONSTANT jsonb := '{
         "mailroom_worker": ["claim", "settle", "renew", "release", "record", "reserve", "slow", "next_due",
                             "backlog", "has_queue", "age", "pulse", "heartbeat", "leave",
-                            "sleep_lock", "bell_lock"],
+                            "sleep_lock", "bell_lock", "paused", "workers_of"],
         "mailroom_app":    ["consume", "random_secret", "random_code"],
         "mailroom_oncall": ["overview", "paused", "workers_of", "tokens_of", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
-                            "traffic", "ledger_ends", "recent_deliveries", "oldest_age",
+                            "traffic", "ledger_ends", "recent_deliveries", "oldest_age", "pulse",
                             "pause", "resume", "prune_deliveries", "prune_tokens"]}';
     entry record;
     routine record;

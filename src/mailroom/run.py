@@ -238,7 +238,8 @@ class Runner:
 
     async def _give_back(self) -> None:
         try:
-            if not self._database.is_down:
+            # Before the start was over nothing was claimed, and nobody was told that we live.
+            if self._started and not self._database.is_down:
                 async with asyncio.timeout(GIVE_BACK_S):
                     await self._queue.leave()
                     cut_off = await self._delivery.give_back()

@@ -15,6 +15,7 @@ from typing import Any, Final
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
 # The result of a row of the ledger that a person wrote.
 BY_HAND: Final = "by hand"
+NOBODY_IS_ALIVE: Final = "no `mailroom run` is alive (a collector in a pipe is not seen here)"
 PIPE: Final = "to a pipe (mailroom collector), whose sender's log and rejected.csv know more"
 
 
@@ -29,7 +30,8 @@ class Pause:
         """For people; empty when it is not paused."""
         if self.paused_at is None:
             return ""
-        return f"paused since {utc(self.paused_at)} because: {plain(self.pause_reason or 'nobody said why')}"
+        why = plain(mask(self.pause_reason or "nobody said why"))
+        return f"paused since {utc(self.paused_at)} because: {why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class Delivery:
         """Whether a person wrote it, with `mailroom dead`."""
         return self.result == BY_HAND
 
+    @property
+    def is_attempt(self) -> bool:
+        """Whether it says what became of an attempt."""
+        return self.outcome in {"sent", "rejected", "retried", "unknown"} and not self.by_hand
+
 
 @dataclass(frozen=True, slots=True)
 class Mail:
@@ -88,6 +95,23 @@ class Mail:
     def changed_since(self) -> bool:
         """Whether the account's status changed after the token was made."""
         return bool(self.status_changed_at and self.created_at and self.status_changed_at > self.created_at)
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts the ledger has. A lease's generation counts those claims too that made none."""
+        return sum(one.is_attempt for one in self.deliveries)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether whoever had the lease last made no attempt, or none yet."""
+        by_hand = [place for place, one in enumerate(self.deliveries) if one.by_hand]
+        since = self.deliveries[by_hand[-1] if by_hand else 0 :]  # from where its generations count anew
+        return all(one.attempt != self.lease_generation for one in since)
+
+    @property
+    def attempt_in_hand(self) -> int:
+        """The number of a worker's attempt; the ledger, read after the lease, may have it already."""
+        return self.attempts + self.held_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +183,19 @@ def masked(mail: Mail, written: Sequence[Delivery]) -> Mail:
     )
 
 
-def told(mail: Mail, pause: Pause) -> Story:
-    """The story of a mail."""
-    return Story(*_concluded(mail, pause), tuple(sorted(_events(mail))), mail)
+def told(mail: Mail, pause: Pause, *, alive: int, troubles: Sequence[str]) -> Story:
+    """The story of a mail.
+
+    Args:
+        mail: with its rows of the ledger.
+        pause: the queue's.
+        alive: how many workers are.
+        troubles: what keeps them from sending.
+    """
+    stopped = f"the queue is {pause.text()}" if pause.paused_at else ""
+    if not stopped and not alive:
+        stopped = NOBODY_IS_ALIVE
+    return Story(*_concluded(mail, stopped, troubles), tuple(sorted(_events(mail))), mail)
 
 
 def _events(mail: Mail) -> list[tuple[datetime, str]]:
@@ -169,8 +203,12 @@ def _events(mail: Mail) -> list[tuple[datetime, str]]:
     if mail.created_at:
         life = f"it expires at {utc(mail.expires_at)}" if mail.expires_at else "it never expires"
         events.append((mail.created_at, f"made; {life}"))
+    attempts = 0
     for one in mail.deliveries:
-        what = f"attempt {one.attempt}" if one.attempt else "before any attempt"
+        attempts += one.is_attempt
+        what = f"attempt {attempts}" if attempts else "before any attempt"
+        if attempts and not one.is_attempt:
+            what = f"after attempt {attempts}"
         if one.by_hand:
             what = BY_HAND
         said = f" as {one.message_id}" if one.message_id else f": {one.why}"
@@ -182,24 +220,22 @@ def _events(mail: Mail) -> list[tuple[datetime, str]]:
     if mail.changed_since and mail.status_changed_at:
         events.append((mail.status_changed_at, f"the account became {mail.status}"))
     if mail.lease_due_at:
-        after = f"attempt {mail.lease_generation}"
         worker = plain(mail.lease_worker or "")
-        what = (
-            f"the next attempt after {after} is due" if mail.lease_generation else "the next attempt is due"
-        )
+        what = f"attempt {attempts + 1} is due"
         if worker:
-            what = f"{after}: the lease of {worker} ends"
+            what = f"attempt {mail.attempt_in_hand}: the lease of {worker} ends"
         events.append((mail.lease_due_at, what))
     return events
 
 
-def _concluded(mail: Mail, pause: Pause) -> tuple[str, str]:
+def _concluded(mail: Mail, stopped: str, troubles: Sequence[str]) -> tuple[str, str]:
+    """The verdict and its reason; ``stopped`` says why no mail goes out at all, if none does."""
     for one in reversed(mail.deliveries):
         if one.outcome == "sent":
             return "sent", f"{one.by} accepted it at {utc(one.at)} as {one.message_id or '(no id)'}"
     last = mail.deliveries[-1] if mail.deliveries else None
     if last and last.outcome == "rejected":
-        tried = "" if last.result == "rejected" else f" after attempt {last.attempt}, the last one"
+        tried = "" if last.result == "rejected" else f" after attempt {mail.attempts}, the last one"
         return "rejected", f"given up at {utc(last.at)}{tried}: {last.by} said: {last.why}"
     if last and last.by_hand and last.outcome == "skipped":
         rejections = [one for one in mail.deliveries if one.outcome == "rejected"]
@@ -208,33 +244,46 @@ def _concluded(mail: Mail, pause: Pause) -> tuple[str, str]:
         return verdict, f"{last.detail}, at {utc(last.at)}{said}"
     if last and last.outcome in {"expired", "skipped"}:
         return _hindered(mail, last.detail, last)
-    paused = f"the queue is {pause.text()}" if pause.paused_at else ""
     if mail.lease_due_at:
         if mail.lease_worker and not mail.lease_is_due:
-            return "in flight", f"{plain(mail.lease_worker)} has it in hand, attempt {mail.lease_generation}"
+            return "in flight", f"{plain(mail.lease_worker)} has it in hand, attempt {mail.attempt_in_hand}"
         if mail.hindrance:
             return _hindered(mail, mail.hindrance)
         if mail.lease_worker:
             ended = (
                 f"the lease of {plain(mail.lease_worker)} ended at {utc(mail.lease_due_at)} with no outcome"
             )
-            return "waiting", f"{ended}; {paused or 'the next worker to claim takes it over'}"
-        failed = f"attempt {last.attempt} failed: {last.why}" if last else "it was not tried in time"
-        if last and last.by_hand:
-            failed = f"it was rejected, and is tried again {last.detail}, since {utc(last.at)}"
-        if last and last.outcome == "unknown":
-            failed = f"the answer to attempt {last.attempt} was lost ({last.why}), so it may arrive twice"
-        return "retrying", f"{failed}; {paused or f'next try at {utc(mail.lease_due_at)}'}"
+            return "waiting", f"{ended}; {stopped or 'the next worker to claim takes it over'}"
+        told = [_failed(mail, last)] if last else []
+        if mail.held_back:
+            told.append(_held_back(troubles))
+        told.append(stopped or f"next try at {utc(mail.lease_due_at)}")
+        return "retrying", "; ".join(told)
     if mail.waits:
         if mail.hindrance:
             return _hindered(mail, mail.hindrance)
-        return "waiting", paused or "it is to be handed out; see `mailroom status` whether others are"
+        return "waiting", stopped or "it is to be handed out; see `mailroom status` whether others are"
     if last and not last.by_hand:
         return (
             "unsettled",
-            f"attempt {last.attempt} ended as {last.outcome} ({last.why}), and no lease holds it",
+            f"attempt {mail.attempts} ended as {last.outcome} ({last.why}), and no lease holds it",
         )
     return _passed(mail)
+
+
+def _failed(mail: Mail, last: Delivery) -> str:
+    """What the ledger's last row says of a mail that is to be tried again."""
+    if last.by_hand:
+        return f"it was rejected, and is tried again {last.detail}, since {utc(last.at)}"
+    if last.outcome == "unknown":
+        return f"the answer to attempt {mail.attempts} was lost ({last.why}), so it may arrive twice"
+    return f"attempt {mail.attempts} failed: {last.why}"
+
+
+def _held_back(troubles: Sequence[str]) -> str:
+    """A worker had it in hand and made no attempt. Which trouble it was, if any, is not known."""
+    told = f"in trouble: {'; '.join(troubles)}" if troubles else "see `mailroom status`"
+    return f"it was held back when its turn came ({told})"
 
 
 def _passed(mail: Mail) -> tuple[str, str]:
@@ -251,7 +300,8 @@ def _passed(mail: Mail) -> tuple[str, str]:
 
 
 def _hindered(mail: Mail, why: str, row: Delivery | None = None) -> tuple[str, str]:
-    tried = max((one.attempt for one in mail.deliveries if one.outcome in {"retried", "unknown"}), default=0)
+    attempts = [one for one in mail.deliveries if one.is_attempt]
+    tried = max((number for number, one in enumerate(attempts, 1) if one.outcome != "rejected"), default=0)
     waited = f", after attempt {tried} failed" if tried else " while it waited"
     turn = f" when its turn came, at {utc(row.at)}" if row else ""
     match why:

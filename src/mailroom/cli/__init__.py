@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+from click.core import ParameterSource
 
 from mailroom import __version__
 from mailroom.cli.collector import collector
@@ -29,7 +30,7 @@ from mailroom.cli.run import pause, resume, run
 from mailroom.cli.sender import replay, sender
 from mailroom.cli.templates import templates
 from mailroom.cli.token import key, token
-from mailroom.errors import MailroomError, OutputClosed, TokenError
+from mailroom.errors import MailroomError, OutputClosed, SettingsError, TokenError
 
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
 
@@ -39,8 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
     except click.UsageError as error:
-        error.show()
-        code = EXIT_USAGE
+        if fault := _environments(error):
+            _print_error(fault)
+            code = fault.exit_code
+        else:
+            error.show()
+            code = EXIT_USAGE
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -61,6 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
+def _environments(error: click.UsageError) -> SettingsError | None:
+    """An option's fault as what it is when the option's value stood in the environment."""
+    if not isinstance(error, click.BadParameter) or not (error.ctx and error.param and error.param.name):
+        return None
+    if error.ctx.get_parameter_source(error.param.name) is not ParameterSource.ENVIRONMENT:
+        return None
+    return SettingsError([f"{error.param.envvar}: {error.message}"])
+
+
+def _colour() -> bool | None:
+    """False where the environment wants none (https://no-color.org); None is to look for a terminal."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
 def _let_go_of_output() -> None:
     # Nothing more may be written to it, not even what is buffered, at the end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -69,7 +88,7 @@ def _let_go_of_output() -> None:
 def _run(arguments: Sequence[str]) -> int:
     # As click's own main does it, which takes a reader that has gone for a failure of the command's.
     try:
-        with cli.make_context("mailroom", list(arguments)) as context:
+        with cli.make_context("mailroom", list(arguments), color=_colour()) as context:
             cli.invoke(context)
         code = 0
     except click.exceptions.Exit as end:
@@ -84,9 +103,9 @@ def _run(arguments: Sequence[str]) -> int:
 def _print_error(error: MailroomError) -> None:
     label = click.style("Error:", fg="red", bold=True)
     reason = f"{error.reason}: " if isinstance(error, TokenError) else ""
-    click.echo(f"{label} {reason}{error}", err=True)
+    click.echo(f"{label} {reason}{error}", err=True, color=_colour())
     if error.hint:
-        click.echo(f"{click.style('Try:', bold=True)} {error.hint}", err=True)
+        click.echo(f"{click.style('Try:', bold=True)} {error.hint}", err=True, color=_colour())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

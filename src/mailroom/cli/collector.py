@@ -20,10 +20,12 @@ def collector() -> None:
     """
     import asyncio
 
+    from mailroom import spelling
     from mailroom.collector import Collector
     from mailroom.output import standard_output
     from mailroom.settings import collector_settings
 
+    spelling.tell(os.environ)
     settings = collector_settings(os.environ)
 
     async def run() -> None:

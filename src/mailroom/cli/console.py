@@ -27,8 +27,11 @@ def console(host: str, port: int, read_only: bool) -> None:
     unless the viewer asks for them, and no token and no code is shown. Outcomes are those of `mailroom
     run`: a pipe's sender keeps its own record.
 
-    It asks for no password: keep it on loopback, or behind something that does. Needs the extra http: pip
-    install '.[http]'. It runs until SIGTERM or SIGINT and exits 0.
+    It asks for no password: keep it on loopback, or behind something that does. It runs until SIGTERM or
+    SIGINT and exits 0.
+
+    \b
+    It needs the extra http: pip install 'mailroom-postgresql[http]'
     """
     import asyncio
 

@@ -152,7 +152,7 @@ def dead_drop(
     from mailroom.dead import drop
 
     if every and not yes:
-        if not sys.stdin.isatty():
+        if not (sys.stdin and sys.stdin.isatty()):
             raise click.UsageError("--all without a terminal needs --yes")
         click.confirm("Drop all these dead letters?", abort=True, err=True)
     _decide(tokens, every, action, since, lambda connection, page: drop(connection, page, reason=reason))

@@ -30,7 +30,10 @@ def demo(signups: int, stay: bool | None) -> None:
 
     On a terminal all of it then stays, for you to click, until Ctrl-C.
 
-    Needs the extra demo: pip install '.[demo]'. It leaves nothing behind, and exits 0 when all is well.
+    It leaves nothing behind, and exits 0 when all is well.
+
+    \b
+    It needs the extra demo: pip install 'mailroom-postgresql[demo]'
     """
     import signal
 

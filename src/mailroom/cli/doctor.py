@@ -27,7 +27,8 @@ def doctor(only: str | None, as_json: bool) -> None:
     """Look at everything that mail depends on, and tell what is wrong and what to do.
 
     \b
-    database: server, encoding, clock, migrations, functions, queue, triggers, notifications, backlog
+    database: server, encoding, clock, migrations, functions, queue, pause, triggers,
+              notifications, backlog, workers
     sending:  credentials, region, quota, sandbox, sender's address, configuration set, templates;
               or the mail server; and the folder for what was not mailed
 

@@ -61,8 +61,10 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
     GET /api/mails/wait?recipient=                          a mail, once it is there
     POST /api/faults, PATCH /api/settings                   what is to go wrong
 
-    It asks for no credentials: keep it on loopback. Needs the extra inbox: pip install '.[inbox]'.
-    It runs until SIGTERM or SIGINT and exits 0.
+    It asks for no credentials: keep it on loopback. It runs until SIGTERM or SIGINT and exits 0.
+
+    \b
+    It needs the extra inbox: pip install 'mailroom-postgresql[inbox]'
     """
     import asyncio
 

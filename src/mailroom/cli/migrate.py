@@ -34,17 +34,19 @@ def migrate_up(steps: int | None) -> None:
 
 @migrate.command("down")
 @click.argument("steps", type=click.IntRange(min=1), default=1)
-@click.option("--yes", is_flag=True, help="Do not ask, even on a terminal.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 def migrate_down(steps: int, yes: bool) -> None:
     """Take back the last STEPS migrations; one by default.
 
-    Tables are dropped with their rows. On a terminal it asks first.
+    Tables are dropped with their rows. On a terminal it asks first, and elsewhere it needs --yes.
     """
     from mailroom import migrate as migrations
     from mailroom.settings import database_url
 
     url = database_url(os.environ)
-    if sys.stdin.isatty() and not yes:
+    if not yes:
+        if not (sys.stdin and sys.stdin.isatty()):
+            raise click.UsageError("taking migrations back without a terminal needs --yes")
         click.confirm(f"Take back {steps} migration(s), with the rows of their tables?", abort=True, err=True)
     with migrations.connected(url) as connection:
         if not migrations.down(connection, steps, click.echo):

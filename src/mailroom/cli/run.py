@@ -33,10 +33,12 @@ def run() -> None:
     """
     import asyncio
 
+    from mailroom import spelling
     from mailroom.run import Runner
     from mailroom.run_settings import run_settings
     from mailroom.transports import open_transport
 
+    spelling.tell(os.environ)
     settings = run_settings(os.environ)
 
     async def work() -> None:
@@ -55,12 +57,13 @@ def pause(reason: str) -> None:
     """
     from mailroom import migrate
     from mailroom.errors import DatabaseError
+    from mailroom.oncall import one
     from mailroom.queue import PAUSE
     from mailroom.settings import queue_settings
 
     settings = queue_settings(os.environ)
     with migrate.connected(settings.database_url) as connection:
-        if connection.execute(PAUSE, [settings.queue_name, reason]).fetchone() != (True,):
+        if one(connection, PAUSE, [settings.queue_name, reason]) != (True,):
             raise DatabaseError(
                 f"there is no queue {settings.queue_name!r}", hint="correct MAILROOM_QUEUE_NAME"
             )
@@ -71,12 +74,11 @@ def pause(reason: str) -> None:
 def resume() -> None:
     """Hand out mail again, after `mailroom pause`."""
     from mailroom import migrate
+    from mailroom.oncall import one
     from mailroom.queue import RESUME
     from mailroom.settings import queue_settings
 
     settings = queue_settings(os.environ)
     with migrate.connected(settings.database_url) as connection:
-        was_paused = connection.execute(RESUME, [settings.queue_name, settings.channel_name]).fetchone() == (
-            True,
-        )
+        was_paused = one(connection, RESUME, [settings.queue_name, settings.channel_name]) == (True,)
     click.echo("resumed" if was_paused else "it was not paused")

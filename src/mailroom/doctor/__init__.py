@@ -18,6 +18,7 @@ from threading import Thread
 from typing import Final
 
 from mailroom.doctor.database import examine as examine_database
+from mailroom.doctor.environment import misspelt
 from mailroom.doctor.report import Finding, Report, State
 from mailroom.doctor.sending import examine as examine_sending
 
@@ -48,6 +49,7 @@ def diagnose(
             thread.start()
             examined.append((report, thread))
     whole = Report()
+    misspelt(environment, whole)
     for report, thread in examined:
         thread.join(max(deadline - time.monotonic(), 0))
         whole.findings += report.ended(patience_s) if thread.is_alive() else report.findings

@@ -20,11 +20,13 @@ CHECKS: Final[tuple[Check[Patient], ...]] = (
     Check("migrations", server.migrations, ("server",)),
     Check("functions", queue.functions, ("server", "migrations")),
     Check("queue", queue.queue, ("functions", QUEUE_NAME.name)),
+    Check("pause", queue.pause, ("queue",)),
     Check("tokens-trigger", queue.tokens_trigger, ("functions", CHANNEL_NAME.name)),
     Check("accounts-trigger", queue.accounts_trigger, ("functions",)),
     Check("notifications", queue.notifications, ("writable",)),
     Check("backlog", queue.backlog, ("queue",)),
     Check("collectors", queue.collectors, ("server",)),
+    Check("workers", queue.workers, ("queue",)),
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-from mailroom.doctor.report import Report, fault, ok
+from mailroom import spelling
+from mailroom.doctor.report import Report, fault, ok, warning
 from mailroom.errors import SettingsError
 from mailroom.settings import DATABASE_URL, SECRET_KEY
 
@@ -34,9 +35,21 @@ def read(
     except SettingsError as error:
         faults = [text.partition(": ") for text in error.faults]
         for variable, _, text in faults:
-            report.add(variable, fault(text, f"set {variable} right; `{command} --help` says what it may be"))
+            remedy = f"set {variable} right; `{command} --help` says what it may be"
+            if variable == SECRET_KEY.name:
+                remedy += ", and `mailroom key new` makes a key"
+            report.add(variable, fault(text, remedy))
         wrong = {variable for variable, _, _ in faults}
         rest = {key: value for key, value in environment.items() if key.removesuffix("_FILE") not in wrong}
         return settings(rest | {key: text for key, text in STAND_INS.items() if key in wrong})
     report.add(f"{command.removeprefix('mailroom ')}-settings", ok("every variable is right"))
     return all_right
+
+
+def misspelt(environment: Mapping[str, str], report: Report) -> None:
+    """Warn of each variable that looks like one of ours, and that no command reads."""
+    for name, meant in spelling.unknown(environment):
+        remedy = (
+            f"did you mean {meant}?" if meant else "unset it, or see a command's --help for its variables"
+        )
+        report.add(name, warning("no command reads this variable", remedy))

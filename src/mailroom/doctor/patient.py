@@ -22,6 +22,7 @@ from mailroom.settings import DATABASE_URL, CollectorSettings
 PROGRAM: Final = "mailroom doctor"
 CONNECT_LIMIT_S: Final = 4
 STATEMENT_LIMIT_MS: Final = 3000
+NO_ANSWER: Final = "see the server's load, its locks (pg_locks) and its log"
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ def translated() -> Iterator[None]:
     except LOST as error:
         raise DatabaseUnavailable(
             f"the database gave no answer: {reason(error)}",
-            hint="see the server's load, its locks (pg_locks) and its log",
+            hint=NO_ANSWER,
         ) from error
     except psycopg.Error as error:
         raise refusal(error) from error

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
+import psycopg
 from psycopg import sql
 
-from mailroom.doctor.patient import PROGRAM, Patient, connect, translated
-from mailroom.doctor.report import Finding, fault, ok, skipped, warning
-from mailroom.errors import DatabaseUnavailable
+from mailroom import oncall
+from mailroom.database import LOST
+from mailroom.doctor.patient import NO_ANSWER, PROGRAM, Patient, connect, translated
+from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
+from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.queue import (
     BACKLOG,
     COLLECTORS,
@@ -22,10 +26,13 @@ from mailroom.queue import (
     Backlog,
 )
 from mailroom.settings import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
+from mailroom.story import counted, utc
+
+Answer = TypeVar("Answer")
 
 OLDEST_S: Final = 300.0
 DELIVERY_S: Final = 2.0
-WORKERS: Final = ("mailroom run", "mailroom collector")
+PROGRAMS: Final = ("mailroom run", "mailroom collector")
 RING_FUNCTION: Final = "mailroom.ring()"
 ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
@@ -55,6 +62,50 @@ def queue(patient: Patient) -> Finding:
             f"correct {QUEUE_NAME.name} (the default is {QUEUE_NAME.default}), or add its row to jobs",
         )
     return ok(name)
+
+
+def pause(patient: Patient) -> Finding:
+    """Nobody has paused it."""
+    found = _asked(patient, oncall.paused)
+    if found.paused_at:
+        return warning(found.text(), "`mailroom resume`, if it is to go on")
+    return ok("it is not paused")
+
+
+def workers(patient: Patient) -> Finding:
+    """What the workers that are alive say of themselves."""
+    alive = [worker for worker in _asked(patient, oncall.workers) if worker.alive]
+    told = [
+        f"{worker.worker} since {utc(worker.trouble_since)}: {worker.trouble}"
+        for worker in alive
+        if worker.trouble and worker.trouble_since
+    ]
+    if told:
+        return warning(
+            f"{len(told)} of {counted(len(alive), 'worker')} in trouble: {'; '.join(told)}",
+            "mend what is named: until then its mail waits",
+        )
+    return ok(f"{counted(len(alive), 'worker')} of `mailroom run` alive, none in trouble")
+
+
+def _asked(patient: Patient, ask: Callable[[psycopg.Connection, str], Answer]) -> Answer:
+    """What a command's question about the queue gives.
+
+    Raises:
+        NotKnown: there was no answer, or roles of an older version may not ask.
+        DatabaseError: it was refused.
+    """
+    try:
+        with patient.transaction() as connection:
+            return ask(connection, patient.settings.queue_name)
+    except (DatabaseError, DatabaseUnavailable) as error:
+        if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            remedy = "make the roles anew: `mailroom roles --apply`"
+        elif isinstance(error.__cause__, LOST):
+            remedy = NO_ANSWER
+        else:
+            raise
+        raise NotKnown(f"not known: {error}", remedy) from error
 
 
 def tokens_trigger(patient: Patient) -> Finding:
@@ -135,12 +186,12 @@ def collectors(patient: Patient) -> Finding:
     """A worker is connected. Each has three connections or more."""
     if patient.connection.info.parameter_status("application_name") != PROGRAM:
         return skipped("workers cannot be told apart: an application_name is set for all connections")
-    ((connections,),) = patient.ask(COLLECTORS, list(WORKERS))
+    ((connections,),) = patient.ask(COLLECTORS, list(PROGRAMS))
     if not connections:
         return warning(
-            "no worker is connected to this database", f"start `{WORKERS[0]}`, if mail is to go out now"
+            "no worker is connected to this database", f"start `{PROGRAMS[0]}`, if mail is to go out now"
         )
-    return ok(f"{connections} connections are of {' or '.join(f'`{name}`' for name in WORKERS)}")
+    return ok(f"{connections} connections are of {' or '.join(f'`{name}`' for name in PROGRAMS)}")
 
 
 def _disabled(table: str, trigger: str, consequence: str) -> Finding:

@@ -8,10 +8,11 @@ from typing import Final
 import psycopg
 
 from mailroom import migrate
+from mailroom.database import refuse_no_encoding
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.patient import Patient, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, warning
-from mailroom.errors import DatabaseError
+from mailroom.errors import MigrationError
 from mailroom.settings import DATABASE_URL
 
 OLDEST_VERSION: Final = 14
@@ -33,13 +34,8 @@ def server(patient: Patient) -> Finding:
 
 def encoding(patient: Patient) -> Finding:
     """The texts in the database are of an encoding."""
-    name = patient.connection.info.parameter_status("server_encoding") or "unknown"
-    if name == "SQL_ASCII":
-        return fault(
-            "the database has no encoding (SQL_ASCII), so its texts may be anything",
-            "move it to a database with ENCODING 'UTF8'",
-        )
-    return ok(name)
+    refuse_no_encoding(patient.connection)
+    return ok(patient.connection.info.parameter_status("server_encoding") or "unknown")
 
 
 def writable(patient: Patient) -> Finding:
@@ -76,7 +72,7 @@ def migrations(patient: Patient) -> Finding:
     try:
         with patient.transaction() as connection:
             state = migrate.state(connection)
-    except DatabaseError as error:
+    except MigrationError as error:
         if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
             raise NotKnown(
                 f"not known: this user may not read {migrate.TABLE}",

@@ -73,7 +73,7 @@ class InboxServer:
                 raise
             raise InboxError(
                 f"the package {package} is not installed",
-                hint="install the extra inbox, as with: pip install '.[inbox]'",
+                hint="install the extra: pip install 'mailroom-postgresql[inbox]', or '.[inbox]' in a clone",
             ) from None
         listening, smtp = _listen(*self._place, "--port"), None
         if self._smtp_port is not None:

@@ -81,13 +81,17 @@ def write_built_in(folder: Path) -> list[Path]:
         raise TemplateError(f"{error.filename}: {error.strerror}", hint="name another folder") from None
     if present:
         raise TemplateError(f"{present[0]} is there already", hint="name another folder, or move it away")
+    path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, built_in in written.items():
             with path.open("xb") as file:
                 file.write(built_in.read_bytes())
     except OSError as error:
-        raise TemplateError(f"{error.filename}: {error.strerror}", hint="name another folder") from None
+        # A full disk's error names no file.
+        raise TemplateError(
+            f"{error.filename or path}: {error.strerror}", hint="name another folder"
+        ) from None
     return list(written)
 
 
