@@ -20,7 +20,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from mailroom import migrate
-from mailroom.demo.postgres import PostgresServer
+from mailroom.demo.postgres import PostgresServer, embedded_binaries
 from mailroom.inbox import Inbox, InboxServer
 from support import processes, senders
 from support.runs import RunProcess, Start
@@ -37,6 +37,14 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", 
 def bindir() -> Path | None:
     named = os.environ.get("MAILROOM_TEST_POSTGRES_BINDIR")
     return Path(named) if named else None
+
+
+def needs(*programs: str) -> None:
+    """Skip the test where the server's package lacks one of PostgreSQL's programs."""
+    folder = bindir() or embedded_binaries()
+    lacking = [program for program in programs if not (folder / program).exists()]
+    if lacking:
+        pytest.skip(f"this server's package has no {' and no '.join(lacking)}")
 
 
 def migrated(url: str) -> str:

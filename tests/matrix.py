@@ -34,8 +34,9 @@ NPM: Final = {
 }
 # Whatever speaks SQL; the server's version makes no difference to the rest.
 ON_SERVERS: Final = (
-    "collector console consumption costs dead doorbell_protocol health migrate oncall own_leases queue"
-    " queue_client queue_machine queue_review roles run schema shared_rate start workers"
+    "collector console consumption costs dead doctor doorbell_protocol email_change faults foundation"
+    " golang_migrate health held_snapshot migrate oncall own_leases pgbouncer queue queue_client"
+    " queue_machine queue_review roles roles_command run schema shared_rate signup_example site start workers"
 )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from conftest import FAST, bindir
+from conftest import FAST, bindir, needs
 from mailroom import migrate
 from mailroom.actions import ACTIONS
 from mailroom.demo.postgres import PostgresServer
@@ -72,6 +72,7 @@ def test_help_loads_no_database_driver() -> None:
 
 
 def test_the_embedded_server_lets_no_other_user_of_the_machine_in() -> None:
+    needs("psql")
     with PostgresServer(bindir=bindir(), settings=FAST) as server:
         assert server.password not in server.url().replace(f":{server.password}@", "")
         for address in (

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from conftest import FAST, bindir, migrated
+from conftest import FAST, bindir, migrated, needs
 from mailroom.cli import cli
 from mailroom.demo.postgres import PostgresServer, embedded_binaries, free_port
 from mailroom.inbox import InboxServer
@@ -225,9 +225,7 @@ def test_keys_are_rotated_as_the_guide_says(database: str, tmp_path: Path) -> No
 def test_a_backup_is_restored_as_the_guide_says(
     database: str, empty_database: str, db: Db, tmp_path: Path
 ) -> None:
-    binaries = bindir() or embedded_binaries()
-    if not (Path(binaries) / "pg_dump").exists():
-        pytest.skip("these server's binaries come without pg_dump")
+    needs("pg_dump", "pg_restore")
     db.execute("INSERT INTO accounts (email, login) VALUES ('zoe@example.com', 'zoe')")
     script = script_of((HOW_TO / "restoring-a-backup.md").read_text())
     printed = run(
