@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import tomllib
@@ -56,6 +57,9 @@ DOCKER_RUNS = [
 # A container's first process is the first of a namespace, and takes no signal that it has no handler for.
 FIRST_PROCESS = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 OFFLINE = ("NewConnectionError", "ConnectTimeoutError", "Temporary failure in name resolution")
+
+# Where a Python that was built with a shared library finds it; the base image's does by itself.
+LIBRARY = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,10 @@ class Image:
         assert found
         return subprocess.Popen(
             [*before, *(_as_nobody() if self.as_nobody else []), found, *command[1:]],
-            env=variables(FINAL) | {"PATH": path, "MAILROOM_SES_OUTPUT_PATH": str(self.output)} | environment,
+            env=variables(FINAL)
+            | {"PATH": path, "MAILROOM_SES_OUTPUT_PATH": str(self.output)}
+            | LIBRARY
+            | environment,
             cwd="/tmp",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -155,6 +162,12 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     try:
         base = root / "base"  # has python, as the base image does
         base.mkdir()
+        shutil.copy(sys._base_executable, base / "copy")  # type: ignore[attr-defined]
+        tried = subprocess.run(
+            [*_as_nobody(), base / "copy", "--version"], env=LIBRARY, capture_output=True, text=True
+        )
+        if "error while loading shared libraries" in tried.stderr:
+            pytest.skip("this Python's shared library is nothing that the image's user may read")
         (base / "python").symlink_to(os.path.realpath(sys._base_executable))  # type: ignore[attr-defined]
         environment = {name: text for name, text in os.environ.items() if not name.startswith("MAILROOM_")}
         environment |= {"PATH": f"{base}:/usr/bin:/bin", "HOME": str(root)}

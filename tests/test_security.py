@@ -23,7 +23,7 @@ from support.senders import AWS_SECRET, AWS_TOKEN
 
 ROOT = Path(__file__).parent.parent
 FUZZ_S = 5
-ATHERIS = ROOT / ".venv" / "atheris"  # where `make fuzz` puts it
+ATHERIS = Path(sys.prefix) / "atheris"  # where `make fuzz` puts it, for this Python
 TOKEN = "Ab-_" * 21 + "Ab"
 
 
