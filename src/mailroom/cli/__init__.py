@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
     except click.UsageError as error:
-        if fault := _environments(error):
+        if fault := _environment_fault(error):
             _print_error(fault)
             code = fault.exit_code
         else:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _environments(error: click.UsageError) -> SettingsError | None:
+def _environment_fault(error: click.UsageError) -> SettingsError | None:
     """An option's fault as what it is when the option's value stood in the environment."""
     if not isinstance(error, click.BadParameter) or not (error.ctx and error.param and error.param.name):
         return None

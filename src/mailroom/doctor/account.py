@@ -10,7 +10,7 @@ from botocore import exceptions as aws
 
 from mailroom.doctor.report import NotKnown
 from mailroom.errors import TransportError
-from mailroom.responses import SHORTEST_SECRET
+from mailroom.responses import redacted
 from mailroom.sender_settings import SenderSettings
 from mailroom.transports.ses_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
 
@@ -87,7 +87,4 @@ class Account:
             found = self.session.get_credentials()
         except aws.BotoCoreError:
             found = None
-        for secret in (found.secret_key, found.token, found.access_key) if found else ():
-            if secret and len(secret) >= SHORTEST_SECRET:
-                text = text.replace(secret, "…")
-        return text
+        return redacted(text, (found.secret_key, found.token, found.access_key) if found else ())
