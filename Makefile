@@ -72,7 +72,7 @@ docs: $(READY_FOR_DOCS)  ## build the documentation's site into site/, without t
 
 screenshots: $(READY)  ## make the README's screenshots anew, by the browser tests
 	mkdir -p dist/screenshots
-	MAILROOM_SCREENSHOTS=dist/screenshots $(BIN)/python -m pytest --quiet tests/test_inbox_page.py tests/test_console_page.py -k fit
+	MAILROOM_SCREENSHOTS=dist/screenshots $(BIN)/python -m pytest --quiet tests/pages/test_inbox_page.py tests/pages/test_console_page.py -k fit
 	cp dist/screenshots/inbox-1440-light.png docs/images/inbox.png
 	cp dist/screenshots/inbox-360-dark.png docs/images/mail-on-a-phone.png
 	cp dist/screenshots/console-1440-light.png docs/images/console.png

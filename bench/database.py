@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from mailroom import migrate
+from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
 
 SETTINGS: Final = {
@@ -71,7 +71,7 @@ def make(server: PostgresServer, name: str) -> str:
     """A migrated database; gives its address."""
     with connected(server.url()) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    with migrate.connected(server.url(name)) as connection:
+    with sync.connected(server.url(name)) as connection:
         migrate.up(connection, None, lambda _: None)
     return server.url(name)
 

@@ -18,8 +18,8 @@ from bench.programs import Reader, environment, mailroom, percentiles, running
 from bench.sending import push_templates, ses_environment
 from bench.signups import Signup, sign_up
 from bench.tell import tell
-from mailroom.inbox import InboxServer
-from mailroom.inbox.state import Inbox
+from mailroom.inbox.inbox import Inbox
+from mailroom.inbox.server import InboxServer
 
 QUIET_PER_S: Final = 40
 BUSY_PER_S: Final = 500

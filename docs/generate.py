@@ -19,16 +19,17 @@ import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 
 import mailroom
-from mailroom import actions, consumption, errors, migrate, tokens
-from mailroom.cli import cli
+from mailroom import actions, consumption, errors, tokens
+from mailroom.cli.main import cli
+from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
-from mailroom.environment import MAX_MS, Variable
-from mailroom.metrics import Metrics
 from mailroom.outcomes import Outcome, Result
-from mailroom.queue import Recorded
-from mailroom.run_settings import HEALTH_VARIABLES
-from mailroom.sender_settings import CONNECT_TIMEOUT, SEND_TIMEOUT, SENDER_VARIABLES
-from mailroom.settings import COLLECTOR_VARIABLES, SECRET_KEY
+from mailroom.queue.client import Recorded
+from mailroom.settings.collector import COLLECTOR_VARIABLES, SECRET_KEY
+from mailroom.settings.sender import CONNECT_TIMEOUT, SEND_TIMEOUT, SENDER_VARIABLES
+from mailroom.settings.variables import MAX_MS, Variable
+from mailroom.settings.worker import HEALTH_VARIABLES
+from mailroom.worker.metrics import Metrics
 
 FOLDER: Final = Path(__file__).parent / "reference"
 MADE: Final = "<!-- Made by docs/generate.py; change the code, then run `python docs/generate.py`. -->\n\n"
@@ -190,7 +191,7 @@ def sql_page() -> str:
     roles = (Path(mailroom.__file__).parent / "roles.sql").read_bytes()
     with (
         PostgresServer(settings={"fsync": "off"}) as server,
-        migrate.connected(server.url()) as connection,
+        sync.connected(server.url()) as connection,
     ):
         migrate.up(connection, None, lambda _: None)
         connection.execute(roles)

@@ -21,12 +21,12 @@ ROOT: Final = Path(__file__).parent.parent
 DIST: Final = ROOT / "dist"
 # They need the package and a PostgreSQL, and nothing of the repository but themselves.
 TESTS: Final = (
-    "test_tokens.py",
-    "test_consumption.py",
-    "test_schema.py",
-    "test_queue.py",
-    "test_pipe.py",
-    "test_run.py",
+    "unit/test_tokens.py",
+    "database/test_consumption.py",
+    "database/test_schema.py",
+    "database/test_queue.py",
+    "programs/test_pipe.py",
+    "programs/test_run.py",
 )
 
 

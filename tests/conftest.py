@@ -19,9 +19,10 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from mailroom import migrate
+from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer, embedded_binaries
-from mailroom.inbox import Inbox, InboxServer
+from mailroom.inbox.inbox import Inbox
+from mailroom.inbox.server import InboxServer
 from support import processes, senders
 from support.runs import RunProcess, Start
 from support.secrets import Watch
@@ -48,7 +49,7 @@ def needs(*programs: str) -> None:
 
 
 def migrated(url: str) -> str:
-    with migrate.connected(url) as connection:
+    with sync.connected(url) as connection:
         migrate.up(connection, None, lambda _: None)
     return url
 

@@ -173,7 +173,9 @@ def main() -> int:
         except NotHadError as why:
             outcomes.append(Outcome(f"PostgreSQL {major}", f"could not be had: {why}"))
             continue
-        chosen = options.tests or [f"tests/test_{name}.py" for name in ON_SERVERS.split()]
+        chosen = options.tests or [
+            str(next(ROOT.glob(f"tests/*/test_{name}.py"))) for name in ON_SERVERS.split()
+        ]
         outcomes.append(tested(f"PostgreSQL {source}", Path(sys.executable), bindir, chosen))
     for version in options.python:
         try:

@@ -1,5 +1,5 @@
 """``python -m mailroom``."""
 
-from mailroom.cli import main
+from mailroom.cli.main import main
 
 main()

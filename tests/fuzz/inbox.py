@@ -12,9 +12,9 @@ from urllib.parse import unquote
 
 import h11
 
-from mailroom.inbox import Inbox
 from mailroom.inbox.app import create_app
 from mailroom.inbox.changes import Changes
+from mailroom.inbox.inbox import Inbox
 
 HOST: Final = b"Host: 127.0.0.1\r\n"
 FORM: Final = b"Content-Type: application/x-www-form-urlencoded\r\n"

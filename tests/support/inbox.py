@@ -12,7 +12,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.session import Session
 
-from mailroom.inbox import InboxServer
+from mailroom.inbox.server import InboxServer
 
 DATA: Final = {"login": "ada", "login_html": "ada", "secret": "S" * 86, "code": "12345"}
 

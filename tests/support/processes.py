@@ -36,7 +36,7 @@ def without(
     package: str, *arguments: str, variables: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """What ``mailroom`` does where a package is not installed, in a process of its own."""
-    hidden = f"import sys; sys.modules[{package!r}] = None; from mailroom.cli import main; main()"
+    hidden = f"import sys; sys.modules[{package!r}] = None; from mailroom.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", hidden, *arguments],
         stdin=subprocess.DEVNULL,

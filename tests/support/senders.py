@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from mailroom import templates
-from mailroom.inbox import Inbox
+from mailroom.inbox.inbox import Inbox
 from mailroom.outcomes import Result
-from mailroom.sender import Sender, Verdict
-from mailroom.sender_settings import SenderSettings, sender_settings
-from mailroom.transports import Transport, open_transport
+from mailroom.sender.policy import Sender, Verdict
+from mailroom.settings.sender import SenderSettings, sender_settings
+from mailroom.templates import sources
+from mailroom.transports.transport import Transport, open_transport
 from mailroom.wire import Message, encode
 from support.processes import PATIENCE_S
 
@@ -57,7 +57,7 @@ def settings(output: Path, **variables: str | float | Path) -> SenderSettings:
 
 def with_templates(inbox: Inbox) -> Inbox:
     """Put the built-in templates into a local SES."""
-    inbox.publish(templates.load(None, {"app_name": "Acme", "app_url": "https://acme.example"}).values())
+    inbox.publish(sources.load(None, {"app_name": "Acme", "app_url": "https://acme.example"}).values())
     return inbox
 
 

@@ -7,7 +7,7 @@ import os
 import click
 
 from mailroom.cli.common import collect_garbage_rarely, environment_help, stop_on_signals
-from mailroom.settings import COLLECTOR_VARIABLES
+from mailroom.settings.collector import COLLECTOR_VARIABLES
 
 
 @click.command(epilog=environment_help(COLLECTOR_VARIABLES))
@@ -20,12 +20,12 @@ def collector() -> None:
     """
     import asyncio
 
-    from mailroom import spelling
-    from mailroom.collector import Collector
-    from mailroom.output import standard_output
-    from mailroom.settings import collector_settings
+    from mailroom.collector.program import Collector
+    from mailroom.collector.stdout import standard_output
+    from mailroom.settings import misspelt
+    from mailroom.settings.collector import collector_settings
 
-    spelling.tell(os.environ)
+    misspelt.tell(os.environ)
     settings = collector_settings(os.environ)
 
     async def run() -> None:

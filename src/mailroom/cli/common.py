@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from mailroom.environment import Variable
+from mailroom.settings.variables import Variable
 
 if TYPE_CHECKING:
     import asyncio

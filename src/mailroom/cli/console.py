@@ -7,7 +7,7 @@ import os
 import click
 
 from mailroom.cli.common import environment_help, stop_on_signals
-from mailroom.settings import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
 
 
 @click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME, CHANNEL_NAME]))
@@ -35,8 +35,8 @@ def console(host: str, port: int, read_only: bool) -> None:
     """
     import asyncio
 
-    from mailroom.console import ConsoleServer
-    from mailroom.settings import queue_settings
+    from mailroom.console.server import ConsoleServer
+    from mailroom.settings.collector import queue_settings
 
     settings = queue_settings(os.environ)
 

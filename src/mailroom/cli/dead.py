@@ -16,12 +16,12 @@ import click
 
 from mailroom.actions import BY_NAME
 from mailroom.cli.common import EXIT_DATA, as_json_text, duration, environment_help, text_argument
-from mailroom.settings import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
 
 if TYPE_CHECKING:
     import psycopg
 
-    from mailroom.dead import Decided
+    from mailroom.operations.dead import Decided
 
 EXIT_SOME_NOT: Final = 1
 TELL_INTERVAL_S: Final = 1.0
@@ -55,8 +55,8 @@ def dead() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: bool) -> None:
     """List dead letters, newest first, with the reason and whether the token may still be mailed."""
-    from mailroom.dead import count, dead_letters
-    from mailroom.story import counted
+    from mailroom.operations.dead import count, dead_letters
+    from mailroom.operations.story import counted
 
     with _connected() as connection:
         letters = dead_letters(connection, action, since, limit)
@@ -84,8 +84,8 @@ def dead_show(token: int, as_json: bool) -> None:
 
     Exits with 65 when it is none, and says what it is instead.
     """
-    from mailroom.dead import show
-    from mailroom.settings import queue_settings
+    from mailroom.operations.dead import show
+    from mailroom.settings.collector import queue_settings
 
     with _connected() as connection:
         story = show(connection, queue_settings(os.environ).queue_name, token)
@@ -116,8 +116,8 @@ def dead_retry(
     Prints what became of each. Exits with 0 when all are to be mailed, 1 when some are not, 65 when one of
     the TOKENs is no dead letter.
     """
-    from mailroom.dead import retry
-    from mailroom.settings import queue_settings
+    from mailroom.operations.dead import retry
+    from mailroom.settings.collector import queue_settings
 
     settings = queue_settings(os.environ)
 
@@ -149,7 +149,7 @@ def dead_drop(
 
     Exits with 0 when all are dropped, 65 when one of the TOKENs is no dead letter.
     """
-    from mailroom.dead import drop
+    from mailroom.operations.dead import drop
 
     if every and not yes:
         if not (sys.stdin and sys.stdin.isatty()):
@@ -166,8 +166,8 @@ def _decide(
     decide: Callable[[psycopg.Connection, Sequence[int]], list[Decided]],
 ) -> None:
     """Decide about each token, print what became of it, and exit."""
-    from mailroom.dead import NOT_DEAD, PAGE, all_dead, instead
-    from mailroom.settings import queue_settings
+    from mailroom.operations.dead import NOT_DEAD, PAGE, all_dead, instead
+    from mailroom.settings.collector import queue_settings
 
     if every == bool(tokens):
         raise click.UsageError("name either TOKENs or --all")
@@ -205,10 +205,10 @@ def _pages(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 @contextmanager
 def _connected() -> Iterator[psycopg.Connection]:
-    from mailroom import migrate
-    from mailroom.settings import database_url
+    from mailroom.database import sync
+    from mailroom.settings.collector import database_url
 
-    with migrate.connected(database_url(os.environ)) as connection:
+    with sync.connected(database_url(os.environ)) as connection:
         yield connection
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mailroom.doctor import Finding, Report
+    from mailroom.doctor.report import Finding, Report
 
 EXIT_FAULTS = 1
 COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "skipped": "bright_black"}
@@ -38,7 +38,8 @@ def doctor(only: str | None, as_json: bool) -> None:
 
     Exits 0, or 1 when there are faults; a warning is none.
     """
-    from mailroom.doctor import State, diagnose
+    from mailroom.doctor.diagnosis import diagnose
+    from mailroom.doctor.report import State
 
     report = diagnose(os.environ, only)
     click.echo(as_json_text(report) if as_json else as_table(report))
@@ -47,7 +48,7 @@ def doctor(only: str | None, as_json: bool) -> None:
 
 def as_json_text(report: Report) -> str:
     """The report as one JSON object."""
-    from mailroom.doctor import State
+    from mailroom.doctor.report import State
 
     checks = [
         {
@@ -64,7 +65,7 @@ def as_json_text(report: Report) -> str:
 
 def as_table(report: Report) -> str:
     """The report as a line a check, with the remedies, and a summary."""
-    from mailroom.doctor import State
+    from mailroom.doctor.report import State
 
     width = max(len(finding.name) for finding in report.findings)
     lines = [_line(finding, width) for finding in report.findings]

@@ -10,7 +10,7 @@ from mailroom.cli.common import stop_on_signals
 
 if TYPE_CHECKING:
     from mailroom.inbox.mails import Mail
-    from mailroom.inbox.rendered import Rendered
+    from mailroom.inbox.messages import Rendered
 
 
 @click.command()
@@ -69,7 +69,8 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
     import asyncio
 
     from mailroom.errors import OutputClosed
-    from mailroom.inbox import Inbox, InboxServer
+    from mailroom.inbox.inbox import Inbox
+    from mailroom.inbox.server import InboxServer
 
     async def run() -> bool:
         stop = stop_on_signals()

@@ -9,7 +9,7 @@ import sys
 import click
 
 from mailroom.cli.common import EXIT_CONFIGURATION, environment_help
-from mailroom.settings import DATABASE_URL
+from mailroom.settings.collector import DATABASE_URL
 
 
 @click.group(epilog=environment_help([DATABASE_URL]))
@@ -24,10 +24,11 @@ def migrate() -> None:
 @click.argument("steps", type=click.IntRange(min=1), required=False)
 def migrate_up(steps: int | None) -> None:
     """Apply the next STEPS migrations; all of them by default."""
-    from mailroom import migrate as migrations
-    from mailroom.settings import database_url
+    from mailroom.database import migrate as migrations
+    from mailroom.database import sync
+    from mailroom.settings.collector import database_url
 
-    with migrations.connected(database_url(os.environ)) as connection:
+    with sync.connected(database_url(os.environ)) as connection:
         if not migrations.up(connection, steps, click.echo):
             click.echo("nothing to apply: the schema is up to date")
 
@@ -40,15 +41,16 @@ def migrate_down(steps: int, yes: bool) -> None:
 
     Tables are dropped with their rows. On a terminal it asks first, and elsewhere it needs --yes.
     """
-    from mailroom import migrate as migrations
-    from mailroom.settings import database_url
+    from mailroom.database import migrate as migrations
+    from mailroom.database import sync
+    from mailroom.settings.collector import database_url
 
     url = database_url(os.environ)
     if not yes:
         if not (sys.stdin and sys.stdin.isatty()):
             raise click.UsageError("taking migrations back without a terminal needs --yes")
         click.confirm(f"Take back {steps} migration(s), with the rows of their tables?", abort=True, err=True)
-    with migrations.connected(url) as connection:
+    with sync.connected(url) as connection:
         if not migrations.down(connection, steps, click.echo):
             click.echo("nothing to take back: no migration is applied")
 
@@ -57,10 +59,11 @@ def migrate_down(steps: int, yes: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def migrate_status(as_json: bool) -> None:
     """Show which migrations are applied. Exits with 78 when the state is dirty."""
-    from mailroom import migrate as migrations
-    from mailroom.settings import database_url
+    from mailroom.database import migrate as migrations
+    from mailroom.database import sync
+    from mailroom.settings.collector import database_url
 
-    with migrations.connected(database_url(os.environ)) as connection:
+    with sync.connected(database_url(os.environ)) as connection:
         state = migrations.state(connection)
     rows = [
         {"version": migration.version, "name": migration.name, "applied": migration.version <= state.version}

@@ -7,7 +7,7 @@ import os
 import click
 
 from mailroom.cli.common import environment_help
-from mailroom.settings import DATABASE_URL
+from mailroom.settings.collector import DATABASE_URL
 
 
 @click.command(epilog=environment_help([DATABASE_URL]))
@@ -38,12 +38,12 @@ def roles(is_applied: bool) -> None:
 def _apply(script: str) -> None:
     import psycopg
 
-    from mailroom import migrate
-    from mailroom.database import reason
+    from mailroom.database import sync
+    from mailroom.database.connection import reason
     from mailroom.errors import DatabaseUnavailable, MigrationError
-    from mailroom.settings import database_url
+    from mailroom.settings.collector import database_url
 
-    with migrate.connected(database_url(os.environ)) as connection:
+    with sync.connected(database_url(os.environ)) as connection:
         try:
             # The script is one transaction: what fails in it is rolled back when the connection ends.
             connection.execute(script.encode())

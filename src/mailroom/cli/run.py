@@ -1,4 +1,4 @@
-"""``mailroom run``, ``mailroom pause`` and ``mailroom resume``."""
+"""``mailroom run``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import click
 
 from mailroom.cli.common import collect_garbage_rarely, environment_help, stop_on_signals
-from mailroom.run_settings import HEALTH_VARIABLES
-from mailroom.sender_settings import RETRY_FOR, SENDER_VARIABLES
-from mailroom.settings import CHANNEL_NAME, COLLECTOR_VARIABLES, DATABASE_URL, QUEUE_NAME
+from mailroom.settings.collector import COLLECTOR_VARIABLES
+from mailroom.settings.sender import RETRY_FOR, SENDER_VARIABLES
+from mailroom.settings.worker import HEALTH_VARIABLES
 
 RUN_VARIABLES = tuple(
     variable
@@ -33,12 +33,12 @@ def run() -> None:
     """
     import asyncio
 
-    from mailroom import spelling
-    from mailroom.run import Runner
-    from mailroom.run_settings import run_settings
-    from mailroom.transports import open_transport
+    from mailroom.settings import misspelt
+    from mailroom.settings.worker import run_settings
+    from mailroom.transports.transport import open_transport
+    from mailroom.worker.program import Runner
 
-    spelling.tell(os.environ)
+    misspelt.tell(os.environ)
     settings = run_settings(os.environ)
 
     async def work() -> None:
@@ -46,39 +46,3 @@ def run() -> None:
 
     collect_garbage_rarely()
     asyncio.run(work())
-
-
-@click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME]))
-@click.option("--reason", required=True, help="Why, for whoever asks later.")
-def pause(reason: str) -> None:
-    """Stop handing out mail, to all workers; what they have in hand goes out.
-
-    What is committed meanwhile waits in the queue. `mailroom resume` goes on.
-    """
-    from mailroom import migrate
-    from mailroom.errors import DatabaseError
-    from mailroom.oncall import one
-    from mailroom.queue import PAUSE
-    from mailroom.settings import queue_settings
-
-    settings = queue_settings(os.environ)
-    with migrate.connected(settings.database_url) as connection:
-        if one(connection, PAUSE, [settings.queue_name, reason]) != (True,):
-            raise DatabaseError(
-                f"there is no queue {settings.queue_name!r}", hint="correct MAILROOM_QUEUE_NAME"
-            )
-    click.echo("paused")
-
-
-@click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME, CHANNEL_NAME]))
-def resume() -> None:
-    """Hand out mail again, after `mailroom pause`."""
-    from mailroom import migrate
-    from mailroom.oncall import one
-    from mailroom.queue import RESUME
-    from mailroom.settings import queue_settings
-
-    settings = queue_settings(os.environ)
-    with migrate.connected(settings.database_url) as connection:
-        was_paused = one(connection, RESUME, [settings.queue_name, settings.channel_name]) == (True,)
-    click.echo("resumed" if was_paused else "it was not paused")

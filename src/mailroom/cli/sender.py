@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mailroom.cli.common import EXIT_DATA, EXIT_TRY_AGAIN, environment_help, stop_on_signals
-from mailroom.sender_settings import SENDER_VARIABLES
+from mailroom.settings.sender import SENDER_VARIABLES
 
 
 @click.command(epilog=environment_help(SENDER_VARIABLES))
@@ -27,13 +27,13 @@ def sender() -> None:
     """
     import asyncio
 
-    from mailroom import spelling
-    from mailroom.input import standard_input
-    from mailroom.pipe import Pipe
-    from mailroom.sender_settings import sender_settings
-    from mailroom.transports import open_transport
+    from mailroom.sender.program import Pipe
+    from mailroom.sender.stdin import standard_input
+    from mailroom.settings import misspelt
+    from mailroom.settings.sender import sender_settings
+    from mailroom.transports.transport import open_transport
 
-    spelling.tell(os.environ)
+    misspelt.tell(os.environ)
     settings = sender_settings(os.environ)
 
     async def run() -> bool:
@@ -71,7 +71,7 @@ def replay(file: Path, outcomes: tuple[str, ...], batch: int) -> None:
     FILE. Exits 65 when there were any. Tokens may have expired meanwhile: their links are dead.
     """
     from mailroom.errors import WireError
-    from mailroom.rejected import read
+    from mailroom.sender.rejected import read
     from mailroom.wire import Message, encode
 
     waiting: list[Message] = []

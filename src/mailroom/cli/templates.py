@@ -15,11 +15,11 @@ import click
 
 from mailroom.actions import ACTIONS, BY_NAME
 from mailroom.cli.common import EXIT_CONFIGURATION, environment_help
-from mailroom.sender_settings import CONNECT_TIMEOUT, SEND_TIMEOUT, TEMPLATE_VARIABLES
+from mailroom.settings.sender import CONNECT_TIMEOUT, SEND_TIMEOUT, TEMPLATE_VARIABLES
 
 if TYPE_CHECKING:
-    from mailroom.sender_settings import TemplateSettings
-    from mailroom.templates import Template
+    from mailroom.settings.sender import TemplateSettings
+    from mailroom.templates.sources import Template
 
 EXIT_DIFFERENT = 1
 SAMPLE_TOKEN = ("this-is-a-sample-and-no-token-" * 3)[:86]
@@ -47,7 +47,7 @@ def templates_check(as_json: bool) -> None:
 
     Exits 0 when they may be used, else 78.
     """
-    from mailroom.templates import check
+    from mailroom.templates.checks import check
 
     _, loaded = _loaded()
     faults = {name: check(template) for name, template in loaded.items()}
@@ -71,7 +71,7 @@ def templates_render(action: str, part: str, login: str, as_json: bool) -> None:
 
     To see it in a browser: mailroom templates render activation --part html > mail.html
     """
-    from mailroom.templates import render
+    from mailroom.templates.mails import render
     from mailroom.wire import Message, encode_message
 
     message = Message(action, "peter.pan@example.com", login, SAMPLE_TOKEN, SAMPLE_CODE)
@@ -94,7 +94,7 @@ def templates_init(folder: Path) -> None:
 
     Nothing that is there is overwritten.
     """
-    from mailroom.templates import write_built_in
+    from mailroom.templates.sources import write_built_in
 
     for path in write_built_in(folder):
         click.echo(path)
@@ -109,7 +109,7 @@ def templates_push(actions: tuple[str, ...], dry_run: bool) -> None:
     They are checked first. Region and credentials are found as AWS's own tools find them; it takes
     the permissions ses:GetTemplate, ses:CreateTemplate and ses:UpdateTemplate.
     """
-    from mailroom.templates import due_change, push
+    from mailroom.templates.remote import due_change, push
 
     settings, loaded = _loaded()
     with _ses() as client:
@@ -127,7 +127,8 @@ def templates_diff(actions: tuple[str, ...]) -> None:
 
     Exits 0 when there is no difference, else 1.
     """
-    from mailroom.templates import fetch, for_ses
+    from mailroom.templates.mails import for_ses
+    from mailroom.templates.remote import fetch
 
     settings, loaded = _loaded()
     different = False
@@ -143,8 +144,8 @@ def templates_diff(actions: tuple[str, ...]) -> None:
 
 
 def _loaded() -> tuple[TemplateSettings, dict[str, Template]]:
-    from mailroom.sender_settings import template_settings
-    from mailroom.templates import load
+    from mailroom.settings.sender import template_settings
+    from mailroom.templates.sources import load
 
     settings = template_settings(os.environ)
     return settings, load(settings.folder, settings.constants)
@@ -157,7 +158,7 @@ def _fit(loaded: dict[str, Template], names: tuple[str, ...]) -> dict[str, Templ
         TemplateError: one may not.
     """
     from mailroom.errors import TemplateError
-    from mailroom.templates import check
+    from mailroom.templates.checks import check
 
     wanted = {action.name: loaded[action.name] for action in ACTIONS if action.name in (names or loaded)}
     faults = [f"{name}: {fault}" for name, template in wanted.items() for fault in check(template)]

@@ -30,7 +30,7 @@ def token_verify(token: str, action: str, code: str | None, as_json: bool) -> No
     TOKEN may be - to read it from standard input, which keeps it out of the shell's history.
     Exits 0 when it is genuine, else 65 with the reason: malformed, forged, wrong action.
     """
-    from mailroom.settings import secret_keys
+    from mailroom.settings.collector import secret_keys
     from mailroom.tokens import verify
 
     keys = secret_keys(os.environ)

@@ -15,13 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mailroom.console.deeds import Deeds
-from mailroom.console.front import Front
+from mailroom.console.actions import Deeds
+from mailroom.console.pages import Front
 from mailroom.console.reader import Reader
 from mailroom.console.snapshot import Snapshots
 from mailroom.errors import MailroomError
-from mailroom.settings import QueueSettings
-from mailroom.web import Guard, asset_routes
+from mailroom.settings.collector import QueueSettings
+from mailroom.web.assets import asset_routes
+from mailroom.web.guard import Guard
 
 
 def create_app(

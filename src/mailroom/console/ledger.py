@@ -13,8 +13,8 @@ from typing import Final
 
 import psycopg
 
-from mailroom.oncall import one, rows
-from mailroom.story import PROVIDERS, mask, plain
+from mailroom.database.sync import one, rows
+from mailroom.operations.story import PROVIDERS, mask, plain
 
 OUTCOMES: Final = ("sent", "retried", "unknown", "rejected", "expired", "skipped")
 PAGE: Final = 50

@@ -14,9 +14,9 @@ from typing import Final, TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from mailroom.database import CONNECTION_DEFAULTS, hopeless, reason
+from mailroom.database.connection import CONNECTION_DEFAULTS, hopeless, reason
+from mailroom.database.sync import answering_within
 from mailroom.errors import DatabaseUnavailable
-from mailroom.oncall import answering_within
 
 Answer = TypeVar("Answer")
 Question = Callable[[psycopg.Connection], Answer]

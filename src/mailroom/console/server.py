@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, Self
 from mailroom.console.reader import Reader
 from mailroom.console.snapshot import Snapshots
 from mailroom.errors import DatabaseUnavailable, MailroomError
-from mailroom.listening import authority, listen
-from mailroom.settings import QueueSettings
+from mailroom.settings.collector import QueueSettings
+from mailroom.web.listening import authority, listen
 
 if TYPE_CHECKING:
     import uvicorn

@@ -11,24 +11,16 @@ from typing import Final
 
 import psycopg
 
-from mailroom.console.ledger import (
-    KEPT,
-    MINUTE,
-    OUTCOMES,
-    Interval,
-    Recent,
-    Traffic,
-    recent,
-    summed,
-)
+from mailroom.console.ledger import KEPT, MINUTE, OUTCOMES, Interval, Recent, Traffic, recent, summed
 from mailroom.console.reader import Reader
-from mailroom.dead import Count, count
+from mailroom.database.sync import one
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
-from mailroom.oncall import Worker, one, paused, workers
+from mailroom.operations.dead import Count, count
+from mailroom.operations.reports import Worker, paused, workers
+from mailroom.operations.story import Pause, counted
 from mailroom.outage import Outage
-from mailroom.pulse import MOST, PULSE, Pulse
-from mailroom.story import Pause, counted
+from mailroom.queue.pulse import MOST, PULSE, Pulse
 
 FRESH_S: Final = 1.0
 # Whoever looks waits so long for an answer, and then gets the last picture.

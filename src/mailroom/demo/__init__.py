@@ -1,1 +1,1 @@
-"""A demonstration: an embedded PostgreSQL, and a tour of the main job."""
+"""A demonstration on an embedded PostgreSQL; ``tour`` is where it begins."""

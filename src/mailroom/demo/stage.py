@@ -15,11 +15,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from mailroom import migrate, templates
+from mailroom.database import migrate, sync
 from mailroom.demo.folders import remove_leftovers
 from mailroom.demo.postgres import FOLDER_PREFIX, PostgresServer
 from mailroom.demo.programs import APP, QUEUE, RUN, Programs, port_or_free
-from mailroom.inbox import Inbox, InboxServer
+from mailroom.inbox.inbox import Inbox
+from mailroom.inbox.server import InboxServer
+from mailroom.templates import sources
 from mailroom.tokens import new_key
 
 INBOX_PORT: Final = 8025
@@ -101,7 +103,7 @@ class Stage:
         psql = shutil.which("psql") or server.bindir / "psql"
         self.psql = f"{psql} -h {server.folder} -p {server.port} -U postgres"
         applied: list[str] = []
-        with migrate.connected(server.url()) as connection:
+        with sync.connected(server.url()) as connection:
             migrate.up(connection, None, applied.append)
         self._tell(f"… and has Mailroom's {len(applied)} migrations.")
 
@@ -128,7 +130,7 @@ class Stage:
         )
         self.app = Address("application", app, APP_PORT)
         # The links in the mails lead to it.
-        inbox.inbox.publish(templates.load(None, {"app_name": APP_NAME, "app_url": app}).values())
+        inbox.inbox.publish(sources.load(None, {"app_name": APP_NAME, "app_url": app}).values())
         run = self.programs.serve(
             RUN,
             ["mailroom", "run"],

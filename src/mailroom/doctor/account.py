@@ -10,8 +10,8 @@ from botocore import exceptions as aws
 
 from mailroom.doctor.report import NotKnown
 from mailroom.errors import TransportError
-from mailroom.responses import redacted
-from mailroom.sender_settings import SenderSettings
+from mailroom.settings.sender import SenderSettings
+from mailroom.transports.saved_answers import redacted
 from mailroom.transports.ses_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
 
 Answer = TypeVar("Answer")

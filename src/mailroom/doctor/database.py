@@ -7,9 +7,9 @@ from typing import Final
 
 from mailroom.doctor import environment as variables
 from mailroom.doctor import queue, server
-from mailroom.doctor.patient import Patient
+from mailroom.doctor.probe import Patient
 from mailroom.doctor.report import Check, Report
-from mailroom.settings import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME, SECRET_KEY, collector_settings
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME, SECRET_KEY, collector_settings
 
 CHECKS: Final[tuple[Check[Patient], ...]] = (
     Check("keys", server.keys, (SECRET_KEY.name,)),

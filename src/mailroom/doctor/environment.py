@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-from mailroom import spelling
 from mailroom.doctor.report import Report, fault, ok, warning
 from mailroom.errors import SettingsError
-from mailroom.settings import DATABASE_URL, SECRET_KEY
+from mailroom.settings import misspelt
+from mailroom.settings.collector import DATABASE_URL, SECRET_KEY
 
 Settings = TypeVar("Settings")
 
@@ -46,9 +46,9 @@ def read(
     return all_right
 
 
-def misspelt(environment: Mapping[str, str], report: Report) -> None:
+def examine(environment: Mapping[str, str], report: Report) -> None:
     """Warn of each variable that looks like one of ours, and that no command reads."""
-    for name, meant in spelling.unknown(environment):
+    for name, meant in misspelt.unknown(environment):
         remedy = (
             f"did you mean {meant}?" if meant else "unset it, or see a command's --help for its variables"
         )

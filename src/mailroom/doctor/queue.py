@@ -9,12 +9,13 @@ from typing import Final, TypeVar
 import psycopg
 from psycopg import sql
 
-from mailroom import oncall
-from mailroom.database import LOST
-from mailroom.doctor.patient import NO_ANSWER, PROGRAM, Patient, connect, translated
+from mailroom.database.connection import LOST
+from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Patient, connect, translated
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.errors import DatabaseError, DatabaseUnavailable
-from mailroom.queue import (
+from mailroom.operations import reports
+from mailroom.operations.story import counted, utc
+from mailroom.queue.client import (
     BACKLOG,
     COLLECTORS,
     HAS_QUEUE,
@@ -25,8 +26,7 @@ from mailroom.queue import (
     TRIGGERS,
     Backlog,
 )
-from mailroom.settings import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
-from mailroom.story import counted, utc
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
 
 Answer = TypeVar("Answer")
 
@@ -66,7 +66,7 @@ def queue(patient: Patient) -> Finding:
 
 def pause(patient: Patient) -> Finding:
     """Nobody has paused it."""
-    found = _asked(patient, oncall.paused)
+    found = _asked(patient, reports.paused)
     if found.paused_at:
         return warning(found.text(), "`mailroom resume`, if it is to go on")
     return ok("it is not paused")
@@ -74,7 +74,7 @@ def pause(patient: Patient) -> Finding:
 
 def workers(patient: Patient) -> Finding:
     """What the workers that are alive say of themselves."""
-    alive = [worker for worker in _asked(patient, oncall.workers) if worker.alive]
+    alive = [worker for worker in _asked(patient, reports.workers) if worker.alive]
     told = [
         f"{worker.worker} since {utc(worker.trouble_since)}: {worker.trouble}"
         for worker in alive

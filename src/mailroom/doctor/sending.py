@@ -10,8 +10,8 @@ from typing import Final
 from mailroom.doctor import environment as variables
 from mailroom.doctor.report import Check, Finding, Report, fault, ok, warning
 from mailroom.errors import ReplayError
-from mailroom.rejected import FILE_NAME, read
-from mailroom.sender_settings import (
+from mailroom.sender.rejected import FILE_NAME, read
+from mailroom.settings.sender import (
     DEBUG,
     SES_OUTPUT_PATH,
     TRANSPORT,

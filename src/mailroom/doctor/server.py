@@ -7,13 +7,13 @@ from typing import Final
 
 import psycopg
 
-from mailroom import migrate
-from mailroom.database import refuse_no_encoding
+from mailroom.database import migrate
+from mailroom.database.connection import refuse_no_encoding
 from mailroom.doctor.clocks import compared
-from mailroom.doctor.patient import Patient, connect
+from mailroom.doctor.probe import Patient, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, warning
 from mailroom.errors import MigrationError
-from mailroom.settings import DATABASE_URL
+from mailroom.settings.collector import DATABASE_URL
 
 OLDEST_VERSION: Final = 14
 

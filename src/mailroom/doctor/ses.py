@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as aws
 
-from mailroom import templates
 from mailroom.actions import ACTIONS, Action
 from mailroom.doctor.account import Account
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.report import Check, Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.errors import TemplateError
-from mailroom.sender_settings import (
+from mailroom.settings.sender import (
     SEND_RATE,
     SES_CONFIG_SET,
     SES_SOURCE,
@@ -29,6 +28,7 @@ from mailroom.sender_settings import (
     TEMPLATES,
     SenderSettings,
 )
+from mailroom.templates import checks, mails, remote, sources
 from mailroom.transports.addresses import ascii_domain
 from mailroom.transports.ses_answers import CODES, THROTTLED
 from mailroom.transports.ses_client import DENIED, ERRORS, code_of
@@ -199,13 +199,13 @@ def config_set(account: Account) -> Finding:
 def template(action: Action, account: Account) -> Finding:
     """The template in SES shows what its mails have, and is that of the files."""
     name = account.settings.templates.names[action.name]
-    parts = account.ask("ses:GetTemplate", partial(templates.fetch, account.client, name))
+    parts = account.ask("ses:GetTemplate", partial(remote.fetch, account.client, name))
     another = f"{TEMPLATE_NAMES[action.name].name} names another"
     if parts is None:
         return fault(
             f"there is no template {name!r} in this region", f"`mailroom templates push` makes it; {another}"
         )
-    found = templates.check_fetched(parts, action)
+    found = checks.check_fetched(parts, action)
     if found.faults:
         return fault(
             f"{name}: {'; '.join(found.faults)}",
@@ -214,7 +214,7 @@ def template(action: Action, account: Account) -> Finding:
     if found.warnings:
         return warning(f"{name}: {'; '.join(found.warnings)}", "change it, or push one that is checked")
     ours = _ours(account.settings, action)
-    if ours and any(templates.for_ses(ours, name)[part] != text for part, text in parts.items()):
+    if ours and any(mails.for_ses(ours, name)[part] != text for part, text in parts.items()):
         where = account.settings.templates.folder or "Mailroom's own"
         return warning(
             f"{name} differs from the files ({where})",
@@ -244,10 +244,10 @@ def _date(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
 
 
-def _ours(settings: SenderSettings, action: Action) -> templates.Template | None:
+def _ours(settings: SenderSettings, action: Action) -> sources.Template | None:
     """The files' template, if it can be compared with: one that may be used."""
     try:
-        ours = templates.load(settings.templates.folder, settings.templates.constants)[action.name]
+        ours = sources.load(settings.templates.folder, settings.templates.constants)[action.name]
     except TemplateError:
         return None
-    return None if templates.check(ours) else ours
+    return None if checks.check(ours) else ours

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from email.utils import parseaddr
 from typing import Final, Self
 
-from mailroom import templates
 from mailroom.doctor.report import Check, Finding, fault, ok, warning
 from mailroom.errors import TransportError
-from mailroom.sender_settings import SES_SOURCE, TEMPLATES, TRANSPORT, SenderSettings, SmtpServer
+from mailroom.settings.sender import SES_SOURCE, TEMPLATES, TRANSPORT, SenderSettings, SmtpServer
+from mailroom.templates import checks, sources
 from mailroom.transports.smtp import SmtpTransport
 
 LIMIT_S: Final = 4.0
@@ -116,8 +116,8 @@ def files(session: Session) -> Finding:
     """The templates show what their mails have."""
     settings = session.settings.templates
     where = str(settings.folder or "those of Mailroom")
-    loaded = templates.load(settings.folder, settings.constants)
-    told = [f"{name}: {text}" for name, template in loaded.items() for text in templates.check(template)]
+    loaded = sources.load(settings.folder, settings.constants)
+    told = [f"{name}: {text}" for name, template in loaded.items() for text in checks.check(template)]
     if told:
         return fault(f"{where}: {'; '.join(told)}", "mend it; `mailroom templates check` looks again")
     return ok(f"{where} can be used")

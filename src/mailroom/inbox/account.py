@@ -11,7 +11,7 @@ from typing import Final
 from mailroom.inbox.calls import Request
 from mailroom.inbox.limits import Limits
 from mailroom.inbox.mails import NO_TEMPLATE, StoredTemplate
-from mailroom.inbox.query import Refusal
+from mailroom.inbox.ses_protocol import Refusal
 from mailroom.templates.tags import syntax_fault
 
 DESTINATIONS_PER_CALL: Final = 50

@@ -22,12 +22,12 @@ from mailroom.actions import ACTIONS
 from mailroom.inbox.calls import Call
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.faults import read_fault
+from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.limits import FASTEST
 from mailroom.inbox.links import find_links
 from mailroom.inbox.mails import Mail
 from mailroom.inbox.messages import read_headers
-from mailroom.inbox.state import Inbox
-from mailroom.web import read_body
+from mailroom.web.bodies import read_body
 
 LARGEST_BODY: Final = 1_000_000
 PAGE: Final = 100

@@ -15,16 +15,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mailroom.inbox.actions import reply
 from mailroom.inbox.api import api_routes, explain
-from mailroom.inbox.changes import Changes
-from mailroom.inbox.events import event_routes
-from mailroom.inbox.front import Front, page_routes
+from mailroom.inbox.calls import KEPT_HEADERS
+from mailroom.inbox.changes import Changes, event_routes
+from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.losses import lose
-from mailroom.inbox.query import Refusal, write_error
-from mailroom.inbox.requests import KEPT_HEADERS
-from mailroom.inbox.state import Inbox
-from mailroom.web import Guard, asset_routes, read_body
+from mailroom.inbox.pages import Front, page_routes
+from mailroom.inbox.ses import reply
+from mailroom.inbox.ses_protocol import Refusal, write_error
+from mailroom.web.assets import asset_routes
+from mailroom.web.bodies import read_body
+from mailroom.web.guard import Guard
 
 LARGEST_CALL: Final = 10_000_000
 ABOUT: Final = """\

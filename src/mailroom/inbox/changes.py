@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 MOST_WAITING: Final = 200
 
@@ -76,3 +78,31 @@ async def disconnected(receive: Receive) -> None:
     """Wait for a client to leave."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+KEEP_ALIVE_S: Final = 15.0
+# However many mails come, a page looks so often at most.
+PAUSE_S: Final = 0.2
+
+
+def event_routes(changes: Changes) -> list[Route]:
+    """The stream."""
+
+    async def stream() -> AsyncIterator[str]:
+        number = changes.number
+        yield f"retry: 1000\ndata: {number}\n\n"
+        while True:
+            changed = await changes.after(number, asyncio.get_running_loop().time() + KEEP_ALIVE_S)
+            number = changes.number
+            yield f"data: {number}\n\n" if changed else ": nothing new\n\n"
+            await asyncio.sleep(PAUSE_S)
+
+    class Events(StreamingResponse):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            with changes.place():
+                await super().__call__(scope, receive, send)
+
+    async def events(_: Request) -> StreamingResponse:
+        return Events(stream(), media_type="text/event-stream")
+
+    return [Route("/events", events)]

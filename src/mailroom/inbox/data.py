@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from mailroom.inbox.query import Refusal
+from mailroom.inbox.ses_protocol import Refusal
 
 DEEPEST: Final = 100
 LARGEST_BYTES: Final = 262_144

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from mailroom.inbox.faults import Fault
-from mailroom.inbox.state import Inbox
+from mailroom.inbox.inbox import Inbox
 
 
 class Knob(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from mailroom.actions import ACTIONS
-from mailroom.inbox.rendered import Rendered
+from mailroom.inbox.messages import Rendered
 
 LONGEST_PART: Final = 200_000
 MOST_LINKS: Final = 100

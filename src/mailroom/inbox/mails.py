@@ -14,8 +14,7 @@ from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
 from mailroom.inbox.data import read_data
-from mailroom.inbox.messages import read_message, write_message
-from mailroom.inbox.rendered import Rendered
+from mailroom.inbox.messages import Rendered, read_message, write_message
 from mailroom.templates.tags import placeholders, render_source
 
 KEEP: Final = 5000

@@ -14,9 +14,7 @@ from email.header import Header, decode_header, make_header
 from email.message import EmailMessage, Message
 from email.parser import BytesHeaderParser
 from email.utils import format_datetime
-from typing import Final
-
-from mailroom.inbox.rendered import Rendered
+from typing import Final, NamedTuple
 
 LONGEST_HEADER: Final = 10_000
 LONGEST_PLAIN: Final = 500
@@ -27,6 +25,14 @@ MOST_PARTS: Final = 1000
 _FOLDED: Final = re.compile(rb"(?im)^content-[a-z-]{1,40}:.*(?:\r?\n[ \t].*){10}")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+class Rendered(NamedTuple):
+    """What a mail shows; a part that it does not have is empty."""
+
+    subject: str
+    text: str
+    html: str
 
 
 def read_message(content: bytes) -> Rendered:

@@ -14,8 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mailroom.inbox.app import create_app
 from mailroom.inbox.changes import Changes
+from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.smtp import SmtpInbox
-from mailroom.inbox.state import Inbox
 
 TASKS_END_S: Final = 5.0
 

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from mailroom.errors import MailroomError
-from mailroom.inbox.state import Inbox
-from mailroom.listening import authority, listen
+from mailroom.inbox.inbox import Inbox
+from mailroom.web.listening import authority, listen
 
 if TYPE_CHECKING:
     from mailroom.inbox.protocol import Server

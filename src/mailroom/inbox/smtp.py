@@ -17,8 +17,8 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
 from mailroom.inbox.calls import Answer, Destination, Request
 from mailroom.inbox.faults import Fault
+from mailroom.inbox.inbox import THROTTLES, Inbox
 from mailroom.inbox.messages import read_header
-from mailroom.inbox.state import THROTTLES, Inbox
 
 LARGEST_MAIL: Final = 10_000_000
 MOST_RECIPIENTS: Final = 50

@@ -15,14 +15,7 @@ from mailroom.actions import Action
 from mailroom.errors import TemplateError
 from mailroom.templates.mails import ESCAPED_FIELDS, SES_PARTS, escaped_names
 from mailroom.templates.sources import CONSTANTS, Template
-from mailroom.templates.tags import (
-    Kind,
-    Tag,
-    placeholders,
-    render_source,
-    syntax_fault,
-    tags,
-)
+from mailroom.templates.tags import Kind, Tag, placeholders, render_source, syntax_fault, tags
 
 # What SES's documentation allows, text and HTML together.
 LARGEST_BYTES: Final = 500_000

@@ -14,7 +14,7 @@ from typing import Final
 
 from mailroom.actions import ACTIONS, Action
 from mailroom.errors import TemplateError
-from mailroom.sender_settings import APP_NAME, APP_URL
+from mailroom.settings.sender import APP_NAME, APP_URL
 from mailroom.templates.tags import Tag, replace_tags
 
 PARTS: Final = {"subject": ".subject.txt", "text": ".txt", "html": ".html"}

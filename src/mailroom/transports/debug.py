@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from mailroom.errors import OutputClosed
 from mailroom.outcomes import Outcome, Result
-from mailroom.sender_settings import MAX_RATE, SenderSettings
+from mailroom.settings.sender import MAX_RATE, SenderSettings
 from mailroom.transports.ses import OPERATION, RECIPIENTS_PER_CALL, bad_addresses, request
 from mailroom.wire import Message
 

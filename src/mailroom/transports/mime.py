@@ -9,7 +9,7 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from typing import Final
 
-from mailroom.templates import Mail
+from mailroom.templates.mails import Mail
 
 LONGEST_PLAIN_SUBJECT: Final = 68  # a header's line should not be longer than 78
 

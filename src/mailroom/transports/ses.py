@@ -18,17 +18,17 @@ from typing import Any, Final
 
 import botocore.session
 
-from mailroom import templates
 from mailroom.actions import ACTIONS, BY_NAME, Action
 from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
 from mailroom.outcomes import Outcome, Result, Scope
-from mailroom.responses import Responses
-from mailroom.sender_settings import MAX_RATE, TEMPLATE_NAMES, SenderSettings
+from mailroom.settings.sender import MAX_RATE, TEMPLATE_NAMES, SenderSettings
+from mailroom.templates import checks, mails, remote
 from mailroom.transports import ses_answers
 from mailroom.transports.addresses import wire_address
+from mailroom.transports.redaction import as_told
+from mailroom.transports.saved_answers import Responses
 from mailroom.transports.ses_client import DENIED, asked, code_of, name_of, open_client
-from mailroom.transports.words import as_told
 from mailroom.wire import Message
 
 RECIPIENTS_PER_CALL: Final = 50  # "up to 50 destinations": SES's API reference
@@ -41,7 +41,7 @@ log = EventLogger("ses")
 def request(settings: SenderSettings, messages: Sequence[Message]) -> dict[str, Any]:
     """The parameters of the call for messages of one action, with addresses that are good."""
     action = BY_NAME[messages[0].action]
-    names = [*action.fields, *templates.escaped_names(action)]
+    names = [*action.fields, *mails.escaped_names(action)]
     parameters: dict[str, Any] = {
         "Source": _source(settings.source),
         "Template": settings.templates.names[action.name],
@@ -49,7 +49,7 @@ def request(settings: SenderSettings, messages: Sequence[Message]) -> dict[str, 
         "Destinations": [
             {
                 "Destination": {"ToAddresses": ["@".join(wire_address(message.email))]},
-                "ReplacementTemplateData": templates.ses_data(action, message),
+                "ReplacementTemplateData": mails.ses_data(action, message),
             }
             for message in messages
         ],
@@ -156,7 +156,7 @@ class SesTransport:
         name = self._settings.templates.names[action.name]
         self._unchecked.add(action.name)
         try:
-            parts = asked(partial(templates.fetch, self._client, name))
+            parts = asked(partial(remote.fetch, self._client, name))
         except Exception as error:  # noqa: BLE001 - what it is decides what happens to the mail
             self._tell_once("template_not_checked", template=name, reason=name_of(error))
             if code_of(error) in DENIED:
@@ -170,7 +170,7 @@ class SesTransport:
                 "template_missing", template=name, reason=f"`mailroom templates push {action.name}`"
             )
             return None
-        findings = templates.check_fetched(parts, action)
+        findings = checks.check_fetched(parts, action)
         for finding in findings.warnings:
             self._tell_once("template_warning", template=name, reason=finding)
         if findings.faults:

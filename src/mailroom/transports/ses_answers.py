@@ -12,7 +12,7 @@ from typing import Final
 from botocore import exceptions as aws
 
 from mailroom.outcomes import Outcome, Result, Scope
-from mailroom.transports.words import DAILY_QUOTA
+from mailroom.transports.redaction import DAILY_QUOTA
 
 REJECTED: Final = (Result.REJECTED, Scope.CALL)
 THROTTLED: Final = (Result.THROTTLED, Scope.ACCOUNT)

@@ -22,13 +22,13 @@ from email.utils import parseaddr
 from typing import Final
 from uuid import uuid4
 
-from mailroom import templates
 from mailroom.errors import TemplateError, TransportError
 from mailroom.outcomes import Outcome, Result, Scope
-from mailroom.sender_settings import SES_SOURCE, SenderSettings, SmtpServer
+from mailroom.settings.sender import SES_SOURCE, SenderSettings, SmtpServer
+from mailroom.templates import checks, mails, sources
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
-from mailroom.transports.words import DAILY_QUOTA, LONGEST_DETAIL, as_told
+from mailroom.transports.redaction import DAILY_QUOTA, LONGEST_DETAIL, as_told
 from mailroom.wire import Message
 
 # Servers end connections that are silent or busy for long; no mail should meet that moment.
@@ -91,7 +91,7 @@ class SmtpTransport:
         self._server = server
         self._connect_timeout_s = settings.connect_timeout_ms / 1000
         self._send_timeout_s = settings.send_timeout_ms / 1000
-        self._templates = templates.load(settings.templates.folder, settings.templates.constants)
+        self._templates = sources.load(settings.templates.folder, settings.templates.constants)
         name, address = parseaddr(settings.source)
         try:
             local, self._domain = wire_address(address)
@@ -114,7 +114,7 @@ class SmtpTransport:
             TemplateError: one does not.
         """
         for name, template in self._templates.items():
-            if faults := templates.check(template):
+            if faults := checks.check(template):
                 raise TemplateError(
                     f"the template for {name} may not be used: {'; '.join(faults)}",
                     hint="mend it; `mailroom templates check` looks again",
@@ -235,7 +235,7 @@ class SmtpTransport:
         if extensions and not smtp.has_extn("smtputf8"):
             return Outcome(Result.REJECTED, "the address is not ASCII, and the server does not take SMTPUTF8")
         try:
-            mail = templates.render(self._templates[message.action], message)
+            mail = mails.render(self._templates[message.action], message)
         except TemplateError as error:
             raise _Trouble(Result.PAUSED, str(error), Scope.ACTION) from None
         message_id = f"{uuid4()}@{self._domain}"

@@ -18,7 +18,7 @@ class Pages:
 
     def __init__(self, package: str) -> None:
         self._environment = Environment(
-            loader=ChoiceLoader([PackageLoader(package, "pages"), PackageLoader("mailroom.web", "pages")]),
+            loader=ChoiceLoader([PackageLoader(package, "html"), PackageLoader("mailroom.web", "html")]),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,

@@ -5,7 +5,7 @@ import secrets
 
 import uvicorn
 
-from mailroom.demo.signup import create_app
+from mailroom.demo.signup.app import create_app
 
 app = create_app(
     os.environ["MAILROOM_DATABASE_URL"],

@@ -1,0 +1,179 @@
+"""The command line: commands, exit codes, and the wiring of one to the other.
+
+This is the only place that prints errors. What a command needs is imported when it runs, so that
+``--help`` answers at once and the collector loads no more than it uses.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+from click.core import ParameterSource
+
+from mailroom import __version__
+from mailroom.cli.collector import collector
+from mailroom.cli.common import EXIT_INTERRUPTED, EXIT_USAGE
+from mailroom.cli.console import console
+from mailroom.cli.dead import dead
+from mailroom.cli.demo import demo
+from mailroom.cli.doctor import doctor
+from mailroom.cli.inbox import inbox
+from mailroom.cli.migrate import migrate
+from mailroom.cli.pause import pause, resume
+from mailroom.cli.prune import prune
+from mailroom.cli.roles import roles
+from mailroom.cli.run import run
+from mailroom.cli.sender import replay, sender
+from mailroom.cli.status import status
+from mailroom.cli.templates import templates
+from mailroom.cli.token import key, token
+from mailroom.cli.why import why
+from mailroom.errors import MailroomError, OutputClosed, SettingsError, TokenError
+
+NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    except click.UsageError as error:
+        if fault := _environment_fault(error):
+            _print_error(fault)
+            code = fault.exit_code
+        else:
+            error.show()
+            code = EXIT_USAGE
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    except MailroomError as error:
+        if isinstance(error, OutputClosed):
+            _let_go_of_output()
+        _print_error(error)
+        code = error.exit_code
+    except OSError as error:
+        if error.errno not in NO_OUTPUT:
+            raise
+        _let_go_of_output()
+        if error.errno != errno.EPIPE:  # whoever reads no more needs not be told
+            _print_error(OutputClosed(f"cannot write to standard output: {error.strerror}"))
+        code = OutputClosed.exit_code
+    sys.exit(code)
+
+
+def _environment_fault(error: click.UsageError) -> SettingsError | None:
+    """An option's fault as what it is when the option's value stood in the environment."""
+    if not isinstance(error, click.BadParameter) or not (error.ctx and error.param and error.param.name):
+        return None
+    if error.ctx.get_parameter_source(error.param.name) is not ParameterSource.ENVIRONMENT:
+        return None
+    return SettingsError([f"{error.param.envvar}: {error.message}"])
+
+
+def _colour() -> bool | None:
+    """False where the environment wants none (https://no-color.org); None is to look for a terminal."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
+def _let_go_of_output() -> None:
+    # Nothing more may be written to it, not even what is buffered, at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # As click's own main does it, which takes a reader that has gone for a failure of the command's.
+    try:
+        with cli.make_context("mailroom", list(arguments), color=_colour()) as context:
+            cli.invoke(context)
+        code = 0
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    if sys.stdout:
+        sys.stdout.flush()
+    return code
+
+
+def _print_error(error: MailroomError) -> None:
+    label = click.style("Error:", fg="red", bold=True)
+    reason = f"{error.reason}: " if isinstance(error, TokenError) else ""
+    click.echo(f"{label} {reason}{error}", err=True, color=_colour())
+    if error.hint:
+        click.echo(f"{click.style('Try:', bold=True)} {error.hint}", err=True, color=_colour())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mailroom")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="MAILROOM_LOG_FORMAT",
+    show_envvar=True,
+    help="How logs look on standard error.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="MAILROOM_LOG_LEVEL",
+    show_envvar=True,
+    help="The least important log to show.",
+)
+def cli(log_format: str, log_level: str) -> None:
+    """User-lifecycle mail for applications whose users live in PostgreSQL.
+
+    An application commits an account, a trigger makes its token, and Mailroom hears of it at once,
+    signs it and hands it on for mailing: nothing that was committed is ever skipped.
+
+    \b
+    A first run:
+      export MAILROOM_DATABASE_URL=postgresql://localhost/app
+      export MAILROOM_SECRET_KEY=$(mailroom key new)
+      export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
+      mailroom migrate up
+      mailroom templates push
+      mailroom run
+
+    \b
+    Exit codes: 0 done, 1 something is found, 64 wrong usage, 65 bad data, 69 the other end is gone,
+    75 try again later, 78 wrong configuration.
+    """
+    from mailroom import logs
+
+    logs.set_up(log_format, log_level)
+
+
+for command in (
+    run,
+    status,
+    why,
+    dead,
+    pause,
+    resume,
+    prune,
+    doctor,
+    collector,
+    sender,
+    replay,
+    templates,
+    inbox,
+    console,
+    migrate,
+    roles,
+    token,
+    key,
+    demo,
+):
+    cli.add_command(command)

@@ -1,0 +1,186 @@
+"""The collector: from hints to claims to signed batches on standard output.
+
+It waits for the doorbell, then claims, signs and writes until a claim comes back short, and settles
+a lease once its lines are written and, into a pipe, read.
+
+Promises: a token is settled only after its line was written whole and taken out of the pipe; what
+was claimed and not taken is given back, or falls due by itself. While a slow reader holds a line
+up, leases are renewed from beside it and no transaction is open. A lease that another worker may
+have taken over in the meantime is not written. After a ``kill -9`` at most ``REPEATED_TOKENS``
+tokens, or one batch where that is more, are written a second time.
+
+A token that the line cannot hold is settled and logged by its id, and its neighbours go out. One
+whose action this version does not know stays in the queue for a newer worker, until it expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from mailroom.collector.outgoing import Outgoing
+from mailroom.collector.stdout import Output, reader_gone
+from mailroom.concurrency import end, first
+from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed
+from mailroom.logs import EventLogger
+from mailroom.queue.client import Claim
+from mailroom.queue.connect import keep_renewing, open_worker
+from mailroom.queue.lease import LEASE_MS, Lease
+from mailroom.settings.collector import CollectorSettings
+
+REPEATED_TOKENS: Final = 200
+MAX_CLAIM_TOKENS: Final = 1000
+SHUTDOWN_S: Final = 10.0
+
+log = EventLogger("collector")
+
+
+class Collector:
+    """One worker of a queue that writes to ``output``."""
+
+    def __init__(self, settings: CollectorSettings, output: Output) -> None:
+        self._database, self._queue, self._doorbell = open_worker(settings, "mailroom collector")
+        self._output = output
+        self._keys = settings.keys
+        self._batch_limit = settings.batch_limit
+        # A lease is settled as a whole, after whole batches, before the next is written: it is what a
+        # crash repeats.
+        self._lease_tokens = max(REPEATED_TOKENS // self._batch_limit, 1) * self._batch_limit
+        self._outgoing: Outgoing | None = None
+        self._writing = False
+        self._stopping = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Collect until ``stop`` is set, then finish the line in hand and give back the rest.
+
+        Raises:
+            OutputClosed: nobody takes the lines any more.
+            DatabaseError: at the start, when waiting will not help.
+        """
+        working = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(stop.wait())
+        closed = asyncio.create_task(self._output.closed())
+        try:
+            await asyncio.wait({working, stopping, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+            elif closed.done():
+                raise reader_gone()
+            else:
+                await self._finish(working)
+        finally:
+            await end(working, stopping, closed)
+            await self._give_back()
+
+    async def _work(self) -> None:
+        await self._queue.check()
+        log.info("started", worker=self._queue.worker)
+        await first(self._doorbell.run(), keep_renewing(self._queue), self._collect())
+
+    async def _collect(self) -> None:
+        while not self._stopping:
+            waited_s = await self._doorbell.due(await self._queue.next_due())
+            await self._drain(waited_s)
+
+    async def _drain(self, waited_s: float) -> None:
+        """Claim until a claim comes back short; the deeper the backlog, the larger the claims.
+
+        While one claim's leases are written, the next is under way; while one lease is settled, the
+        next is signed.
+        """
+        largest = max(MAX_CLAIM_TOKENS, self._batch_limit)
+        size = largest if self._doorbell.is_busy else self._batch_limit
+        claiming = asyncio.create_task(self._claim(size))
+        settling = asyncio.create_task(asyncio.sleep(0))
+        try:
+            while True:
+                claim = await claiming
+                more = claim.messages >= size
+                if more:
+                    size = min(size * 2, largest)
+                    claiming = asyncio.create_task(self._claim(size))
+                    await asyncio.sleep(0)  # lets it be sent before the reading keeps us busy
+                for lease in await claim.leases():
+                    await asyncio.sleep(0)  # lets both be sent before the signing keeps us busy
+                    outgoing = Outgoing(lease, keys=self._keys, batch_limit=self._batch_limit)
+                    await settling
+                    if self._stopping:
+                        return
+                    await self._write(outgoing)
+                    settling = asyncio.create_task(self._settle_when_read(outgoing, waited_s))
+                if not more:
+                    await settling
+                    return
+        finally:
+            await end(claiming, settling)
+
+    async def _claim(self, size: int) -> Claim:
+        self._doorbell.clear()
+        claim = await self._queue.claim(size, self._lease_tokens)
+        self._doorbell.claimed(claim.messages, more=claim.messages >= size)
+        return claim
+
+    async def _write(self, outgoing: Outgoing) -> None:
+        outgoing.begin(self._output.written)
+        self._outgoing = outgoing
+        lease, written = outgoing.lease, 0
+        self._writing = True
+        while written < len(outgoing.lines) and not self._stopping and await self._is_ours(lease):
+            await self._output.write(
+                outgoing.lines[written:], lambda: not self._stopping and self._queue.holds(lease)
+            )
+            written = outgoing.whole_lines(self._output.written)
+        self._writing = False
+
+    async def _settle_when_read(self, outgoing: Outgoing, waited_s: float) -> None:
+        written = self._output.written
+        await self._output.read_up_to(written)
+        await self._settle(outgoing)
+        self._outgoing = None
+        log.info("batch", count=outgoing.count(written), waited=f"{waited_s:.1f}s")
+
+    async def _settle(self, outgoing: Outgoing) -> None:
+        """Settle what of a lease was read, and what no line can hold."""
+        again, outgoing.is_settling = outgoing.is_settling, True
+        await self._queue.settle(outgoing.lease, outgoing.done(self._output.read), again=again)
+
+    async def _is_ours(self, lease: Lease) -> bool:
+        if not self._queue.holds(lease):
+            await self._queue.renew()
+        return self._queue.holds(lease)
+
+    async def _finish(self, working: asyncio.Task[None]) -> None:
+        log.info("stopping")
+        self._stopping = True
+        if not self._outgoing:
+            working.cancel()
+        done, _ = await asyncio.wait({working}, timeout=SHUTDOWN_S)
+        if not done and self._writing:
+            raise OutputClosed(
+                f"the reader of standard output did not take the line in hand within {SHUTDOWN_S:.0f} s",
+                hint="its tokens are given back; the line may be cut off in the pipe",
+            )
+        if not done and self._output.read < self._output.written:
+            log.warning("unread", bytes=self._output.written - self._output.read)
+            return
+        if not done:
+            raise DatabaseUnavailable(
+                f"PostgreSQL did not settle the last lines within {SHUTDOWN_S:.0f} s",
+                hint="they will be written once more when it is back",
+            )
+        if not working.cancelled():
+            await working
+
+    async def _give_back(self) -> None:
+        try:
+            if self._database.is_down:
+                raise DatabaseUnavailable("PostgreSQL does not answer")
+            async with asyncio.timeout(SHUTDOWN_S / 2):
+                if self._outgoing:
+                    await self._settle(self._outgoing)
+                if freed := await self._queue.release():
+                    log.info("given_back", tokens=freed)
+        except (TimeoutError, MailroomError) as error:
+            log.warning("not_given_back", due_within=f"{LEASE_MS / 1000:.0f}s", reason=type(error).__name__)
+        finally:
+            await self._queue.close()

@@ -1,0 +1,186 @@
+"""Migrations, in golang-migrate's file names and bookkeeping, so that either tool can go on.
+
+Files are ``000001_name.up.sql`` and ``000001_name.down.sql``; the table ``schema_migrations`` in the
+current schema holds the one version that is applied, and whether its migration was left half done
+(``dirty``). The advisory locks are computed as golang-migrate's drivers compute them, so the two
+never migrate one database at the same time.
+
+Promises: each migration and its bookkeeping is one transaction, so ours never leaves a dirty state;
+one left by another tool is refused, and told.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+import psycopg
+
+from mailroom.database.connection import reason, refuse_no_encoding
+from mailroom.errors import MigrationError
+
+LOCK_SALT: Final = 1486364155
+TABLE: Final = "schema_migrations"
+OWNER: Final = (
+    "run it as the owner of Mailroom's schema; the first time as one who may create in the database"
+)
+_FILE_NAME: Final = re.compile(r"([0-9]+)_(.+)\.(up|down)\.sql")
+
+CREATE_TABLE: Final = """
+CREATE TABLE IF NOT EXISTS schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of the schema and the way back."""
+
+    version: int
+    name: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The applied version (0 is none) and whether its migration was left half done."""
+
+    version: int
+    dirty: bool
+
+
+def shipped() -> list[Migration]:
+    """The migrations of this version of Mailroom, in order."""
+    texts: dict[tuple[int, str], dict[str, str]] = {}
+    for entry in files("mailroom").joinpath("migrations").iterdir():
+        if found := _FILE_NAME.fullmatch(entry.name):
+            version, name, direction = int(found[1]), found[2], found[3]
+            texts.setdefault((version, name), {})[direction] = entry.read_text("utf-8")
+    return [
+        Migration(version, name, pair["up"], pair["down"]) for (version, name), pair in sorted(texts.items())
+    ]
+
+
+def state(connection: psycopg.Connection) -> State:
+    """What is applied.
+
+    Raises:
+        MigrationError: the bookkeeping is none that golang-migrate or we would write, or not ours to read.
+    """
+    if connection.execute("SELECT to_regclass(%s)", [TABLE]).fetchall() == [(None,)]:
+        return State(0, dirty=False)
+    try:
+        rows = connection.execute("SELECT version, dirty FROM schema_migrations").fetchall()
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(f"the user may not read {TABLE}: {reason(error)}", hint=OWNER) from error
+    if len(rows) > 1:
+        raise MigrationError(
+            f"{TABLE} has {len(rows)} rows, and golang-migrate's has one",
+            hint="another tool's table has this name; migrate into a database or schema of its own",
+        )
+    return State(*rows[0]) if rows else State(0, dirty=False)
+
+
+def up(connection: psycopg.Connection, steps: int | None, tell: Callable[[str], None]) -> int:
+    """Apply the next ``steps`` migrations, or all; gives back how many there were to apply.
+
+    Raises:
+        DatabaseError: the database has no encoding.
+        MigrationError: the state is dirty or unknown, or a migration failed (and was rolled back).
+    """
+    refuse_no_encoding(connection)
+    with _locked(connection):
+        current = _clean_version(connection)
+        chosen = [migration for migration in shipped() if migration.version > current][:steps]
+        for migration in chosen:
+            _apply(connection, migration, "up", migration.version, tell)
+        return len(chosen)
+
+
+def down(connection: psycopg.Connection, steps: int, tell: Callable[[str], None]) -> int:
+    """Take back the last ``steps`` migrations; gives back how many there were to take back.
+
+    Raises:
+        MigrationError: the state is dirty or unknown, or a migration failed (and was rolled back).
+    """
+    with _locked(connection):
+        current = _clean_version(connection)
+        applied = [migration for migration in shipped() if migration.version <= current]
+        chosen = applied[::-1][:steps]
+        for migration in chosen:
+            earlier = [other.version for other in applied if other.version < migration.version]
+            _apply(connection, migration, "down", max(earlier, default=0), tell)
+        return len(chosen)
+
+
+def lock_id(database: str, schema: str) -> int:
+    """golang-migrate's advisory lock for a database (database.GenerateAdvisoryLockId)."""
+    names = "\x00".join([schema, TABLE, database])
+    return zlib.crc32(names.encode()) * LOCK_SALT % 2**32
+
+
+@contextmanager
+def _locked(connection: psycopg.Connection) -> Iterator[None]:
+    row = connection.execute("SELECT current_database(), current_schema()").fetchone()
+    if row is None or row[1] is None:
+        raise MigrationError(
+            "no schema of the search_path exists", hint="create the schema public, or set search_path"
+        )
+    # Its library takes the one, its command line the other, where the name is a URL's path.
+    locks = [lock_id(name, row[1]) for name in (row[0], f"/{row[0]}")]
+    for lock in locks:
+        connection.execute("SELECT pg_advisory_lock(%s)", [lock])
+    try:
+        yield
+    finally:
+        for lock in locks:
+            if not connection.closed:
+                connection.execute("SELECT pg_advisory_unlock(%s)", [lock])
+
+
+def _clean_version(connection: psycopg.Connection) -> int:
+    current = state(connection)
+    if current.dirty:
+        raise MigrationError(
+            f"the schema is dirty: a migration to or from version {current.version} was left half done",
+            hint="look what of it was applied, mend that by hand, then set the version that holds:"
+            " UPDATE schema_migrations SET version = …, dirty = false",
+        )
+    newest = max(migration.version for migration in shipped())
+    if current.version not in {0, *(migration.version for migration in shipped())}:
+        raise MigrationError(
+            f"the schema is at version {current.version}, and this Mailroom knows 1 to {newest}",
+            hint="use the Mailroom that migrated it, or a newer one",
+        )
+    return current.version
+
+
+def _apply(
+    connection: psycopg.Connection,
+    migration: Migration,
+    direction: str,
+    version: int,
+    tell: Callable[[str], None],
+) -> None:
+    script = migration.up if direction == "up" else migration.down
+    try:
+        with connection.transaction():
+            connection.execute(CREATE_TABLE)
+            # A script without parameters goes over the simple protocol, which takes many statements.
+            connection.execute(script.encode())
+            connection.execute("DELETE FROM schema_migrations")
+            if version:
+                connection.execute("INSERT INTO schema_migrations VALUES (%s, false)", [version])
+    except psycopg.Error as error:
+        is_not_ours = isinstance(error, psycopg.errors.InsufficientPrivilege)
+        raise MigrationError(
+            f"migration {migration.version:06d}_{migration.name} ({direction}) failed and was rolled back:"
+            f" {reason(error)}",
+            hint=f"nothing of it was applied; {OWNER if is_not_ours else 'mend the cause and run it again'}",
+        ) from error
+    tell(f"{migration.version:06d}_{migration.name} {direction}")

@@ -1,0 +1,1 @@
+"""What people on call ask and do: status, why, dead letters, prune."""

@@ -1,0 +1,282 @@
+"""Dead letters: what was rejected for good, and what the people on call do about it.
+
+A token is a dead letter when the last row of the ledger for it is ``rejected``, none is ``sent``, and
+no lease holds it. ``retry`` puts it into a lease that is due at once, or gives its account a new
+token; ``drop`` lets it rest. Either is a row of the ledger, so that `mailroom why` tells it.
+
+Promises: two people at the same time do not mail a dead letter twice, for one decides after the other.
+No secret and no code is read; addresses are masked. Listing and counting walk the rejections alone,
+and counting no more than the newest ``MOST_COUNTED``.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+import psycopg
+
+from mailroom.database.sync import one, rows
+from mailroom.errors import MailroomError
+from mailroom.operations.reports import MOST_COUNTED, UnknownPerson, stories
+from mailroom.operations.story import Story, mask, plain, span, utc
+
+PAGE: Final = 500
+NEWEST: Final = (datetime.max.replace(tzinfo=UTC), 2**63 - 1)
+NOT_DEAD: Final = "not dead"
+
+IS_DEAD: Final = "SELECT mailroom.is_dead(%s)"
+DEAD_LETTERS: Final = (
+    "SELECT id, token, action, email, at, attempts, detail, hindrance, expires_in AS expires_in_s"
+    " FROM mailroom.dead_letters(%s, %s, %s, %s, %s)"
+)
+DEAD_COUNT: Final = "SELECT dead, more FROM mailroom.dead_count(%s, %s, %s)"
+RETRY_DEAD: Final = "SELECT token, outcome, other FROM mailroom.retry_dead(%s, %s, %s::bigint[], %s, %s, %s)"
+DROP_DEAD: Final = (
+    "SELECT token, outcome, NULL::bigint AS other FROM mailroom.drop_dead(%s::bigint[], %s, %s)"
+)
+
+WHY_NOT: Final = {
+    "expired": "the token has expired; --renew makes a new one",
+    "consumed": "the token was consumed",
+    "superseded": "another token of its action was consumed",
+    "suspended": "the account is suspended",
+    "ineligible": "the account's status does not fit the action",
+    "deleted": "the token is gone: its account was deleted, or it was pruned",
+    "busy": "somebody else changes its account at this moment; try again",
+}
+
+
+class NoDeadLetter(MailroomError):
+    """A token is none, or there is no such token; the message says what it is instead."""
+
+    exit_code = 65
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A token that was rejected for good; without an action it is gone.
+
+    ``id`` and ``at`` are those of the rejection; ``hindrance`` says why it may not be mailed any more.
+    """
+
+    id: int
+    token: int
+    action: str | None
+    email: str | None
+    at: datetime
+    attempts: int
+    detail: str
+    hindrance: str | None
+    expires_in_s: float | None
+
+    @property
+    def state(self) -> str:
+        """Whether the token may still be mailed."""
+        if self.hindrance == "deleted":
+            return "gone"
+        if self.hindrance == "expired" and self.expires_in_s is not None:
+            return f"expired {span(-self.expires_in_s)} ago"
+        if self.hindrance:
+            return self.hindrance
+        return "never expires" if self.expires_in_s is None else f"expires in {span(self.expires_in_s)}"
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of a table, for people."""
+        return (
+            str(self.token),
+            self.action or "-",
+            self.email or "-",
+            utc(self.at),
+            str(self.attempts),
+            self.state,
+            self.detail,
+        )
+
+
+class Count(NamedTuple):
+    """How many dead letters are known; ``more`` says that older rejections were not looked at."""
+
+    dead: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of a token that somebody decided about; ``other`` is the token that matters instead."""
+
+    token: int
+    outcome: str
+    other: int | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it is a dead letter no more, as was asked."""
+        return self.outcome in {"retried", "renewed", "dropped"}
+
+    def text(self) -> str:
+        """For people, without the token."""
+        match self.outcome:
+            case "renewed":
+                return f"renewed as token {self.other}"
+            case "valid":
+                return f"not retried: token {self.other} of the same account and action is still valid"
+            case "not dead":
+                return "no dead letter any more"
+            case outcome if self.done:
+                return outcome
+            case outcome:
+                return f"not retried: {WHY_NOT.get(outcome, outcome)}"
+
+
+def dead_letters(
+    connection: psycopg.Connection,
+    action: str | None,
+    since: timedelta | None,
+    limit: int,
+    before: tuple[datetime, int] = NEWEST,
+) -> list[DeadLetter]:
+    """The newest dead letters, newest first.
+
+    Args:
+        connection: in autocommit mode.
+        action: of this action alone.
+        since: rejected in this time alone.
+        limit: at most so many.
+        before: rejected before this row of the ledger, its time and id.
+
+    Raises:
+        DatabaseError: there is not this schema, or it may not be asked.
+        DatabaseUnavailable: the connection was lost.
+    """
+    found = rows(connection, DeadLetter, DEAD_LETTERS, [action, since, *before, limit])
+    return [
+        replace(
+            letter,
+            email=letter.email and plain(mask(letter.email, letter.email)),
+            detail=plain(mask(letter.detail, letter.email or "")),
+        )
+        for letter in found
+    ]
+
+
+def all_dead(
+    connection: psycopg.Connection, action: str | None, since: timedelta | None
+) -> Iterator[list[int]]:
+    """All tokens that are dead letters, newest first, in pages; those that die meanwhile are not among them.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
+    """
+    before = NEWEST
+    while page := dead_letters(connection, action, since, PAGE, before):
+        yield [letter.token for letter in page]
+        before = (page[-1].at, page[-1].id)
+
+
+def count(connection: psycopg.Connection, action: str | None = None, since: timedelta | None = None) -> Count:
+    """How many there are among the newest ``MOST_COUNTED`` rejections.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
+    """
+    return Count._make(one(connection, DEAD_COUNT, [action, since, MOST_COUNTED]))
+
+
+def show(connection: psycopg.Connection, queue: str, token: int) -> Story:
+    """The story of a dead letter.
+
+    Raises:
+        NoDeadLetter: it is none, and the message says what it is.
+        DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
+    """
+    story = _story(connection, queue, token)
+    if not one(connection, IS_DEAD, [token])[0]:
+        raise NoDeadLetter(
+            f"token {token} is no dead letter: {story.verdict}: {story.conclusion}",
+            hint="`mailroom dead list` lists them",
+        )
+    return story
+
+
+def instead(connection: psycopg.Connection, queue: str, token: int) -> str:
+    """What a token is that is no dead letter.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
+    """
+    try:
+        story = _story(connection, queue, token)
+    except NoDeadLetter as error:
+        return str(error)
+    return f"no dead letter: {story.verdict}: {story.conclusion}"
+
+
+def retry(
+    connection: psycopg.Connection,
+    queue: str,
+    channel: str,
+    tokens: Sequence[int],
+    *,
+    renew: bool,
+    reason: str,
+) -> list[Decided]:
+    """Mail dead letters again, and ring; one transaction.
+
+    Args:
+        connection: in autocommit mode.
+        queue: its name.
+        channel: the channel to ring.
+        tokens: which.
+        renew: give accounts whose token expired a new one, where they may have it.
+        reason: for the ledger; may be empty.
+
+    Raises:
+        DatabaseError: there is no such queue, not this schema, or it may not be asked.
+        DatabaseUnavailable: the connection was lost.
+    """
+    asked = [queue, channel, [token for token in tokens if _fits(token)], renew, reason, operator()]
+    return _in_order(tokens, rows(connection, Decided, RETRY_DEAD, asked))
+
+
+def drop(connection: psycopg.Connection, tokens: Sequence[int], *, reason: str) -> list[Decided]:
+    """Let dead letters be none any more, without mailing them; one transaction.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
+    """
+    asked = [[token for token in tokens if _fits(token)], reason, operator()]
+    return _in_order(tokens, rows(connection, Decided, DROP_DEAD, asked))
+
+
+def operator() -> str:
+    """Who decides, for the ledger: the machine and the user, written as workers are."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = "?"
+    return f"{socket.gethostname()}:{user}"
+
+
+def _in_order(tokens: Sequence[int], decided: Sequence[Decided]) -> list[Decided]:
+    by_token = {one_of.token: one_of for one_of in decided}
+    return [by_token.get(token, Decided(token, NOT_DEAD)) for token in tokens]
+
+
+def _story(connection: psycopg.Connection, queue: str, token: int) -> Story:
+    try:
+        found = [story for story in stories(connection, queue, str(token)) if story.mail.token == token]
+    except UnknownPerson:
+        found = []
+    if not found:  # or the number is somebody's login
+        raise NoDeadLetter(f"there is no token {token}", hint="`mailroom dead list` lists the dead letters")
+    return found[0]
+
+
+def _fits(token: int) -> bool:
+    """Whether it may be a token's id at all."""
+    return -(2**63) <= token < 2**63

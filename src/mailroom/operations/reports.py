@@ -1,0 +1,220 @@
+"""What the people on call ask: how the queue is, what became of a mail.
+
+``overview`` counts what waits, what was sent and what died, and tells which workers are alive.
+``stories`` tells the last tokens of a person from the row to the provider's message id, or to the
+reason why there was no mail, out of the token, its account, the cursor, its lease and the ledger.
+
+Promises: no secret and no code is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, TypeVar
+
+import psycopg
+
+from mailroom.database.sync import one, rows
+from mailroom.errors import DatabaseError, MailroomError
+from mailroom.operations.story import (
+    NOBODY_IS_ALIVE,
+    Delivery,
+    Mail,
+    Pause,
+    Story,
+    counted,
+    mask,
+    masked,
+    plain,
+    span,
+    told,
+    utc,
+)
+
+MOST_TOKENS: Final = 5
+# Dead letters are counted among so many rejections, which costs milliseconds however many there are.
+MOST_COUNTED: Final = 10_000
+
+OVERVIEW: Final = (
+    "SELECT waiting, in_flight, retrying, oldest_age AS oldest_age_s, sent_minute, rejected_minute,"
+    " unknown_minute, sent_hour, rejected_hour, unknown_hour, paused_at, pause_reason, rate"
+    " FROM mailroom.overview(%s)"
+)
+DEAD: Final = "SELECT dead, more FROM mailroom.dead_count(NULL, NULL, %s)"
+WORKERS: Final = (
+    "SELECT worker, version, alive, started_at, seen_at, up AS up_s, silent AS silent_s, leases, tokens,"
+    " trouble, trouble_since FROM mailroom.workers_of(%s)"
+)
+PAUSED: Final = "SELECT paused_at, pause_reason FROM mailroom.paused(%s)"
+TOKENS_OF: Final = (
+    "SELECT token, action, email, login, status, status_changed_at, needed_status, created_at, expires_at,"
+    " consumed_at, hindrance, waits, lease_worker, lease_generation, lease_due_at, lease_is_due"
+    " FROM mailroom.tokens_of(%s, %s, %s)"
+)
+DELIVERIES_OF: Final = (
+    "SELECT token, attempt, outcome, result, provider, message_id, detail, worker, at"
+    " FROM mailroom.deliveries_of(%s::bigint[])"
+)
+
+
+Row = TypeVar("Row")
+
+
+class UnknownPerson(MailroomError):
+    """Nobody and nothing is known by this name."""
+
+    exit_code = 65
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A `mailroom run` that was seen in the last hour; one that is not alive left without a word."""
+
+    worker: str
+    version: str
+    alive: bool
+    started_at: datetime
+    seen_at: datetime
+    up_s: float
+    silent_s: float
+    leases: int
+    tokens: int
+    trouble: str
+    trouble_since: datetime | None
+
+    def text(self) -> str:
+        """For people, on one line."""
+        life = f"up {span(self.up_s)}"
+        if not self.alive:
+            life = f"stopped answering {span(self.silent_s)} ago, at {utc(self.seen_at)}"
+        held = f"{counted(self.tokens, 'token')} in {counted(self.leases, 'lease')}"
+        line = f"{self.worker}  {life}, {held if self.leases else 'nothing'} in hand"
+        if self.trouble and self.trouble_since:
+            line += f"; in trouble since {utc(self.trouble_since)}: {self.trouble}"
+        return line
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """How a queue is; counts are of tokens, and of the ledger's rows in the last minute and hour.
+
+    ``dead`` counts dead letters; ``dead_more`` says that there are older rejections than were looked at.
+    """
+
+    waiting: int
+    in_flight: int
+    retrying: int
+    oldest_age_s: float | None
+    sent_minute: int
+    rejected_minute: int
+    unknown_minute: int
+    sent_hour: int
+    rejected_hour: int
+    unknown_hour: int
+    paused_at: datetime | None
+    pause_reason: str | None
+    rate: float | None
+    dead: int = 0
+    dead_more: bool = False
+    workers_alive: int = 0
+    workers: tuple[Worker, ...] = ()
+
+    def text(self) -> str:
+        """For people."""
+        lines = [
+            f"waiting    {self.waiting}",
+            f"in flight  {self.in_flight}",
+            f"retrying   {self.retrying}",
+            f"oldest     {'-' if self.oldest_age_s is None else f'{self.oldest_age_s:.1f} s'}",
+            f"sent       {self.sent_minute} in the last minute, {self.sent_hour} in the last hour",
+            f"rejected   {self.rejected_minute} in the last minute, {self.rejected_hour} in the last hour",
+            f"unknown    {self.unknown_minute} in the last minute, {self.unknown_hour} in the last hour",
+            f"dead       {self.dead}{' at least' if self.dead_more else ''}"
+            + ("; see `mailroom dead list`" if self.dead else ""),
+        ]
+        if self.rate is not None:
+            rate = f"{self.rate:.0f}" if self.rate >= 1000 else f"{self.rate:.4g}"
+            lines.append(f"rate       {rate}/s, shared by all workers, when one last asked")
+        lines.append(f"workers    {self.workers_alive} alive")
+        lines += [f"           {worker.text()}" for worker in self.workers]
+        if not self.workers_alive and (left := self.waiting + self.in_flight + self.retrying):
+            lines.append(f"nobody sends: {counted(left, 'token')} to be mailed, and {NOBODY_IS_ALIVE}")
+        if pause := Pause(self.paused_at, self.pause_reason).text():
+            lines.append(pause)
+        return "\n".join(lines)
+
+
+def overview(connection: psycopg.Connection, queue: str) -> Overview:
+    """How the queue is.
+
+    Raises:
+        DatabaseError: there is no such queue, or not this schema.
+        DatabaseUnavailable: the connection was lost.
+    """
+    found = _of_queue(rows(connection, Overview, OVERVIEW, [queue]), queue)
+    dead, more = one(connection, DEAD, [MOST_COUNTED])
+    working = workers(connection, queue)
+    alive = sum(worker.alive for worker in working)
+    return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=working)
+
+
+def workers(connection: psycopg.Connection, queue: str) -> tuple[Worker, ...]:
+    """The workers of a queue that were seen in the last hour.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``overview`` does.
+    """
+    return tuple(
+        replace(worker, worker=plain(worker.worker), trouble=plain(mask(worker.trouble)))
+        for worker in rows(connection, Worker, WORKERS, [queue])
+    )
+
+
+def paused(connection: psycopg.Connection, queue: str) -> Pause:
+    """Since when a queue is paused, and why.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``overview`` does.
+    """
+    return _of_queue(rows(connection, Pause, PAUSED, [queue]), queue)
+
+
+def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]:
+    """What became of the last mails of a person, or of one token, oldest first.
+
+    Args:
+        connection: in autocommit mode.
+        queue: its name.
+        who: an address in any case, a login, or a token's id.
+
+    Raises:
+        UnknownPerson: there is none, or no mail was ever asked for.
+        DatabaseError: there is no such queue, or not this schema.
+        DatabaseUnavailable: the connection was lost.
+    """
+    pause = paused(connection, queue)
+    alive = [worker for worker in workers(connection, queue) if worker.alive]
+    # The ledger is read last: what is in no lease any more is in it by then.
+    mails = rows(connection, Mail, TOKENS_OF, [queue, who, MOST_TOKENS])[::-1]
+    if not mails:
+        raise UnknownPerson(
+            f"no account has the address or login {who!r}, and no token this id",
+            hint="mind the login's case; what was deleted is known by its token's id alone",
+        )
+    if mails[0].token is None:
+        raise UnknownPerson(
+            f"the account of {who!r} is {mails[0].status} and has no token: no mail was asked for, or it was"
+            " pruned",
+            hint="an activation token is made for an account that is inserted as provisioned",
+        )
+    written = rows(connection, Delivery, DELIVERIES_OF, [[mail.token for mail in mails]])
+    troubles = list(dict.fromkeys(worker.trouble for worker in alive if worker.trouble))
+    return [told(masked(mail, written), pause, alive=len(alive), troubles=troubles) for mail in mails]
+
+
+def _of_queue(rows: Sequence[Row], queue: str) -> Row:
+    if not rows:
+        raise DatabaseError(f"there is no queue {queue!r}", hint="correct MAILROOM_QUEUE_NAME")
+    return rows[0]

@@ -1,0 +1,1 @@
+"""What speaks to the queue: claim, lease, listener, leader."""

@@ -1,0 +1,368 @@
+"""The queue's SQL functions, spoken in one place: claim, settle, renew, release.
+
+Promises: a claim is one statement that moves the cursor and writes the leases, or does nothing. A
+statement that gets no answer because the database went away is asked again when it is back; one
+that was carried out all the same costs a delay (a claim: until its leases are given back at the
+reconnect) or nothing (a settling). Nothing is held open between two statements. After an outage, or
+when this process stood still, what we hold is renewed before anything is claimed, so that we never
+claim from ourselves what we have sent and not settled yet.
+
+Does not promise that a lease is still ours: ``settle`` and ``renew`` say so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from mailroom import __version__
+from mailroom.database.connection import LOST, Database, refuse_no_encoding
+from mailroom.database.pooler import keeps_sessions
+from mailroom.database.session import AnswerLost, NotNow, Session
+from mailroom.errors import DatabaseError
+from mailroom.logs import EventLogger
+from mailroom.outcomes import Outcome, Result
+from mailroom.queue.lease import LEASE_MS, Lease, read_leases
+
+# With less than this share of a lease's time left, it is renewed before a claim.
+LATE_SHARE: Final = 1 / 3
+
+CLAIM: Final = (
+    "SELECT lease, generation, token, action, email, login, secret, code"
+    " FROM mailroom.claim(%s, %s, %s, %s, %s)"
+)
+SETTLE: Final = "SELECT mailroom.settle(%s, %s, %s)"
+RENEW: Final = "SELECT mailroom.renew(%s::bigint[], %s::integer[], %s)"
+RELEASE: Final = "SELECT mailroom.release(%s, %s::bigint[])"
+RING: Final = "SELECT pg_notify(%s, %s)"
+HAS_QUEUE: Final = "SELECT mailroom.has_queue(%s)"
+MISSING: Final = "SELECT f FROM unnest(%s::text[]) f WHERE to_regprocedure(f) IS NULL"
+RECORD: Final = (
+    "SELECT token, outcome, settled, mailroom.age(token) FROM mailroom.record("
+    "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
+)
+# A charge that a crash of the database forgets does no harm: nobody waits for its way to the disk.
+RESERVE: Final = (
+    "SELECT wait_s, rate FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s)"
+)
+SLOW: Final = "SELECT mailroom.slow(%s, %s)"
+PAUSE: Final = "SELECT mailroom.pause(%s, %s)"
+RESUME: Final = "SELECT mailroom.resume(%s, %s)"
+NEXT_DUE: Final = "SELECT mailroom.next_due(%s)"
+HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s, %s)"
+LEAVE: Final = "SELECT mailroom.leave(%s)"
+BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog(%s)"
+RINGS: Final = """
+SELECT t.tgargs FROM pg_trigger t
+WHERE t.tgfoid = to_regprocedure('mailroom.ring()') AND t.tgenabled IN ('O', 'A')
+"""
+# What the doctor asks.
+NOT_ALLOWED: Final = "SELECT f FROM unnest(%s::text[]) f WHERE NOT has_function_privilege(f, 'EXECUTE')"
+# Of a disabled trigger one wants to know the name; R fires for replicas alone.
+TRIGGERS: Final = """
+SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A'), t.tgargs
+FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
+"""
+COLLECTORS: Final = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = ANY (%s::text[])
+"""
+NEEDED: Final = (
+    "mailroom.ring()",
+    "mailroom.claim(text,text,integer,integer,integer)",
+    "mailroom.settle(bigint,integer,bigint[])",
+    "mailroom.renew(bigint[],integer[],integer)",
+    "mailroom.release(text,bigint[])",
+    "mailroom.has_queue(text)",
+    "mailroom.next_due(text)",
+    "mailroom.backlog(text)",
+    "mailroom.record(bigint,integer,text,text,bigint[],text[],text[],text[],integer,integer)",
+    "mailroom.reserve(text,integer,double precision,double precision)",
+    "mailroom.slow(text,double precision)",
+    "mailroom.age(bigint)",
+    "mailroom.sleep_lock(text)",
+    "mailroom.bell_lock(text,text)",
+    "mailroom.heartbeat(text,text,text,text)",
+    "mailroom.leave(text)",
+)
+
+log = EventLogger("queue")
+
+
+class Claim(NamedTuple):
+    """A claim's answer: how many messages there are, and the way to read them.
+
+    The reading takes a while, so that the next claim may be asked for before.
+    """
+
+    messages: int
+    leases: Callable[[], Awaitable[list[Lease]]]
+
+
+class Backlog(NamedTuple):
+    """Tokens waiting for a claim, tokens under a lease, and the age of the oldest in seconds."""
+
+    waiting: int
+    in_flight: int
+    oldest_age_s: float | None
+
+
+class Recorded(NamedTuple):
+    """What was written down of a token (sent, rejected, retried, unknown), and its age in seconds."""
+
+    outcome: str
+    age_s: float | None
+
+
+class Queue:
+    """One queue, seen by one worker over two connections that come back.
+
+    Args:
+        database: where it is.
+        name: the row of ``jobs``.
+        channel: the channel to ring when work is given back.
+        worker: this worker's name; no two that live may share one.
+    """
+
+    def __init__(self, database: Database, *, name: str, channel: str, worker: str = "") -> None:
+        self._database = database
+        self._name = name
+        self._channel = channel
+        self.worker = worker or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        # Two, so that a settling does not wait for a claim.
+        self._claims, self._settlings = Session(database), Session(database)
+        self._ever_claimed = False
+        self._forgotten = False
+        self._held: dict[int, Lease] = {}
+
+    @property
+    def held(self) -> list[Lease]:
+        """The leases that were claimed and neither settled nor lost nor given back."""
+        return list(self._held.values())
+
+    async def check(self) -> None:
+        """See that the schema, the queue and the trigger are there.
+
+        Raises:
+            DatabaseError: one is not; the hint says how to mend it.
+        """
+        await self._refuse_pooler()
+        refuse_no_encoding(await self._claims.connected())
+        missing = await self._claims.ask(MISSING, [list(NEEDED)])
+        if missing:
+            raise DatabaseError(
+                f"the database lacks Mailroom's schema, or has an older one: no {missing[0][0]}",
+                hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
+            )
+        if not_allowed := await self._claims.ask(NOT_ALLOWED, [list(NEEDED[1:])]):
+            raise DatabaseError(
+                f"the user may not call {not_allowed[0][0]}",
+                hint="GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
+            )
+        if not (await self._claims.ask(HAS_QUEUE, [self._name]))[0][0]:
+            raise DatabaseError(
+                f"MAILROOM_QUEUE_NAME: there is no queue {self._name!r}",
+                hint="correct the name (the default is mailroom), or add the queue's row to the table jobs",
+            )
+        rung = [row[0].split(b"\0")[0].decode() for row in await self._claims.ask(RINGS, [])]
+        if self._channel not in rung:
+            raise DatabaseError(
+                f"MAILROOM_CHANNEL_NAME: no trigger rings {self._channel!r}, so no new token would be heard"
+                + (f"; the trigger on tokens rings {', '.join(map(repr, rung))}" if rung else ""),
+                hint="correct the name, or make the trigger tokens_ring anew with this argument",
+            )
+
+    async def _refuse_pooler(self) -> None:
+        while True:
+            listener, ringer = await self._claims.connected(), await self._settlings.connected()
+            try:
+                kept = await self._database.limited(listener, keeps_sessions(listener, ringer))
+            except LOST as error:
+                self._database.lost(error)  # both connect anew
+            else:
+                break
+        if not kept:
+            raise DatabaseError(
+                "MAILROOM_DATABASE_URL names a pooler that keeps no sessions, such as PgBouncer in"
+                " transaction mode, so no new token would be heard",
+                hint="let it name PostgreSQL itself, or a pool in session mode; the application may stay"
+                " behind the pooler",
+            )
+
+    async def claim(self, tokens: int, lease_tokens: int) -> Claim:
+        """Claim up to ``tokens`` messages, in leases of up to ``lease_tokens``.
+
+        Fewer in sum than asked for means that nothing more was pending, unless ``next_due`` says 0: a claim
+        that comes across much that expired stops early. The leases are held once they are read.
+        """
+        self._ever_claimed = True
+        while True:
+            if self._forgotten:
+                # A claim whose answer we never got has made leases that only the database knows.
+                await self._claims.ask(RELEASE, [self.worker, list(self._held)])
+                self._forgotten = False
+            if self._is_late():
+                await self.renew()
+            asked_at = time.monotonic()
+            try:
+                answer = await self._claims.ask_once(
+                    CLAIM,
+                    [self._name, self.worker, tokens, lease_tokens, LEASE_MS],
+                    unless=self._is_late,
+                )
+                break
+            except NotNow:
+                continue
+            except AnswerLost:
+                self._forgotten = True
+
+        async def leases() -> list[Lease]:
+            found = read_leases(await answer.fetchall(), asked_at + LEASE_MS / 1000)
+            self._held |= {lease.id: lease for lease in found}
+            return found
+
+        return Claim(answer.rowcount, leases)
+
+    async def settle(self, lease: Lease, tokens: Sequence[int] | None = None, *, again: bool = False) -> bool:
+        """End a lease, or only these tokens of it, and hold it no longer.
+
+        The rest of it is due when its time is over. False when it was not ours any more, which is
+        told, unless it was asked ``again``: then the first time may have settled it.
+        """
+        rows = await self._settlings.ask(
+            SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)]
+        )
+        settled: bool = rows[0][0]
+        if self._let_go(lease) and not (settled or again):
+            log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+        return settled
+
+    async def record(
+        self,
+        lease: Lease,
+        outcomes: Mapping[int, Outcome | None],
+        *,
+        provider: str,
+        retry_ms: int,
+        retry_limit: int,
+    ) -> dict[int, Recorded]:
+        """Settle a lease with the outcomes of an attempt, and hold it no longer.
+
+        Args:
+            lease: the lease.
+            outcomes: one for each of its tokens; None where there was no attempt.
+            provider: what the transport calls itself.
+            retry_ms: after so many milliseconds, what is to be tried again is due.
+            retry_limit: so many failures without a stated reason are a rejection.
+
+        Returns:
+            For each token what was written down.
+        """
+        answers = [one or Outcome(Result.TRANSIENT) for one in outcomes.values()]
+        rows = await self._settlings.ask(
+            RECORD,
+            [
+                lease.id,
+                lease.generation,
+                self.worker,
+                provider,
+                list(outcomes),
+                [one.result.value if one else "" for one in outcomes.values()],
+                [one.message_id for one in answers],
+                [one.detail for one in answers],
+                retry_ms,
+                retry_limit,
+            ],
+        )
+        if self._let_go(lease) and not all(row[2] for row in rows):
+            log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+        return {row[0]: Recorded(row[1], row[3]) for row in rows}
+
+    async def reserve(self, recipients: int, ceiling: float, longest_s: float) -> tuple[float, float]:
+        """Charge the rate that all workers share, unless the wait would be longer than ``longest_s``.
+
+        Gives back for how many seconds to wait, and the rate.
+        """
+        wait_s, rate = (await self._settlings.ask(RESERVE, [self._name, recipients, ceiling, longest_s]))[0]
+        return wait_s, rate
+
+    async def slow(self, ceiling: float) -> None:
+        """Let all workers give way to a throttle."""
+        await self._settlings.ask(SLOW, [self._name, ceiling])
+
+    async def renew(self) -> None:
+        """Move the time of every lease we hold; those that are not ours any more are let go."""
+        leases = self.held
+        if not leases:
+            return
+        asked_at = time.monotonic()
+        ids, generations = [lease.id for lease in leases], [lease.generation for lease in leases]
+        ours = {row[0] for row in await self._settlings.ask(RENEW, [ids, generations, LEASE_MS])}
+        for lease in leases:
+            if lease.id in ours:
+                lease.valid_until = asked_at + LEASE_MS / 1000
+            elif self._let_go(lease):
+                log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether a lease is ours for certain, as far as the clock can tell."""
+        return self._held.get(lease.id) is lease and time.monotonic() < lease.valid_until
+
+    async def release(self, keep: Iterable[Lease] = ()) -> int:
+        """Give back every lease but these, due at once, and ring for another worker; how many tokens."""
+        self._held = {lease.id: lease for lease in keep if self._held.get(lease.id) is lease}
+        if not self._ever_claimed:
+            return 0
+        freed: int = (await self._claims.ask(RELEASE, [self.worker, list(self._held)]))[0][0]
+        if freed:
+            await self.ring(freed)
+        return freed
+
+    async def ring(self, tokens: int) -> None:
+        """Let another worker hear of tokens that were given back."""
+        await self._claims.ask(RING, [self._channel, str(tokens)])
+
+    async def next_due(self) -> float | None:
+        """Seconds until a claim is due: 0 after one that stopped early, else for the first lease, anybody's.
+
+        None when there is none, and while the queue is paused.
+        """
+        due: float | None = (await self._claims.ask(NEXT_DUE, [self._name]))[0][0]
+        return due
+
+    async def heartbeat(self, trouble: str) -> None:
+        """Say that this worker lives, to be said every few seconds.
+
+        Args:
+            trouble: what keeps it from sending, for people; empty when nothing does.
+        """
+        await self._settlings.ask(HEARTBEAT, [self._name, self.worker, __version__, trouble])
+
+    async def leave(self) -> None:
+        """Say that this worker ends."""
+        await self._settlings.ask(LEAVE, [self.worker])
+
+    async def backlog(self) -> Backlog:
+        """What is to be mailed."""
+        return Backlog._make((await self._claims.ask(BACKLOG, [self._name]))[0])
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._claims.close()
+        await self._settlings.close()
+
+    def _is_late(self) -> bool:
+        """Whether a lease that we hold may soon be anybody's, our own claim's included."""
+        soon = time.monotonic() + LATE_SHARE * LEASE_MS / 1000
+        return any(lease.valid_until < soon for lease in self._held.values())
+
+    def _let_go(self, lease: Lease) -> bool:
+        """Hold a lease no longer; False if we did not, or hold a later generation of it."""
+        if self._held.get(lease.id) is not lease:
+            return False
+        del self._held[lease.id]
+        return True

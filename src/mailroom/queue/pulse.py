@@ -1,0 +1,97 @@
+"""How a queue is at this moment, asked often: for health and for metrics.
+
+It has a connection of its own, so that an answer never waits behind a claim, and asks only when
+somebody wants to know, at most once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, NamedTuple
+
+import psycopg
+
+from mailroom.database.connection import LOST, Connection, Database, hang_up, refusal
+
+PULSE: Final = (
+    "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate, oldest_unsettled"
+    " FROM mailroom.pulse(%s, %s)"
+)
+MOST: Final = 10_000
+FRESH_S: Final = 1.0
+LIMIT_S: Final = 2.0
+
+
+class Pulse(NamedTuple):
+    """One look at a queue.
+
+    Attributes:
+        waiting: tokens that no worker has claimed; ``MOST`` is that or more.
+        in_flight: tokens that a worker has in hand.
+        retrying: tokens that wait to be tried again.
+        oldest_due_s: for how many seconds the oldest mail has waited that could be on its way.
+        is_paused: whether a person paused the queue; then nothing is due.
+        rate: recipients a second that all workers share; None before the first.
+        oldest_unsettled_s: how many seconds ago the oldest mail was asked for that is neither sent nor
+            given up, tried or not, whether or not the queue is paused.
+    """
+
+    waiting: int
+    in_flight: int
+    retrying: int
+    oldest_due_s: float | None
+    is_paused: bool
+    rate: float | None
+    oldest_unsettled_s: float | None
+
+
+class Pulses:
+    """Looks at the queue ``name`` of a database."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._name = name
+        self._connection: Connection | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._last: Pulse | None = None
+        self._looked_at = float("-inf")
+
+    async def look(self) -> Pulse | None:
+        """The queue, at most a second ago; None when the database does not tell within two.
+
+        Raises:
+            DatabaseError: the schema is not Mailroom's, or the user may not look.
+        """
+        async with self._one_at_a_time:
+            if time.monotonic() - self._looked_at >= FRESH_S:
+                self._last = None
+                try:
+                    self._last = await self._ask()
+                except (TimeoutError, *LOST):
+                    await self.close()
+                except psycopg.Error as error:
+                    raise refusal(error) from error
+                self._looked_at = time.monotonic()
+            return self._last
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await connection.close()
+
+    async def _ask(self) -> Pulse | None:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + LIMIT_S
+        if self._connection is None or self._connection.closed:
+            async with asyncio.timeout_at(ends_at):
+                self._connection = await self._database.connect()
+        # Cancelled, psycopg would ask the server to cancel, and wait for it.
+        timer = loop.call_at(ends_at, hang_up, self._connection)
+        try:
+            cursor = await self._connection.execute(PULSE, [self._name, MOST])
+            row = await cursor.fetchone()
+        finally:
+            timer.cancel()
+        return None if row is None else Pulse._make(row)

@@ -1,0 +1,1 @@
+"""``mailroom sender``: reads lines and sends them; ``program`` begins, ``policy`` decides on retries."""

@@ -1,0 +1,142 @@
+"""What ``mailroom run`` counts, in Prometheus's types; the names are a contract (docs/reference/metrics.md).
+
+Counters begin at zero when the process starts. No label and no value holds an address or a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from mailroom import __version__
+from mailroom.outcomes import Outcome, Result
+from mailroom.queue.client import Recorded
+from mailroom.queue.pulse import MOST, Pulse
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+CALL_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+DELIVERY_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+CLAIM_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+class Metrics:
+    """One process's numbers."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        build = Gauge("mailroom_build_info", "Always 1.", ["version"], registry=registry)
+        build.labels(__version__).set(1)
+        self._outcomes = Counter(
+            "mailroom_outcomes",
+            "Tokens by what the ledger says of an attempt: sent, retried, rejected, unknown.",
+            ["action", "outcome"],
+            registry=registry,
+        )
+        self._answers = Counter(
+            "mailroom_answers",
+            f"Recipients by the class of the provider's answer: {', '.join(one.value for one in Result)}.",
+            ["result"],
+            registry=registry,
+        )
+        self._calls = Histogram(
+            "mailroom_call_seconds",
+            "How long a call to the provider took.",
+            ["action"],
+            buckets=CALL_BUCKETS_S,
+            registry=registry,
+        )
+        self._deliveries = Histogram(
+            "mailroom_delivery_seconds",
+            "From the token's insertion to the provider's acceptance.",
+            ["action"],
+            buckets=DELIVERY_BUCKETS_S,
+            registry=registry,
+        )
+        self._claims = Histogram(
+            "mailroom_claim_seconds", "How long a claim took.", buckets=CLAIM_BUCKETS_S, registry=registry
+        )
+        self._claimed = Counter("mailroom_claimed", "Tokens claimed.", registry=registry)
+        self._outages = Counter(
+            "mailroom_database_outages", "How often PostgreSQL was lost.", registry=registry
+        )
+        self._waiting = Gauge(
+            "mailroom_waiting",
+            f"Tokens that no worker has claimed; {MOST} is that or more.",
+            registry=registry,
+        )
+        self._in_flight = Gauge("mailroom_in_flight", "Tokens that a worker has in hand.", registry=registry)
+        self._retrying = Gauge("mailroom_retrying", "Tokens that wait to be tried again.", registry=registry)
+        self._oldest_due = Gauge(
+            "mailroom_oldest_due_seconds",
+            "For how long the oldest mail has waited that could be on its way.",
+            registry=registry,
+        )
+        self._oldest_unsettled = Gauge(
+            "mailroom_oldest_unsettled_seconds",
+            "How long ago the oldest mail was asked for that is neither sent nor given up, tried or not.",
+            registry=registry,
+        )
+        self._queue_paused = Gauge(
+            "mailroom_queue_paused", "1 when a person paused the queue.", registry=registry
+        )
+        self._sending_paused = Gauge(
+            "mailroom_sending_paused_seconds",
+            "For how long the provider has refused everybody; 0 when it does not.",
+            registry=registry,
+        )
+        self._rate = Gauge("mailroom_rate", "Recipients a second that all workers share.", registry=registry)
+        self._up = Gauge("mailroom_database_up", "1 when PostgreSQL answers.", registry=registry)
+        self._listener_up = Gauge(
+            "mailroom_listener_up", "1 when new tokens are heard of.", registry=registry
+        )
+        self._counted_outages = 0
+
+    def claimed(self, tokens: int, took_s: float) -> None:
+        """Count a claim."""
+        self._claims.observe(took_s)
+        self._claimed.inc(tokens)
+
+    def called(self, action: str, outcomes: Sequence[Outcome], took_s: float) -> None:
+        """Count a call and its answers."""
+        self._calls.labels(action).observe(took_s)
+        for outcome in outcomes:
+            self._answers.labels(outcome.result.value).inc()
+
+    def settled(self, action: str, recorded: Recorded) -> None:
+        """Count what was written down of a token."""
+        self._outcomes.labels(action, recorded.outcome).inc()
+        if recorded.outcome == "sent" and recorded.age_s is not None:
+            self._deliveries.labels(action).observe(recorded.age_s)
+
+    def exposition(
+        self, pulse: Pulse | None, *, outages: int, is_listening: bool, sending_paused_s: float
+    ) -> bytes:
+        """All of it as Prometheus reads it; what the database did not tell is NaN."""
+        unknown = float("nan")
+        self._outages.inc(outages - self._counted_outages)
+        self._counted_outages = outages
+        self._up.set(pulse is not None)
+        self._listener_up.set(is_listening)
+        self._sending_paused.set(sending_paused_s)
+        self._waiting.set(unknown if pulse is None else pulse.waiting)
+        self._in_flight.set(unknown if pulse is None else pulse.in_flight)
+        self._retrying.set(unknown if pulse is None else pulse.retrying)
+        self._oldest_due.set(unknown if pulse is None else pulse.oldest_due_s or 0)
+        self._oldest_unsettled.set(unknown if pulse is None else pulse.oldest_unsettled_s or 0)
+        self._queue_paused.set(unknown if pulse is None else pulse.is_paused)
+        self._rate.set(unknown if pulse is None or pulse.rate is None else pulse.rate)
+        return generate_latest(self._registry)

@@ -1,0 +1,253 @@
+"""``mailroom run``: from committed tokens to settled mails, in one process.
+
+It waits for the doorbell, claims leases, signs, sends, and settles each lease when the transport has
+answered, recipient by recipient, into the ledger. What is to be tried again stays in its lease and
+is due after a back-off; then whoever claims it tests again whether it may still be mailed.
+
+Promises: at least once until the token expires. A mail is sent again only when this process dies
+between the provider's answer and the settling, or when the answer was lost; both are in the ledger.
+A lease that may be another worker's by now is not sent. Memory does not depend on the backlog: half as
+many leases again are in hand as are being sent. Any number of workers share a queue, and the rate.
+
+While nothing can be sent nothing is claimed, but for one lease at a time that tries. On a signal it
+claims no more, finishes what is in hand within the time it is given, holding its leases all the while,
+and gives back the rest. A call that is under way even then is in the ledger as unknown: it may have
+been accepted, and is due again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+from mailroom.concurrency import end, first
+from mailroom.errors import MailroomError
+from mailroom.logs import EventLogger
+from mailroom.queue.connect import keep_renewing, open_worker
+from mailroom.queue.lease import LEASE_MS, Lease
+from mailroom.sender.calls import DEFAULT_RATE, EVERYBODY, Calls
+from mailroom.settings.worker import RunSettings
+from mailroom.transports.transport import Transport
+from mailroom.worker import health
+from mailroom.worker.delivery import Delivery
+from mailroom.worker.metrics import CONTENT_TYPE, Metrics
+from mailroom.worker.readiness import SILENCE_S, Vitals
+from mailroom.worker.shared_rate import SharedRate
+
+HEARTBEAT_S: Final = 5.0
+GIVE_BACK_S: Final = 5.0
+MOST_CLAIMED: Final = 1000
+# What was not tried again for so long after it was time to has lost the last mail that would have.
+UNTRIED_S: Final = 120.0
+
+Answer = TypeVar("Answer")
+
+log = EventLogger("run")
+
+
+class Runner:
+    """One worker of a queue that sends over ``transport``."""
+
+    def __init__(self, settings: RunSettings, transport: Transport) -> None:
+        collector, sender = settings.collector, settings.sender
+        self._health = settings.health
+        worker = open_worker(
+            collector, "mailroom run", 1.5 * SILENCE_S if settings.health.address else float("inf")
+        )
+        self._database, self._queue, self._doorbell = worker
+        self._batch_limit = collector.batch_limit
+        # Beyond those that are being sent, so that one claim feeds several calls.
+        self._ahead = sender.send_concurrency // 2
+        self._most_in_hand = sender.send_concurrency + self._ahead
+        self._shutdown_s = sender.shutdown_timeout_ms / 1000
+        self._changed = asyncio.Event()
+        self._metrics = Metrics()
+        self._rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
+        self._calls = Calls(transport, sender, self._changed, self._rate, self._metrics.called)
+        self._delivery = Delivery(
+            self._queue,
+            self._calls,
+            self._metrics,
+            provider=transport.name,
+            keys=collector.keys,
+            retry_limit=sender.retry_limit,
+        )
+        self._vitals = Vitals(
+            worker, collector.queue_name, self._calls, self._metrics, settings.health, self._state
+        )
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._retrying = asyncio.Event()
+        self._started = False
+        self._stopping = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, then finish what is in hand and give back the rest.
+
+        Raises:
+            DatabaseError: at the start, when waiting will not help.
+            MailroomError: the transport cannot be used as it is set up, or health cannot be served.
+        """
+        listening = health.listen_on(self._health.address) if self._health.address else None
+        serving = [asyncio.create_task(self._serve(listening))] if listening else []
+        working = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({working, stopping, *serving}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in (working, *serving):
+                if ended.done():
+                    await ended
+            log.info("stopping", within=f"{self._shutdown_s:g}s", leases=len(self._deliveries))
+            self._stopping.set()
+            await asyncio.wait({working}, timeout=self._shutdown_s)
+            if working.done():
+                await working
+        finally:
+            self._stopping.set()
+            await end(working, stopping)
+            await end(*self._deliveries)
+            await self._rate.close()
+            self._calls.close()
+            await self._give_back()
+            await end(*serving)
+            await self._vitals.close()
+
+    async def _work(self) -> None:
+        """Work until the signal came and nothing is in hand any more."""
+        await self._unless_stopping(self._start())
+        if self._started:
+            await first(
+                self._mail(),
+                keep_renewing(self._queue),
+                self._live(),
+                self._calls.keep_asking(),
+                failed=self._failed,
+            )
+
+    async def _start(self) -> None:
+        await self._queue.check()
+        await self._calls.start()
+        self._started = True
+        log.info("started", worker=self._queue.worker)
+
+    async def _mail(self) -> None:
+        await first(self._doorbell.run(), self._claim_all())
+        while self._deliveries:
+            await asyncio.wait(self._deliveries)
+
+    async def _claim_all(self) -> None:
+        """Claim and deliver until the signal comes."""
+        while (waited_s := await self._unless_stopping(self._due())) is not None:
+            more, size = True, MOST_CLAIMED if self._doorbell.is_busy else self._batch_limit
+            while more:
+                free = await self._unless_stopping(self._room())
+                if free is None or self._stopping.is_set():
+                    return
+                largest = self._calls.largest
+                asked = min(size, free * largest)
+                self._doorbell.clear()
+                began = time.monotonic()
+                leases = await self._unless_stopping(self._claim(asked, min(largest, asked)))
+                if leases is None or self._stopping.is_set():
+                    await self._unclaim(leases or [])
+                    return
+                claimed = sum(len(lease.claimed) for lease in leases)
+                self._metrics.claimed(claimed, time.monotonic() - began)
+                for lease in leases:
+                    task = asyncio.create_task(self._deliver(lease, waited_s))
+                    self._deliveries.add(task)
+                    task.add_done_callback(self._delivered)
+                more = claimed >= asked
+                self._doorbell.claimed(claimed, more=more)
+                size = min(size * 2, MOST_CLAIMED)
+
+    async def _claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
+        return await (await self._queue.claim(tokens, lease_tokens)).leases()
+
+    async def _unclaim(self, leases: Sequence[Lease]) -> None:
+        """Give back what was claimed when the signal came, whether or not there was an answer."""
+        if not self._database.is_down:
+            await self._queue.release(keep=[lease for lease in self._queue.held if lease not in leases])
+
+    async def _due(self) -> float:
+        """Wait until a claim is due, for a hint or for a lease; for how long the first hint waited."""
+        while True:
+            self._retrying.clear()
+            due_s = await self._queue.next_due()
+            if due_s is None and not self._deliveries:
+                self._calls.lapse(0)
+            due = asyncio.create_task(self._doorbell.due(due_s))
+            retrying = asyncio.create_task(self._retrying.wait())
+            try:
+                await asyncio.wait({due, retrying}, return_when=asyncio.FIRST_COMPLETED)
+                if due.done():
+                    return await due
+            finally:
+                await end(due, retrying)
+
+    async def _room(self) -> int:
+        """Wait until more leases may be in hand; gives back how many."""
+        while True:
+            await self._calls.ready()
+            # While nothing can be sent, one lease at a time tries.
+            most, enough = (self._most_in_hand, max(self._ahead, 1)) if self._calls.is_open else (1, 1)
+            if (free := most - len(self._deliveries)) >= enough:
+                return free
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _unless_stopping(self, work: Coroutine[Any, Any, Answer]) -> Answer | None:
+        """What it gives back; None when the signal came first, which ends it."""
+        working, stopping = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return await working if working.done() else None
+        finally:
+            await end(working, stopping)
+
+    def _delivered(self, task: asyncio.Task[None]) -> None:
+        self._deliveries.discard(task)
+        self._changed.set()
+        if not task.cancelled() and (error := task.exception()) and not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def _live(self) -> None:
+        while True:
+            self._calls.lapse(UNTRIED_S)
+            troubles = [
+                f"{name}: {why}" if name != EVERYBODY else why
+                for name, (why, _) in self._calls.troubles.items()
+            ]
+            await self._queue.heartbeat("; ".join(troubles))
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _deliver(self, lease: Lease, waited_s: float) -> None:
+        if await self._delivery.deliver(lease, waited_s):
+            self._retrying.set()
+
+    async def _serve(self, listening: socket.socket) -> None:
+        await health.serve(listening, self._vitals.faults, self._vitals.exposition, CONTENT_TYPE)
+
+    def _state(self) -> str:
+        if self._stopping.is_set():
+            return "it is stopping"
+        return "" if self._started else "it has not started yet"
+
+    async def _give_back(self) -> None:
+        try:
+            # Before the start was over nothing was claimed, and nobody was told that we live.
+            if self._started and not self._database.is_down:
+                async with asyncio.timeout(GIVE_BACK_S):
+                    await self._queue.leave()
+                    cut_off = await self._delivery.give_back()
+                    if cut_off:
+                        await self._queue.ring(cut_off)
+                    if freed := cut_off + await self._queue.release():
+                        log.info("given_back", tokens=freed)
+        except (TimeoutError, MailroomError) as error:
+            log.warning("not_given_back", due_within=f"{LEASE_MS / 1000:.0f}s", reason=type(error).__name__)
+        finally:
+            await self._queue.close()

@@ -1,0 +1,97 @@
+"""How a worker of ``mailroom run`` is: what is in the way of a mail, and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from mailroom.errors import DatabaseError
+from mailroom.logs import EventLogger
+from mailroom.queue.connect import Worker
+from mailroom.queue.pulse import Pulses
+from mailroom.sender.calls import EVERYBODY, Calls
+from mailroom.settings.worker import HealthSettings
+from mailroom.worker.metrics import Metrics
+
+# Where health is served, the doorbell's connections give a sign of life so often, and may be late.
+SILENCE_S: Final = 2.0
+LATE_S: Final = 2.0
+
+log = EventLogger("run")
+
+
+class Vitals:
+    """One worker, looked at from outside.
+
+    Args:
+        worker: its parts.
+        queue: the queue's name.
+        calls: its way to the provider.
+        metrics: what it counts.
+        settings: what is healthy.
+        state: why it does not work now at all; empty when it does.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        queue: str,
+        calls: Calls,
+        metrics: Metrics,
+        settings: HealthSettings,
+        state: Callable[[], str],
+    ) -> None:
+        self._worker = worker
+        self._calls = calls
+        self._metrics = metrics
+        self._settings = settings
+        self._state = state
+        self._pulses = Pulses(worker.database, queue)
+
+    async def faults(self) -> dict[str, str]:
+        """What is in the way of a mail that is committed now, by the part that is at fault."""
+        if state := self._state():
+            return {"worker": state}
+        faults = {}
+        silent_s = self._worker.doorbell.silent_s
+        if silent_s is None:
+            faults["listener"] = "no connection listens for new tokens"
+        elif silent_s > SILENCE_S + LATE_S:
+            faults["listener"] = f"the listening connection has been silent for {silent_s:.1f} s"
+        refused = [
+            f"{f'no mail of the action {name}' if name else 'nothing'} can be sent for {since_s:.0f} s: {why}"
+            for name, (why, since_s) in self._calls.troubles.items()
+            if since_s * 1000 > self._settings.ready_pause_ms
+        ]
+        if refused:
+            faults["sending"] = "; ".join(refused)
+        try:
+            pulse = await self._pulses.look()
+        except DatabaseError as error:
+            return faults | {"database": str(error)}
+        if pulse is None:
+            faults["database"] = "PostgreSQL does not answer"
+        elif (pulse.oldest_due_s or 0) * 1000 > self._settings.ready_age_ms:
+            faults["queue"] = f"a mail that could be on its way has waited for {pulse.oldest_due_s:.0f} s"
+        elif not pulse.is_paused and (pulse.oldest_unsettled_s or 0) * 1000 > self._settings.ready_age_ms:
+            faults["queue"] = f"a mail of {pulse.oldest_unsettled_s:.0f} s ago is neither sent nor given up"
+        return faults
+
+    async def exposition(self) -> bytes:
+        """The metrics, as Prometheus reads them."""
+        try:
+            pulse = await self._pulses.look()
+        except DatabaseError as error:
+            log.warning("no_pulse", reason=error)
+            pulse = None
+        silent_s, troubles = self._worker.doorbell.silent_s, self._calls.troubles
+        return self._metrics.exposition(
+            pulse,
+            outages=self._worker.database.epoch,
+            is_listening=silent_s is not None and silent_s <= SILENCE_S + LATE_S,
+            sending_paused_s=troubles[EVERYBODY][1] if EVERYBODY in troubles else 0.0,
+        )
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._pulses.close()

@@ -1,0 +1,122 @@
+"""The rate that all workers of a queue share; it is kept in the database.
+
+SES's rate belongs to the account, not to a worker. Each charge is one statement, so that the sum of
+all workers' calls holds the rate, and one that joins, leaves or dies changes the shares at once.
+
+Promises: nobody charges what it will not wait for. A charge is made at most ``LONGEST_S`` ahead, so a
+process that dies leaves no more behind than that. A worker asks for its calls in the order of their
+coming, and for several at once while they fit into one burst; several workers ask at random moments,
+so that each gets its share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from mailroom.queue.client import Queue
+from mailroom.sender.rate import BURST_S
+
+LONGEST_S: Final = 1.0
+# An answer of the database's may take so long, and the wait still ends in time.
+MARGIN_S: Final = 0.5
+# Told to come again, whoever waits asks after so long at the latest: the rate may have gone up.
+LONGEST_NAP_S: Final = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """A call that waits; ``leave_at``, once it is charged for, and ``until`` are of ``time.monotonic``."""
+
+    recipients: int
+    until: float
+    leave_at: float | None = None
+
+
+class SharedRate:
+    """A ``Rate`` for the workers of one queue; ``ceiling`` is in recipients a second."""
+
+    def __init__(self, queue: Queue, ceiling: float) -> None:
+        self._queue = queue
+        self._ceiling = self._rate = ceiling
+        self._turn = asyncio.Lock()
+        self._asked: list[_Asked] = []
+        self._slowing: asyncio.Task[None] | None = None
+
+    @property
+    def rate(self) -> float:
+        """Recipients a second, for all workers, when one was last charged."""
+        return self._rate
+
+    @property
+    def burst(self) -> int:
+        """The most recipients that one charge should ask for."""
+        return max(1, int(self._rate * BURST_S))
+
+    def limit(self, ceiling: float) -> None:
+        """Take another ceiling."""
+        self._rate = ceiling if self._rate >= self._ceiling else min(self._rate, ceiling)
+        self._ceiling = ceiling
+
+    def slow(self) -> None:
+        """Let all give way to a throttle, before the next charge."""
+        if self._slowing is None:
+            self._slowing = asyncio.create_task(self._queue.slow(self._ceiling))
+
+    async def take(self, recipients: int, until: float = math.inf) -> None:
+        """Wait until so many recipients may be sent to.
+
+        Args:
+            recipients: how many.
+            until: of ``time.monotonic``; what would take longer is not charged.
+
+        Raises:
+            TimeoutError: they may not, by then.
+        """
+        mine = _Asked(recipients, until)
+        self._asked.append(mine)
+        try:
+            async with self._turn:
+                await asyncio.sleep(0)  # whoever asks at the same time is charged for with us
+                while mine.leave_at is None:
+                    await self._charge(mine)
+        finally:
+            self._asked.remove(mine)
+        await asyncio.sleep(max(mine.leave_at - time.monotonic(), 0))
+
+    async def _charge(self, first: _Asked) -> None:
+        """Charge for a call, and for those behind it that wait as long as it would; or sleep for a while."""
+        await self._slowed()
+        longest_s = min(LONGEST_S, first.until - MARGIN_S - time.monotonic())
+        if longest_s < 0:
+            raise TimeoutError
+        together, recipients = [first], first.recipients
+        for other in self._asked[self._asked.index(first) + 1 :]:
+            recipients += other.recipients
+            if recipients > self.burst or other.until < first.until:
+                recipients -= other.recipients
+                break
+            together.append(other)
+        wait_s, self._rate = await self._queue.reserve(recipients, self._ceiling, longest_s)
+        if wait_s <= longest_s:
+            for one in together:
+                one.leave_at = time.monotonic() + wait_s
+            return
+        nap_s = min(wait_s - longest_s, LONGEST_NAP_S)
+        await asyncio.sleep(nap_s + random.uniform(0, LONGEST_S / 2))  # noqa: S311 - jitter, no secret
+
+    async def close(self) -> None:
+        """Leave alone what was begun."""
+        if self._slowing:
+            self._slowing.cancel()
+            await asyncio.gather(self._slowing, return_exceptions=True)
+
+    async def _slowed(self) -> None:
+        if slowing := self._slowing:
+            await asyncio.wait({slowing})
+            self._slowing = None
+            slowing.result()

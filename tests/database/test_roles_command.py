@@ -1,0 +1,119 @@
+"""``mailroom roles --apply``: what its SQL does through psql, in one transaction, for images without psql."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from database.test_roles import APP, ONCALL, WORKER, allowed
+from mailroom.cli.main import cli
+from mailroom.demo.postgres import free_port
+from support import processes
+from support.queue_sql import Db
+
+DONE = "mailroom_worker, mailroom_app, mailroom_oncall: made, or brought up to date\n"
+# It owns databases and makes roles, as an owner on a managed server does, and is no superuser.
+OWNER = "acme_owner"
+
+
+def roles(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mailroom", "roles", *options],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=processes.PATIENCE_S,
+        env=processes.environment(url),
+    )
+
+
+def exists(db: Db, role: str) -> bool:
+    return bool(db.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchall())
+
+
+@pytest.fixture
+def cleaned(database: str, db: Db) -> Iterator[str]:
+    """Roles are the cluster's, and rights in a database keep them there."""
+    yield database
+    for role in ("acme_worker", WORKER, APP, ONCALL):
+        if exists(db, role):
+            db.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
+            with suppress(psycopg.errors.DependentObjectsStillExist, psycopg.errors.ObjectInUse):
+                db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+def test_they_are_applied_and_again(cleaned: str, db: Db) -> None:
+    for _ in range(2):
+        done = roles(cleaned, "--apply")
+        assert (0, DONE, "") == (done.returncode, done.stdout, done.stderr)
+    assert "claim" in allowed(db, WORKER)
+    assert "consume" in allowed(db, APP)
+    assert "overview" in allowed(db, ONCALL)
+
+
+def test_a_user_who_was_there_before_gets_the_rights(cleaned: str, db: Db) -> None:
+    """As docs/deploy.md makes it for Kubernetes: the role first, without any."""
+    for role in (WORKER, "acme_worker"):
+        if not exists(db, role):
+            db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'acme'").format(sql.Identifier(role)))
+    db.execute("GRANT mailroom_worker TO acme_worker")
+    assert 0 == roles(cleaned, "--apply").returncode
+    with psycopg.connect(make_conninfo(cleaned, user="acme_worker", password="acme")) as worker:
+        assert [] == worker.execute("SELECT FROM mailroom.claim('mailroom', 'w', 1, 1, 60000)").fetchall()
+
+
+def test_without_the_option_it_prints_and_asks_no_database() -> None:
+    done = CliRunner().invoke(cli, ["roles"], env={"MAILROOM_DATABASE_URL": None})
+    assert 0 == done.exit_code
+    assert "CREATE ROLE" in done.output
+
+
+def test_an_owner_who_may_not_make_roles_is_told_and_changes_nothing(database: str, db: Db) -> None:
+    if not exists(db, OWNER):
+        db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'acme'").format(sql.Identifier(OWNER)))
+    try:
+        done = roles(make_conninfo(database, user=OWNER, password="acme"), "--apply")
+        assert (78, "") == (done.returncode, done.stdout)
+        assert "Error: the roles were not made: permission denied" in done.stderr
+        assert "CREATEROLE" in done.stderr
+        assert "Traceback" not in done.stderr
+        query = "SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee::regrole::text ~ '^mailroom_'"
+        assert [] == db.execute(query).fetchall()
+    finally:
+        db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(OWNER)))
+
+
+def test_what_fails_in_the_middle_is_rolled_back(cleaned: str, db: Db) -> None:
+    db.execute("ALTER TABLE tokens RENAME COLUMN consumed_at TO consumed")  # the last statement names it
+    done = roles(cleaned, "--apply")
+    assert 78 == done.returncode
+    assert "nothing was changed" in done.stderr
+    query = "SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee::regrole::text ~ '^mailroom_'"
+    assert [] == db.execute(query).fetchall()
+    db.execute("ALTER TABLE tokens RENAME COLUMN consumed TO consumed_at")
+    assert 0 == roles(cleaned, "--apply").returncode
+
+
+def test_without_the_schema_it_names_the_migrations(empty_database: str) -> None:
+    done = roles(empty_database, "--apply")
+    assert 78 == done.returncode
+    assert "Try: run `mailroom migrate up` first" in done.stderr
+
+
+def test_a_server_that_does_not_answer_is_to_be_tried_again() -> None:
+    done = roles(f"postgresql://nobody@127.0.0.1:{free_port()}/app", "--apply")
+    assert 75 == done.returncode
+    assert "cannot connect to PostgreSQL" in done.stderr
+
+
+def test_without_an_address_it_says_so() -> None:
+    done = CliRunner().invoke(cli, ["roles", "--apply"], env={"MAILROOM_DATABASE_URL": ""})
+    assert "MAILROOM_DATABASE_URL" in str(done.exception)

@@ -1,0 +1,160 @@
+"""The rate that workers share: used to the full, however many calls wait for it, and never exceeded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import pairwise
+
+import psycopg
+import pytest
+
+from mailroom.database.connection import Database
+from mailroom.inbox.server import InboxServer
+from mailroom.queue.client import Queue
+from mailroom.worker.shared_rate import LONGEST_S, SharedRate
+from support.queue_sql import Db, sign_up_many
+from support.runs import Start
+
+
+def reserve(db: Db, recipients: int, rate: float, longest_s: float) -> float:
+    row = db.execute(
+        "SELECT wait_s FROM mailroom.reserve('mailroom', %s, %s, %s)", [recipients, rate, longest_s]
+    ).fetchone()
+    assert row
+    return float(row[0])
+
+
+def ahead_s(db: Db) -> float:
+    row = db.execute("SELECT extract(epoch FROM free_at - clock_timestamp()) FROM mailroom.rates").fetchone()
+    assert row
+    return float(row[0])
+
+
+def test_who_would_wait_for_too_long_is_not_charged(db: Db) -> None:
+    assert reserve(db, 7, 14, 1) == 0
+    waits = [reserve(db, 7, 14, 1) for _ in range(50)]
+    charged, refused = [one for one in waits if one <= 1], [one for one in waits if one > 1]
+    assert charged == sorted(charged)
+    assert len(charged) in {2, 3}
+    assert charged + refused == waits
+    assert ahead_s(db) < 2
+    assert all(earlier > later for earlier, later in pairwise(refused))
+
+
+def test_nobody_may_charge_for_longer_than_a_lease(db: Db) -> None:
+    waits = [reserve(db, 10, 1, float("inf")) for _ in range(10)]
+    assert max(waits) > 15
+    assert ahead_s(db) < 25 + 1
+
+
+def test_a_charge_that_nobody_used_is_forgotten(db: Db) -> None:
+    """Such as an older version left, or a clock that was set back."""
+    reserve(db, 1, 14, 1)
+    db.execute("UPDATE mailroom.rates SET free_at = clock_timestamp() + interval '1 hour'")
+    assert 15 < reserve(db, 7, 14, 1) < 17
+    assert ahead_s(db) < 17
+
+
+@pytest.mark.parametrize(
+    ("queue", "recipients", "rate"),
+    [("nope", 1, 14), ("mailroom", 0, 14), ("mailroom", 1, 0), ("mailroom", 1, -1), ("mailroom", 1, "NaN")],
+)
+def test_what_makes_no_sense_is_refused_and_changes_nothing(
+    db: Db, queue: str, recipients: int, rate: float | str
+) -> None:
+    db.execute("SET statement_timeout = '5s'")
+    with pytest.raises(psycopg.DatabaseError, match="mailroom: ") as refused:
+        db.execute("SELECT mailroom.reserve(%s, %s, %s)", [queue, recipients, rate])
+    assert not isinstance(refused.value, psycopg.errors.QueryCanceled)
+    assert [] == db.execute("SELECT FROM mailroom.rates").fetchall()
+
+
+class CountingQueue(Queue):
+    """Remembers how many recipients each statement charged for."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
+            Database(database, program="mailroom test", answer_limit_s=30),
+            name="mailroom",
+            channel="token_insert",
+        )
+        self.charged: list[int] = []
+
+    async def reserve(self, recipients: int, ceiling: float, longest_s: float) -> tuple[float, float]:
+        wait_s, rate = await super().reserve(recipients, ceiling, longest_s)
+        if wait_s <= longest_s:
+            self.charged.append(recipients)
+        return wait_s, rate
+
+
+def take_all(
+    database: str, ceiling: float, recipients: list[int], within_s: float
+) -> tuple[list[bool], list[int]]:
+    """Ask for them all at once: which got leave in time, and what was charged in a statement."""
+
+    async def scenario() -> tuple[list[bool], list[int]]:
+        queue = CountingQueue(database)
+        rate = SharedRate(queue, ceiling)
+        until = time.monotonic() + within_s
+
+        async def take(count: int) -> bool:
+            try:
+                await rate.take(count, until)
+            except TimeoutError:
+                return False
+            return True
+
+        try:
+            return await asyncio.gather(*map(take, recipients)), queue.charged
+        finally:
+            await rate.close()
+            await queue.close()
+
+    return asyncio.run(scenario())
+
+
+def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> None:
+    taken, charged = take_all(database, 2.0, [1] * 30, within_s=3)
+    assert 4 <= sum(taken) <= 7
+    assert taken == sorted(taken, reverse=True)  # in the order of their coming
+    assert [1] * sum(taken) == charged
+    assert ahead_s(db) < LONGEST_S
+
+
+def test_calls_that_ask_at_once_are_charged_for_at_once_as_far_as_a_burst_goes(database: str) -> None:
+    assert ([True] * 5, [150, 100]) == take_all(database, 350.0, [50] * 5, within_s=10)
+
+
+def test_the_rate_is_used_by_many_calls_at_once(db: Db, ses: InboxServer, start: Start) -> None:
+    """Their waits are longer than a lease, in sum; and the sum of three workers' calls holds the rate."""
+    sign_up_many(db, 1000)
+    for _ in range(3):
+        start(SEND_RATE=10, SEND_CONCURRENCY=50).wait_for_log("run.started")
+    ses.wait_for(lambda inbox: inbox.calls and inbox.calls[-1].at_s > inbox.calls[0].at_s + 40, 90)
+    accepted = [(call.at_s, call.accepted) for call in ses.inbox.calls if call.accepted]
+    for at, (since, _) in enumerate(accepted):
+        seen = 0
+        for until, count in accepted[at:]:
+            seen += count
+            assert seen <= 10 * (until - since) + 10 + 1e-6
+    first = accepted[0][0]
+    for begin in (0, 10, 20, 30):
+        assert 80 < sum(count for at, count in accepted if begin <= at - first < begin + 10)
+    shares = [
+        row[0]
+        for row in db.execute(
+            "SELECT count(*) FROM mailroom.deliveries WHERE outcome = 'sent' GROUP BY worker"
+        ).fetchall()
+    ]
+    assert 3 == len(shares)
+    assert min(shares) > sum(shares) / 9, shares
+
+
+def test_a_slow_rate_is_used_by_some_workers(db: Db, ses: InboxServer, start: Start) -> None:
+    rate = 0.5
+    sign_up_many(db, 100)
+    for _ in range(3):
+        start(SEND_RATE=rate).wait_for_log("run.started")
+    ses.wait_for(lambda inbox: inbox.calls and inbox.calls[-1].at_s > inbox.calls[0].at_s + 30, 90)
+    assert 30 * rate * 0.8 < ses.inbox.counts.accepted <= 1 + 32 * rate

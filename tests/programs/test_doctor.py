@@ -1,0 +1,937 @@
+"""The doctor: what is healthy is said to be, each fault is found with its remedy, and no secret is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from conftest import FAST, bindir, database_of
+from mailroom.cli.doctor import as_json_text, as_table, doctor
+from mailroom.database import migrate, sync
+from mailroom.demo.postgres import PostgresServer, free_port
+from mailroom.doctor import clocks, queue, report, server, ses
+from mailroom.doctor.account import Account
+from mailroom.doctor.diagnosis import diagnose
+from mailroom.doctor.probe import Patient
+from mailroom.doctor.report import Finding, Report, State
+from mailroom.inbox import ses as inbox_actions
+from mailroom.inbox.inbox import Inbox
+from mailroom.inbox.server import InboxServer
+from mailroom.inbox.ses_protocol import Refusal
+from mailroom.sender.rejected import Rejected, Row
+from mailroom.settings.collector import collector_settings
+from mailroom.settings.sender import sender_settings
+from mailroom.templates import sources
+from mailroom.templates.mails import for_ses
+from mailroom.templates.sources import load
+from support.queue_sql import Db, sign_up
+from support.smtp import MailServer, mail_server
+
+OK, WARNING, FAULT, SKIPPED = State.OK, State.WARNING, State.FAULT, State.SKIPPED
+KEY = "deadbeef" * 8
+NEWEST = migrate.shipped()[-1].version
+DB_PASSWORD = "dbpass-31337"
+SMTP_PASSWORD = "smtppass-31337"
+ACCESS_KEY, SECRET_ACCESS_KEY = "AKIAEXAMPLE31337", "awssecret-31337"
+SECRETS = (KEY, DB_PASSWORD, SMTP_PASSWORD, ACCESS_KEY, SECRET_ACCESS_KEY)
+NAMES = {"app_name": "Example", "app_url": "https://example.com"}
+DATABASE = [
+    "collector-settings", "keys", "server", "encoding", "writable", "clock", "migrations", "functions",
+    "queue", "pause", "tokens-trigger", "accounts-trigger", "notifications", "backlog", "collectors",
+    "workers",
+]  # fmt: skip
+SENDING = ["sender-settings", "output-folder", "set-aside"]
+SES = [
+    "credentials", "region", "ses", "ses-clock", "quota", "sandbox", "sending-enabled", "sender",
+    "configuration-set", "template-activation", "template-password_recovery",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of this machine's AWS settings, and credentials that no output may show."""
+    for name in os.environ:
+        if name.startswith(("AWS_", "MAILROOM_", "PG")) and not name.startswith("MAILROOM_TEST_"):
+            monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    """A healthy account of SES's."""
+    box = Inbox(rate=14, quota_24h=50_000, identities=["example.com"])
+    for name, template in load(None, NAMES).items():
+        put(box, name, for_ses(template, ""))
+    with InboxServer(inbox=box) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SES", server.url)
+        yield box
+
+
+def put(box: Inbox, action: str, parts: dict[str, str]) -> None:
+    name = {"activation": "activationv1", "password_recovery": "passwordrecoveryv1"}[action]
+    box.account.templates.pop(name, None)
+    box.account.put_template(
+        name, (parts["SubjectPart"], parts["TextPart"], parts.get("HtmlPart", "")), new=True
+    )
+
+
+@pytest.fixture
+def sending(tmp_path: Path) -> dict[str, str]:
+    """The sender's variables, when all is well."""
+    return {
+        "MAILROOM_SES_SOURCE": "Example <noreply@mail.example.com>",
+        "MAILROOM_SES_OUTPUT_PATH": str(tmp_path / "output"),
+        "MAILROOM_APP_NAME": NAMES["app_name"],
+        "MAILROOM_APP_URL": NAMES["app_url"],
+    }
+
+
+def collecting(database: str, **variables: str) -> dict[str, str]:
+    password = conninfo_to_dict(database).get("password") or DB_PASSWORD
+    settings = {"DATABASE_URL": make_conninfo(database, password=password), "SECRET_KEY": KEY} | variables
+    return {f"MAILROOM_{name}": value for name, value in settings.items()}
+
+
+def password_in(environment: dict[str, str]) -> str:
+    """The database's, if there is one and it can be read."""
+    with suppress(psycopg.ProgrammingError):
+        return str(conninfo_to_dict(environment.get("MAILROOM_DATABASE_URL", "")).get("password") or "")
+    return ""
+
+
+def examined(environment: dict[str, str], only: str | None = None, **limits: float) -> dict[str, Finding]:
+    """The findings by their names; in no form do they tell a secret."""
+    whole = diagnose(environment, only, **limits)
+    for form in (as_table(whole), as_json_text(whole)):
+        assert [] == [secret for secret in [*SECRETS, password_in(environment)] if secret and secret in form]
+    for finding in whole.findings:
+        assert (finding.state in (WARNING, FAULT)) == bool(finding.remedy), finding
+        assert "bug" not in finding.remedy, finding
+    assert len({finding.name for finding in whole.findings}) == len(whole.findings)
+    return {finding.name: finding for finding in whole.findings}
+
+
+def the_database(database: str, **variables: str) -> dict[str, Finding]:
+    return examined(collecting(database, **variables), "database")
+
+
+def faults(findings: dict[str, Finding]) -> list[str]:
+    return [name for name, finding in findings.items() if finding.state is FAULT]
+
+
+def not_ok(findings: dict[str, Finding]) -> list[str]:
+    return [name for name, finding in findings.items() if finding.state is not OK]
+
+
+@pytest.fixture
+def collector(database: str) -> Iterator[Db]:
+    """A connection that looks like a collector's."""
+    url = make_conninfo(database, application_name="mailroom collector")
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+# The whole
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mailroom", "doctor", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_all_is_well(database: str, collector: Db, box: Inbox, sending: dict[str, str]) -> None:
+    findings = examined(collecting(database) | sending)
+    assert [*DATABASE, *SENDING, *SES] == list(findings)
+    assert ["ses-clock"] == not_ok(findings)  # the inbox tells no time
+
+
+def test_a_table_and_exit_code_0(database: str, collector: Db, box: Inbox, sending: dict[str, str]) -> None:
+    done = run(collecting(database) | sending)
+    assert (0, "") == (done.returncode, done.stderr)
+    lines = done.stdout.splitlines()
+    assert "0 faults, 0 warnings, 29 ok, 1 skipped" == lines[-1]
+    assert f"ok       migrations                  up to date, version {NEWEST}" in lines
+    assert "\x1b" not in done.stdout
+
+
+def test_faults_have_remedies_and_exit_code_1(database: str, db: Db, box: Inbox) -> None:
+    db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_ring")
+    done = run(collecting(database), "--only", "database")
+    assert (1, "") == (done.returncode, done.stderr)
+    lines = done.stdout.splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("fault "))
+    assert lines[at].startswith("fault    tokens-trigger ")
+    assert "         try: ALTER TABLE tokens ENABLE TRIGGER tokens_ring" == lines[at + 1]
+    assert "1 fault, 1 warning, 14 ok" == lines[-1]
+    assert [] == [secret for secret in SECRETS if secret in done.stdout]
+
+
+def test_json(database: str, box: Inbox, sending: dict[str, str]) -> None:
+    del box.account.templates["activationv1"]
+    done = run(collecting(database) | sending, "--json")
+    assert (1, "") == (done.returncode, done.stderr)
+    told = json.loads(done.stdout)
+    assert ["faults", "warnings", "checks"] == list(told)
+    assert (1, 1) == (told["faults"], told["warnings"])
+    by_name = {check.pop("name"): check for check in told["checks"]}
+    assert {"state": "ok", "detail": f"up to date, version {NEWEST}", "remedy": ""} == by_name["migrations"]
+    assert "fault" == by_name["template-activation"]["state"]
+    assert "`mailroom templates push`" in by_name["template-activation"]["remedy"]
+
+
+def test_colour_is_for_terminals(database: str) -> None:
+    for colour in (True, False):
+        result = CliRunner().invoke(doctor, ["--only", "database"], env=collecting(database), color=colour)
+        assert (0, colour) == (result.exit_code, "\x1b[" in result.stdout)
+
+
+def test_help_tells_the_exit_codes() -> None:
+    assert "Exits 0, or 1 when there are faults" in CliRunner().invoke(doctor, ["--help"]).stdout
+
+
+def test_a_part_alone_needs_nothing_of_the_other(
+    database: str, collector: Db, box: Inbox, sending: dict[str, str]
+) -> None:
+    findings = examined(collecting(database), "database")
+    assert (DATABASE, []) == (list(findings), not_ok(findings))
+    findings = examined(sending, "sending")
+    assert ([*SENDING, *SES], []) == (list(findings), faults(findings))
+
+
+def test_one_checks_bug_hides_no_other_check() -> None:
+    def broken(_: None) -> Finding:
+        raise ValueError(SECRET_ACCESS_KEY)
+
+    whole = Report()
+    whole.run(
+        (report.Check("broken", broken), report.Check("good", lambda _: report.ok("fine\r\n\x1b[31m"))), None
+    )
+    broke, good = whole.findings
+    assert (FAULT, True) == (broke.state, broke.detail.startswith("ValueError at test_doctor.py:"))
+    assert SECRET_ACCESS_KEY not in broke.detail
+    assert (OK, "fine \ufffd[31m") == (good.state, good.detail)
+
+
+def test_who_does_not_answer_does_not_keep_us(
+    sending: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as deaf:
+        port = deaf.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"http://127.0.0.1:{port}")
+        started_at = time.monotonic()
+        findings = examined(collecting(f"postgresql://app@127.0.0.1:{port}/app") | sending, patience_s=3)
+        assert time.monotonic() - started_at < 12
+    assert [*DATABASE, *SENDING, *SES] == list(findings)
+    assert ["server", "ses"] == faults(findings)
+    assert "no answer within 3 s" == findings["ses"].detail
+    assert SKIPPED is findings["quota"].state
+
+
+# Settings
+
+
+def test_each_setting_at_fault_is_a_fault_and_the_rest_goes_on(box: Inbox, sending: dict[str, str]) -> None:
+    findings = examined(
+        sending
+        | {
+            "MAILROOM_SECRET_KEY": KEY[1:],
+            "MAILROOM_BATCH_LIMIT": "many",
+            "MAILROOM_SEND_RATE": "fast",
+            "MAILROOM_SES_SOURCE": "nobody",
+        }
+    )
+    wrong = ["SECRET_KEY", "BATCH_LIMIT", "SES_SOURCE", "SEND_RATE"]
+    assert ["MAILROOM_DATABASE_URL", *(f"MAILROOM_{name}" for name in wrong)] == faults(findings)
+    assert findings["MAILROOM_DATABASE_URL"].detail.startswith("not set; ")
+    assert "needs MAILROOM_DATABASE_URL" == findings["server"].detail
+    assert (SKIPPED, SKIPPED) == (findings["keys"].state, findings["sender"].state)
+    assert (OK, OK) == (findings["quota"].state, findings["template-activation"].state)
+
+
+def test_a_channel_at_fault_keeps_only_its_check(database: str, collector: Db) -> None:
+    findings = the_database(database, CHANNEL_NAME="x" * 64)
+    assert ["MAILROOM_CHANNEL_NAME", "tokens-trigger"] == not_ok(findings)
+    assert SKIPPED is findings["tokens-trigger"].state
+
+
+def test_a_transport_at_fault_is_not_guessed(sending: dict[str, str]) -> None:
+    findings = examined(sending | {"MAILROOM_TRANSPORT": f"smtp://u:{SMTP_PASSWORD}@:x"}, "sending")
+    assert ["MAILROOM_TRANSPORT", "output-folder", "set-aside"] == list(findings)
+
+
+def test_a_password_may_be_in_a_file(database: str, collector: Db, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(database)
+    variables = {"MAILROOM_DATABASE_URL_FILE": str(tmp_path / "url"), "MAILROOM_SECRET_KEY": KEY}
+    assert [] == not_ok(examined(variables, "database"))
+
+
+def test_keys_under_rotation_are_counted(database: str) -> None:
+    findings = the_database(database, SECRET_KEY=f"{KEY},{'0a' * 32}")
+    assert (OK, True) == (findings["keys"].state, findings["keys"].detail.startswith("2 keys; "))
+
+
+# The database
+
+
+def test_no_server() -> None:
+    findings = the_database(f"postgresql://app@127.0.0.1:{free_port()}/app")
+    assert ["server"] == faults(findings)
+    assert "cannot connect" in findings["server"].detail
+    assert {SKIPPED} == {findings[name].state for name in DATABASE[3:]}
+
+
+def test_no_such_database(database: str) -> None:
+    finding = the_database(make_conninfo(database, dbname="nowhere"))["server"]
+    assert 'database "nowhere" does not exist' in finding.detail
+    assert "create the database" in finding.remedy
+
+
+@pytest.mark.parametrize("password", ["31337/word", "pass@word-31337", "1234/word-31337", "p:@w@31337"])
+def test_a_password_that_libpq_reads_otherwise_is_not_told(password: str) -> None:
+    variables = {
+        "MAILROOM_DATABASE_URL": f"postgresql://app:{password}@127.0.0.1:1/app",
+        "MAILROOM_SECRET_KEY": KEY,
+    }
+    whole = diagnose(variables, "database")
+    finding = {finding.name: finding for finding in whole.findings}["MAILROOM_DATABASE_URL"]
+    assert (FAULT, True) == (finding.state, "percent-encode" in finding.detail)
+    for piece in ("31337", "1234", "word"):
+        assert piece not in as_table(whole).replace("password", "")
+
+
+def test_a_wrong_password() -> None:
+    with PostgresServer(bindir=bindir(), settings=FAST) as own_server:
+        with psycopg.connect(own_server.url(), autocommit=True) as connection:
+            connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
+        finding = the_database(make_conninfo(own_server.url(), user="guarded"))["server"]
+    assert "password authentication failed" in finding.detail
+    assert "MAILROOM_DATABASE_URL" in finding.remedy
+
+
+def test_an_old_server(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "OLDEST_VERSION", 99)
+    findings = the_database(database)
+    assert (["server"], SKIPPED) == (faults(findings), findings["queue"].state)
+
+
+def test_a_database_without_an_encoding(server_url: str) -> None:
+    name = f"mailroom_ascii_{secrets.token_hex(4)}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'".encode())
+        try:
+            findings = the_database(database_of(server_url, name))
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    assert ["encoding", "migrations"] == faults(findings)
+    assert "ENCODING 'UTF8'" in findings["encoding"].remedy
+
+
+def test_a_paused_queue_is_told_with_the_reason(database: str, db: Db, collector: Db) -> None:
+    db.execute("SELECT mailroom.pause('mailroom', 'zoe@example.com complained')")
+    findings = the_database(database)
+    assert ["pause"] == not_ok(findings)
+    assert WARNING is findings["pause"].state
+    assert findings["pause"].detail.startswith("paused since ")
+    assert findings["pause"].detail.endswith("because: z…@example.com complained")
+    assert "`mailroom resume`" in findings["pause"].remedy
+
+
+def test_the_troubles_of_workers_that_are_alive_are_told(database: str, db: Db, collector: Db) -> None:
+    for worker, trouble in (("a:1", ""), ("b:2", "Sending paused for zoe@example.com"), ("c:3", "no route")):
+        db.execute("SELECT mailroom.heartbeat('mailroom', %s, '1', %s)", [worker, trouble])
+    db.execute("UPDATE mailroom.workers SET seen_at = now() - interval '1 minute' WHERE worker = 'c:3'")
+    findings = the_database(database)
+    assert ["workers"] == not_ok(findings)
+    told = findings["workers"].detail
+    assert WARNING is findings["workers"].state
+    assert told.startswith("1 of 2 workers in trouble: b:2 since ")
+    assert told.endswith(": Sending paused for z…@example.com")
+    db.execute("SELECT mailroom.heartbeat('mailroom', 'b:2', '1', '')")
+    assert "2 workers of `mailroom run` alive, none in trouble" == the_database(database)["workers"].detail
+
+
+def test_workers_that_cannot_be_looked_at_in_time_are_not_at_fault(
+    database: str, db: Db, collector: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailroom.doctor.probe.STATEMENT_LIMIT_MS", 300)
+    with db.transaction():
+        db.execute("LOCK TABLE mailroom.workers")
+        findings = the_database(database)
+    assert ["workers"] == not_ok(findings)
+    assert WARNING is findings["workers"].state
+    assert findings["workers"].detail.startswith("not known: ")
+    assert "statement timeout" in findings["workers"].detail
+
+
+def test_a_variable_that_no_command_reads_is_told(database: str, db: Db, collector: Db) -> None:
+    findings = the_database(
+        database,
+        BATCH_LIMTI="sesame-31337",
+        SEKRET_KEY=KEY,
+        QUACK="x",
+        TEST_ANYTHING="1",
+        PORT="tcp://10.0.0.1:8027",
+        PORT_8027_TCP_ADDR="10.0.0.1",
+        HTTP_PORT="8027",
+        SERVICE_HOST="10.0.0.1",
+        LOG_FORMAT="json",
+        TRANSPORT_FILE="",
+    )
+    unknown = ["MAILROOM_BATCH_LIMTI", "MAILROOM_HTTP_PORT", "MAILROOM_QUACK", "MAILROOM_SEKRET_KEY"]
+    assert unknown == not_ok(findings)
+    assert {WARNING} == {findings[name].state for name in unknown}
+    assert "did you mean MAILROOM_BATCH_LIMIT?" == findings["MAILROOM_BATCH_LIMTI"].remedy
+    assert "did you mean MAILROOM_SECRET_KEY?" == findings["MAILROOM_SEKRET_KEY"].remedy
+    assert "sesame" not in str(findings)
+
+
+def test_a_missing_key_is_told_with_how_to_make_one(database: str) -> None:
+    finding = the_database(database, SECRET_KEY="ab")["MAILROOM_SECRET_KEY"]
+    assert "`mailroom key new`" in finding.remedy
+
+
+def test_short_credentials_leave_the_words_of_an_answer_whole(
+    monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "e")
+    with Account(sender_settings(sending)) as account:
+        assert "Access denied" in str(account.explained(RuntimeError("Access denied")))
+
+
+def test_read_only(database: str, collector: Db) -> None:
+    findings = the_database(make_conninfo(database, options="-c default_transaction_read_only=on"))
+    assert ["writable"] == faults(findings)
+    assert "default_transaction_read_only" in findings["writable"].remedy
+    assert ["writable", "notifications"] == not_ok(findings)
+
+
+def test_a_standby_is_told_from_a_read_only_primary(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Patient, "ask", lambda *_: [(True, True)])
+    with psycopg.connect(database) as connection:
+        finding = server.writable(Patient(collector_settings(collecting(database)), connection))
+    assert (FAULT, True) == (finding.state, "standby" in finding.detail)
+
+
+def test_no_schema(empty_database: str) -> None:
+    findings = the_database(empty_database)
+    assert ["migrations"] == faults(findings)
+    assert "the database has no schema of Mailroom's" == findings["migrations"].detail
+    assert "`mailroom migrate up`" in findings["migrations"].remedy
+    assert {SKIPPED} == {findings[name].state for name in ("functions", "queue", "tokens-trigger", "backlog")}
+    assert OK is findings["notifications"].state
+
+
+def test_a_migration_is_pending(database: str) -> None:
+    with sync.connected(database) as connection:
+        migrate.down(connection, 1, lambda _: None)
+    findings = the_database(database)
+    assert ["migrations"] == faults(findings)
+    assert (
+        f"the schema is at version {NEWEST - 1}, and this Mailroom needs {NEWEST}"
+        == findings["migrations"].detail
+    )
+
+
+def test_a_dirty_schema(database: str, db: Db) -> None:
+    db.execute("UPDATE schema_migrations SET dirty = true")
+    findings = the_database(database)
+    assert ["migrations"] == faults(findings)
+    assert findings["migrations"].detail.startswith("dirty: ")
+
+
+def test_a_newer_schema(database: str, db: Db, collector: Db) -> None:
+    db.execute("UPDATE schema_migrations SET version = 99")
+    findings = the_database(database)
+    assert ["migrations"] == not_ok(findings)
+    assert (WARNING, True) == (
+        findings["migrations"].state,
+        "update Mailroom" in findings["migrations"].remedy,
+    )
+
+
+def test_bookkeeping_of_another_tool(database: str, db: Db) -> None:
+    db.execute("INSERT INTO schema_migrations VALUES (1, false)")
+    findings = the_database(database)
+    assert ["migrations"] == faults(findings)
+    assert "2 rows" in findings["migrations"].detail
+
+
+def test_a_function_is_missing(database: str, db: Db) -> None:
+    db.execute("DROP FUNCTION mailroom.backlog(text)")
+    findings = the_database(database)
+    assert ["functions"] == faults(findings)
+    assert "no mailroom.backlog(text)" in findings["functions"].detail
+
+
+@pytest.fixture
+def stranger(database: str, db: Db) -> Iterator[str]:
+    """A database as a role sees it that may do nothing."""
+    role = f"mailroom_stranger_{secrets.token_hex(4)}"
+    db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), DB_PASSWORD))
+    yield make_conninfo(database, user=role, password=DB_PASSWORD)
+    db.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
+    db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+def test_a_role_without_privileges(stranger: str, db: Db) -> None:
+    findings = the_database(stranger)
+    assert ["functions"] == faults(findings)
+    assert "permission denied" in findings["functions"].detail
+    assert "GRANT" in findings["functions"].remedy
+    assert (WARNING, True) == (findings["migrations"].state, "GRANT SELECT" in findings["migrations"].remedy)
+    db.execute("GRANT USAGE ON SCHEMA mailroom TO PUBLIC")
+    findings = the_database(stranger)
+    assert ["functions"] == faults(findings)
+    assert findings["functions"].detail.startswith("this user may not call mailroom.claim, mailroom.settle")
+
+
+def test_a_role_that_may_collect_and_no_more(stranger: str, db: Db, collector: Db) -> None:
+    db.execute("GRANT USAGE ON SCHEMA mailroom TO PUBLIC")
+    db.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom TO PUBLIC")
+    findings = the_database(stranger)
+    assert ["migrations"] == not_ok(findings)
+    assert WARNING is findings["migrations"].state
+
+
+def test_another_queue(database: str) -> None:
+    findings = the_database(database, QUEUE_NAME="letters")
+    assert (["queue"], "there is no queue 'letters'") == (faults(findings), findings["queue"].detail)
+    assert SKIPPED is findings["backlog"].state
+
+
+def test_another_channel(database: str) -> None:
+    findings = the_database(database, CHANNEL_NAME="letters")
+    assert ["tokens-trigger"] == faults(findings)
+    assert (
+        "no trigger rings 'letters'; the trigger on tokens rings 'token_insert'"
+        == findings["tokens-trigger"].detail
+    )
+    assert "MAILROOM_CHANNEL_NAME" in findings["tokens-trigger"].remedy
+
+
+@pytest.mark.parametrize(
+    ("statement", "name", "remedy"),
+    [
+        ("DROP TRIGGER tokens_ring ON tokens", "tokens-trigger", "make the trigger tokens_ring anew"),
+        ("DROP TRIGGER accounts_issue_activation ON accounts", "accounts-trigger", "make the trigger acc"),
+        ("ALTER TABLE tokens DISABLE TRIGGER ALL", "tokens-trigger", "ALTER TABLE tokens ENABLE TRIGGER"),
+        ("ALTER TABLE tokens ENABLE REPLICA TRIGGER tokens_ring", "tokens-trigger", "ALTER TABLE tokens"),
+        ("ALTER TABLE accounts DISABLE TRIGGER ALL", "accounts-trigger", "ALTER TABLE accounts ENABLE T"),
+    ],
+)  # fmt: skip
+def test_a_trigger_that_does_not_fire(database: str, db: Db, statement: str, name: str, remedy: str) -> None:
+    db.execute(statement.encode())
+    findings = the_database(database)
+    assert [name] == faults(findings)
+    assert findings[name].remedy.startswith(remedy)
+
+
+def test_the_remedy_for_a_disabled_trigger_helps(database: str, db: Db) -> None:
+    db.execute('CREATE SCHEMA "Old"; ALTER TABLE tokens DISABLE TRIGGER tokens_ring; ALTER TABLE tokens'
+               ' RENAME TO "Tokens"; ALTER TABLE "Tokens" SET SCHEMA "Old"; ALTER TRIGGER tokens_ring ON'
+               ' "Old"."Tokens" RENAME TO "Ring!"')  # fmt: skip
+    remedy = the_database(database)["tokens-trigger"].remedy
+    assert 'ALTER TABLE "Old"."Tokens" ENABLE TRIGGER "Ring!"' == remedy
+    db.execute(remedy.encode())
+    assert OK is the_database(database)["tokens-trigger"].state
+
+
+def test_collectors_are_not_disturbed(database: str, db: Db) -> None:
+    with psycopg.connect(database, autocommit=True) as listener:
+        listener.execute("LISTEN token_insert")
+        listener.execute("SELECT pg_advisory_lock(mailroom.sleep_lock('token_insert'))")  # as a sleeper does
+        the_database(database)
+        sign_up(db, "after")
+        assert ["1"] == [note.payload for note in listener.notifies(timeout=30, stop_after=1)]
+
+
+def test_notifications_that_do_not_arrive(database: str, db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a pooler: the session that listened is another one by then."""
+    monkeypatch.setattr(queue, "DELIVERY_S", 0.05)
+    monkeypatch.setattr(queue, "RING", "SELECT %s::text, %s::text")
+    findings = the_database(database)
+    assert ["notifications"] == faults(findings)
+    assert "PgBouncer" in findings["notifications"].remedy
+
+
+def test_the_backlog(database: str, db: Db) -> None:
+    sign_up(db, "waiting")
+    finding = the_database(database)["backlog"]
+    assert (OK, True) == (finding.state, finding.detail.startswith("1 waiting, 0 in flight, the oldest for "))
+    db.execute("UPDATE tokens SET created_at = created_at - interval '6 minutes'")
+    finding = the_database(database)["backlog"]
+    assert (WARNING, True) == (finding.state, "collector" in finding.remedy)
+
+
+def test_no_collector(database: str) -> None:
+    finding = the_database(database)["collectors"]
+    assert (WARNING, True) == (finding.state, "`mailroom run`" in finding.remedy)
+    for option in ("application_name", "fallback_application_name"):
+        assert SKIPPED is the_database(f"{database} {option}=app")["collectors"].state
+
+
+@pytest.mark.parametrize(
+    ("off_by_s", "state"), [(0, OK), (-1.9, OK), (30, WARNING), (-30, WARNING), (61, FAULT), (-3600, FAULT)]
+)
+def test_clocks(off_by_s: float, state: State) -> None:
+    finding = clocks.compared("the database", 1000.0 + off_by_s, 999.99, 1000.01)
+    assert state is finding.state
+    if state is not OK:
+        assert ("behind" if off_by_s > 0 else "ahead of") in finding.detail
+        assert "NTP" in finding.remedy
+
+
+def test_a_slow_answer_is_no_skew() -> None:
+    assert OK is clocks.compared("the database", 1000.0, 1000.0, 1009.0).state
+
+
+def test_a_wrong_clock_is_found(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    monkeypatch.setattr(server, "time", lambda: now() - 120)
+    findings = the_database(database)
+    assert ["clock"] == faults(findings)
+    assert "this machine's clock is 120.0 s behind the database's" == findings["clock"].detail
+
+
+def test_a_statement_that_hangs_is_given_up(database: str, db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailroom.doctor.probe.STATEMENT_LIMIT_MS", 50)
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE jobs")
+        findings = the_database(database)
+    assert ["queue"] == faults(findings)
+    assert "statement timeout" in findings["queue"].detail
+    assert OK is findings["tokens-trigger"].state
+
+
+# SES
+
+
+def the_account(sending: dict[str, str], **variables: str) -> dict[str, Finding]:
+    more = {f"MAILROOM_{name}": value for name, value in variables.items()}
+    return examined(sending | more, "sending")
+
+
+def refuse(
+    monkeypatch: pytest.MonkeyPatch, action: str, code: str, message: str = "no", times: int = 99
+) -> None:
+    answer, left = inbox_actions.ACTIONS[action], [None] * times
+
+    def refusing(box: Inbox, given: Any) -> Any:
+        if not left:
+            return answer(box, given)
+        left.pop()
+        raise Refusal(code, message, 403)
+
+    monkeypatch.setitem(inbox_actions.ACTIONS, action, refusing)
+
+
+def test_no_credentials_and_no_region(monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    findings = the_account(sending)
+    assert ["credentials", "region"] == faults(findings)
+    assert "AWS_PROFILE" in findings["credentials"].remedy
+    assert "AWS_DEFAULT_REGION" in findings["region"].remedy
+    assert {SKIPPED} == {findings[name].state for name in SES[2:]}
+
+
+def test_half_of_the_credentials(monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    findings = the_account(sending)
+    assert ["credentials"] == faults(findings)
+    assert "Partial credentials" in findings["credentials"].detail
+
+
+def test_an_endpoint_that_is_not_there(monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"http://u:{SMTP_PASSWORD}@127.0.0.1:{free_port()}")
+    findings = the_account(sending)
+    assert ["ses"] == faults(findings)
+    assert "AWS_ENDPOINT_URL_SES" in findings["ses"].remedy
+    assert {SKIPPED} == {findings[name].state for name in SES[3:]}
+
+
+def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"u:{SMTP_PASSWORD}@nowhere")
+    assert ["region"] == faults(the_account(sending))
+
+
+def test_an_endpoint_that_is_not_ses(
+    monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"{os.environ['AWS_ENDPOINT_URL_SES']}/nowhere")
+    findings = the_account(sending)
+    assert ["ses"] == faults(findings)
+    assert "SES: what answers is something else: its answer cannot be read" == findings["ses"].detail
+    assert "HTTPS_PROXY" in findings["ses"].remedy
+
+
+def test_credentials_that_ses_refuses(
+    monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
+) -> None:
+    words = f"The security token is invalid: {ACCESS_KEY}, {SECRET_ACCESS_KEY}"
+    refuse(monkeypatch, "GetSendQuota", "InvalidClientTokenId", words)
+    findings = the_account(sending)
+    assert ["ses"] == faults(findings)
+    assert "InvalidClientTokenId" in findings["ses"].detail
+
+
+def test_what_the_role_may_not_read_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
+) -> None:
+    read = ["GetSendQuota", "GetAccountSendingEnabled", "GetIdentityVerificationAttributes",
+            "DescribeConfigurationSet", "GetTemplate"]  # fmt: skip
+    for action in read:
+        refuse(monkeypatch, action, "AccessDenied")
+    findings = the_account(sending)
+    assert (OK, SKIPPED) == (findings["ses"].state, findings["sandbox"].state)
+    names = ["quota", "sending-enabled", "sender", "configuration-set", "template-activation"]
+    for name, action in zip(names, read, strict=True):
+        assert WARNING is findings[name].state
+        assert f"ses:{action}" in findings[name].detail
+    assert [] == faults(findings)
+
+
+def test_a_throttled_question_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
+) -> None:
+    monkeypatch.setattr("mailroom.transports.ses_client.PAUSE_S", 0.01)
+    refuse(monkeypatch, "GetTemplate", "Throttling", times=1)
+    assert [] == faults(the_account(sending))
+
+
+def test_the_quota(box: Inbox, sending: dict[str, str]) -> None:
+    assert "0 sent in 24 hours, of 50000; 14 a second" == the_account(sending)["quota"].detail
+    finding = the_account(sending, SEND_RATE="50")["quota"]
+    assert (WARNING, True) == (finding.state, "SES will throttle" in finding.detail)
+    box.limits.count(45_000)
+    assert WARNING is the_account(sending)["quota"].state
+    box.limits.count(5_000)
+    findings = the_account(sending)
+    assert ["quota"] == faults(findings)
+    assert findings["quota"].detail.startswith("used up: 50000 sent")
+    box.limits.quota_24h = None
+    assert "50000 sent in 24 hours, of any number; 14 a second" == the_account(sending)["quota"].detail
+
+
+def test_the_sandbox(box: Inbox, sending: dict[str, str]) -> None:
+    box.limits.quota_24h, box.limits.rate = 200, 1.0
+    finding = the_account(sending)["sandbox"]
+    assert (WARNING, True) == (finding.state, "production access" in finding.remedy)
+
+
+def test_a_paused_account(box: Inbox, sending: dict[str, str]) -> None:
+    box.account.paused = True
+    assert ["sending-enabled"] == faults(the_account(sending))
+
+
+def test_the_senders_identity(box: Inbox, sending: dict[str, str]) -> None:
+    assert "example.com is verified" == the_account(sending)["sender"].detail
+    box.account.identities = {}
+    findings = the_account(sending)
+    assert ["sender"] == faults(findings)
+    assert "MAILROOM_SES_SOURCE" in findings["sender"].remedy
+    box.account.verify("noreply@mail.example.com")
+    assert "noreply@mail.example.com is verified" == the_account(sending)["sender"].detail
+    assert ["sender"] == faults(the_account(sending, SES_SOURCE="noreply@localhost"))
+    box.account.verify_all = True
+    assert WARNING is the_account(sending, SES_SOURCE="noreply@localhost")["sender"].state
+    assert FAULT is the_account(sending, SES_SOURCE="noreply@-ü-.example")["sender"].state
+
+
+def test_the_configuration_set(box: Inbox, sending: dict[str, str]) -> None:
+    findings = the_account(sending, SES_CONFIG_SET="letters")
+    assert ["configuration-set"] == faults(findings)
+    finding = findings["configuration-set"]
+    assert "there is no configuration set 'letters' in this region" == finding.detail
+    assert "MAILROOM_SES_CONFIG_SET" in finding.remedy
+    assert "to none" in finding.remedy
+    assert "none is named" == the_account(sending, SES_CONFIG_SET="none")["configuration-set"].detail
+
+
+def test_a_paused_configuration_set(
+    monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
+) -> None:
+    answer = {"ConfigurationSet": {"Name": "default"}, "ReputationOptions": {"SendingEnabled": "false"}}
+    monkeypatch.setitem(inbox_actions.ACTIONS, "DescribeConfigurationSet", lambda *_: answer)
+    assert ["configuration-set"] == faults(the_account(sending))
+
+
+def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -> None:
+    good = for_ses(load(None, NAMES)["activation"], "")
+    assert "activationv1, the same as the files" == the_account(sending)["template-activation"].detail
+
+    put(box, "activation", good | {"TextPart": "{{secret}} {{nickname}}"})
+    findings = the_account(sending)
+    assert ["template-activation"] == faults(findings)
+    assert "{{nickname}}" in findings["template-activation"].detail
+    assert "`mailroom templates push`" in findings["template-activation"].remedy
+
+    put(box, "activation", good | {"HtmlPart": "{{secret}} {{login}}"})
+    finding = the_account(sending)["template-activation"]
+    assert (WARNING, True) == (finding.state, "as it is" in finding.detail)
+
+    put(box, "activation", good | {"TextPart": "Another: {{login}} {{secret}}"})
+    finding = the_account(sending)["template-activation"]
+    assert (WARNING, True) == (finding.state, "`mailroom templates diff`" in finding.remedy)
+    assert OK is the_account(sending, APP_URL="")["template-activation"].state  # the files are no measure
+
+    sources.write_built_in(tmp_path / "files")
+    (tmp_path / "files" / "activation.txt").write_text("Another: {{login}} {{secret}}")
+    assert OK is the_account(sending, TEMPLATES=str(tmp_path / "files"))["template-activation"].state
+
+    del box.account.templates["activationv1"]
+    findings = the_account(sending)
+    assert ["template-activation"] == faults(findings)
+    assert "there is no template 'activationv1' in this region" == findings["template-activation"].detail
+
+
+@pytest.mark.parametrize(
+    ("date", "state"),
+    [
+        ("Thu, 01 Jan 1970 00:16:40 GMT", OK),
+        ("Thu, 01 Jan 1970 00:17:10 GMT", WARNING),
+        ("Thu, 01 Jan 1970 00:10:00 GMT", FAULT),
+        ("yesterday", SKIPPED),
+        ("", SKIPPED),
+    ],
+)
+def test_the_clock_of_ses(sending: dict[str, str], date: str, state: State) -> None:
+    with Account(sender_settings(sending)) as account:
+        account.answered = (1000.4, 1000.6, date)
+        assert state is ses.clock(account).state
+
+
+# Other transports, and this machine
+
+
+def test_debug_sends_nothing(sending: dict[str, str]) -> None:
+    findings = the_account(sending, TRANSPORT="debug")
+    assert ([*SENDING, "transport"], WARNING) == (list(findings), findings["transport"].state)
+    assert "transport" in the_account(sending, DEBUG="true")
+
+
+def by_smtp(server: MailServer, user: str = "", *, scheme: str = "smtp", options: str = "") -> str:
+    return f"{scheme}://{f'{user}:{SMTP_PASSWORD}@' if user else ''}127.0.0.1:{server.port}{options}"
+
+
+def test_a_healthy_mail_server(sending: dict[str, str]) -> None:
+    with mail_server(password=SMTP_PASSWORD) as server:
+        findings = the_account(sending, TRANSPORT=by_smtp(server, "app"))
+    names = ["mail-server", "encryption", "login", "templates", "sender"]
+    assert ([*SENDING, *names], []) == (list(findings), not_ok(findings))
+    assert [] == server.mails
+
+
+def test_mail_servers_over_tls(
+    sending: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trustme
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with mail_server(tls=context) as server:
+        transport = by_smtp(server, scheme="smtps")
+        findings = the_account(sending, TRANSPORT=transport)
+        assert ["mail-server"] == faults(findings)
+        assert "SSL_CERT_FILE" in findings["mail-server"].remedy
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert [] == not_ok(the_account(sending, TRANSPORT=transport))
+    with mail_server(starttls=context) as server:
+        findings = the_account(sending, TRANSPORT=by_smtp(server, options="?tls=required"))
+        assert ([], True) == (not_ok(findings), "STARTTLS" in findings["encryption"].detail)
+
+
+def test_a_mail_server_at_fault(sending: dict[str, str]) -> None:
+    with mail_server(password="another") as server:
+        findings = the_account(sending, TRANSPORT=by_smtp(server, "app"))
+        assert ["login"] == faults(findings)
+        assert "535" in findings["login"].detail
+        server.answer("AUTH", f"535 not {SMTP_PASSWORD}")
+        the_account(sending, TRANSPORT=by_smtp(server, "app"))
+        findings = the_account(sending, TRANSPORT=by_smtp(server, options="?tls=required"))
+        assert (["encryption"], SKIPPED) == (faults(findings), findings["login"].state)
+        server.answer("banner", "554 go away")
+        findings = the_account(sending, TRANSPORT=by_smtp(server))
+        assert ["mail-server"] == faults(findings)
+        assert "554 go away" in findings["mail-server"].detail
+    assert ["mail-server"] == faults(the_account(sending, TRANSPORT=by_smtp(server)))
+
+
+def test_templates_and_sender_of_smtp(sending: dict[str, str], tmp_path: Path) -> None:
+    sources.write_built_in(tmp_path / "files")
+    with mail_server() as server:
+        variables = {"TRANSPORT": by_smtp(server), "TEMPLATES": str(tmp_path / "files")}
+        assert WARNING is the_account(sending, **variables, SES_SOURCE="noreply@localhost")["sender"].state
+        assert ["sender"] == faults(the_account(sending, **variables, SES_SOURCE="nö@example.com"))
+        (tmp_path / "files" / "activation.txt").write_text("{{nickname}}")
+        findings = the_account(sending, **variables)
+        assert (["templates"], SKIPPED) == (faults(findings), findings["sender"].state)
+        assert "`mailroom templates check`" in findings["templates"].remedy
+        (tmp_path / "files" / "activation.txt").unlink()
+        assert ["templates"] == faults(the_account(sending, **variables))
+
+
+def test_the_output_folder(sending: dict[str, str], tmp_path: Path) -> None:
+    sending |= {"MAILROOM_TRANSPORT": "debug"}
+    assert "not there yet" in the_account(sending)["output-folder"].detail
+    assert not (tmp_path / "output").exists()
+    (tmp_path / "output").mkdir()
+    assert "can be written" in the_account(sending)["output-folder"].detail
+    assert [] == list((tmp_path / "output").iterdir())
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        findings = the_account(sending, SES_OUTPUT_PATH=str(path))
+        assert ["output-folder"] == faults(findings)
+        assert "MAILROOM_SES_OUTPUT_PATH" in findings["output-folder"].remedy
+
+
+def test_mails_that_were_set_aside(sending: dict[str, str], tmp_path: Path) -> None:
+    sending |= {"MAILROOM_TRANSPORT": "debug"}
+    folder = tmp_path / "output"
+    rejected = Rejected(folder)
+    assert OK is the_account(sending)["set-aside"].state
+    rejected.add(
+        [Row("expired", "late", b"a@b"), Row("expired", "late", b"c@d"), Row("rejected", "x", b"e@f")]
+    )
+    finding = the_account(sending)["set-aside"]
+    assert (WARNING, True) == (
+        finding.state,
+        "3 mails that were not sent: 2 expired, 1 rejected" in finding.detail,
+    )
+    assert "`mailroom replay --help`" in finding.remedy
+    rejected.path.write_text("something else")
+    assert WARNING is the_account(sending)["set-aside"].state

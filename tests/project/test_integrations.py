@@ -1,0 +1,98 @@
+"""The examples for frameworks, each served by its own server: a user signs up, activates and recovers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mailroom import sign
+from mailroom.demo.postgres import free_port
+from mailroom.inbox.server import InboxServer
+from support.processes import KEY
+from support.queue_sql import Db
+from support.runs import Start
+from support.web import wait_until_served
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+COMMANDS = {
+    "flask": ["-m", "flask", "--app", "app", "run", "--port"],
+    "fastapi": ["-m", "uvicorn", "app:app", "--port"],
+    "django": ["app.py", "runserver", "--noreload"],
+}
+
+
+@contextmanager
+def served(framework: str, database: str, log: Path) -> Iterator[httpx.Client]:
+    """A browser at the example, served as its head says."""
+    if not importlib.util.find_spec(framework):
+        pytest.skip(f"{framework} is not installed")
+    port = str(free_port())
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, *COMMANDS[framework], port],
+            cwd=EXAMPLES / framework,
+            env=os.environ
+            | {"MAILROOM_DATABASE_URL": database, "MAILROOM_SECRET_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+        )
+    try:
+        wait_until_served(int(port), process, log)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as browser:
+            yield browser
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.parametrize("framework", COMMANDS)
+def test_a_user_signs_up_activates_and_recovers(
+    framework: str, database: str, db: Db, ses: InboxServer, start: Start, tmp_path: Path
+) -> None:
+    with served(framework, database, tmp_path / "log") as browser:
+        start(BATCH_TIMEOUT=0)
+
+        def mailed(count: int) -> str:
+            ses.wait_for(lambda inbox: inbox.counts.accepted == count)
+            rendered = ses.inbox.render(ses.inbox.mails.find()[-1])
+            assert rendered
+            return rendered.text
+
+        def token_in(text: str) -> str:
+            return str(re.findall(r"token=([\w-]{86})", text)[0])
+
+        person = {"email": "zoe@example.com", "login": "zoë, 'z'"}
+        assert browser.post("/sign-up", data=person).is_success
+        assert browser.post("/sign-up", data=person).is_success  # answers the same, and mails nobody
+        token = token_in(mailed(1))
+
+        page = browser.get("/activate", params={"token": token})
+        assert page.is_success
+        assert token in page.text
+        assert "no-referrer" == page.headers["referrer-policy"]
+        assert [("provisioned",)] == db.execute("SELECT status::text FROM accounts").fetchall()
+        assert {"active": 1} == browser.post("/activate", data={"token": token}).json()
+        again = browser.post("/activate", data={"token": token})
+        assert (403, "used") == (again.status_code, again.json()["error"])
+        forged = sign(bytes(32), "activation", keys="cafe" * 16)
+        assert "forged" == browser.get("/activate", params={"token": forged}).json()["error"]
+
+        assert browser.post("/forgot", data={"email": "nobody@example.com"}).is_success
+        assert browser.post("/forgot", data={"email": "Zoe@Example.com"}).is_success
+        text = mailed(2)
+        token, code = token_in(text), re.findall(r"^(\d{5})$", text, re.MULTILINE)[0]
+        wrong = {"token": token, "code": f"{(int(code) + 1) % 100_000:05d}"}
+        assert "wrong code" == browser.post("/recover", data=wrong).json()["error"]
+        assert [(1,)] == db.execute("SELECT wrong_codes FROM tokens ORDER BY id DESC LIMIT 1").fetchall()
+        assert {"recovered": 1} == browser.post("/recover", data={"token": token, "code": code}).json()
+        assert 2 == ses.inbox.counts.accepted

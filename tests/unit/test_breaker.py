@@ -1,0 +1,195 @@
+"""The gate: one call at a time while it is closed, and no flood in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from mailroom.outcomes import Outcome, Result, Scope
+from mailroom.sender import breaker
+from mailroom.sender.breaker import Gate
+
+PAUSED = Outcome(Result.PAUSED, "sending is paused for bob@example.com", scope=Scope.ACCOUNT)
+AWAY = Outcome(Result.TRANSIENT, "connection refused", scope=Scope.ACCOUNT)
+
+
+class Clock:
+    """Stands for the module's ``time`` and ``asyncio.sleep``."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        patch.setattr("mailroom.sender.breaker.time.monotonic", lambda: self.now)
+
+    def at_next_try(self, closed: Gate) -> None:
+        self.now = closed._try_at
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str, Any]]:
+    return [(record.levelno, record.getMessage(), vars(record)["fields"]) for record in caplog.records]
+
+
+def test_an_open_gate_lets_everybody_through() -> None:
+    async def run() -> None:
+        one = Gate("account")
+        async with one.turn() as first, one.turn() as second:
+            assert (False, False) == (first, second)
+
+    asyncio.run(run())
+
+
+def test_a_closed_gate_lets_one_through_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "BACK_OFF_S", {Result.TRANSIENT: (0.01, 0.01)})
+    under_way, most = 0, 0
+
+    async def call(one: Gate) -> bool:
+        nonlocal under_way, most
+        async with one.turn() as tries:
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0)
+            under_way -= 1
+            if tries:
+                one.close(AWAY)
+            return tries
+
+    async def run() -> list[bool]:
+        one = Gate("account")
+        one.close(AWAY)
+        return await asyncio.gather(*(call(one) for _ in range(5)))
+
+    assert [True] * 5 == asyncio.run(run())
+    assert 1 == most
+
+
+def test_success_lets_all_who_wait_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "BACK_OFF_S", {Result.TRANSIENT: (0.01, 0.01)})
+
+    async def call(one: Gate) -> bool:
+        async with one.turn() as tries:
+            one.succeeded()
+            return tries
+
+    async def run() -> list[bool]:
+        one = Gate("account")
+        one.close(AWAY)
+        tries = await asyncio.gather(*(call(one) for _ in range(5)))
+        assert one.is_open
+        return tries
+
+    assert 1 == asyncio.run(run()).count(True)
+
+
+def test_back_off_grows_to_its_limit(clock: Clock) -> None:
+    one = Gate("account")
+    waits = []
+    for _ in range(12):
+        one.close(AWAY)
+        waits.append(one._try_at - clock.now)
+        clock.at_next_try(one)
+    first_s, longest_s = breaker.BACK_OFF_S[Result.TRANSIENT]
+    assert first_s / 2 <= waits[0] <= first_s
+    assert all(longest_s / 2 <= wait <= longest_s for wait in waits[-4:])
+
+
+def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    one = Gate("account")
+    began = clock.now
+    while clock.now < began + 600:
+        one.close(PAUSED)
+        clock.at_next_try(one)
+    one.succeeded()
+    *pauses, resumed = told(caplog)
+    assert 7 <= len(pauses) <= 11  # in ten minutes, at the first try after a minute
+    assert {(logging.ERROR, "sender.paused")} == {pause[:2] for pause in pauses}
+    assert "paused: sending is paused for …@example.com" == pauses[0][2]["reason"]
+    assert (logging.INFO, "sender.resumed") == resumed[:2]
+
+
+def test_a_moments_trouble_is_not_told(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    one = Gate("account")
+    one.close(AWAY)
+    clock.at_next_try(one)
+    one.succeeded()
+    assert [] == told(caplog)
+
+
+def test_a_trouble_that_comes_and_goes_is_told_once_a_minute(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = Gate("account")
+    for _ in range(100):
+        one.close(PAUSED)
+        clock.now += 0.5
+        one.succeeded()
+    assert 1 == sum(event == "sender.paused" for _, event, _ in told(caplog))
+
+
+def test_calls_that_were_under_way_when_it_closed_do_not_count(clock: Clock) -> None:
+    one = Gate("account")
+    one.close(AWAY)
+    try_at = one._try_at
+    for _ in range(8):
+        one.close(AWAY)
+    assert try_at == one._try_at
+
+
+def test_who_waits_goes_on_as_soon_as_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "BACK_OFF_S", {Result.TRANSIENT: (300.0, 300.0)})
+
+    async def call(one: Gate) -> bool:
+        async with one.turn() as tries:
+            return tries
+
+    async def run() -> list[bool]:
+        one = Gate("account")
+        one.close(AWAY)
+        waiting = [asyncio.create_task(call(one)) for _ in range(3)]
+        await asyncio.sleep(0)
+        one.succeeded()  # a call that was under way when it closed
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*waiting)
+
+    assert [False] * 3 == asyncio.run(run())
+
+
+def test_a_trouble_that_nobody_is_left_to_try_lapses(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    one = Gate("account")
+    one.close(PAUSED)
+
+    def lapses(untried_s: float) -> bool:
+        one.lapse(untried_s)
+        return one.is_open
+
+    assert not lapses(0)  # it is not time to try yet
+    clock.at_next_try(one)
+    assert not lapses(10)
+    clock.now += 10
+    assert lapses(10)
+    assert one.trouble is None
+    assert "sender.lapsed" == told(caplog)[-1][1]
+
+
+def test_a_trouble_that_somebody_tries_does_not_lapse(clock: Clock) -> None:
+    async def run() -> None:
+        one = Gate("account")
+        one.close(AWAY)
+        clock.at_next_try(one)
+        async with one.turn() as tries:
+            assert tries
+            one.lapse(0)
+            assert not one.is_open
+
+    asyncio.run(run())

@@ -1,0 +1,269 @@
+"""What every transport promises the sender, over HTTP, over SMTP and into standard output alike."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailroom.errors import TemplateError
+from mailroom.inbox.faults import Fault
+from mailroom.inbox.inbox import Inbox
+from mailroom.inbox.server import InboxServer
+from mailroom.outcomes import Outcome, Result, Scope
+from mailroom.transports.transport import Transport, open_transport
+from mailroom.wire import Message
+from support.messages import message
+from support.senders import AWS_KEY_ID, AWS_SECRET, aws, settings, with_templates
+from support.smtp import DROP, HANG, mail_server
+
+TEN = [message(number) for number in range(10)]
+PASSWORD = "pass-word-2"
+SECRETS = (AWS_KEY_ID, AWS_SECRET, PASSWORD, *(one.secret for one in TEN))
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A transport, and what stands at its far end.
+
+    Attributes:
+        arrived: the recipients whose mails were accepted, as often as they were.
+        rendered: the text and the HTML of the only mail that arrived.
+        reject: makes the far end refuse a recipient for good.
+        delay: makes it refuse a recipient for now.
+        throttle: makes it refuse everybody for being too fast.
+        lose_answer: makes it accept a mail and never say so.
+        leave: ends the far end.
+    """
+
+    transport: Transport
+    arrived: Callable[[], list[str]]
+    rendered: Callable[[], tuple[str, str]]
+    reject: Callable[[Message], object] | None = None
+    delay: Callable[[Message], object] | None = None
+    throttle: Callable[[], object] | None = None
+    lose_answer: Callable[[], object] | None = None
+    leave: Callable[[], object] | None = None
+
+
+@contextmanager
+def over_ses(output: Path, patch: pytest.MonkeyPatch, _: pytest.CaptureFixture[str]) -> Iterator[Rig]:
+    server = InboxServer(inbox=with_templates(Inbox()))
+    with server:
+        for name, value in aws(server.url).items():
+            patch.setenv(name, value)
+        faults, counts = server.inbox.faults, server.inbox.counts
+
+        def rendered() -> tuple[str, str]:
+            (mail,) = server.inbox.mails.find()
+            found = server.inbox.render(mail)
+            assert found
+            return found.text, found.html
+
+        yield Rig(
+            open_transport(settings(output, SEND_TIMEOUT=700)),
+            lambda: list(Counter(counts.by_recipient).elements()),
+            rendered,
+            lambda one: faults.add(Fault("status", recipient=one.email, status="MessageRejected")),
+            lambda one: faults.add(Fault("status", recipient=one.email, status="TransientFailure")),
+            lambda: faults.add(Fault("error", code="Throttling")),
+            lambda: faults.add(Fault("hang", accept=True)),
+            lambda: server.__exit__(None, None, None),
+        )
+
+
+@contextmanager
+def over_smtp(output: Path, _: pytest.MonkeyPatch, __: pytest.CaptureFixture[str]) -> Iterator[Rig]:
+    with mail_server(password=PASSWORD) as server:
+        url = f"smtp://mailroom:{PASSWORD}@127.0.0.1:{server.port}"
+
+        def rendered() -> tuple[str, str]:
+            (mail,) = server.mails
+            text, html = mail.parts
+            return text, html
+
+        yield Rig(
+            open_transport(settings(output, TRANSPORT=url, SEND_TIMEOUT=700)),
+            lambda: [mail.recipient for mail in server.mails],
+            rendered,
+            lambda one: server.answer("RCPT", "550 5.1.1 no such user", one.email),
+            lambda one: server.answer("RCPT", "450 4.2.1 busy", one.email),
+            lambda: server.answer("RCPT", "454 Throttling failure: Maximum sending rate exceeded"),
+            lambda: server.answer("message", HANG),
+            lambda: server.answer("banner", DROP),
+        )
+
+
+@contextmanager
+def into_debug(output: Path, _: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Rig]:
+    printed: list[str] = []
+
+    def requests() -> list[dict[str, Any]]:
+        printed.extend(capsys.readouterr().out.splitlines())
+        return [to for line in printed for to in json.loads(line)["request"]["Destinations"]]
+
+    def rendered() -> tuple[str, str]:
+        (to,) = requests()
+        data = json.loads(to["ReplacementTemplateData"])
+        return data["login"], data["login_html"]
+
+    yield Rig(
+        open_transport(settings(output, DEBUG="true")),
+        lambda: [to["Destination"]["ToAddresses"][0] for to in requests()],
+        rendered,
+    )
+
+
+Far = Callable[[Path, pytest.MonkeyPatch, pytest.CaptureFixture[str]], AbstractContextManager[Rig]]
+
+
+@pytest.fixture(params=[over_ses, over_smtp, into_debug], ids=["ses", "smtp", "debug"])
+def rig(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Rig]:
+    far: Far = request.param
+    with far(tmp_path / "output", monkeypatch, capsys) as rig:
+        yield rig
+        rig.transport.close()
+
+
+def able(what: Callable[..., object] | None) -> Callable[..., object]:
+    if what is None:
+        pytest.skip("debug prints and asks nobody, so nothing of this kind can happen to it")
+    return what
+
+
+def no_secret_in(outcomes: list[Outcome]) -> bool:
+    return not any(secret in outcome.detail for outcome in outcomes for secret in SECRETS)
+
+
+def test_each_recipient_is_sent_to_once_and_named_by_the_provider(rig: Rig) -> None:
+    rig.transport.check()
+    outcomes = rig.transport.send(TEN)
+    assert [Result.SENT] * 10 == [outcome.result for outcome in outcomes]
+    assert 10 == len({outcome.message_id for outcome in outcomes})
+    assert all(outcome.message_id and not outcome.detail for outcome in outcomes)
+    assert sorted(one.email for one in TEN) == sorted(rig.arrived())
+
+
+def test_it_takes_as_many_as_it_says(rig: Rig) -> None:
+    batch = [message(number) for number in range(rig.transport.recipients_per_call)]
+    assert {Result.SENT} == {outcome.result for outcome in rig.transport.send(batch)}
+    assert len(batch) == len(rig.arrived())
+
+
+def test_several_threads_may_send(rig: Rig) -> None:
+    results: list[Result] = []
+
+    def send(first: int) -> None:
+        batch = [message(number) for number in range(first, first + 10)]
+        results.extend(outcome.result for outcome in rig.transport.send(batch))
+
+    threads = [threading.Thread(target=send, args=[first]) for first in range(0, 80, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [Result.SENT] * 80 == results
+    assert {f"person{number}@example.com": 1 for number in range(80)} == Counter(rig.arrived())
+
+
+def test_a_login_is_escaped_in_html_and_itself_in_the_text(rig: Rig) -> None:
+    (outcome,) = rig.transport.send([TEN[0]._replace(username='<b>&"')])
+    assert Result.SENT is outcome.result
+    text, html = rig.rendered()
+    assert '<b>&"' in text
+    assert "&lt;b&gt;&amp;&quot;" in html
+    assert "<b>&" not in html
+
+
+def test_a_domain_is_written_as_dns_knows_it(rig: Rig) -> None:
+    (outcome,) = rig.transport.send([TEN[0]._replace(email="zoe@faß.example")])
+    assert Result.SENT is outcome.result
+    assert ["zoe@xn--fa-hia.example"] == rig.arrived()  # IDNA 2003 would make it fass.example
+
+
+@pytest.mark.parametrize(
+    "email",
+    ["a@x.example, b@y.example", "Zoe <me@evil.example>", "zoe@x.example>", "zoe@x example", "a b@x.example"],
+)
+def test_an_address_that_could_be_anothers_is_rejected_and_its_neighbours_are_not(
+    rig: Rig, email: str
+) -> None:
+    batch = [TEN[0], TEN[1]._replace(email=email), TEN[2]]
+    outcomes = rig.transport.send(batch)
+    assert [Result.SENT, Result.REJECTED, Result.SENT] == [outcome.result for outcome in outcomes]
+    assert sorted([TEN[0].email, TEN[2].email]) == sorted(rig.arrived())
+
+
+def test_outcomes_stand_in_the_order_of_their_messages(rig: Rig) -> None:
+    able(rig.reject)(TEN[3])
+    able(rig.delay)(TEN[6])
+    outcomes = rig.transport.send(TEN)
+    expected = [Result.SENT] * 10
+    expected[3], expected[6] = Result.REJECTED, Result.TRANSIENT
+    assert expected == [outcome.result for outcome in outcomes]
+    assert {Scope.RECIPIENT} == {outcome.scope for outcome in outcomes}
+    assert outcomes[3].detail
+    assert no_secret_in(outcomes)
+    assert sorted(one.email for one in TEN if one not in (TEN[3], TEN[6])) == sorted(rig.arrived())
+
+
+def test_a_throttle_is_everybodys(rig: Rig) -> None:
+    able(rig.throttle)()
+    outcomes = rig.transport.send(TEN)
+    assert {(Result.THROTTLED, Scope.ACCOUNT)} == {(one.result, one.scope) for one in outcomes}
+    assert 10 == len(outcomes)
+    assert no_secret_in(outcomes)
+    assert [] == rig.arrived()
+
+
+def test_a_lost_answer_is_unknown_and_never_sent_or_rejected(rig: Rig) -> None:
+    able(rig.lose_answer)()
+    outcomes = rig.transport.send(TEN)
+    assert 10 == len(outcomes)
+    assert Result.UNKNOWN is outcomes[0].result
+    assert {Result.UNKNOWN, Result.TRANSIENT} >= {outcome.result for outcome in outcomes}
+    assert no_secret_in(outcomes)
+
+
+def test_a_provider_that_is_away_is_transient_and_no_exception(rig: Rig) -> None:
+    able(rig.leave)()
+    outcomes = rig.transport.send(TEN)
+    assert {(Result.TRANSIENT, Scope.ACCOUNT)} == {(one.result, one.scope) for one in outcomes}
+    assert 10 == len(outcomes)
+    assert no_secret_in(outcomes)
+    assert rig.transport.quota() is None
+    rig.transport.check()  # whoever does not answer now may answer later
+
+
+@pytest.mark.parametrize("transport", ["ses", "smtp"])
+def test_a_template_that_would_lose_mail_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], transport: str
+) -> None:
+    if transport == "ses":
+        inbox = with_templates(Inbox())
+        inbox.account.put_template("activationv1", ("{{nobody}}", "{{secret}}", "{{secret}}"), new=False)
+        with InboxServer(inbox=inbox) as server:
+            for name, value in aws(server.url).items():
+                monkeypatch.setenv(name, value)
+            with pytest.raises(TemplateError, match="nobody"):
+                open_transport(settings(tmp_path)).check()
+    else:
+        from mailroom.templates.sources import write_built_in
+
+        write_built_in(tmp_path / "templates")
+        (tmp_path / "templates" / "activation.subject.txt").write_text("{{nobody}}")
+        chosen = settings(tmp_path, TRANSPORT="smtp://127.0.0.1:1", TEMPLATES=tmp_path / "templates")
+        with pytest.raises(TemplateError, match="nobody"):
+            open_transport(chosen).check()

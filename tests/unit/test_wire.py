@@ -1,0 +1,209 @@
+"""The line: the reference's bytes, and nothing that was not encoded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mailroom.actions import BY_NAME
+from mailroom.errors import WireError
+from mailroom.wire import Message, decode, encode, encode_all, encode_message
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "reference.json").read_text())
+TOKEN = "A" * 86
+CONTROLS = [chr(number) for number in [*range(0x20), *range(0x7F, 0xA0)]]
+
+texts = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1) | st.text(
+    'ab,"\u2028\u2029 \ufeff\\', min_size=1, max_size=8
+)
+messages = st.builds(
+    Message,
+    st.sampled_from(sorted(BY_NAME)),
+    texts,
+    texts,
+    st.from_regex("[A-Za-z0-9_-]{86}", fullmatch=True),
+    st.from_regex("[0-9]{5}", fullmatch=True).filter(str.isascii),
+)
+batches = st.lists(messages, min_size=1, max_size=5)
+
+
+def message(username: str = "u", email: str = "u@example.com", **other: str) -> Message:
+    return Message("activation", email, username, TOKEN, "12345")._replace(**other)
+
+
+def test_the_references_lines_come_out_byte_for_byte() -> None:
+    rows = [
+        Message(row["action"], row["email"], row["login"], row["token"], row["code"])
+        for row in VECTORS["rows"]
+    ]
+    lines = [encode(rows[:10]), encode(rows[10:])]
+    assert [line + "\n" for line in VECTORS["lines"]] == [line.decode() for line in lines]
+    assert rows == [row for line in lines for row in decode(line)]
+
+
+@settings(deadline=None)
+@given(batches)
+def test_what_is_encoded_is_decoded(batch: list[Message]) -> None:
+    line = encode(batch)
+    assert 1 == line.count(b"\n")
+    assert batch == decode(line)
+
+
+@settings(deadline=None)
+@given(st.binary() | batches.map(encode), st.integers(0, 2000), st.binary(max_size=3))
+@example(b'1,"a""b",c', 0, b"")
+@example(b"\xff\n", 0, b"")
+@example(b"\n", 0, b"")
+def test_arbitrary_bytes_yield_only_what_the_encoder_writes(line: bytes, at: int, patch: bytes) -> None:
+    damaged = line[:at] + patch + line[at + len(patch) :]
+    try:
+        batch = decode(damaged)
+    except WireError:
+        return
+    assert damaged == encode(batch)
+
+
+@pytest.mark.parametrize(
+    "login", ["a,1,x@y,z", '"', '""', ",", 'a"b', "x,1\\n2", f"x,{TOKEN},12345,1,evil@example.com,evil"]
+)
+def test_a_hostile_login_forges_no_row(login: str) -> None:
+    batch = [message("before"), message(login), message("after")]
+    assert batch == decode(encode(batch))
+
+
+@pytest.mark.parametrize("field", ["email", "username"])
+def test_control_characters_are_refused_and_not_shown(field: str) -> None:
+    for control in CONTROLS:
+        with pytest.raises(WireError, match=f"^{field}: holds a control character$"):
+            encode([message(**{field: f"peter{control}pan"})])
+
+
+@pytest.mark.parametrize("field", ["email", "username"])
+def test_empty_fields_and_half_surrogates_are_refused(field: str) -> None:
+    with pytest.raises(WireError, match=f"^{field}: empty$"):
+        encode([message(**{field: ""})])
+    with pytest.raises(WireError, match=f"^{field}: not valid Unicode$"):
+        encode([message(**{field: "peter\ud800pan"})])
+
+
+def test_an_empty_batch_is_no_line() -> None:
+    with pytest.raises(WireError, match="at least one message"):
+        encode([])
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"action": "party"}, "action: 'party' is unknown"),
+        ({"secret": "A" * 85}, "secret: not a token"),
+        ({"secret": "A" * 85 + ","}, "secret: not a token"),
+        ({"secret": "A" * 86 + "\n"}, "secret: not a token"),
+        ({"code": "1234"}, "code: not five digits"),
+        ({"code": "١٢٣٤٥"}, "code: not five digits"),
+    ],
+)
+def test_what_is_not_a_message_is_refused(changed: dict[str, str], fault: str) -> None:
+    with pytest.raises(WireError, match=f"^{fault}$"):
+        encode([message(**changed)])
+
+
+GOOD = f"1,a@b,c,{TOKEN},12345"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (GOOD, f"column {len(GOOD) + 1}: the line is cut off"),
+        ("\n", "column 1: 1 fields, which is no multiple of 5"),
+        (f"{GOOD},\n", f"column {len(GOOD) + 2}: 6 fields, which is no multiple of 5"),
+        (f"{GOOD},1,a@b\n", f"column {len(GOOD) + 7}: 7 fields, which is no multiple of 5"),
+        (f"0{GOOD[1:]}\n", "column 1: action: not the number of one"),
+        (f"01{GOOD[1:]}\n", "column 1: action: not the number of one"),
+        (f"99{GOOD[1:]}\n", "column 1: action: not the number of one"),
+        (f"1,,c,{TOKEN},12345\n", "column 3: email: empty"),
+        (f"1,a@b,,{TOKEN},12345\n", "column 7: username: empty"),
+        (f"1,a@b,c,{TOKEN[1:]},12345\n", "column 9: secret: not a token"),
+        (f"1,a@b,c,{TOKEN},1234x\n", "column 96: code: not five digits"),
+        (f'1,"a@b",c,{TOKEN},12345\n', "column 3: a field that is quoted and need not be"),
+        (f'1,a"@b,c,{TOKEN},12345\n', "column 3: a field that is quoted wrongly"),
+        (f'1,"a,b,c,{TOKEN},12345\n', "column 3: a field that is quoted wrongly"),
+        (f'1,"a,"b,c,{TOKEN},12345\n', "column 3: a field that is quoted wrongly"),
+        (f"1,a@b,c\r,{TOKEN},12345\n", "column 8: a control character"),
+        (f"1,a@b,c\x85,{TOKEN},12345\n", "column 8: a control character"),
+        (f"{GOOD}\r\n", f"column {len(GOOD) + 1}: a control character"),
+        (f"{GOOD}\n{GOOD}\n", f"column {len(GOOD) + 1}: a control character"),
+    ],
+)
+def test_a_line_at_fault_names_the_column(text: str, fault: str) -> None:
+    with pytest.raises(WireError) as refused:
+        decode(text.encode())
+    assert fault == str(refused.value)
+
+
+def test_bytes_that_are_not_utf_8_name_the_byte() -> None:
+    with pytest.raises(WireError, match=r"^byte 4: not UTF-8$"):
+        decode(b"1,a\xff@b\n")
+
+
+def test_a_message_shows_no_secret() -> None:
+    shown = repr([message("peter")])
+    assert not [part for part in (TOKEN, "12345", "peter", "example.com") if part in shown]
+
+
+def test_a_line_of_quotes_or_commas_is_refused_in_little_memory() -> None:
+    """In a process of its own, whose memory is limited."""
+    script = """
+import resource
+from mailroom.errors import WireError
+from mailroom.wire import decode
+resource.setrlimit(resource.RLIMIT_AS, (900 * 2**20, 900 * 2**20))
+for line in (b'"' + b'""' * 2**23 + b"\\n", b"," * 2**24 + b"\\n", b'"' + b"x" * 2**24 + b"\\n"):
+    try:
+        decode(line)
+    except WireError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert 3 == len(done.stdout.splitlines())
+
+
+def test_a_batch_has_a_limit() -> None:
+    good = Message("activation", "a@b.example", "a", "A" * 86, "12345")
+    assert [good] * 10_000 == decode(encode([good] * 10_000))
+    with pytest.raises(WireError, match="at most 10000"):
+        encode([good] * 10_001)
+    with pytest.raises(WireError, match="more than 10000"):
+        decode(encode([good] * 10_000)[:-1] + b"," + encode([good]))
+
+
+anything = st.text(max_size=5) | texts
+rows = st.lists(
+    st.tuples(st.sampled_from(sorted(BY_NAME)), anything, anything, st.just(TOKEN), st.just("12345"))
+    | messages.map(tuple),
+    max_size=5,
+)
+
+
+@settings(deadline=None)
+@given(rows)
+def test_many_are_encoded_as_one_is(batch: list[tuple[str, str, str, str, str]]) -> None:
+    def one_by_one() -> list[str]:
+        return [encode_message(Message(*row)) for row in batch]
+
+    columns = [list(column) for column in zip(*batch, strict=True)] or [[], [], [], [], []]
+    actions = [BY_NAME[name] for name in columns[0]]
+    try:
+        expected = one_by_one()
+    except WireError:
+        with pytest.raises(WireError):
+            encode_all(actions, *columns[1:])
+    else:
+        assert expected == encode_all(actions, *columns[1:])
