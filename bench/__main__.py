@@ -43,7 +43,7 @@ BENCHES: Final = {
     "deep": "bench.deep",
     "sending": "bench.sending",
 }
-LEAST_TABLE: Final = 50_000
+MIN_TABLE: Final = 50_000
 
 REFERENCE_HELP: Final = """
 Any command that speaks the reference's contract, with its arguments in one word; it is measured beside
@@ -76,8 +76,8 @@ def main() -> None:
         options.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
     if "reference" in wanted and not arguments.reference:
         options.error("--only reference needs --reference")
-    if arguments.largest < LEAST_TABLE:
-        options.error(f"--largest: at least {LEAST_TABLE}")
+    if arguments.largest < MIN_TABLE:
+        options.error(f"--largest: at least {MIN_TABLE}")
     given = Options(arguments.quick, arguments.largest, arguments.reference, arguments.reference_schema)
     machine = machine_facts()
     failed = []

@@ -22,7 +22,7 @@ from bench.programs import Reader, rss_mb
 from bench.tell import tell
 
 EVERY_S: Final = 0.25
-MOST_S: Final = 900.0
+MAX_S: Final = 900.0
 STEPS: Final = 40  # points of the curve
 ENDED: Final = "SELECT coalesce(max(id), 0) FROM mailroom.deliveries"
 
@@ -71,7 +71,7 @@ def watch(
         )  # fmt: skip
         if gone >= tokens:
             return samples
-        if now_s > MOST_S or process.poll() is not None:
+        if now_s > MAX_S or process.poll() is not None:
             raise TimeoutError(f"{command}: {gone:,} of {tokens:,} tokens after {now_s:.0f} s")
         time.sleep(EVERY_S)
 

@@ -16,7 +16,7 @@ from bench.programs import Reader, environment, mailroom, peak_mb, rss_mb, runni
 from bench.tell import tell
 
 REST_S: Final = 2.0
-MOST_S: Final = 600.0
+MAX_S: Final = 600.0
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def measure(options: Options) -> dict[str, Any]:
                 with sinking(command, url) as process:
                     reader = Reader(process)
                     if not reader_done(command, reader, url, tokens):
-                        raise TimeoutError(f"{command}: {tokens:,} tokens were not drained in {MOST_S:.0f} s")
+                        raise TimeoutError(f"{command}: {tokens:,} tokens were not drained in {MAX_S:.0f} s")
                     time.sleep(REST_S)
                     rows.append(
                         {
@@ -48,8 +48,8 @@ def measure(options: Options) -> dict[str, Any]:
 
 def reader_done(command: str, reader: Reader, url: str, tokens: int) -> bool:
     if command == "collector":
-        return reader.wait_for(tokens, MOST_S)
-    return settled(url, tokens, MOST_S)
+        return reader.wait_for(tokens, MAX_S)
+    return settled(url, tokens, MAX_S)
 
 
 def settled(url: str, tokens: int, most_s: float) -> bool:

@@ -22,7 +22,7 @@ from bench.tell import tell
 from mailroom.demo.postgres import PostgresServer
 
 LIMITS: Final = (10, 50, 1000)
-MOST_S: Final = 20.0
+MAX_S: Final = 20.0
 SILENCE_S: Final = 15.0
 INSERT: Final = """
 INSERT INTO accounts (email, login)
@@ -101,7 +101,7 @@ def drained(server: PostgresServer, command: list[str], template: str, limit: in
     url = database.clone(server, template, "drained")
     try:
         with running(command, settings(url, limit)) as process:
-            return round(drain(process, tokens, most_s=MOST_S, silence_s=SILENCE_S).rate)
+            return round(drain(process, tokens, most_s=MAX_S, silence_s=SILENCE_S).rate)
     except StoppedShort as error:
         tell(f"limit {limit}: {error}")
         return 0

@@ -27,7 +27,7 @@ from mailroom.demo.postgres import PostgresServer, ending_with_us
 
 CLIENTS: Final = 4
 PER_TRANSACTION: Final = 10
-MOST_S: Final = 600.0
+MAX_S: Final = 600.0
 STATISTICS_S: Final = 2.0  # until the other sessions have told their counts
 
 SIGN_UPS: Final = """
@@ -95,8 +95,8 @@ def flow(server: PostgresServer, command: str, held: bool, tokens: int, script: 
                 gone = reader.count if command == "collector" else database.attempts(connection)
                 if gone * 3 >= tokens * len(thirds):
                     thirds.append(claims_in(connection))
-                if time.monotonic() - started > MOST_S or process.poll() is not None:
-                    raise TimeoutError(f"{command}: {gone:,} of {tokens:,} tokens in {MOST_S:.0f} s")
+                if time.monotonic() - started > MAX_S or process.poll() is not None:
+                    raise TimeoutError(f"{command}: {gone:,} of {tokens:,} tokens in {MAX_S:.0f} s")
             seconds = time.monotonic() - started
         finally:
             clients.terminate()

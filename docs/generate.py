@@ -23,7 +23,7 @@ from mailroom import actions, consumption, errors, tokens
 from mailroom.cli.main import cli
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
-from mailroom.outcomes import Outcome, Result
+from mailroom.answers import Answer, Result
 from mailroom.queue.client import Recorded
 from mailroom.settings.collector import COLLECTOR_VARIABLES, SECRET_KEY
 from mailroom.settings.sender import CONNECT_TIMEOUT, SEND_TIMEOUT, SENDER_VARIABLES
@@ -128,7 +128,7 @@ def metrics_page() -> str:
     """Every metric of ours: one sample of each is made, and what it exposes is read."""
     metrics = Metrics()
     metrics.claimed(1, 0)
-    metrics.called("activation", [Outcome(Result.SENT)], 0)
+    metrics.called("activation", [Answer(Result.SENT)], 0)
     metrics.settled("activation", Recorded("sent", 0))
     text = metrics.exposition(None, outages=0, is_listening=False, sending_paused_s=0).decode()
     page = MADE + (

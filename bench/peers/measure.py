@@ -23,7 +23,7 @@ from bench.signups import sign_up
 from bench.tell import tell
 from mailroom.demo.postgres import PostgresServer
 
-MOST_S: Final = 15.0  # of draining
+MAX_S: Final = 15.0  # of draining
 TRIAL_S: Final = 4.0
 QUIET_PER_S: Final = 40
 PATIENCE_S: Final = 30.0
@@ -97,7 +97,7 @@ def measure_peer(
         tell(f"{peer.name} {tuning}: {found['jobs_per_s']:,} jobs/s in a trial")
     best = max(trials, key=itemgetter("jobs_per_s"))["tuning"] if trials else peer.tunings[0]
     if trials:  # no more than it gets done
-        expected = max(one["jobs_per_s"] for one in trials) * MOST_S
+        expected = max(one["jobs_per_s"] for one in trials) * MAX_S
         jobs = min(jobs, max(trial, int(expected)))
     shown = ", ".join(f"{name} {value}" for name, value in best.items())
     rows = [{"name": peer.name, "tuning": shown} | drained(server, command, tuned(best), jobs, peer=peer)]
@@ -124,7 +124,7 @@ def drained(
     *,
     peer: Peer | None = None,
     fields: bool = False,
-    most_s: float = MOST_S,
+    most_s: float = MAX_S,
 ) -> dict[str, Any]:
     """Jobs a second out of a queue that was filled before."""
     url = database.clone(server, "filled", "peer")

@@ -8,19 +8,19 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 
-async def in_thread(function: Callable[..., Answer], *arguments: object) -> Answer:
+async def in_thread(function: Callable[..., Value], *arguments: object) -> Value:
     """What a blocking function gives back. Cancelled, the function goes on and is not heard any more.
 
     Raises:
         Exception: what the function raises.
     """
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Answer] = loop.create_future()
+    future: asyncio.Future[Value] = loop.create_future()
 
-    def tell(answer: Answer | None, error: BaseException | None) -> None:
+    def tell(answer: Value | None, error: BaseException | None) -> None:
         if not future.done():
             if error:
                 future.set_exception(error)

@@ -10,7 +10,7 @@ from typing import Final
 from mailroom.logs import EventLogger
 
 FIRST_DELAY_S: Final = 0.05
-LONGEST_DELAY_S: Final = 5.0
+MAX_DELAY_S: Final = 5.0
 REMINDER_S: Final = 60.0
 
 
@@ -57,5 +57,5 @@ class Outage:
     async def back_off(self) -> None:
         """Wait: longer after each failure, with jitter; not at all when the last attempt succeeded."""
         if self._failures:
-            ceiling = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(self._failures, 10))
+            ceiling = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(self._failures, 10))
             await asyncio.sleep(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret

@@ -20,7 +20,7 @@ from mailroom.errors import WireError
 from mailroom.tokens import TOKEN_CHARACTERS
 
 FIELDS: Final = ("action", "email", "username", "secret", "code")
-MOST_MESSAGES: Final = 10_000
+MAX_MESSAGES: Final = 10_000
 CODE_DIGITS: Final = 5
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -113,13 +113,13 @@ def encode(batch: Sequence[Message]) -> bytes:
     """A batch as its line.
 
     Raises:
-        WireError: the batch is empty or has more than ``MOST_MESSAGES``, or ``encode_message`` refuses
+        WireError: the batch is empty or has more than ``MAX_MESSAGES``, or ``encode_message`` refuses
             one of them.
     """
     if not batch:
         raise WireError("a line has at least one message")
-    if len(batch) > MOST_MESSAGES:
-        raise WireError(f"a line has at most {MOST_MESSAGES} messages")
+    if len(batch) > MAX_MESSAGES:
+        raise WireError(f"a line has at most {MAX_MESSAGES} messages")
     return join_line(map(encode_message, batch))
 
 
@@ -180,8 +180,8 @@ def _split(text: str) -> list[tuple[int, str]]:
         quoted, plain, end = found.groups()
         if quoted is not None and not re.search('[,"]', quoted):
             raise WireError(f"column {at + 1}: a field that is quoted and need not be")
-        if len(fields) == MOST_MESSAGES * len(FIELDS):
-            raise WireError(f"column {at + 1}: more than {MOST_MESSAGES} messages")
+        if len(fields) == MAX_MESSAGES * len(FIELDS):
+            raise WireError(f"column {at + 1}: more than {MAX_MESSAGES} messages")
         fields.append((at + 1, plain if quoted is None else quoted.replace('""', '"')))
         at = found.end()
         if not end:

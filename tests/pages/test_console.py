@@ -20,7 +20,7 @@ import pytest
 from psycopg import sql
 
 from mailroom.console.chart import draw, scale
-from mailroom.console.ledger import KEPT, MOST_COUNTED, STEP_S, Interval, Traffic, recent
+from mailroom.console.ledger import KEPT, MAX_COUNTED, STEP_S, Interval, Traffic, recent
 from mailroom.console.server import ConsoleError, ConsoleServer
 from mailroom.console.snapshot import Snapshot, Snapshots
 from mailroom.demo.postgres import PostgresServer
@@ -490,11 +490,11 @@ def test_what_was_too_much_to_count_is_not_known() -> None:
         return Interval(start + timedelta(seconds=STEP_S * back), sent=sent)
 
     traffic = Traffic()
-    traffic.learn([at(0), at(1, 7), at(2, MOST_COUNTED - 8), at(3, 1)])
-    assert [None, None, MOST_COUNTED - 8, 1] == [each and each.sent for each in traffic.last(4)]
+    traffic.learn([at(0), at(1, 7), at(2, MAX_COUNTED - 8), at(3, 1)])
+    assert [None, None, MAX_COUNTED - 8, 1] == [each and each.sent for each in traffic.last(4)]
     # What was known stays, and counts never fall.
-    traffic.learn([at(1), at(2, 5), at(3, MOST_COUNTED - 5), at(4), at(5)])
-    assert [None, None, MOST_COUNTED - 8, MOST_COUNTED - 5, 0, 0] == [
+    traffic.learn([at(1), at(2, 5), at(3, MAX_COUNTED - 5), at(4), at(5)])
+    assert [None, None, MAX_COUNTED - 8, MAX_COUNTED - 5, 0, 0] == [
         each and each.sent for each in traffic.last(6)
     ]
     drawn = draw(traffic.last(6), STEP_S)

@@ -97,7 +97,7 @@ def test_at_the_end_of_its_time_a_wait_is_answered_with_nothing(server: InboxSer
 
 
 def test_no_more_than_so_many_wait_at_once(server: InboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailroom.inbox.changes.MOST_WAITING", 4)
+    monkeypatch.setattr("mailroom.inbox.changes.MAX_WAITING", 4)
     place = urlsplit(server.url).netloc
     with ExitStack() as stack:
         for _ in range(4):
@@ -109,7 +109,7 @@ def test_no_more_than_so_many_wait_at_once(server: InboxServer, monkeypatch: pyt
             answer = ask(server.url, path)
             assert (503, "4 wait already") == (answer.status, answer.json["error"])
         assert 200 == ask(server.url, "/api/counts").status
-        monkeypatch.setattr("mailroom.inbox.changes.MOST_WAITING", 5)
+        monkeypatch.setattr("mailroom.inbox.changes.MAX_WAITING", 5)
         assert (
             [] == wait(server, timeout=0) == wait(server, timeout=0)
         )  # whoever has waited gives the place back
@@ -400,7 +400,7 @@ def test_mails_take_no_more_memory_than_their_text(default: str, own: str) -> No
 
 
 def test_the_addresses_that_came_first_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailroom.inbox.calls.MOST_ADDRESSES", 3000)
+    monkeypatch.setattr("mailroom.inbox.calls.MAX_ADDRESSES", 3000)
     inbox = with_templates(Inbox())
     for start in [*range(0, 3500, 50), 3400]:
         addresses = (f"person{number}@example.com" for number in range(start, start + 50))

@@ -144,7 +144,7 @@ def wrong(code: str) -> str:
     return f"{(int(code) + 1) % 100_000:05}"
 
 
-def refusal(answer: httpx.Response) -> tuple[int, str]:
+def explained(answer: httpx.Response) -> tuple[int, str]:
     """A refusal's status and headline; there is no trace of how it came about."""
     assert "Traceback" not in answer.text
     found = re.search("<h1>(.*)</h1>", answer.text)
@@ -157,7 +157,7 @@ def test_a_user_signs_up_activates_forgets_and_comes_back(site: Site) -> None:
     assert "a mail is on its way" in site.get("/sent/signup").text
     token, _ = site.mails("activation")[0]
     page = site.get(f"/activate?token={token}")
-    assert (200, "Activate your account") == refusal(page)
+    assert (200, "Activate your account") == explained(page)
     assert token in page.text
     assert "provisioned" == site.status()
     assert "/signin?done=active" == site.post("/activate", token=token).headers["location"]
@@ -171,7 +171,7 @@ def test_a_user_signs_up_activates_forgets_and_comes_back(site: Site) -> None:
 
     token, code = site.forgotten()
     page = site.get(f"/recover?token={token}")
-    assert (200, "Set a new password") == refusal(page)
+    assert (200, "Set a new password") == explained(page)
     assert 'autocomplete="one-time-code"' in page.text
     done = site.post("/recover", token=token, code=f" {code} ", password=NEW_PASSWORD)
     assert "/signin?done=password" == done.headers["location"]
@@ -218,7 +218,7 @@ def test_a_link_for_activation_says_why_it_is_refused(site: Site) -> None:
     for shown in (True, False):
 
         def follow(token: str) -> tuple[int, str]:
-            return refusal(
+            return explained(
                 site.get(f"/activate?token={token}") if shown else site.post("/activate", token=token)  # noqa: B023
             )
 
@@ -227,20 +227,20 @@ def test_a_link_for_activation_says_why_it_is_refused(site: Site) -> None:
         assert (400, "This link is not from us") == follow(forged)
         assert (400, "This link is not from us") == follow(recovery)
     unknown = mailroom.sign(bytes(32), "activation", keys=KEY)
-    assert (404, "This link is not known") == refusal(site.post("/activate", token=unknown))
-    assert (400, "This link is for another page") == refusal(site.get(f"/recover?token={token}"))
+    assert (404, "This link is not known") == explained(site.post("/activate", token=unknown))
+    assert (400, "This link is for another page") == explained(site.get(f"/recover?token={token}"))
     site.suspend()
-    assert (403, "This account is suspended") == refusal(site.post("/activate", token=token))
+    assert (403, "This account is suspended") == explained(site.post("/activate", token=token))
     site.db.execute("UPDATE accounts SET status = 'active'")
     assert "provisioned" == site.status()
     site.db.execute("UPDATE tokens SET expires_at = clock_timestamp()")
-    assert (410, "This link has expired") == refusal(site.post("/activate", token=token))
+    assert (410, "This link has expired") == explained(site.post("/activate", token=token))
     site.post("/resend", email="zoe@example.com")
     token, _ = site.mails("activation")[0]
     assert 303 == site.post("/activate", token=token).status_code
-    assert (409, "This link was used before") == refusal(site.post("/activate", token=token))
+    assert (409, "This link was used before") == explained(site.post("/activate", token=token))
     site.db.execute("UPDATE tokens SET consumed_at = NULL")
-    assert (409, "This link is no longer needed") == refusal(site.post("/activate", token=token))
+    assert (409, "This link is no longer needed") == explained(site.post("/activate", token=token))
 
 
 def test_a_link_for_recovery_says_why_it_is_refused(site: Site) -> None:
@@ -248,7 +248,7 @@ def test_a_link_for_recovery_says_why_it_is_refused(site: Site) -> None:
     token, code = site.forgotten()
 
     def recover(token: str) -> tuple[int, str]:
-        return refusal(site.post("/recover", token=token, code=code, password=NEW_PASSWORD))
+        return explained(site.post("/recover", token=token, code=code, password=NEW_PASSWORD))
 
     assert (400, "This link is incomplete") == recover(token[:-1])
     assert (404, "This link is not known") == recover(mailroom.sign(bytes(32), "activation", keys="00" * 32))
@@ -273,7 +273,7 @@ def test_five_wrong_codes_end_a_link(site: Site) -> None:
         assert NEW_PASSWORD not in answer.text
     for typed in (wrong(code), code):
         answer = site.post("/recover", token=token, code=typed, password=NEW_PASSWORD)
-        assert (410, "Too many wrong codes") == refusal(answer)
+        assert (410, "Too many wrong codes") == explained(answer)
     assert 303 == site.sign_in().status_code
 
 
@@ -311,7 +311,7 @@ def test_a_suspension_ends_a_session_and_is_told_with_the_right_password_only(si
     site.sign_in()
     site.suspend()
     assert not site.is_signed_in()
-    assert (403, "Your account is suspended") == refusal(site.sign_in())
+    assert (403, "Your account is suspended") == explained(site.sign_in())
     assert 422 == site.sign_in(password="wrong password").status_code
     site.post("/forgot", email="zoe@example.com")
     assert [] == site.mails("password_recovery")

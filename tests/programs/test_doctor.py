@@ -28,7 +28,7 @@ from mailroom.demo.postgres import PostgresServer, free_port
 from mailroom.doctor import clocks, queue, report, server, ses
 from mailroom.doctor.account import Account
 from mailroom.doctor.diagnosis import diagnose
-from mailroom.doctor.probe import Patient
+from mailroom.doctor.probe import Probe
 from mailroom.doctor.report import Finding, Report, State
 from mailroom.inbox import ses as inbox_actions
 from mailroom.inbox.inbox import Inbox
@@ -438,9 +438,9 @@ def test_read_only(database: str, collector: Db) -> None:
 
 
 def test_a_standby_is_told_from_a_read_only_primary(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Patient, "ask", lambda *_: [(True, True)])
+    monkeypatch.setattr(Probe, "ask", lambda *_: [(True, True)])
     with psycopg.connect(database) as connection:
-        finding = server.writable(Patient(collector_settings(collecting(database)), connection))
+        finding = server.writable(Probe(collector_settings(collecting(database)), connection))
     assert (FAULT, True) == (finding.state, "standby" in finding.detail)
 
 

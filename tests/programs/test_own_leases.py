@@ -12,11 +12,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from mailroom.answers import Answer, Result
 from mailroom.database.connection import Database
 from mailroom.demo.postgres import PostgresServer
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
-from mailroom.outcomes import Outcome, Result
 from mailroom.queue.client import Queue
 from mailroom.queue.lease import LEASE_MS, Lease
 from support import processes, senders
@@ -35,7 +35,7 @@ async def worker(url: str) -> AsyncIterator[Queue]:
 
 
 async def settle(queue: Queue, lease: Lease) -> None:
-    outcomes = {one.token: Outcome(Result.SENT, message_id="1") for one in lease.claimed}
+    outcomes = {one.token: Answer(Result.SENT, message_id="1") for one in lease.claimed}
     await queue.record(lease, outcomes, provider="test", retry_ms=1000, retry_limit=3)
 
 

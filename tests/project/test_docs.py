@@ -19,11 +19,11 @@ import pytest
 
 from conftest import bindir
 from mailroom import errors
+from mailroom.answers import Result, Scope
 from mailroom.cli.main import cli
 from mailroom.consumption import CONSUME
 from mailroom.demo.postgres import embedded_binaries, free_port
 from mailroom.inbox.server import InboxServer
-from mailroom.outcomes import Result, Scope
 from mailroom.queue.client import NEEDED, PAUSE, RESUME
 from mailroom.queue.pulse import PULSE
 from mailroom.sender.policy import Verdict

@@ -44,7 +44,7 @@ class Repository:
     def git(self, *arguments: str) -> None:
         subprocess.run(["git", *arguments], cwd=self.folder, env=self.environment(), check=True)
 
-    def refusal(self) -> str:
+    def explained(self) -> str:
         """What the release says, which must not have begun to build."""
         done = subprocess.run(
             [sys.executable, "scripts/release.py"],
@@ -71,34 +71,34 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def test_no_release_without_a_tag(repository: Repository) -> None:
-    refusal = repository.refusal()
+    refusal = repository.explained()
     assert "Error: this commit has no tag, and the version is 1.2.3" in refusal
     assert "Try: git tag v1.2.3" in refusal
 
 
 def test_no_release_under_another_versions_tag(repository: Repository) -> None:
     repository.git("tag", "v1.2.4")
-    assert "Error: the tag is v1.2.4, and the version is 1.2.3" in repository.refusal()
+    assert "Error: the tag is v1.2.4, and the version is 1.2.3" in repository.explained()
 
 
 def test_no_release_of_a_commit_after_the_tag(repository: Repository) -> None:
     repository.git("tag", "v1.2.3")
     repository.write("more", "")
     repository.commit()
-    assert "Error: this commit has no tag" in repository.refusal()
+    assert "Error: this commit has no tag" in repository.explained()
 
 
 def test_no_release_of_files_that_are_not_committed(repository: Repository) -> None:
     repository.git("tag", "v1.2.3")
     repository.write("more", "")
-    assert "Error: files differ from the commit:\n?? more" in repository.refusal()
+    assert "Error: files differ from the commit:\n?? more" in repository.explained()
 
 
 def test_no_release_that_the_changes_do_not_tell_of(repository: Repository) -> None:
     repository.write("CHANGELOG.md", "# Changes\n\n## Unreleased\n")
     repository.commit()
     repository.git("tag", "v1.2.3")
-    assert "Error: CHANGELOG.md has no section for 1.2.3" in repository.refusal()
+    assert "Error: CHANGELOG.md has no section for 1.2.3" in repository.explained()
 
 
 def test_extras_refer_to_the_project_by_its_name() -> None:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from mailroom.answers import Result
 from mailroom.inbox.inbox import Inbox
-from mailroom.outcomes import Result
 from mailroom.sender.policy import Sender, Verdict
 from mailroom.settings.sender import SenderSettings, sender_settings
 from mailroom.templates import sources

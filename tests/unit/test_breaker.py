@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from mailroom.outcomes import Outcome, Result, Scope
+from mailroom.answers import Answer, Result, Scope
 from mailroom.sender import breaker
-from mailroom.sender.breaker import Gate
+from mailroom.sender.breaker import Breaker
 
-PAUSED = Outcome(Result.PAUSED, "sending is paused for bob@example.com", scope=Scope.ACCOUNT)
-AWAY = Outcome(Result.TRANSIENT, "connection refused", scope=Scope.ACCOUNT)
+PAUSED = Answer(Result.PAUSED, "sending is paused for bob@example.com", scope=Scope.ACCOUNT)
+AWAY = Answer(Result.TRANSIENT, "connection refused", scope=Scope.ACCOUNT)
 
 
 class Clock:
@@ -23,7 +23,7 @@ class Clock:
         self.now = 1000.0
         patch.setattr("mailroom.sender.breaker.time.monotonic", lambda: self.now)
 
-    def at_next_try(self, closed: Gate) -> None:
+    def at_next_try(self, closed: Breaker) -> None:
         self.now = closed._try_at
 
 
@@ -38,7 +38,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str, Any]]:
 
 def test_an_open_gate_lets_everybody_through() -> None:
     async def run() -> None:
-        one = Gate("account")
+        one = Breaker("account")
         async with one.turn() as first, one.turn() as second:
             assert (False, False) == (first, second)
 
@@ -49,7 +49,7 @@ def test_a_closed_gate_lets_one_through_at_a_time(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(breaker, "BACK_OFF_S", {Result.TRANSIENT: (0.01, 0.01)})
     under_way, most = 0, 0
 
-    async def call(one: Gate) -> bool:
+    async def call(one: Breaker) -> bool:
         nonlocal under_way, most
         async with one.turn() as tries:
             under_way += 1
@@ -61,7 +61,7 @@ def test_a_closed_gate_lets_one_through_at_a_time(monkeypatch: pytest.MonkeyPatc
             return tries
 
     async def run() -> list[bool]:
-        one = Gate("account")
+        one = Breaker("account")
         one.close(AWAY)
         return await asyncio.gather(*(call(one) for _ in range(5)))
 
@@ -72,13 +72,13 @@ def test_a_closed_gate_lets_one_through_at_a_time(monkeypatch: pytest.MonkeyPatc
 def test_success_lets_all_who_wait_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "BACK_OFF_S", {Result.TRANSIENT: (0.01, 0.01)})
 
-    async def call(one: Gate) -> bool:
+    async def call(one: Breaker) -> bool:
         async with one.turn() as tries:
             one.succeeded()
             return tries
 
     async def run() -> list[bool]:
-        one = Gate("account")
+        one = Breaker("account")
         one.close(AWAY)
         tries = await asyncio.gather(*(call(one) for _ in range(5)))
         assert one.is_open
@@ -88,7 +88,7 @@ def test_success_lets_all_who_wait_go_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_back_off_grows_to_its_limit(clock: Clock) -> None:
-    one = Gate("account")
+    one = Breaker("account")
     waits = []
     for _ in range(12):
         one.close(AWAY)
@@ -103,7 +103,7 @@ def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    one = Gate("account")
+    one = Breaker("account")
     began = clock.now
     while clock.now < began + 600:
         one.close(PAUSED)
@@ -118,7 +118,7 @@ def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
 
 def test_a_moments_trouble_is_not_told(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    one = Gate("account")
+    one = Breaker("account")
     one.close(AWAY)
     clock.at_next_try(one)
     one.succeeded()
@@ -128,7 +128,7 @@ def test_a_moments_trouble_is_not_told(clock: Clock, caplog: pytest.LogCaptureFi
 def test_a_trouble_that_comes_and_goes_is_told_once_a_minute(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = Gate("account")
+    one = Breaker("account")
     for _ in range(100):
         one.close(PAUSED)
         clock.now += 0.5
@@ -137,7 +137,7 @@ def test_a_trouble_that_comes_and_goes_is_told_once_a_minute(
 
 
 def test_calls_that_were_under_way_when_it_closed_do_not_count(clock: Clock) -> None:
-    one = Gate("account")
+    one = Breaker("account")
     one.close(AWAY)
     try_at = one._try_at
     for _ in range(8):
@@ -148,12 +148,12 @@ def test_calls_that_were_under_way_when_it_closed_do_not_count(clock: Clock) -> 
 def test_who_waits_goes_on_as_soon_as_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "BACK_OFF_S", {Result.TRANSIENT: (300.0, 300.0)})
 
-    async def call(one: Gate) -> bool:
+    async def call(one: Breaker) -> bool:
         async with one.turn() as tries:
             return tries
 
     async def run() -> list[bool]:
-        one = Gate("account")
+        one = Breaker("account")
         one.close(AWAY)
         waiting = [asyncio.create_task(call(one)) for _ in range(3)]
         await asyncio.sleep(0)
@@ -166,7 +166,7 @@ def test_who_waits_goes_on_as_soon_as_it_opens(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_trouble_that_nobody_is_left_to_try_lapses(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    one = Gate("account")
+    one = Breaker("account")
     one.close(PAUSED)
 
     def lapses(untried_s: float) -> bool:
@@ -184,7 +184,7 @@ def test_a_trouble_that_nobody_is_left_to_try_lapses(clock: Clock, caplog: pytes
 
 def test_a_trouble_that_somebody_tries_does_not_lapse(clock: Clock) -> None:
     async def run() -> None:
-        one = Gate("account")
+        one = Breaker("account")
         one.close(AWAY)
         clock.at_next_try(one)
         async with one.turn() as tries:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from mailroom.answers import Result, Scope
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
-from mailroom.outcomes import Result, Scope
 from mailroom.sender import breaker, policy
 from mailroom.sender.policy import Verdict
 from mailroom.transports.transport import open_transport

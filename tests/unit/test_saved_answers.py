@@ -58,7 +58,7 @@ def test_a_code_is_blotted_out_where_it_is_a_word(tmp_path: Path) -> None:
 def test_the_oldest_go_when_there_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(saved_answers, "MOST_FILES", 3)
+    monkeypatch.setattr(saved_answers, "MAX_FILES", 3)
     keeper = Responses(tmp_path, "ses")
     (tmp_path / "rejected.csv").touch()
     seen = []
@@ -71,7 +71,7 @@ def test_the_oldest_go_when_there_are_too_many(
 
 
 def test_the_oldest_go_when_they_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saved_answers, "MOST_BYTES", 1000)
+    monkeypatch.setattr(saved_answers, "MAX_BYTES", 1000)
     keeper = Responses(tmp_path, "ses")
     for _ in range(4):
         keeper.save("activation", 500, {}, b"x" * 400)
@@ -104,7 +104,7 @@ def test_a_huge_answer_is_cut_and_says_so(tmp_path: Path) -> None:
 def test_several_threads_may_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(saved_answers, "MOST_FILES", 5)
+    monkeypatch.setattr(saved_answers, "MAX_FILES", 5)
     keeper = Responses(tmp_path, "ses")
 
     def save() -> None:

@@ -16,8 +16,8 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError, TransportError
-from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.settings.sender import SmtpServer, sender_settings
 from mailroom.templates import mails, sources
 from mailroom.transports import smtp
@@ -77,7 +77,7 @@ def certificate(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContex
     return context
 
 
-def results(outcomes: list[Outcome]) -> list[tuple[Result, Scope]]:
+def results(outcomes: list[Answer]) -> list[tuple[Result, Scope]]:
     return [(outcome.result, outcome.scope) for outcome in outcomes]
 
 
@@ -363,7 +363,7 @@ def test_a_kept_connection_that_was_lost_is_replaced(server: MailServer, transpo
     assert 2 == server.connections
 
 
-@pytest.mark.parametrize("limit", ["LONGEST_IDLE_S", "MAILS_PER_CONNECTION"])
+@pytest.mark.parametrize("limit", ["MAX_IDLE_S", "MAILS_PER_CONNECTION"])
 def test_a_connection_is_not_kept_for_ever(
     server: MailServer, transport: SmtpTransport, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
@@ -376,7 +376,7 @@ def test_a_connection_is_not_kept_for_ever(
 
 def test_no_more_connections_than_allowed(server: MailServer) -> None:
     transport = transport_to(server.port, SEND_CONCURRENCY="2")
-    outcomes: list[Outcome] = []
+    outcomes: list[Answer] = []
     threads = [threading.Thread(target=lambda: outcomes.extend(transport.send(BATCH))) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -507,7 +507,7 @@ def typed_as_a_transport(transport: SmtpTransport, messages: list[Message]) -> o
 
 def test_a_slow_server_gets_no_mail_twice(server: MailServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits no longer must not find the mail gone out all the same."""
-    monkeypatch.setattr(smtp, "LONGEST_WAITS", 0)
+    monkeypatch.setattr(smtp, "MAX_WAITS", 0)
     transport = transport_to(server.port)
     outcomes = transport.send(BATCH)
     transport.close()

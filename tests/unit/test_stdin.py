@@ -58,7 +58,7 @@ def test_a_file_is_read_to_its_end(tmp_path: Path, content: bytes) -> None:
 
 
 def test_an_endless_line_is_cut_and_its_rest_is_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailroom.sender.stdin.LONGEST_LINE", 10_000)
+    monkeypatch.setattr("mailroom.sender.stdin.MAX_LINE", 10_000)
     lines = read_chunked([b"x" * 30_000 + b"\nnext\n"])
     assert [(1, 12_288, False), (1, 12_288, True), (1, 5_425, True), (2, 5, False)] == [
         (line.number, len(line.content), line.is_rest) for line in lines

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
-from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.transports.transport import Transport, open_transport
 from mailroom.wire import Message
 from support.messages import message
@@ -143,7 +143,7 @@ def able(what: Callable[..., object] | None) -> Callable[..., object]:
     return what
 
 
-def no_secret_in(outcomes: list[Outcome]) -> bool:
+def no_secret_in(outcomes: list[Answer]) -> bool:
     return not any(secret in outcome.detail for outcome in outcomes for secret in SECRETS)
 
 

@@ -166,7 +166,7 @@ def _decide(
     decide: Callable[[psycopg.Connection, Sequence[int]], list[Decided]],
 ) -> None:
     """Decide about each token, print what became of it, and exit."""
-    from mailroom.operations.dead import NOT_DEAD, PAGE, all_dead, instead
+    from mailroom.operations.dead import NOT_DEAD, PAGE, all_dead, why_not_dead
     from mailroom.settings.collector import queue_settings
 
     if every == bool(tokens):
@@ -183,7 +183,7 @@ def _decide(
             for one in decide(connection, page):
                 text = one.text()
                 if one.outcome == NOT_DEAD and not every:
-                    text = instead(connection, queue, one.token)
+                    text = why_not_dead(connection, queue, one.token)
                 click.echo(f"{one.token}  {text}")
                 outcomes[one.outcome if one.done or one.outcome == NOT_DEAD else "not retried"] += 1
                 some_not |= not one.done

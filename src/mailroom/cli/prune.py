@@ -14,13 +14,13 @@ from mailroom.settings.collector import DATABASE_URL
 
 WATCH_INTERVAL_S: Final = 2.0
 TELL_INTERVAL_S: Final = 1.0
-LEAST_AGE: Final = timedelta(hours=1)
+MIN_AGE: Final = timedelta(hours=1)
 ANSWER_LIMIT_S: Final = 30.0
 
 
 def _age(context: click.Context, parameter: click.Parameter, text: str) -> timedelta | None:
     age = duration(context, parameter, text)
-    if age is not None and age < LEAST_AGE:
+    if age is not None and age < MIN_AGE:
         raise click.BadParameter(f"{text} is less than 1h, and what is so young may still be needed")
     return age
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WATCH_INTERVAL_S: Final = 2.0
 TELL_INTERVAL_S: Final = 1.0
-LEAST_AGE: Final = timedelta(hours=1)
+MIN_AGE: Final = timedelta(hours=1)
 ANSWER_LIMIT_S: Final = 30.0
 
 

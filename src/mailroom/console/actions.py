@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from mailroom.console.reader import Answer, Question, Reader
+from mailroom.console.reader import Question, Reader, Value
 from mailroom.console.snapshot import Snapshots
 from mailroom.database.sync import one
 from mailroom.logs import EventLogger
@@ -22,13 +22,13 @@ from mailroom.queue.client import PAUSE, RESUME
 from mailroom.settings.collector import QueueSettings
 from mailroom.web.bodies import read_form
 
-LONGEST_REASON: Final = 500
+MAX_REASON: Final = 500
 DEEDS: Final = ("retry", "renew", "drop")
 
 log = EventLogger("console")
 
 
-class Deeds:
+class Actions:
     """The forms; each method answers one."""
 
     def __init__(
@@ -80,11 +80,11 @@ class Deeds:
             raise HTTPException(403, "this page is read-only: nothing can be changed here")
         return await read_form(request)
 
-    async def _do(self, question: Question[Answer]) -> Answer:
+    async def _do(self, question: Question[Value]) -> Value:
         answer = await self._reader.ask(question)
         self._snapshots.forget()
         return answer
 
 
 def _reason(form: dict[str, str]) -> str:
-    return plain(form.get("reason", "").replace("\0", ""))[:LONGEST_REASON]
+    return plain(form.get("reason", "").replace("\0", ""))[:MAX_REASON]

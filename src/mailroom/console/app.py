@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mailroom.console.actions import Deeds
+from mailroom.console.actions import Actions
 from mailroom.console.pages import Front
 from mailroom.console.reader import Reader
 from mailroom.console.snapshot import Snapshots
@@ -45,7 +45,7 @@ def create_app(
         read_only: let nobody change anything.
     """
     front = Front(reader, snapshots, settings.queue_name, read_only=read_only)
-    deeds = Deeds(reader, snapshots, settings, read_only=read_only)
+    actions = Actions(reader, snapshots, settings, read_only=read_only)
 
     async def refused(_request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
@@ -61,9 +61,9 @@ def create_app(
             Route("/live", front.live),
             Route("/why", front.why),
             Route("/dead", front.dead),
-            Route("/pause", deeds.pause, methods=["POST"]),
-            Route("/resume", deeds.resume, methods=["POST"]),
-            Route("/dead/{token}/{deed:str}", deeds.decide, methods=["POST"]),
+            Route("/pause", actions.pause, methods=["POST"]),
+            Route("/resume", actions.resume, methods=["POST"]),
+            Route("/dead/{token}/{deed:str}", actions.decide, methods=["POST"]),
             *asset_routes("mailroom.web", "mailroom.console"),
         ],
         exception_handlers={HTTPException: refused, MailroomError: away, ClientDisconnect: _gone},

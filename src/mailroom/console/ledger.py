@@ -25,7 +25,7 @@ NEWEST: Final = 2**63 - 1
 STEP_S: Final = 5
 KEPT: Final = 3600 // STEP_S
 MINUTE: Final = 60 // STEP_S
-MOST_COUNTED: Final = 100_000
+MAX_COUNTED: Final = 100_000
 # A row is visible some time after the one that it bears, and its interval was counted without it.
 LATE_S: Final = 10.0
 
@@ -170,13 +170,13 @@ class Traffic:
             DatabaseError, DatabaseUnavailable: as ``oncall.rows`` does.
         """
         span_s = min(now_s - self._asked_at + STEP_S + LATE_S, float(KEPT * STEP_S))
-        counted = rows(connection, Interval, TRAFFIC, [timedelta(seconds=span_s), STEP_S, MOST_COUNTED])
+        counted = rows(connection, Interval, TRAFFIC, [timedelta(seconds=span_s), STEP_S, MAX_COUNTED])
         self._asked_at = now_s
         self.learn(counted)
 
     def learn(self, counted: Sequence[Interval]) -> None:
         """Take in what was counted, up to the present."""
-        whole = summed(counted).total < MOST_COUNTED
+        whole = summed(counted).total < MAX_COUNTED
         for interval in counted:
             known = self._known.get(interval.at)
             if whole or known:

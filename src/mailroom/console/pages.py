@@ -19,7 +19,7 @@ from mailroom.console.snapshot import Look, Snapshot, Snapshots
 from mailroom.operations.dead import NEWEST, WHY_NOT, Decided, dead_letters
 from mailroom.operations.reports import UnknownPerson, stories
 from mailroom.operations.story import span, utc
-from mailroom.queue.pulse import MOST
+from mailroom.queue.pulse import COUNT_LIMIT
 from mailroom.settings.sender import MAX_RATE
 from mailroom.web.pages import Pages
 
@@ -111,7 +111,7 @@ class Front:
             "number": _number,
             "span": span,
             "utc": utc,
-            "most": MOST,
+            "most": COUNT_LIMIT,
         }
 
     async def _picture(self, request: Request) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typing import Final, TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from mailroom.database.connection import CONNECTION_DEFAULTS, hopeless, reason
+from mailroom.database.connection import CONNECTION_DEFAULTS, permanent_failure, reason
 from mailroom.database.sync import answering_within
 from mailroom.errors import DatabaseUnavailable
 
-Answer = TypeVar("Answer")
-Question = Callable[[psycopg.Connection], Answer]
+Value = TypeVar("Value")
+Question = Callable[[psycopg.Connection], Value]
 
 PROGRAM: Final = "mailroom console"
 LIMIT_S: Final = 5.0
@@ -44,7 +44,7 @@ class Reader:
         self._connection: psycopg.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "console-reader")
 
-    async def ask(self, question: Question[Answer]) -> Answer:
+    async def ask(self, question: Question[Value]) -> Value:
         """The answer to a question.
 
         Raises:
@@ -52,7 +52,7 @@ class Reader:
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, question)
 
-    def ask_now(self, question: Question[Answer]) -> Answer:
+    def ask_now(self, question: Question[Value]) -> Value:
         """The same, for whoever has no event loop."""
         return self._thread.submit(self._ask, question).result()
 
@@ -61,7 +61,7 @@ class Reader:
         self._thread.submit(self._hang_up)
         self._thread.shutdown()
 
-    def _ask(self, question: Question[Answer]) -> Answer:
+    def _ask(self, question: Question[Value]) -> Value:
         is_old = self._connection is not None and not self._connection.closed
         try:
             return self._asked(question)
@@ -70,7 +70,7 @@ class Reader:
                 raise
             return self._asked(question)
 
-    def _asked(self, question: Question[Answer]) -> Answer:
+    def _asked(self, question: Question[Value]) -> Value:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         with answering_within(self._connection, LIMIT_S):
@@ -82,7 +82,7 @@ class Reader:
             if self._read_only:
                 connection.execute("SET default_transaction_read_only = on")
         except psycopg.OperationalError as error:
-            raise hopeless(error) or DatabaseUnavailable(
+            raise permanent_failure(error) or DatabaseUnavailable(
                 f"PostgreSQL does not answer: {reason(error)}",
                 hint="see that the server runs, and that MAILROOM_DATABASE_URL is right",
             ) from error

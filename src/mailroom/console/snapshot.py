@@ -20,7 +20,7 @@ from mailroom.operations.dead import Count, count
 from mailroom.operations.reports import Worker, paused, workers
 from mailroom.operations.story import Pause, counted
 from mailroom.outage import Outage
-from mailroom.queue.pulse import MOST, PULSE, Pulse
+from mailroom.queue.pulse import COUNT_LIMIT, PULSE, Pulse
 
 FRESH_S: Final = 1.0
 # Whoever looks waits so long for an answer, and then gets the last picture.
@@ -29,7 +29,7 @@ PATIENCE_S: Final = 2.0
 WANTED_S: Final = 10.0
 
 # The oldest is looked for among so many that wait, and so many in leases.
-MOST_AGED: Final = 1000
+MAX_AGED: Final = 1000
 OLDEST_AGE: Final = "SELECT mailroom.oldest_age(%s, %s)"
 
 log = EventLogger("console")
@@ -89,7 +89,7 @@ class Snapshot:
         """What to say when there is mail and nobody to send it; empty otherwise."""
         if self.alive or not self.left:
             return ""
-        more = " at least" if self.pulse.waiting >= MOST else ""
+        more = " at least" if self.pulse.waiting >= COUNT_LIMIT else ""
         return f"{counted(self.left, 'token')}{more} to be mailed, and no `mailroom run` is alive"
 
 
@@ -125,8 +125,8 @@ class Snapshots:
         self._traffic.look(connection, time.monotonic())
         return Snapshot(
             at=datetime.now(UTC),
-            pulse=Pulse._make(one(connection, PULSE, [self._queue, MOST])),
-            oldest_age_s=one(connection, OLDEST_AGE, [self._queue, MOST_AGED])[0],
+            pulse=Pulse._make(one(connection, PULSE, [self._queue, COUNT_LIMIT])),
+            oldest_age_s=one(connection, OLDEST_AGE, [self._queue, MAX_AGED])[0],
             pause=pause,
             dead=count(connection),
             workers=workers(connection, self._queue),

@@ -27,7 +27,7 @@ from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 Connection = psycopg.AsyncConnection[psycopg.rows.TupleRow]
 
 # What may heal by waiting. A server that turned read-only is a standby now, and another host is not.
@@ -44,12 +44,14 @@ CONNECTION_DEFAULTS: Final = {
 }
 
 # We are idle for as long as nobody signs up, whatever the database's default is.
-STAY: Final = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
+NO_IDLE_TIMEOUT: Final = (
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
+)
 
 # The server's reasons that stay as they are however long one waits. libpq passes no SQLSTATE for a
 # refused connection, so they are known by their English text; where the server speaks another
 # language we go on trying, and the log says why.
-_HOPELESS: Final = (
+_PERMANENT_FAILURES: Final = (
     (r'database ".*" does not exist', "create the database, or correct its name in MAILROOM_DATABASE_URL"),
     (r'role ".*" does not exist', "create the role, or correct the user in MAILROOM_DATABASE_URL"),
     (r"password authentication failed", "correct the user or the password in MAILROOM_DATABASE_URL"),
@@ -104,9 +106,9 @@ class Database:
             await self._outage.back_off()
             try:
                 connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-                await self.limited(connection, connection.execute(STAY))
+                await self.limited(connection, connection.execute(NO_IDLE_TIMEOUT))
             except (psycopg.OperationalError, OSError) as error:
-                if not self._ever_connected and (fatal := hopeless(error)):
+                if not self._ever_connected and (fatal := permanent_failure(error)):
                     raise fatal from error
                 self.lost(error)
             else:
@@ -127,7 +129,7 @@ class Database:
         """Note that the database did answer, which ends an outage."""
         self._outage.ended()
 
-    async def limited(self, connection: Connection, answer: Awaitable[Answer]) -> Answer:
+    async def limited(self, connection: Connection, answer: Awaitable[Value]) -> Value:
         """Wait for an answer, and hang up on a connection that does not give it in time.
 
         Raises:
@@ -146,10 +148,10 @@ def reason(error: BaseException) -> str:
     return " ".join((primary or str(error)).split()) or type(error).__name__
 
 
-def hopeless(error: BaseException) -> DatabaseError | None:
+def permanent_failure(error: BaseException) -> DatabaseError | None:
     """The error to end with, when a connection failed for a reason that waiting will not heal."""
     text = reason(error)
-    for pattern, remedy in _HOPELESS:
+    for pattern, remedy in _PERMANENT_FAILURES:
         if re.search(pattern, text):
             return DatabaseError(f"PostgreSQL refuses the connection: {text}", hint=remedy)
     return None
@@ -168,7 +170,7 @@ def refuse_no_encoding(connection: psycopg.Connection | Connection) -> None:
         )
 
 
-def refusal(error: psycopg.Error, role: str = "mailroom_worker") -> DatabaseError:
+def explained(error: psycopg.Error, role: str = "mailroom_worker") -> DatabaseError:
     """The error to end with, when a statement failed for a reason that waiting will not heal.
 
     Args:

@@ -13,12 +13,12 @@ from typing import LiteralString
 import psycopg
 from psycopg.rows import TupleRow
 
-from mailroom.database.connection import LOST, Connection, Database, reason, refusal
+from mailroom.database.connection import LOST, Connection, Database, explained, reason
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
 
-Answer = psycopg.AsyncCursor[TupleRow]
+Cursor = psycopg.AsyncCursor[TupleRow]
 
 log = EventLogger("queue")
 
@@ -27,7 +27,7 @@ class AnswerLost(MailroomError):
     """The statement may have been carried out or not."""
 
 
-class NotNow(MailroomError):
+class Postponed(MailroomError):
     """The statement was not asked."""
 
 
@@ -59,7 +59,7 @@ class Session:
         parameters: Sequence[object],
         *,
         unless: Callable[[], bool] | None = None,
-    ) -> Answer:
+    ) -> Cursor:
         """Ask, as soon as the database is there; again only when it refused for a reason that passes.
 
         The whole answer has come when it is given back; only its rows are not Python's yet.
@@ -70,7 +70,7 @@ class Session:
             unless: is asked right before, when the database is there.
 
         Raises:
-            NotNow: because of ``unless``.
+            Postponed: because of ``unless``.
             AnswerLost: the connection broke before there was an answer.
             DatabaseError: the schema or a privilege is missing; waiting will not help.
         """
@@ -79,7 +79,7 @@ class Session:
                 await self._refused.back_off()
                 connection = await self.connected()
                 if unless and unless():
-                    raise NotNow("it would be too early")
+                    raise Postponed("it would be too early")
                 try:
                     answer = await self._database.limited(
                         connection, connection.execute(query, parameters, binary=True)
@@ -92,7 +92,7 @@ class Session:
                         raise AnswerLost(reason(error)) from error
                     self._refused.failed(reason(error))  # a full disk, a statement_timeout
                 except psycopg.Error as error:
-                    raise refusal(error) from error
+                    raise explained(error) from error
                 else:
                     self._database.answered()
                     self._refused.ended()

@@ -10,7 +10,7 @@ from typing import Any, Final, LiteralString, TypeVar
 import psycopg
 from psycopg.rows import class_row
 
-from mailroom.database.connection import hang_up, hopeless, reason, refusal
+from mailroom.database.connection import explained, hang_up, permanent_failure, reason
 from mailroom.errors import DatabaseUnavailable, MailroomError
 
 ROLE: Final = "mailroom_oncall"
@@ -30,7 +30,7 @@ def connected(conninfo: str) -> Iterator[psycopg.Connection]:
             conninfo, autocommit=True, client_encoding="UTF8", fallback_application_name="mailroom migrate"
         )
     except psycopg.OperationalError as error:
-        raise hopeless(error) or DatabaseUnavailable(
+        raise permanent_failure(error) or DatabaseUnavailable(
             f"cannot connect to PostgreSQL: {reason(error)}",
             hint="see that the server runs, and that MAILROOM_DATABASE_URL is right",
         ) from error
@@ -83,7 +83,7 @@ def one(
 
 def _failure(connection: psycopg.Connection, error: psycopg.Error) -> MailroomError:
     if not connection.closed:
-        return refusal(error, ROLE)
+        return explained(error, ROLE)
     return DatabaseUnavailable(
         f"the connection to PostgreSQL was lost: {reason(error)}",
         hint="run it again; what was done stays done",

@@ -7,11 +7,11 @@ from typing import Final
 
 from mailroom.doctor import environment as variables
 from mailroom.doctor import queue, server
-from mailroom.doctor.probe import Patient
+from mailroom.doctor.probe import Probe
 from mailroom.doctor.report import Check, Report
 from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME, SECRET_KEY, collector_settings
 
-CHECKS: Final[tuple[Check[Patient], ...]] = (
+CHECKS: Final[tuple[Check[Probe], ...]] = (
     Check("keys", server.keys, (SECRET_KEY.name,)),
     Check("server", server.server, (DATABASE_URL.name,)),
     Check("encoding", server.encoding, ("server",)),
@@ -32,9 +32,9 @@ CHECKS: Final[tuple[Check[Patient], ...]] = (
 
 def examine(environment: Mapping[str, str], report: Report) -> None:
     """Make the checks."""
-    patient = Patient(variables.read(collector_settings, environment, report, "mailroom collector"))
+    probe = Probe(variables.read(collector_settings, environment, report, "mailroom collector"))
     try:
-        report.run(CHECKS, patient)
+        report.run(CHECKS, probe)
     finally:
-        if patient.opened:
-            patient.opened.close()
+        if probe.opened:
+            probe.opened.close()

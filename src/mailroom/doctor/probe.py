@@ -15,7 +15,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
-from mailroom.database.connection import CONNECTION_DEFAULTS, LOST, hopeless, reason, refusal
+from mailroom.database.connection import CONNECTION_DEFAULTS, LOST, explained, permanent_failure, reason
 from mailroom.errors import DatabaseUnavailable
 from mailroom.settings.collector import DATABASE_URL, CollectorSettings
 
@@ -26,7 +26,7 @@ NO_ANSWER: Final = "see the server's load, its locks (pg_locks) and its log"
 
 
 @dataclass(slots=True)
-class Patient:
+class Probe:
     """What the checks share: the settings, and the connection that the first of them makes."""
 
     settings: CollectorSettings
@@ -73,7 +73,7 @@ def translated() -> Iterator[None]:
             hint=NO_ANSWER,
         ) from error
     except psycopg.Error as error:
-        raise refusal(error) from error
+        raise explained(error) from error
 
 
 def connect(database_url: str) -> psycopg.Connection:
@@ -93,7 +93,7 @@ def connect(database_url: str) -> psycopg.Connection:
                 raise
             return _connected(options | {"target_session_attrs": "any"})
     except (psycopg.OperationalError, OSError) as error:
-        raise hopeless(error) or DatabaseUnavailable(
+        raise permanent_failure(error) or DatabaseUnavailable(
             f"cannot connect to PostgreSQL: {reason(error)}",
             hint=f"see that the server runs and can be reached from here, and {DATABASE_URL.name}",
         ) from error

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from mailroom.database.connection import LOST
-from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Patient, connect, translated
+from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect, translated
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
@@ -37,15 +37,15 @@ RING_FUNCTION: Final = "mailroom.ring()"
 ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
 
-def functions(patient: Patient) -> Finding:
+def functions(probe: Probe) -> Finding:
     """The queue's functions are there, and this user may call them."""
-    if missing := patient.ask(MISSING, list(NEEDED)):
+    if missing := probe.ask(MISSING, list(NEEDED)):
         return fault(
             f"there is no {missing[0][0]}: the schema is older than this Mailroom, or was altered",
             "run `mailroom migrate up`; if it has nothing to apply, make it anew from the migrations",
         )
     called = [name for name in NEEDED if name != RING_FUNCTION]  # which the trigger calls
-    if refused := patient.ask(NOT_ALLOWED, called):
+    if refused := probe.ask(NOT_ALLOWED, called):
         return fault(
             f"this user may not call {', '.join(row[0].partition('(')[0] for row in refused)}",
             "GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
@@ -53,10 +53,10 @@ def functions(patient: Patient) -> Finding:
     return ok(f"{len(called)} functions, and this user may call them")
 
 
-def queue(patient: Patient) -> Finding:
+def queue(probe: Probe) -> Finding:
     """The queue is there."""
-    name = patient.settings.queue_name
-    if not patient.ask(HAS_QUEUE, name)[0][0]:
+    name = probe.settings.queue_name
+    if not probe.ask(HAS_QUEUE, name)[0][0]:
         return fault(
             f"there is no queue {name!r}",
             f"correct {QUEUE_NAME.name} (the default is {QUEUE_NAME.default}), or add its row to jobs",
@@ -64,17 +64,17 @@ def queue(patient: Patient) -> Finding:
     return ok(name)
 
 
-def pause(patient: Patient) -> Finding:
+def pause(probe: Probe) -> Finding:
     """Nobody has paused it."""
-    found = _asked(patient, reports.paused)
+    found = _asked(probe, reports.paused)
     if found.paused_at:
         return warning(found.text(), "`mailroom resume`, if it is to go on")
     return ok("it is not paused")
 
 
-def workers(patient: Patient) -> Finding:
+def workers(probe: Probe) -> Finding:
     """What the workers that are alive say of themselves."""
-    alive = [worker for worker in _asked(patient, reports.workers) if worker.alive]
+    alive = [worker for worker in _asked(probe, reports.workers) if worker.alive]
     told = [
         f"{worker.worker} since {utc(worker.trouble_since)}: {worker.trouble}"
         for worker in alive
@@ -88,7 +88,7 @@ def workers(patient: Patient) -> Finding:
     return ok(f"{counted(len(alive), 'worker')} of `mailroom run` alive, none in trouble")
 
 
-def _asked(patient: Patient, ask: Callable[[psycopg.Connection, str], Answer]) -> Answer:
+def _asked(probe: Probe, ask: Callable[[psycopg.Connection, str], Answer]) -> Answer:
     """What a command's question about the queue gives.
 
     Raises:
@@ -96,8 +96,8 @@ def _asked(patient: Patient, ask: Callable[[psycopg.Connection, str], Answer]) -
         DatabaseError: it was refused.
     """
     try:
-        with patient.transaction() as connection:
-            return ask(connection, patient.settings.queue_name)
+        with probe.transaction() as connection:
+            return ask(connection, probe.settings.queue_name)
     except (DatabaseError, DatabaseUnavailable) as error:
         if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
             remedy = "make the roles anew: `mailroom roles --apply`"
@@ -108,10 +108,10 @@ def _asked(patient: Patient, ask: Callable[[psycopg.Connection, str], Answer]) -
         raise NotKnown(f"not known: {error}", remedy) from error
 
 
-def tokens_trigger(patient: Patient) -> Finding:
+def tokens_trigger(probe: Probe) -> Finding:
     """A trigger rings the channel on which the collector listens."""
-    wanted = patient.settings.channel_name
-    rows = patient.ask(TRIGGERS, RING_FUNCTION)
+    wanted = probe.settings.channel_name
+    rows = probe.ask(TRIGGERS, RING_FUNCTION)
     found = [(table, name, enabled, _argument(arguments)) for table, name, enabled, arguments in rows]
     rung = [channel for _, _, enabled, channel in found if enabled]
     if wanted in rung:
@@ -130,9 +130,9 @@ def tokens_trigger(patient: Patient) -> Finding:
     )
 
 
-def accounts_trigger(patient: Patient) -> Finding:
+def accounts_trigger(probe: Probe) -> Finding:
     """A new account gets its token."""
-    rows = patient.ask(TRIGGERS, ISSUE_FUNCTION)
+    rows = probe.ask(TRIGGERS, ISSUE_FUNCTION)
     if not rows:
         return fault(
             "no trigger on accounts makes tokens, so that new accounts would get no mail",
@@ -144,17 +144,17 @@ def accounts_trigger(patient: Patient) -> Finding:
     return _disabled(rows[0][0], rows[0][1], "new accounts would get no mail")
 
 
-def notifications(patient: Patient) -> Finding:
+def notifications(probe: Probe) -> Finding:
     """What is notified arrives. The real channel is not rung: collectors listen to it."""
     channel = f"mailroom_doctor_{secrets.token_hex(8)}"
-    with patient.transaction() as listener:
+    with probe.transaction() as listener:
         listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     # From another session: a pooler may let what one session notifies come back to it.
-    with connect(patient.settings.database_url) as ringer:
-        Patient(patient.settings, ringer).ask(RING, channel, "1")
+    with connect(probe.settings.database_url) as ringer:
+        Probe(probe.settings, ringer).ask(RING, channel, "1")
     with translated():
-        arrived = list(patient.connection.notifies(timeout=DELIVERY_S, stop_after=1))
-        patient.connection.execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)))
+        arrived = list(probe.connection.notifies(timeout=DELIVERY_S, stop_after=1))
+        probe.connection.execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)))
     if not arrived:
         return fault(
             f"a notification did not arrive within {DELIVERY_S:g} s",
@@ -164,10 +164,10 @@ def notifications(patient: Patient) -> Finding:
     return ok("a notification arrived")
 
 
-def backlog(patient: Patient) -> Finding:
+def backlog(probe: Probe) -> Finding:
     """How much waits, and since when."""
     try:
-        waiting = Backlog._make(patient.ask(BACKLOG, patient.settings.queue_name)[0])
+        waiting = Backlog._make(probe.ask(BACKLOG, probe.settings.queue_name)[0])
     except DatabaseUnavailable as error:
         return warning(f"not known: {error}", error.hint)
     if waiting.oldest_age_s is None:
@@ -182,11 +182,11 @@ def backlog(patient: Patient) -> Finding:
     return ok(detail)
 
 
-def collectors(patient: Patient) -> Finding:
+def collectors(probe: Probe) -> Finding:
     """A worker is connected. Each has three connections or more."""
-    if patient.connection.info.parameter_status("application_name") != PROGRAM:
+    if probe.connection.info.parameter_status("application_name") != PROGRAM:
         return skipped("workers cannot be told apart: an application_name is set for all connections")
-    ((connections,),) = patient.ask(COLLECTORS, list(PROGRAMS))
+    ((connections,),) = probe.ask(COLLECTORS, list(PROGRAMS))
     if not connections:
         return warning(
             "no worker is connected to this database", f"start `{PROGRAMS[0]}`, if mail is to go out now"

@@ -18,7 +18,7 @@ from mailroom.errors import MailroomError
 
 Subject = TypeVar("Subject")
 
-LONGEST_DETAIL: Final = 500
+MAX_DETAIL: Final = 500
 
 
 class State(enum.StrEnum):
@@ -148,7 +148,7 @@ def _line(text: str) -> str:
     """One line; a server's words may hold what speaks to a terminal."""
     text = " ".join(text.split())
     text = "".join(character if character.isprintable() else "\ufffd" for character in text)
-    return text if len(text) <= LONGEST_DETAIL else text[: LONGEST_DETAIL - 1] + "…"
+    return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 1] + "…"
 
 
 def _bug(error: Exception) -> str:

@@ -10,7 +10,7 @@ import psycopg
 from mailroom.database import migrate
 from mailroom.database.connection import refuse_no_encoding
 from mailroom.doctor.clocks import compared
-from mailroom.doctor.probe import Patient, connect
+from mailroom.doctor.probe import Probe, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, warning
 from mailroom.errors import MigrationError
 from mailroom.settings.collector import DATABASE_URL
@@ -18,9 +18,9 @@ from mailroom.settings.collector import DATABASE_URL
 OLDEST_VERSION: Final = 14
 
 
-def server(patient: Patient) -> Finding:
+def server(probe: Probe) -> Finding:
     """The server lets us in, and is new enough."""
-    patient.opened = connection = connect(patient.settings.database_url)
+    probe.opened = connection = connect(probe.settings.database_url)
     info = connection.info
     version = info.parameter_status("server_version") or "of an unknown version"
     safety = "TLS" if connection.pgconn.ssl_in_use else "no TLS"
@@ -32,15 +32,15 @@ def server(patient: Patient) -> Finding:
     return ok(detail)
 
 
-def encoding(patient: Patient) -> Finding:
+def encoding(probe: Probe) -> Finding:
     """The texts in the database are of an encoding."""
-    refuse_no_encoding(patient.connection)
-    return ok(patient.connection.info.parameter_status("server_encoding") or "unknown")
+    refuse_no_encoding(probe.connection)
+    return ok(probe.connection.info.parameter_status("server_encoding") or "unknown")
 
 
-def writable(patient: Patient) -> Finding:
+def writable(probe: Probe) -> Finding:
     """The server takes writes, without which no token can be claimed."""
-    ((in_recovery, read_only),) = patient.ask(
+    ((in_recovery, read_only),) = probe.ask(
         "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'"
     )
     if in_recovery:
@@ -57,20 +57,20 @@ def writable(patient: Patient) -> Finding:
     return ok("it takes writes")
 
 
-def clock(patient: Patient) -> Finding:
+def clock(probe: Probe) -> Finding:
     """This machine's clock and the database's, by which tokens expire, agree."""
-    with patient.transaction() as connection:
+    with probe.transaction() as connection:
         asked_at = time()
         rows = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
         answered_at = time()
     return compared("the database", rows[0][0], asked_at, answered_at)
 
 
-def migrations(patient: Patient) -> Finding:
+def migrations(probe: Probe) -> Finding:
     """The schema is this version's."""
     newest = max(migration.version for migration in migrate.shipped())
     try:
-        with patient.transaction() as connection:
+        with probe.transaction() as connection:
             state = migrate.state(connection)
     except MigrationError as error:
         if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
@@ -100,8 +100,8 @@ def migrations(patient: Patient) -> Finding:
     return ok(f"up to date, version {state.version}")
 
 
-def keys(patient: Patient) -> Finding:
+def keys(probe: Probe) -> Finding:
     """What signs tokens."""
-    count = len(patient.settings.keys)
+    count = len(probe.settings.keys)
     more = "the first signs, all verify: a rotation is under way"
     return ok(f"{count} keys; {more}" if count > 1 else "1 key")

@@ -15,11 +15,11 @@ from mailroom.inbox.ses_protocol import Refusal
 from mailroom.templates.tags import syntax_fault
 
 DESTINATIONS_PER_CALL: Final = 50
-MOST_THINGS: Final = 10_000
+MAX_THINGS: Final = 10_000
 # "The maximum size of a template is 500 KB."
 LARGEST_TEMPLATE: Final = 500_000
-LONGEST_ADDRESS: Final = 320
-TOO_LONG: Final = f"Address length is more than {LONGEST_ADDRESS} characters long"
+MAX_ADDRESS: Final = 320
+TOO_LONG: Final = f"Address length is more than {MAX_ADDRESS} characters long"
 REGION: Final = "US-EAST-1"
 
 _NAME: Final = re.compile("[A-Za-z0-9_-]{1,64}")
@@ -60,7 +60,7 @@ class Account:
         template = NO_TEMPLATE if request.message else self.template(request.template)
         if request.config_set:
             self.check_config_set(request.config_set)
-        if len(request.source) > LONGEST_ADDRESS and not request.message:
+        if len(request.source) > MAX_ADDRESS and not request.message:
             raise Refusal("InvalidParameterValue", TOO_LONG)
         address = parseaddr(request.source)[1]
         if "@" not in address:
@@ -93,7 +93,7 @@ class Account:
         else:
             _check_name(name, "InvalidParameterValue")
             created = datetime.now(UTC)
-        if len(self.templates) > MOST_THINGS or sum(map(len, parts)) > LARGEST_TEMPLATE:
+        if len(self.templates) > MAX_THINGS or sum(map(len, parts)) > LARGEST_TEMPLATE:
             raise Refusal("LimitExceeded", "Too many templates, or one that is too large")
         if fault := next(filter(None, map(syntax_fault, parts)), ""):
             raise Refusal("InvalidTemplate", f"Template {name}: {fault}")
@@ -127,7 +127,7 @@ class Account:
         if name in self.config_sets:
             raise Refusal("ConfigurationSetAlreadyExists", f"Configuration set <{name}> already exists.")
         _check_name(name, "InvalidConfigurationSet")
-        if len(self.config_sets) >= MOST_THINGS:
+        if len(self.config_sets) >= MAX_THINGS:
             raise Refusal("LimitExceeded", "Too many configuration sets")
         self.config_sets[name] = True
 
@@ -137,7 +137,7 @@ class Account:
         Raises:
             Refusal: there are too many.
         """
-        if len(self.identities) >= MOST_THINGS:
+        if len(self.identities) >= MAX_THINGS:
             raise Refusal("LimitExceeded", "Too many identities")
         self.identities[identity] = True
 

@@ -33,7 +33,7 @@ LARGEST_BODY: Final = 1_000_000
 PAGE: Final = 100
 LARGEST_PAGE: Final = 1000
 WAIT_S: Final = 30
-LONGEST_WAIT_S: Final = 300
+MAX_WAIT_S: Final = 300
 LARGEST_WAIT: Final = 100
 ACTION_NAMES: Final = tuple(action.name for action in ACTIONS)
 SETTINGS: Final = ("rate", "quota_24h", "paused")
@@ -59,7 +59,7 @@ def api_routes(inbox: Inbox, changes: Changes) -> list[Route]:
     async def wait(request: Request) -> Response:
         try:
             until_s = asyncio.get_running_loop().time() + _whole(
-                request, "timeout", WAIT_S, LONGEST_WAIT_S, least=0
+                request, "timeout", WAIT_S, MAX_WAIT_S, least=0
             )
             wanted = api.wanted(request)
         except ValueError as error:

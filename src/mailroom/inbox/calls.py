@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.ses_protocol import Refusal
 
-MOST_ADDRESSES: Final = 100_000
+MAX_ADDRESSES: Final = 100_000
 # So many are forgotten together, which costs no more than one.
 FORGOTTEN_AT_ONCE: Final = 1000
 
@@ -105,7 +105,7 @@ class Recipients(dict[str, int]):
     def note(self, address: str) -> None:
         """An address was accepted once more."""
         self[address] = self.get(address, 0) + 1
-        if len(self) > MOST_ADDRESSES:
+        if len(self) > MAX_ADDRESSES:
             for oldest in list(islice(self, FORGOTTEN_AT_ONCE)):
                 del self[oldest]
             self.forgotten += FORGOTTEN_AT_ONCE
@@ -140,7 +140,7 @@ class Counts:
         return self.accepted - len(self.by_recipient) - self.by_recipient.forgotten
 
 
-MOST_BYTES: Final = 64_000_000
+MAX_BYTES: Final = 64_000_000
 # What an AWS client signs with is its account's and no part of a mail.
 KEPT_HEADERS: Final = ("host", "content-type", "content-length", "user-agent", "x-amz-date")
 
@@ -152,7 +152,7 @@ class Requests:
         most_bytes: how much is kept, and one request at least.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most_bytes: int = MAX_BYTES) -> None:
         self._most_bytes = most_bytes
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._bytes = 0

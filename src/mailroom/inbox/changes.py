@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-MOST_WAITING: Final = 200
+MAX_WAITING: Final = 200
 
 
 class Changes:
@@ -37,8 +37,8 @@ class Changes:
         Raises:
             HTTPException: all are taken.
         """
-        if self._waiting >= MOST_WAITING:
-            raise HTTPException(503, f"{MOST_WAITING} wait already", {"Retry-After": "1"})
+        if self._waiting >= MAX_WAITING:
+            raise HTTPException(503, f"{MAX_WAITING} wait already", {"Retry-After": "1"})
         self._waiting += 1
         try:
             yield

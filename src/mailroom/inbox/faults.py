@@ -29,7 +29,7 @@ STATUSES: Final = (
     "TransientFailure",
     "Failed",
 )
-LONGEST_HANG_S: Final = 600.0
+MAX_HANG_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class Fault:
             raise ValueError(f"http_status: {self.http_status} is not from 400 to 599")
         if self.status not in STATUSES or self.status == "Success":
             raise ValueError(f"status: {self.status!r} is none of {', '.join(STATUSES[1:])}")
-        if not 0 < self.seconds <= LONGEST_HANG_S:
-            raise ValueError(f"seconds: {self.seconds} is not above 0 and up to {LONGEST_HANG_S:.0f}")
+        if not 0 < self.seconds <= MAX_HANG_S:
+            raise ValueError(f"seconds: {self.seconds} is not above 0 and up to {MAX_HANG_S:.0f}")
 
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {

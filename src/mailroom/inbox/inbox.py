@@ -17,14 +17,14 @@ from datetime import UTC, datetime
 from email.utils import parseaddr
 from typing import Any, Final
 
-from mailroom.inbox.account import LONGEST_ADDRESS, TOO_LONG, Account
+from mailroom.inbox.account import MAX_ADDRESS, TOO_LONG, Account
 from mailroom.inbox.calls import Answer, Call, Counts, Destination, Request, Requests, Status
 from mailroom.inbox.data import check_sizes, read_data
 from mailroom.inbox.faults import Fault, Faults
 from mailroom.inbox.limits import FASTEST, Limits
 from mailroom.inbox.links import action_of, find_links
 from mailroom.inbox.mails import KEEP, Brief, Mail, Mailbox, StoredTemplate
-from mailroom.inbox.messages import LONGEST_HEADER, Rendered
+from mailroom.inbox.messages import MAX_HEADER, Rendered
 from mailroom.inbox.ses_protocol import Refusal
 from mailroom.templates.mails import SES_PARTS, for_ses
 from mailroom.templates.sources import Template
@@ -115,7 +115,7 @@ class Inbox:
         if mail.brief is None:
             rendered = self.render(mail)
             action = action_of(mail.template.name, find_links(rendered))
-            mail.brief = Brief(rendered.subject[:LONGEST_HEADER] if rendered else None, action)
+            mail.brief = Brief(rendered.subject[:MAX_HEADER] if rendered else None, action)
         return mail.brief
 
     def forget(self) -> None:
@@ -205,7 +205,7 @@ def _address_fault(destination: Destination) -> str:
     if not destination.addresses:
         return "Missing recipients"
     for text in destination.addresses:
-        if len(text) > LONGEST_ADDRESS:
+        if len(text) > MAX_ADDRESS:
             return TOO_LONG
         if _PLAIN_ADDRESS.fullmatch(text):
             continue

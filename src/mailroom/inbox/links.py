@@ -15,8 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 from mailroom.actions import ACTIONS
 from mailroom.inbox.messages import Rendered
 
-LONGEST_PART: Final = 200_000
-MOST_LINKS: Final = 100
+MAX_PART: Final = 200_000
+MAX_LINKS: Final = 100
 
 _ANCHOR: Final = re.compile(
     r"""<a\s[^<>]{0,2000}?\bhref\s{0,20}=\s{0,20}(?:"([^"]{1,4000})"|'([^']{1,4000})'|([^\s"'<>]{1,4000}))"""
@@ -55,8 +55,8 @@ def find_links(rendered: Rendered | None) -> list[Link]:
     if rendered is None:
         return []
     found: dict[str, str] = {}
-    for url, text in [*_anchors(rendered.html[:LONGEST_PART]), *_addresses(rendered.text[:LONGEST_PART])]:
-        if len(found) < MOST_LINKS:
+    for url, text in [*_anchors(rendered.html[:MAX_PART]), *_addresses(rendered.text[:MAX_PART])]:
+        if len(found) < MAX_LINKS:
             found.setdefault(url, text)
     return [Link("" if text == url else text, url, _token(url)) for url, text in found.items()]
 

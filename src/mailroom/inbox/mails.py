@@ -19,8 +19,8 @@ from mailroom.templates.tags import placeholders, render_source
 
 KEEP: Final = 5000
 # What clients wrote into the mails that are kept; ordinary mails are far below it.
-MOST_BYTES: Final = 256_000_000
-LONGEST_FAILURE: Final = 1000
+MAX_BYTES: Final = 256_000_000
+MAX_FAILURE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Mail:
         try:
             return Rendered(*(render_source(part, data) for part in parts))
         except Exception as error:  # noqa: BLE001 - anybody's template may do anything
-            self.failure = f"rendering failure: {error}"[:LONGEST_FAILURE]
+            self.failure = f"rendering failure: {error}"[:MAX_FAILURE]
             return None
 
     def as_message(self, rendered: Rendered | None) -> bytes:
@@ -119,7 +119,7 @@ class Mailbox:
         most_bytes: how much all of them may have brought along.
     """
 
-    def __init__(self, keep: int = KEEP, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, keep: int = KEEP, most_bytes: int = MAX_BYTES) -> None:
         self._keep = keep
         self._most_bytes = most_bytes
         self._mails: OrderedDict[str, Mail] = OrderedDict()

@@ -16,12 +16,12 @@ from email.parser import BytesHeaderParser
 from email.utils import format_datetime
 from typing import Final, NamedTuple
 
-LONGEST_HEADER: Final = 10_000
-LONGEST_PLAIN: Final = 500
+MAX_HEADER: Final = 10_000
+MAX_PLAIN: Final = 500
 # The email package takes quadratic time over what has more of these.
-MOST_MULTIPARTS: Final = 20
+MAX_MULTIPARTS: Final = 20
 # It makes an object of each part, and of each block of a report's.
-MOST_PARTS: Final = 1000
+MAX_PARTS: Final = 1000
 _FOLDED: Final = re.compile(rb"(?im)^content-[a-z-]{1,40}:.*(?:\r?\n[ \t].*){10}")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -56,9 +56,9 @@ def _is_laborious(content: bytes) -> bool:
     """Whether the email package would take seconds over it, for nothing that anybody would send."""
     lower = content.lower().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return (
-        lower.count(b"multipart/") > MOST_MULTIPARTS
-        or lower.count(b"\n--") > MOST_PARTS
-        or (b"message/" in lower and lower.count(b"\n\n") > MOST_PARTS)
+        lower.count(b"multipart/") > MAX_MULTIPARTS
+        or lower.count(b"\n--") > MAX_PARTS
+        or (b"message/" in lower and lower.count(b"\n\n") > MAX_PARTS)
         or _FOLDED.search(content) is not None
     )
 
@@ -66,7 +66,7 @@ def _is_laborious(content: bytes) -> bool:
 def read_header(content: bytes, name: str) -> str:
     """The first header of a name, decoded and on one line; empty when there is none."""
     lower = name.lower()
-    value = next((value for key, value in read_headers(content) if key.lower() == lower), "")[:LONGEST_HEADER]
+    value = next((value for key, value in read_headers(content) if key.lower() == lower), "")[:MAX_HEADER]
     try:
         value = str(make_header(decode_header(value)))
     except Exception:  # noqa: BLE001 - as above; it stays as it was written
@@ -107,7 +107,7 @@ def write_message(rendered: Rendered, id: str, time: datetime, source: str, reci
 def _encoded(name: str, value: str) -> str:
     """A header's value on lines that are its own."""
     value = _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", value)).strip()
-    if value.isascii() and "=?" not in value and len(value) < LONGEST_PLAIN:
+    if value.isascii() and "=?" not in value and len(value) < MAX_PLAIN:
         return value
     return Header(value, "utf-8", header_name=name).encode(linesep="\r\n")
 

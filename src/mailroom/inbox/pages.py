@@ -27,7 +27,7 @@ from mailroom.web.pages import Pages
 
 PAGE: Final = 100
 # More of a request or a text than this is offered as a download.
-LONGEST_SHOWN: Final = 200_000
+MAX_SHOWN: Final = 200_000
 VIEWS: Final = {"html": "HTML", "text": "Text", "headers": "Headers", "request": "Raw request"}
 FRAME_POLICY: Final = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
@@ -111,7 +111,7 @@ class Front:
             "code": _code(mail, rendered),
             "views": VIEWS,
             "link": link,
-            "longest": LONGEST_SHOWN,
+            "longest": MAX_SHOWN,
             "headers": read_headers(mail.as_message(rendered)) if view == "headers" else [],
             "parameters": self._parameters(mail) if view == "request" else [],
             "raw": (self._inbox.requests.get(mail.call) or b"").decode("utf-8", "replace"),
@@ -232,7 +232,7 @@ class Front:
         raw = self._inbox.requests.get(mail.call)
         if raw is None or mail.message:
             return []
-        body = raw.partition(b"\r\n\r\n")[2][:LONGEST_SHOWN]
+        body = raw.partition(b"\r\n\r\n")[2][:MAX_SHOWN]
         return parse_qsl(body.decode("ascii", "replace"), keep_blank_values=True, errors="replace")
 
 

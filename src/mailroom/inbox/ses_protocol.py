@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 NAMESPACE: Final = "http://ses.amazonaws.com/doc/2010-12-01/"
 VERSION: Final = "2010-12-01"
 FORM_TYPE: Final = "application/x-www-form-urlencoded"
-MOST_PARAMETERS: Final = 10_000
+MAX_PARAMETERS: Final = 10_000
 
 # What XML 1.0 cannot hold, however it is written.
 _UNWRITABLE: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -91,7 +91,7 @@ def read_form(content_type: str, body: bytes, head: bytes = b"") -> Parameters:
         raise Refusal("InvalidRequest", f"a call is a form: Content-Type: {FORM_TYPE}", 415)
     try:
         pairs = parse_qsl(
-            body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MOST_PARAMETERS
+            body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
         )
     except ValueError as error:  # not ASCII, not UTF-8 within, or too many
         raise Refusal("MalformedQueryString", f"the form cannot be read: {error}") from None

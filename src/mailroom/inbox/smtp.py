@@ -21,7 +21,7 @@ from mailroom.inbox.inbox import THROTTLES, Inbox
 from mailroom.inbox.messages import read_header
 
 LARGEST_MAIL: Final = 10_000_000
-MOST_RECIPIENTS: Final = 50
+MAX_RECIPIENTS: Final = 50
 NAME: Final = "inbox.mailroom"
 # Where SES's API has a code, its SMTP has words.
 WORDS: Final = {
@@ -69,8 +69,8 @@ class SmtpInbox:
         self, _: SMTP, __: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         """Take a recipient."""
-        if len(envelope.rcpt_tos) >= MOST_RECIPIENTS:
-            return f"452 A mail has at most {MOST_RECIPIENTS} recipients"
+        if len(envelope.rcpt_tos) >= MAX_RECIPIENTS:
+            return f"452 A mail has at most {MAX_RECIPIENTS} recipients"
         envelope.rcpt_tos.append(address)
         envelope.rcpt_options.extend(options)
         return "250 OK"

@@ -6,7 +6,7 @@ token; ``drop`` lets it rest. Either is a row of the ledger, so that `mailroom w
 
 Promises: two people at the same time do not mail a dead letter twice, for one decides after the other.
 No secret and no code is read; addresses are masked. Listing and counting walk the rejections alone,
-and counting no more than the newest ``MOST_COUNTED``.
+and counting no more than the newest ``MAX_COUNTED``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psycopg
 
 from mailroom.database.sync import one, rows
 from mailroom.errors import MailroomError
-from mailroom.operations.reports import MOST_COUNTED, UnknownPerson, stories
+from mailroom.operations.reports import MAX_COUNTED, UnknownPerson, stories
 from mailroom.operations.story import Story, mask, plain, span, utc
 
 PAGE: Final = 500
@@ -179,12 +179,12 @@ def all_dead(
 
 
 def count(connection: psycopg.Connection, action: str | None = None, since: timedelta | None = None) -> Count:
-    """How many there are among the newest ``MOST_COUNTED`` rejections.
+    """How many there are among the newest ``MAX_COUNTED`` rejections.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
     """
-    return Count._make(one(connection, DEAD_COUNT, [action, since, MOST_COUNTED]))
+    return Count._make(one(connection, DEAD_COUNT, [action, since, MAX_COUNTED]))
 
 
 def show(connection: psycopg.Connection, queue: str, token: int) -> Story:
@@ -203,7 +203,7 @@ def show(connection: psycopg.Connection, queue: str, token: int) -> Story:
     return story
 
 
-def instead(connection: psycopg.Connection, queue: str, token: int) -> str:
+def why_not_dead(connection: psycopg.Connection, queue: str, token: int) -> str:
     """What a token is that is no dead letter.
 
     Raises:

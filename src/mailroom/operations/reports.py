@@ -29,13 +29,13 @@ from mailroom.operations.story import (
     masked,
     plain,
     span,
-    told,
+    tell_story,
     utc,
 )
 
-MOST_TOKENS: Final = 5
+MAX_TOKENS: Final = 5
 # Dead letters are counted among so many rejections, which costs milliseconds however many there are.
-MOST_COUNTED: Final = 10_000
+MAX_COUNTED: Final = 10_000
 
 OVERVIEW: Final = (
     "SELECT waiting, in_flight, retrying, oldest_age AS oldest_age_s, sent_minute, rejected_minute,"
@@ -154,7 +154,7 @@ def overview(connection: psycopg.Connection, queue: str) -> Overview:
         DatabaseUnavailable: the connection was lost.
     """
     found = _of_queue(rows(connection, Overview, OVERVIEW, [queue]), queue)
-    dead, more = one(connection, DEAD, [MOST_COUNTED])
+    dead, more = one(connection, DEAD, [MAX_COUNTED])
     working = workers(connection, queue)
     alive = sum(worker.alive for worker in working)
     return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=working)
@@ -197,7 +197,7 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
     pause = paused(connection, queue)
     alive = [worker for worker in workers(connection, queue) if worker.alive]
     # The ledger is read last: what is in no lease any more is in it by then.
-    mails = rows(connection, Mail, TOKENS_OF, [queue, who, MOST_TOKENS])[::-1]
+    mails = rows(connection, Mail, TOKENS_OF, [queue, who, MAX_TOKENS])[::-1]
     if not mails:
         raise UnknownPerson(
             f"no account has the address or login {who!r}, and no token this id",
@@ -211,7 +211,7 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
         )
     written = rows(connection, Delivery, DELIVERIES_OF, [[mail.token for mail in mails]])
     troubles = list(dict.fromkeys(worker.trouble for worker in alive if worker.trouble))
-    return [told(masked(mail, written), pause, alive=len(alive), troubles=troubles) for mail in mails]
+    return [tell_story(masked(mail, written), pause, alive=len(alive), troubles=troubles) for mail in mails]
 
 
 def _of_queue(rows: Sequence[Row], queue: str) -> Row:

@@ -183,7 +183,7 @@ def masked(mail: Mail, written: Sequence[Delivery]) -> Mail:
     )
 
 
-def told(mail: Mail, pause: Pause, *, alive: int, troubles: Sequence[str]) -> Story:
+def tell_story(mail: Mail, pause: Pause, *, alive: int, troubles: Sequence[str]) -> Story:
     """The story of a mail.
 
     Args:

@@ -20,12 +20,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mailroom import __version__
+from mailroom.answers import Answer, Result
 from mailroom.database.connection import LOST, Database, refuse_no_encoding
 from mailroom.database.pooler import keeps_sessions
-from mailroom.database.session import AnswerLost, NotNow, Session
+from mailroom.database.session import AnswerLost, Postponed, Session
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
-from mailroom.outcomes import Outcome, Result
 from mailroom.queue.lease import LEASE_MS, Lease, read_leases
 
 # With less than this share of a lease's time left, it is renewed before a claim.
@@ -215,7 +215,7 @@ class Queue:
                     unless=self._is_late,
                 )
                 break
-            except NotNow:
+            except Postponed:
                 continue
             except AnswerLost:
                 self._forgotten = True
@@ -244,7 +244,7 @@ class Queue:
     async def record(
         self,
         lease: Lease,
-        outcomes: Mapping[int, Outcome | None],
+        outcomes: Mapping[int, Answer | None],
         *,
         provider: str,
         retry_ms: int,
@@ -262,7 +262,7 @@ class Queue:
         Returns:
             For each token what was written down.
         """
-        answers = [one or Outcome(Result.TRANSIENT) for one in outcomes.values()]
+        answers = [one or Answer(Result.TRANSIENT) for one in outcomes.values()]
         rows = await self._settlings.ask(
             RECORD,
             [

@@ -14,7 +14,7 @@ from mailroom.queue.lease import LEASE_MS
 from mailroom.queue.listener import Doorbell
 from mailroom.settings.collector import CollectorSettings
 
-LONGEST_ANSWER_S: Final = 30.0
+MAX_ANSWER_S: Final = 30.0
 RENEW_INTERVAL_S: Final = LEASE_MS / 1000 / 3
 
 
@@ -37,7 +37,7 @@ def open_worker(settings: CollectorSettings, program: str, longest_check_s: floa
     """
     interval_s = settings.healthcheck_interval_ms / 1000
     database = Database(
-        settings.database_url, program=program, answer_limit_s=min(interval_s / 3, LONGEST_ANSWER_S)
+        settings.database_url, program=program, answer_limit_s=min(interval_s / 3, MAX_ANSWER_S)
     )
     return Worker(
         database,

@@ -38,14 +38,14 @@ from typing import Final, LiteralString
 
 import psycopg
 
-from mailroom.database.connection import LOST, Connection, Database, hang_up, reason, refusal
+from mailroom.database.connection import LOST, Connection, Database, explained, hang_up, reason
 from mailroom.logs import EventLogger
 
 # What the one who answers the bell is left by the others, and by itself when it does not claim.
 PATIENCE_S: Final = 1.0
 FROZEN_MS: Final = 5000
 # One who waits for a lock asks anew after so long, to see that the server still knows of it.
-LONGEST_WAIT_S: Final = 600.0
+MAX_WAIT_S: Final = 600.0
 WAKE: Final = "wake"
 
 # Other limits than ours would end a wait that is to be long; the others find a dead client. An unlock
@@ -176,14 +176,14 @@ class Bell:
             except LOST as error:
                 log.debug("bell_lost", reason=reason(error))
             except psycopg.Error as error:
-                raise refusal(error) from error
+                raise explained(error) from error
             finally:
                 self._become(Role.AWAY)
                 await connection.close()
             await asyncio.sleep(max(0.0, began + PATIENCE_S - time.monotonic()))
 
     async def _set_up(self, connection: Connection) -> None:
-        await self._ask(connection, SET_UP, f"{LONGEST_WAIT_S * 1000:.0f}")
+        await self._ask(connection, SET_UP, f"{MAX_WAIT_S * 1000:.0f}")
         try:
             await self._ask(connection, CHECK_CLIENT)
         except psycopg.DataError as error:  # not every system can
@@ -268,7 +268,7 @@ class Bell:
         asking = asyncio.create_task(connection.execute(query, parameters))
         self._is_waiting = True
         try:
-            await asyncio.wait({asking}, timeout=LONGEST_WAIT_S + self._database.answer_limit_s)
+            await asyncio.wait({asking}, timeout=MAX_WAIT_S + self._database.answer_limit_s)
             if not asking.done():
                 hang_up(connection)
             with suppress(psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):

@@ -23,7 +23,7 @@ import psycopg
 from psycopg import sql
 
 from mailroom.concurrency import first
-from mailroom.database.connection import LOST, Database, refusal
+from mailroom.database.connection import LOST, Database, explained
 from mailroom.logs import EventLogger
 from mailroom.queue.leader import PATIENCE_S, SIGN_OF_LIFE, WAKE, Bell, Role
 
@@ -32,7 +32,7 @@ from mailroom.queue.leader import PATIENCE_S, SIGN_OF_LIFE, WAKE, Bell, Role
 BUSY: Final = 50.0
 RATE_S: Final = 1.0
 # Awake and with nothing more to claim, it claims again after so long, at the least.
-SHORTEST_PAUSE_S: Final = 0.01
+MIN_PAUSE_S: Final = 0.01
 # Falling asleep, it claims after half the time that it has taken so far, between these.
 LOOK_S: Final = (0.01, 0.5)
 DEEP_CLAIMS: Final = 3
@@ -160,7 +160,7 @@ class Doorbell:
             look_s = (time.monotonic() - self._bell.since) / 2
             return max(min(max(look_s, LOOK_S[0]), LOOK_S[1]), self._batch_timeout_s)
         if self._bell.role is Role.AWAKE and self._rate >= BUSY:  # the time that a batch takes to fill
-            return max(min(self._batch_limit / self._rate, self._batch_timeout_s), SHORTEST_PAUSE_S)
+            return max(min(self._batch_limit / self._rate, self._batch_timeout_s), MIN_PAUSE_S)
         return None
 
     def _soonest(self, *others: float | None) -> float | None:
@@ -190,7 +190,7 @@ class Doorbell:
             except LOST as error:
                 self._database.lost(error)
             except psycopg.Error as error:
-                raise refusal(error) from error
+                raise explained(error) from error
             finally:
                 self._heard_at = None
                 await connection.close()

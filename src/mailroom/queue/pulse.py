@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 
 import psycopg
 
-from mailroom.database.connection import LOST, Connection, Database, hang_up, refusal
+from mailroom.database.connection import LOST, Connection, Database, explained, hang_up
 
 PULSE: Final = (
     "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate, oldest_unsettled"
     " FROM mailroom.pulse(%s, %s)"
 )
-MOST: Final = 10_000
+COUNT_LIMIT: Final = 10_000
 FRESH_S: Final = 1.0
 LIMIT_S: Final = 2.0
 
@@ -27,7 +27,7 @@ class Pulse(NamedTuple):
     """One look at a queue.
 
     Attributes:
-        waiting: tokens that no worker has claimed; ``MOST`` is that or more.
+        waiting: tokens that no worker has claimed; ``COUNT_LIMIT`` is that or more.
         in_flight: tokens that a worker has in hand.
         retrying: tokens that wait to be tried again.
         oldest_due_s: for how many seconds the oldest mail has waited that could be on its way.
@@ -71,7 +71,7 @@ class Pulses:
                 except (TimeoutError, *LOST):
                     await self.close()
                 except psycopg.Error as error:
-                    raise refusal(error) from error
+                    raise explained(error) from error
                 self._looked_at = time.monotonic()
             return self._last
 
@@ -90,7 +90,7 @@ class Pulses:
         # Cancelled, psycopg would ask the server to cancel, and wait for it.
         timer = loop.call_at(ends_at, hang_up, self._connection)
         try:
-            cursor = await self._connection.execute(PULSE, [self._name, MOST])
+            cursor = await self._connection.execute(PULSE, [self._name, COUNT_LIMIT])
             row = await cursor.fetchone()
         finally:
             timer.cancel()

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from mailroom.answers import Answer, Result
 from mailroom.logs import EventLogger, without_addresses
-from mailroom.outcomes import Outcome, Result
 
 REMINDER_S: Final = 60.0
 MOMENT_S: Final = 1.0
@@ -32,7 +32,7 @@ BACK_OFF_S: Final = {
 log = EventLogger("sender")
 
 
-class Gate:
+class Breaker:
     """Open at first; ``name`` says in the log what stands behind it."""
 
     def __init__(self, name: str) -> None:
@@ -73,7 +73,7 @@ class Gate:
                     return
         yield False
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Answer) -> None:
         """Note that a call was refused, for a reason that holds for every other as well."""
         now = time.monotonic()
         if self.is_open:
@@ -108,7 +108,7 @@ class Gate:
         self._failures = 0
         self._opened.set()
 
-    def _tell(self, now: float, outcome: Outcome) -> None:
+    def _tell(self, now: float, outcome: Answer) -> None:
         lasted_s = now - self._closed_at
         # A trouble that comes and goes is no more often told than one that stays.
         if now - self._told_at < REMINDER_S:

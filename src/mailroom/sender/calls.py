@@ -18,10 +18,10 @@ from contextlib import AsyncExitStack, suppress
 from typing import Final, NamedTuple
 
 from mailroom.actions import ACTIONS
+from mailroom.answers import Answer, Result, Scope
 from mailroom.concurrency import in_thread
 from mailroom.logs import EventLogger, without_addresses
-from mailroom.outcomes import Outcome, Result, Scope
-from mailroom.sender.breaker import Gate
+from mailroom.sender.breaker import Breaker
 from mailroom.sender.rate import Bucket, Rate
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
@@ -30,8 +30,8 @@ from mailroom.wire import Message
 # What SES allows an account that has just left the sandbox.
 DEFAULT_RATE: Final = 14.0
 QUOTA_INTERVAL_S: Final = 300.0
-LONGEST_WAITS: Final = 4
-EVERYBODY: Final = ""
+MAX_WAITS: Final = 4
+ACCOUNT: Final = ""
 
 log = EventLogger("sender")
 
@@ -44,7 +44,7 @@ class Attempt(NamedTuple):
         gated: whether a gate was closed by it, which then decides when to try again.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[Answer]
     gated: bool
 
 
@@ -69,16 +69,16 @@ class Calls:
         settings: SenderSettings,
         changed: asyncio.Event,
         bucket: Rate | None = None,
-        called: Callable[[str, Sequence[Outcome], float], None] | None = None,
+        called: Callable[[str, Sequence[Answer], float], None] | None = None,
     ) -> None:
         self._transport = transport
         self._asks_quota = settings.send_rate is None
         self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
-        self._gate = Gate("account")
-        self._action_gates = {action.name: Gate(action.name) for action in ACTIONS}
+        self._gate = Breaker("account")
+        self._action_gates = {action.name: Breaker(action.name) for action in ACTIONS}
         self._slots = asyncio.Semaphore(settings.send_concurrency)
         # A call has several waits, each with a limit of its own; together they have this one.
-        self._longest_s = (settings.connect_timeout_ms + LONGEST_WAITS * settings.send_timeout_ms) / 1000
+        self._longest_s = (settings.connect_timeout_ms + MAX_WAITS * settings.send_timeout_ms) / 1000
         self._in_calls: set[int] = set()  # of id(): one mail may be asked for twice
         self._changed = changed
         self._called = called
@@ -99,9 +99,9 @@ class Calls:
     def troubles(self) -> dict[str, tuple[str, float]]:
         """What keeps mail from going out, and for how many seconds it has.
 
-        Of every mail under ``EVERYBODY``, of an action's under its name.
+        Of every mail under ``ACCOUNT``, of an action's under its name.
         """
-        gates = {EVERYBODY: self._gate} | self._action_gates
+        gates = {ACCOUNT: self._gate} | self._action_gates
         return {name: trouble for name, gate in gates.items() if (trouble := gate.trouble)}
 
     @property
@@ -164,8 +164,8 @@ class Calls:
             self._transport.close()
 
     async def _call(
-        self, messages: Sequence[Message], gates: Sequence[Gate], give_up_at: float, gate_s: float
-    ) -> list[Outcome] | None:
+        self, messages: Sequence[Message], gates: Sequence[Breaker], give_up_at: float, gate_s: float
+    ) -> list[Answer] | None:
         loop = asyncio.get_running_loop()
         last = loop.time() + max(give_up_at - time.monotonic(), 0)
         try:
@@ -186,7 +186,7 @@ class Calls:
         except TimeoutError:
             return None
 
-    async def _turn(self, gate: Gate, stack: AsyncExitStack) -> bool:
+    async def _turn(self, gate: Breaker, stack: AsyncExitStack) -> bool:
         self.waiting += 1
         self._changed.set()
         try:
@@ -194,7 +194,7 @@ class Calls:
         finally:
             self.waiting -= 1
 
-    async def _send(self, messages: Sequence[Message]) -> list[Outcome]:
+    async def _send(self, messages: Sequence[Message]) -> list[Answer]:
         started = time.monotonic()
         self._in_calls.update(map(id, messages))
         # Cancelled, it leaves them there: nobody knows what will have become of them.
@@ -203,7 +203,7 @@ class Calls:
                 outcomes = await in_thread(self._transport.send, messages)
         except TimeoutError:
             detail = f"no whole answer within {self._longest_s:g} s"
-            outcomes = [Outcome(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
+            outcomes = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         self._in_calls.difference_update(map(id, messages))
         self.answers.update(outcome.result for outcome in outcomes)
         took_s = time.monotonic() - started
@@ -212,7 +212,7 @@ class Calls:
         self._tell(messages[0].action, outcomes, took_s)
         return outcomes
 
-    def _learn(self, action: str, outcomes: Sequence[Outcome]) -> bool:
+    def _learn(self, action: str, outcomes: Sequence[Answer]) -> bool:
         """Slow down, and open or close gates, by what a call's answer says; True if one closed."""
         if any(outcome.result is Result.THROTTLED for outcome in outcomes):
             self._bucket.slow()
@@ -231,7 +231,7 @@ class Calls:
         self._changed.set()
         return closes
 
-    def _tell(self, action: str, outcomes: Sequence[Outcome], took_s: float) -> None:
+    def _tell(self, action: str, outcomes: Sequence[Answer], took_s: float) -> None:
         kinds = Counter((outcome.result, outcome.scope) for outcome in outcomes)
         for (result, scope), count in kinds.items():
             detail = next(one.detail for one in outcomes if (one.result, one.scope) == (result, scope))

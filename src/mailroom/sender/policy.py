@@ -27,17 +27,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
+from mailroom.answers import Answer, Result, Scope
 from mailroom.logs import EventLogger
-from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.sender.calls import Calls
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
 from mailroom.wire import Message
 
 # So many recipients may be in hand, most of them waiting for a retry, before no more are taken.
-MOST_IN_HAND: Final = 1000
+MAX_IN_HAND: Final = 1000
 # And so many while one action's mails cannot go out, since these would be most of them.
-MOST_WHILE_GATED: Final = 100
+MAX_WHILE_GATED: Final = 100
 # Before a recipient is tried again: at first, at last.
 BACK_OFF_S: Final = (0.5, 60.0)
 
@@ -68,8 +68,8 @@ class Recipient:
     message: Message
     useful_until: float
     failures: int = 0
-    last: Outcome | None = None
-    lost: Outcome | None = None
+    last: Answer | None = None
+    lost: Answer | None = None
 
 
 Report = Callable[[list[tuple[Message, Verdict, str]]], None]
@@ -115,7 +115,7 @@ class Sender:
             # Somebody has to look whether the trouble is over.
             (self._calls.is_open or not self._in_hand)
             and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
-            and len(self._in_hand) < (MOST_IN_HAND if self._calls.is_clear else MOST_WHILE_GATED)
+            and len(self._in_hand) < (MAX_IN_HAND if self._calls.is_clear else MAX_WHILE_GATED)
         )
 
     async def start(self) -> None:
@@ -225,7 +225,7 @@ class Sender:
                 await self._back_off(tries)
                 tries += 1
 
-    def _judge(self, pairs: list[tuple[Recipient, Outcome]]) -> list[Recipient]:
+    def _judge(self, pairs: list[tuple[Recipient, Answer]]) -> list[Recipient]:
         """Report those whose outcome is final, and give back the others."""
         final, again = [], []
         for recipient, outcome in pairs:

@@ -16,11 +16,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Literal, TypeVar
 
+from mailroom.answers import Result
 from mailroom.concurrency import end
 from mailroom.errors import SetAsideError, WireError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
-from mailroom.outcomes import Result
 from mailroom.sender.policy import Sender, Verdict
 from mailroom.sender.rejected import Rejected, Row
 from mailroom.sender.stdin import Input, Line

@@ -16,7 +16,7 @@ from mailroom.errors import InputClosed
 
 CHUNK_BYTES: Final = select.PIPE_BUF
 # Ten thousand messages of the largest possible fields are half of it.
-LONGEST_LINE: Final = 64 * 1024 * 1024
+MAX_LINE: Final = 64 * 1024 * 1024
 
 
 class Line(NamedTuple):
@@ -64,7 +64,7 @@ class Input:
         while True:
             end = self._read.find(b"\n", self._searched) + 1
             self._searched = len(self._read)
-            if not end and (self._ended or len(self._read) >= LONGEST_LINE):
+            if not end and (self._ended or len(self._read) >= MAX_LINE):
                 end = len(self._read)
             if end:
                 return self._taken(end)

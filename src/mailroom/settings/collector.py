@@ -8,7 +8,7 @@ from typing import Final
 
 from mailroom.settings.variables import MAX_MS, Reader, Variable
 from mailroom.tokens import parse_keys
-from mailroom.wire import MOST_MESSAGES
+from mailroom.wire import MAX_MESSAGES
 
 NO_KEYS: Final[tuple[bytes, ...]] = ()
 
@@ -41,7 +41,7 @@ BATCH_TIMEOUT: Final = Variable(
     bounds=(0, MAX_MS),
 )
 BATCH_LIMIT: Final = Variable(
-    "MAILROOM_BATCH_LIMIT", "10", "a batch has at most so many tokens", bounds=(1, MOST_MESSAGES)
+    "MAILROOM_BATCH_LIMIT", "10", "a batch has at most so many tokens", bounds=(1, MAX_MESSAGES)
 )
 
 COLLECTOR_VARIABLES: Final = (

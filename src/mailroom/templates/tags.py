@@ -27,8 +27,8 @@ _TAG: Final = re.compile(
     re.DOTALL,
 )
 # More would take long to look at, and no mail has them.
-MOST_TAGS: Final = 1000
-MOST_ELEMENTS: Final = 10_000
+MAX_TAGS: Final = 1000
+MAX_ELEMENTS: Final = 10_000
 _HELPERS: Final = ("if", "unless", "each", "with", "lookup", "log", "inline")
 _WORDS: Final = frozenset([*_HELPERS, "else", "as", "this", "true", "false", "null", "undefined"])
 
@@ -105,7 +105,7 @@ def placeholders(source: str) -> set[str]:
 
 def syntax_fault(source: str) -> str:
     """Why a source is no Handlebars, or not to be looked at; empty when it may be."""
-    for what, most in (("{{", MOST_TAGS), ("<", MOST_ELEMENTS)):
+    for what, most in (("{{", MAX_TAGS), ("<", MAX_ELEMENTS)):
         if source.count(what) > most:
             return f"more than {most} {what}"
     try:

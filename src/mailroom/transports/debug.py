@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+from mailroom.answers import Answer, Result
 from mailroom.errors import OutputClosed
-from mailroom.outcomes import Outcome, Result
 from mailroom.settings.sender import MAX_RATE, SenderSettings
 from mailroom.transports.ses import OPERATION, RECIPIENTS_PER_CALL, bad_addresses, request
 from mailroom.wire import Message
@@ -35,14 +35,14 @@ class DebugTransport:
         """As fast as it can be printed."""
         return MAX_RATE
 
-    def send(self, messages: Sequence[Message]) -> list[Outcome]:
+    def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
         bad = bad_addresses(messages)
         good = [message for message, outcome in zip(messages, bad, strict=True) if outcome is None]
         statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in good]
         if good:
             self._print(request(self._settings, good), {"Status": statuses})
-        sent = iter([Outcome(Result.SENT, message_id=status["MessageId"]) for status in statuses])
+        sent = iter([Answer(Result.SENT, message_id=status["MessageId"]) for status in statuses])
         return [outcome or next(sent) for outcome in bad]
 
     def close(self) -> None:

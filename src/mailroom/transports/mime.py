@@ -11,7 +11,7 @@ from typing import Final
 
 from mailroom.templates.mails import Mail
 
-LONGEST_PLAIN_SUBJECT: Final = 68  # a header's line should not be longer than 78
+MAX_PLAIN_SUBJECT: Final = 68  # a header's line should not be longer than 78
 
 
 def compose(mail: Mail, sender: Address, recipient: Address, message_id: str) -> bytes:
@@ -27,6 +27,6 @@ def compose(mail: Mail, sender: Address, recipient: Address, message_id: str) ->
     message.add_alternative(mail.html, subtype="html")
     # EmailMessage would take a login like =?utf-8?q?…?= for an encoded word, and decode it.
     subject = " ".join(mail.subject.splitlines())
-    if not subject.isascii() or "=?" in subject or len(subject) > LONGEST_PLAIN_SUBJECT:
+    if not subject.isascii() or "=?" in subject or len(subject) > MAX_PLAIN_SUBJECT:
         subject = Header(subject, "utf-8", header_name="Subject").encode(linesep="\r\n")
     return f"Subject: {subject}\r\n".encode() + message.as_bytes()

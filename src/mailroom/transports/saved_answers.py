@@ -19,12 +19,12 @@ from typing import Final
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
 
-MOST_FILES: Final = 1000
-MOST_BYTES: Final = 64 * 1024 * 1024
-MOST_BODY_BYTES: Final = 1024 * 1024
+MAX_FILES: Final = 1000
+MAX_BYTES: Final = 64 * 1024 * 1024
+MAX_BODY_BYTES: Final = 1024 * 1024
 REDACTED: Final = "[redacted]"
 # What is shorter stands in many a word that is no secret.
-SHORTEST_SECRET: Final = 6
+MIN_SECRET: Final = 6
 
 log = EventLogger("responses")
 
@@ -64,12 +64,10 @@ class Responses:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         head = "\r\n".join([*lines, "", ""])
         # Latin-1 stands for bytes one to one.
-        text = head.encode(errors="replace").decode("latin-1") + body[: 2 * MOST_BODY_BYTES].decode("latin-1")
+        text = head.encode(errors="replace").decode("latin-1") + body[: 2 * MAX_BODY_BYTES].decode("latin-1")
         content = redacted(text, secrets)
-        if len(body) > MOST_BODY_BYTES:
-            content = (
-                f"{content[: len(head) + MOST_BODY_BYTES]}\n[cut here: the body had {len(body)} bytes]\n"
-            )
+        if len(body) > MAX_BODY_BYTES:
+            content = f"{content[: len(head) + MAX_BODY_BYTES]}\n[cut here: the body had {len(body)} bytes]\n"
         with self._one_at_a_time:
             self._write(action, content)
 
@@ -89,9 +87,9 @@ class Responses:
 
     def _make_room(self) -> None:
         files = [(path, path.stat().st_size) for path in sorted(self._folder.glob(f"{self._prefix}_*.http"))]
-        most, total, gone = MOST_FILES, sum(size for _, size in files), 0
+        most, total, gone = MAX_FILES, sum(size for _, size in files), 0
         for path, size in files[:-1]:
-            if len(files) - gone <= most and total <= MOST_BYTES:
+            if len(files) - gone <= most and total <= MAX_BYTES:
                 break
             path.unlink(missing_ok=True)
             total -= size
@@ -104,11 +102,11 @@ def redacted(text: str, secrets: Iterable[str | None]) -> str:
     """A text with every secret in it blotted out, and every code that is called one.
 
     A secret of digits alone, as a code is, is one where it stands as a word: not within a longer number.
-    Any other has ``SHORTEST_SECRET`` characters at least: a shorter one would blot out parts of words.
+    Any other has ``MIN_SECRET`` characters at least: a shorter one would blot out parts of words.
     """
     for secret in filter(None, secrets):
         if secret.isdigit():
             text = re.sub(rf"\b{secret}\b", REDACTED, text)
-        elif len(secret) >= SHORTEST_SECRET:
+        elif len(secret) >= MIN_SECRET:
             text = text.replace(secret, REDACTED)
     return re.sub(r"(code\W{1,12})[0-9]{5}\b", rf"\1{REDACTED}", text)

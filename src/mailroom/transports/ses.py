@@ -19,9 +19,9 @@ from typing import Any, Final
 import botocore.session
 
 from mailroom.actions import ACTIONS, BY_NAME, Action
+from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
-from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.settings.sender import MAX_RATE, TEMPLATE_NAMES, SenderSettings
 from mailroom.templates import checks, mails, remote
 from mailroom.transports import ses_answers
@@ -59,14 +59,14 @@ def request(settings: SenderSettings, messages: Sequence[Message]) -> dict[str, 
     return parameters
 
 
-def bad_addresses(messages: Sequence[Message]) -> list[Outcome | None]:
+def bad_addresses(messages: Sequence[Message]) -> list[Answer | None]:
     """For each message the rejection of its address, where that could stand for another's or for several."""
-    outcomes: list[Outcome | None] = []
+    outcomes: list[Answer | None] = []
     for message in messages:
         try:
             wire_address(message.email)
         except ValueError as error:
-            outcomes.append(Outcome(Result.REJECTED, str(error), is_ours=True))
+            outcomes.append(Answer(Result.REJECTED, str(error), is_ours=True))
         else:
             outcomes.append(None)
     return outcomes
@@ -131,7 +131,7 @@ class SesTransport:
         self._quota_fault = ""
         return rate if LOWEST_RATE <= rate <= MAX_RATE else None
 
-    def send(self, messages: Sequence[Message]) -> list[Outcome]:
+    def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
         action = BY_NAME[messages[0].action]
         if action.name in self._unchecked and (trouble := self._check_template(action)):
@@ -147,7 +147,7 @@ class SesTransport:
         """Let go of connections."""
         self._client.close()
 
-    def _check_template(self, action: Action) -> Outcome | None:
+    def _check_template(self, action: Action) -> Answer | None:
         """What keeps the action's template from being used; None for nothing that we know of.
 
         One that is not there, or that may not be looked at, is left to the call itself. One that SES
@@ -164,7 +164,7 @@ class SesTransport:
             if ses_answers.of_exception(error, self._settings.source, 0).result is Result.PAUSED:
                 return None  # a call will meet it too, or does without the permission
             detail = f"the template {name!r} cannot be looked at: {name_of(error)}"
-            return Outcome(Result.TRANSIENT, detail, scope=Scope.ACCOUNT)
+            return Answer(Result.TRANSIENT, detail, scope=Scope.ACCOUNT)
         if parts is None:
             self._tell_once(
                 "template_missing", template=name, reason=f"`mailroom templates push {action.name}`"
@@ -175,7 +175,7 @@ class SesTransport:
             self._tell_once("template_warning", template=name, reason=finding)
         if findings.faults:
             detail = f"the template {name!r} in SES does not fit {action.name}: {'; '.join(findings.faults)}"
-            return Outcome(Result.REJECTED, detail, scope=Scope.ACTION)
+            return Answer(Result.REJECTED, detail, scope=Scope.ACTION)
         self._unchecked.discard(action.name)
         return None
 
@@ -185,7 +185,7 @@ class SesTransport:
             self._told.add(told_before)
             log.warning(event, **fields)
 
-    def _send(self, messages: Sequence[Message]) -> list[Outcome]:
+    def _send(self, messages: Sequence[Message]) -> list[Answer]:
         self._answer.kept = None
         parameters = request(self._settings, messages)
         try:
@@ -198,7 +198,7 @@ class SesTransport:
             ]
             if len(outcomes) != len(messages):
                 detail = f"SES answered for {len(outcomes)} of {len(messages)} recipients"
-                outcomes = [Outcome(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
+                outcomes = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         except Exception as error:  # noqa: BLE001 - what it is decides what happens to the mail
             status = self._answer.kept[0] if self._answer.kept else 0
             outcomes = [ses_answers.of_exception(error, self._settings.source, status)] * len(messages)

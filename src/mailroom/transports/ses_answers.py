@@ -11,7 +11,7 @@ from typing import Final
 
 from botocore import exceptions as aws
 
-from mailroom.outcomes import Outcome, Result, Scope
+from mailroom.answers import Answer, Result, Scope
 from mailroom.transports.redaction import DAILY_QUOTA
 
 REJECTED: Final = (Result.REJECTED, Scope.CALL)
@@ -102,7 +102,7 @@ CLOSED_STATUSES: Final = (401, 403, 404, 405, 407)
 LATE_STATUSES: Final = (408, 425)
 
 
-def of_status(status: str, error: str, message_id: str) -> Outcome:
+def of_status(status: str, error: str, message_id: str) -> Answer:
     """What a recipient's entry says; a status that is new to us fails, and so is tried a few times.
 
     An entry without a status, as some stand-ins for SES give it, counts by whether the mail has an id.
@@ -111,10 +111,10 @@ def of_status(status: str, error: str, message_id: str) -> Outcome:
         status = "Success" if message_id else "NoStatus"
     result, scope = STATUSES.get(status, (Result.FAILED, Scope.RECIPIENT))
     detail = "" if result is Result.SENT else f"{status}: {error}" if error else status
-    return Outcome(result, detail, message_id, scope)
+    return Answer(result, detail, message_id, scope)
 
 
-def of_exception(error: Exception, source: str, status: int) -> Outcome:
+def of_exception(error: Exception, source: str, status: int) -> Answer:
     """What an exception of botocore's says of every recipient of the call.
 
     Args:
@@ -135,7 +135,7 @@ def of_exception(error: Exception, source: str, status: int) -> Outcome:
     if code in DENIED and ":template/" in words:
         result, scope = NO_TEMPLATE  # IAM names the resource: other actions' templates may be allowed
     answered = f" (HTTP status {status})" if status and code not in CODES else ""
-    return Outcome(result, f"{code}: {words}{answered}", scope=scope)
+    return Answer(result, f"{code}: {words}{answered}", scope=scope)
 
 
 def _class_of(error: Exception, code: str, words: str, status: int) -> tuple[Result, Scope]:

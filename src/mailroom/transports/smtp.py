@@ -22,19 +22,19 @@ from email.utils import parseaddr
 from typing import Final
 from uuid import uuid4
 
+from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError, TransportError
-from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.settings.sender import SES_SOURCE, SenderSettings, SmtpServer
 from mailroom.templates import checks, mails, sources
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
-from mailroom.transports.redaction import DAILY_QUOTA, LONGEST_DETAIL, as_told
+from mailroom.transports.redaction import DAILY_QUOTA, MAX_DETAIL, as_told
 from mailroom.wire import Message
 
 # Servers end connections that are silent or busy for long; no mail should meet that moment.
-LONGEST_IDLE_S: Final = 30.0
+MAX_IDLE_S: Final = 30.0
 MAILS_PER_CONNECTION: Final = 100
-LONGEST_WAITS: Final = 2
+MAX_WAITS: Final = 2
 # Authentication required, credentials invalid, encryption required (RFC 4954).
 NOT_LET_IN: Final = (530, 535, 538)
 
@@ -46,10 +46,10 @@ class _Trouble(Exception):
     """Why nothing more can be sent in this call; ``own`` is about the mail in hand, if that differs."""
 
     def __init__(
-        self, result: Result, detail: str, scope: Scope = Scope.ACCOUNT, own: Outcome | None = None
+        self, result: Result, detail: str, scope: Scope = Scope.ACCOUNT, own: Answer | None = None
     ) -> None:
         super().__init__(detail)
-        self.others = Outcome(result, detail, scope=scope)
+        self.others = Answer(result, detail, scope=scope)
         self.own = own or self.others
 
 
@@ -63,7 +63,7 @@ class _Connection:
 
     def fit(self) -> bool:
         """Whether it can take another mail."""
-        if time.monotonic() - self.used_at > LONGEST_IDLE_S or self.mails >= MAILS_PER_CONNECTION:
+        if time.monotonic() - self.used_at > MAX_IDLE_S or self.mails >= MAILS_PER_CONNECTION:
             return False
         with contextlib.suppress(OSError):
             return self.smtp.rset()[0] == 250
@@ -124,16 +124,16 @@ class SmtpTransport:
         """SMTP does not tell."""
         return None
 
-    def send(self, messages: Sequence[Message]) -> list[Outcome]:
+    def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
-        outcomes: list[Outcome] = []
+        outcomes: list[Answer] = []
         # Whoever called does not wait for ever, and must not find us still sending then.
-        last = time.monotonic() + LONGEST_WAITS * self._send_timeout_s
+        last = time.monotonic() + MAX_WAITS * self._send_timeout_s
         try:
             with self._slots, self._connection() as connection:
                 for message in messages:
                     if time.monotonic() >= last:
-                        slow = Outcome(Result.TRANSIENT, "not begun: the server is slow")
+                        slow = Answer(Result.TRANSIENT, "not begun: the server is slow")
                         outcomes += [slow] * (len(messages) - len(outcomes))
                         break
                     outcomes.append(self._deliver(connection.smtp, message))
@@ -221,7 +221,7 @@ class SmtpTransport:
             undo.pop_all()
         return smtp
 
-    def _deliver(self, smtp: smtplib.SMTP, message: Message) -> Outcome:
+    def _deliver(self, smtp: smtplib.SMTP, message: Message) -> Answer:
         """Send one mail.
 
         Raises:
@@ -230,10 +230,10 @@ class SmtpTransport:
         try:
             local, domain = wire_address(message.email)
         except ValueError as error:
-            return Outcome(Result.REJECTED, str(error))
+            return Answer(Result.REJECTED, str(error))
         extensions = [] if local.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
         if extensions and not smtp.has_extn("smtputf8"):
-            return Outcome(Result.REJECTED, "the address is not ASCII, and the server does not take SMTPUTF8")
+            return Answer(Result.REJECTED, "the address is not ASCII, and the server does not take SMTPUTF8")
         try:
             mail = mails.render(self._templates[message.action], message)
         except TemplateError as error:
@@ -245,7 +245,7 @@ class SmtpTransport:
             if code != 250:
                 told = self._words(code, words, message, domain)
                 if code >= 500 and extensions:  # the address is why, and not the sender's
-                    return Outcome(Result.REJECTED, told)
+                    return Answer(Result.REJECTED, told)
                 raise _Trouble(Result.PAUSED if code >= 500 else _passing(told), told)
             code, words = smtp.rcpt(f"<{local}@{domain}>")
             if code in (250, 251):
@@ -254,17 +254,17 @@ class SmtpTransport:
                     smtp.send(re.sub(rb"(?m)^\.", b"..", content) + b".\r\n")
                     code, words = self._last_answer(smtp)
                     if 200 <= code < 300:
-                        return Outcome(Result.SENT, message_id=message_id)
+                        return Answer(Result.SENT, message_id=message_id)
         except OSError as error:
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
         told = self._words(code, words, message, domain)
         if code in NOT_LET_IN:  # servers may say so only now
             raise _Trouble(Result.PAUSED, told)
         if code >= 500:
-            return Outcome(Result.REJECTED, told)
+            return Answer(Result.REJECTED, told)
         result = _passing(told)
         if result is Result.TRANSIENT and 400 <= code != 421:
-            return Outcome(result, told)
+            return Answer(result, told)
         raise _Trouble(result, told)
 
     def _last_answer(self, smtp: smtplib.SMTP) -> tuple[int, bytes]:
@@ -274,7 +274,7 @@ class SmtpTransport:
         except OSError as error:
             code, detail = -1, self._text(error)
         if code < 0:
-            lost = Outcome(Result.UNKNOWN, f"the answer to the mail was lost: {detail}")
+            lost = Answer(Result.UNKNOWN, f"the answer to the mail was lost: {detail}")
             raise _Trouble(Result.TRANSIENT, f"connection lost: {detail}", own=lost)
         return code, words
 
@@ -287,7 +287,7 @@ class SmtpTransport:
             raise _Trouble(Result.TRANSIENT, self._words(code, words))
 
     def _text(self, error: OSError) -> str:
-        return f"{self._server.host}: {' '.join(str(error).split())}"[:LONGEST_DETAIL]
+        return f"{self._server.host}: {' '.join(str(error).split())}"[:MAX_DETAIL]
 
     def _words(self, code: int, words: bytes | str, message: Message | None = None, domain: str = "") -> str:
         """The server's words, without what is nobody's business: it may quote what it got."""

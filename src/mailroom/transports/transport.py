@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from mailroom.outcomes import Outcome
+from mailroom.answers import Answer
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.wire import Message
 
@@ -35,7 +35,7 @@ class Transport(Protocol):
     def quota(self) -> float | None:
         """Recipients a second that the provider allows; None when it does not say."""
 
-    def send(self, messages: Sequence[Message]) -> list[Outcome]:
+    def send(self, messages: Sequence[Message]) -> list[Answer]:
         """Send one mail to each recipient, in one attempt.
 
         Args:

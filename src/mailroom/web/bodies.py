@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 LARGEST_FORM: Final = 10_000
-MOST_FIELDS: Final = 20
+MAX_FIELDS: Final = 20
 
 
 async def read_body(request: Request, largest: int) -> bytes:
@@ -38,6 +38,6 @@ async def read_form(request: Request) -> dict[str, str]:
     """
     body = await read_body(request, LARGEST_FORM)
     try:
-        return dict(parse_qsl(body.decode("ascii"), max_num_fields=MOST_FIELDS))
+        return dict(parse_qsl(body.decode("ascii"), max_num_fields=MAX_FIELDS))
     except ValueError:
         raise HTTPException(400, "the form cannot be read") from None

@@ -18,9 +18,9 @@ from operator import itemgetter
 from typing import Final
 
 from mailroom.actions import BY_NAME
+from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import WireError
 from mailroom.logs import EventLogger
-from mailroom.outcomes import Outcome, Result, Scope
 from mailroom.queue.client import Queue
 from mailroom.queue.lease import Claimed, Lease
 from mailroom.sender.calls import Calls
@@ -29,10 +29,10 @@ from mailroom.wire import Message, encode_message
 from mailroom.worker.metrics import Metrics
 
 # What waits for longer is claimed anew, which tests again whether it may be mailed.
-LONGEST_AT_GATE_S: Final = 1.0
+MAX_AT_GATE_S: Final = 1.0
 # Before a lease is tried again, by its generation: at first, at last.
 BACK_OFF_S: Final = (0.5, 60.0)
-CUT_OFF: Final = Outcome(Result.UNKNOWN, "stopped before it was answered; it may have been accepted")
+CUT_OFF: Final = Answer(Result.UNKNOWN, "stopped before it was answered; it may have been accepted")
 
 log = EventLogger("run")
 
@@ -61,11 +61,11 @@ class Delivery:
         self._provider = provider
         self._keys = keys
         self._retry_limit = retry_limit
-        self._cut_off: list[tuple[Lease, dict[int, Outcome | None]]] = []
+        self._cut_off: list[tuple[Lease, dict[int, Answer | None]]] = []
 
     async def deliver(self, lease: Lease, waited_s: float) -> bool:
         """Attempt and settle; gives back whether something of it is to be tried again."""
-        outcomes: dict[int, Outcome | None] = {}
+        outcomes: dict[int, Answer | None] = {}
         messages: list[tuple[int, Message]] = []
         for claimed in lease.claimed:
             signed = self._signed(claimed)
@@ -98,7 +98,7 @@ class Delivery:
         return freed
 
     async def _settle(
-        self, lease: Lease, outcomes: dict[int, Outcome | None], waited_s: float, retry_s: float
+        self, lease: Lease, outcomes: dict[int, Answer | None], waited_s: float, retry_s: float
     ) -> bool:
         recorded = await self._queue.record(
             lease,
@@ -120,7 +120,7 @@ class Delivery:
         self,
         messages: Sequence[tuple[int, Message]],
         lease: Lease,
-        outcomes: dict[int, Outcome | None],
+        outcomes: dict[int, Answer | None],
     ) -> None:
         """Find the outcomes of one action's messages; None for those that got no leave in time."""
         size = self._calls.largest
@@ -129,7 +129,7 @@ class Delivery:
             chunk = chunks.pop()
             # As long as the lease is ours without being renewed: a frozen process does not send late.
             attempt = await self._calls.attempt(
-                [message for _, message in chunk], lease.valid_until, gate_s=LONGEST_AT_GATE_S
+                [message for _, message in chunk], lease.valid_until, gate_s=MAX_AT_GATE_S
             )
             found = attempt.outcomes if attempt else [None] * len(chunk)
             outcomes |= dict(zip(map(itemgetter(0), chunk), found, strict=True))
@@ -141,7 +141,7 @@ class Delivery:
             if len(blamed) > 1:  # for somebody among these: cut the call, to see for whom
                 chunks += [blamed[: len(blamed) // 2], blamed[len(blamed) // 2 :]]
 
-    def _signed(self, claimed: Claimed) -> Message | Outcome | None:
+    def _signed(self, claimed: Claimed) -> Message | Answer | None:
         """The message to send, or why there is none; None where a newer worker may know more."""
         action = BY_NAME.get(claimed.action)
         if action is None:
@@ -153,7 +153,7 @@ class Delivery:
             encode_message(message)
         except (WireError, ValueError) as error:
             log.warning("rejected", token=claimed.token, reason=error)
-            return Outcome(Result.REJECTED, str(error))
+            return Answer(Result.REJECTED, str(error))
         return message
 
 

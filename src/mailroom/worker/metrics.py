@@ -20,9 +20,9 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mailroom import __version__
-from mailroom.outcomes import Outcome, Result
+from mailroom.answers import Answer, Result
 from mailroom.queue.client import Recorded
-from mailroom.queue.pulse import MOST, Pulse
+from mailroom.queue.pulse import COUNT_LIMIT, Pulse
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 CALL_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -75,7 +75,7 @@ class Metrics:
         )
         self._waiting = Gauge(
             "mailroom_waiting",
-            f"Tokens that no worker has claimed; {MOST} is that or more.",
+            f"Tokens that no worker has claimed; {COUNT_LIMIT} is that or more.",
             registry=registry,
         )
         self._in_flight = Gauge("mailroom_in_flight", "Tokens that a worker has in hand.", registry=registry)
@@ -110,7 +110,7 @@ class Metrics:
         self._claims.observe(took_s)
         self._claimed.inc(tokens)
 
-    def called(self, action: str, outcomes: Sequence[Outcome], took_s: float) -> None:
+    def called(self, action: str, outcomes: Sequence[Answer], took_s: float) -> None:
         """Count a call and its answers."""
         self._calls.labels(action).observe(took_s)
         for outcome in outcomes:

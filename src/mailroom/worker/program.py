@@ -28,18 +28,18 @@ from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.queue.connect import keep_renewing, open_worker
 from mailroom.queue.lease import LEASE_MS, Lease
-from mailroom.sender.calls import DEFAULT_RATE, EVERYBODY, Calls
+from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
 from mailroom.worker import health
 from mailroom.worker.delivery import Delivery
 from mailroom.worker.metrics import CONTENT_TYPE, Metrics
-from mailroom.worker.readiness import SILENCE_S, Vitals
+from mailroom.worker.readiness import SILENCE_S, Readiness
 from mailroom.worker.shared_rate import SharedRate
 
 HEARTBEAT_S: Final = 5.0
 GIVE_BACK_S: Final = 5.0
-MOST_CLAIMED: Final = 1000
+MAX_CLAIMED: Final = 1000
 # What was not tried again for so long after it was time to has lost the last mail that would have.
 UNTRIED_S: Final = 120.0
 
@@ -75,7 +75,7 @@ class Runner:
             keys=collector.keys,
             retry_limit=sender.retry_limit,
         )
-        self._vitals = Vitals(
+        self._vitals = Readiness(
             worker, collector.queue_name, self._calls, self._metrics, settings.health, self._state
         )
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -141,7 +141,7 @@ class Runner:
     async def _claim_all(self) -> None:
         """Claim and deliver until the signal comes."""
         while (waited_s := await self._unless_stopping(self._due())) is not None:
-            more, size = True, MOST_CLAIMED if self._doorbell.is_busy else self._batch_limit
+            more, size = True, MAX_CLAIMED if self._doorbell.is_busy else self._batch_limit
             while more:
                 free = await self._unless_stopping(self._room())
                 if free is None or self._stopping.is_set():
@@ -162,7 +162,7 @@ class Runner:
                     task.add_done_callback(self._delivered)
                 more = claimed >= asked
                 self._doorbell.claimed(claimed, more=more)
-                size = min(size * 2, MOST_CLAIMED)
+                size = min(size * 2, MAX_CLAIMED)
 
     async def _claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
         return await (await self._queue.claim(tokens, lease_tokens)).leases()
@@ -218,7 +218,7 @@ class Runner:
         while True:
             self._calls.lapse(UNTRIED_S)
             troubles = [
-                f"{name}: {why}" if name != EVERYBODY else why
+                f"{name}: {why}" if name != ACCOUNT else why
                 for name, (why, _) in self._calls.troubles.items()
             ]
             await self._queue.heartbeat("; ".join(troubles))

@@ -9,7 +9,7 @@ from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.queue.connect import Worker
 from mailroom.queue.pulse import Pulses
-from mailroom.sender.calls import EVERYBODY, Calls
+from mailroom.sender.calls import ACCOUNT, Calls
 from mailroom.settings.worker import HealthSettings
 from mailroom.worker.metrics import Metrics
 
@@ -20,7 +20,7 @@ LATE_S: Final = 2.0
 log = EventLogger("run")
 
 
-class Vitals:
+class Readiness:
     """One worker, looked at from outside.
 
     Args:
@@ -89,7 +89,7 @@ class Vitals:
             pulse,
             outages=self._worker.database.epoch,
             is_listening=silent_s is not None and silent_s <= SILENCE_S + LATE_S,
-            sending_paused_s=troubles[EVERYBODY][1] if EVERYBODY in troubles else 0.0,
+            sending_paused_s=troubles[ACCOUNT][1] if ACCOUNT in troubles else 0.0,
         )
 
     async def close(self) -> None:

@@ -3,7 +3,7 @@
 SES's rate belongs to the account, not to a worker. Each charge is one statement, so that the sum of
 all workers' calls holds the rate, and one that joins, leaves or dies changes the shares at once.
 
-Promises: nobody charges what it will not wait for. A charge is made at most ``LONGEST_S`` ahead, so a
+Promises: nobody charges what it will not wait for. A charge is made at most ``MAX_S`` ahead, so a
 process that dies leaves no more behind than that. A worker asks for its calls in the order of their
 coming, and for several at once while they fit into one burst; several workers ask at random moments,
 so that each gets its share.
@@ -21,11 +21,11 @@ from typing import Final
 from mailroom.queue.client import Queue
 from mailroom.sender.rate import BURST_S
 
-LONGEST_S: Final = 1.0
+MAX_S: Final = 1.0
 # An answer of the database's may take so long, and the wait still ends in time.
 MARGIN_S: Final = 0.5
 # Told to come again, whoever waits asks after so long at the latest: the rate may have gone up.
-LONGEST_NAP_S: Final = 5.0
+MAX_NAP_S: Final = 5.0
 
 
 @dataclass(eq=False, slots=True)
@@ -91,7 +91,7 @@ class SharedRate:
     async def _charge(self, first: _Asked) -> None:
         """Charge for a call, and for those behind it that wait as long as it would; or sleep for a while."""
         await self._slowed()
-        longest_s = min(LONGEST_S, first.until - MARGIN_S - time.monotonic())
+        longest_s = min(MAX_S, first.until - MARGIN_S - time.monotonic())
         if longest_s < 0:
             raise TimeoutError
         together, recipients = [first], first.recipients
@@ -106,8 +106,8 @@ class SharedRate:
             for one in together:
                 one.leave_at = time.monotonic() + wait_s
             return
-        nap_s = min(wait_s - longest_s, LONGEST_NAP_S)
-        await asyncio.sleep(nap_s + random.uniform(0, LONGEST_S / 2))  # noqa: S311 - jitter, no secret
+        nap_s = min(wait_s - longest_s, MAX_NAP_S)
+        await asyncio.sleep(nap_s + random.uniform(0, MAX_S / 2))  # noqa: S311 - jitter, no secret
 
     async def close(self) -> None:
         """Leave alone what was begun."""

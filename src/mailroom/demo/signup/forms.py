@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 LARGEST_BYTES: Final = 16_384
-SHORTEST_PASSWORD: Final = 10
-LONGEST_PASSWORD: Final = 200
+MIN_PASSWORD: Final = 10
+MAX_PASSWORD: Final = 200
 # What the schema takes, and somewhat less: what is refused here never becomes an error there.
 # Only what any provider can mail: a plain local part, and a name that DNS could have.
 _EMAIL: Final = re.compile(
@@ -60,8 +60,8 @@ def faults(fields: dict[str, str]) -> dict[str, str]:
         found["login"] = "A login has 2 to 32 letters a–z, digits or . - _ and begins with a letter or digit."
     if "code" in fields and not re.fullmatch("[0-9]{5}", fields["code"]):
         found["code"] = "Type the five digits from the mail."
-    if "password" in fields and not SHORTEST_PASSWORD <= len(fields["password"]) <= LONGEST_PASSWORD:
-        found["password"] = f"A password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters."
+    if "password" in fields and not MIN_PASSWORD <= len(fields["password"]) <= MAX_PASSWORD:
+        found["password"] = f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters."
     return found
 
 

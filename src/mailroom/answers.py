@@ -42,7 +42,7 @@ class Scope(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Answer:
     """One recipient's answer.
 
     Attributes:
