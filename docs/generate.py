@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import mailroom
 from mailroom import actions, consumption, errors, tokens
+from mailroom.answers import Answer, Result
 from mailroom.cli.main import cli
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
-from mailroom.answers import Answer, Result
 from mailroom.queue.client import Recorded
 from mailroom.settings.collector import COLLECTOR_VARIABLES, SECRET_KEY
 from mailroom.settings.sender import CONNECT_TIMEOUT, SEND_TIMEOUT, SENDER_VARIABLES
