@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 60
 ATHERIS := $(VENV)/atheris
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix check format lint types layers audit fuzz bench docs screenshots release lock clean
+.PHONY: help demo test test-matrix check format lint types layers audit fuzz migration bench docs screenshots release lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ fuzz: $(READY)  ## throw bytes at the parsers, FUZZ_SECONDS=60 at each; with ath
 	@for target in line inbox; do \
 	    PYTHONPATH=tests:$(ATHERIS) $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit; \
 	done
+
+migration: $(READY)  ## make the migrations from src/mailroom/sql, NAME=… one of them or a new one
+	@$(BIN)/python scripts/migration.py $(NAME)
 
 bench: $(READY_TO_BENCH)  ## measure all that docs/benchmarks.md shows, and write it anew; takes a quarter of an hour
 	$(BIN)/python -m bench $(ARGS)

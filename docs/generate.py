@@ -188,7 +188,7 @@ CALLERS: Final = {
 
 def sql_page() -> str:
     """What the catalogue of a migrated database says of the functions and tables, and their comments."""
-    roles = (Path(mailroom.__file__).parent / "roles.sql").read_bytes()
+    roles = (Path(mailroom.__file__).parent / "sql" / "roles.sql").read_bytes()
     with (
         PostgresServer(settings={"fsync": "off"}) as server,
         sync.connected(server.url()) as connection,

@@ -23,7 +23,7 @@ from mailroom.database import sync
 from mailroom.errors import DatabaseError
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
-from mailroom.operations.dead import Decided, all_dead, count, dead_letters, drop, retry, show
+from mailroom.operations.dead import Decided, all_dead, count, dead_letters, drop, retry
 from mailroom.operations.reports import overview, stories
 from support.processes import environment
 from support.queue_sql import Db, claim, settle, sign_up, sign_up_many
@@ -46,7 +46,7 @@ def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def told(db: Db, token: int) -> str:
     """The story as it is printed, with T for each time, and O for who decided."""
-    (story,) = [story for story in stories(db, "mailroom", str(token)) if story.mail.token == token]
+    (story,) = [story for story in stories(db, str(token)) if story.mail.token == token]
     return WHO.sub("by hand, O: ", TIME.sub("T", story.text()))
 
 
@@ -87,7 +87,7 @@ def dead_tokens(db: Db) -> list[int]:
 
 
 def again(db: Db, *tokens: int, renew: bool = False, reason: str = "") -> list[Decided]:
-    return retry(db, "mailroom", "token_insert", tokens, renew=renew, reason=reason)
+    return retry(db, "token_insert", tokens, renew=renew, reason=reason)
 
 
 def ask_recovery(db: Db, login: str) -> int:
@@ -157,7 +157,7 @@ def test_the_list_shows_the_newest_first_and_says_how_many_more(db: Db, database
     assert (recovery, "b…@example.org", None, 3) == (
         letter["token"],
         letter["email"],
-        letter["hindrance"],
+        letter["why_not_mailable"],
         letter["attempts"],
     )
     assert 800 < letter["expires_in_s"] < 900
@@ -191,8 +191,8 @@ def test_the_state_says_whether_it_may_still_be_mailed(db: Db) -> None:
         "active": "not retried: the account's status does not fit the action",
         "gone": "not retried: the token is gone: its account was deleted, or it was pruned",
     } == {name: one.text() for name, one in zip(tokens, again(db, *tokens.values(), renew=True), strict=True)}
-    assert 4 == overview(db, "mailroom").dead
-    assert "dead       4; see `mailroom dead list`" in overview(db, "mailroom").text().splitlines()
+    assert 4 == overview(db).dead
+    assert "dead       4; see `mailroom dead list`" in overview(db).text().splitlines()
 
 
 def test_show_tells_the_story_or_what_it_is_instead(db: Db, database: str) -> None:
@@ -593,16 +593,6 @@ def test_wrong_usage(database: str, arguments: list[str]) -> None:
     done = run(database, *arguments)
     assert (64, "") == (done.returncode, done.stdout)
     assert "Error" in done.stderr
-
-
-def test_an_unknown_queue_is_told(db: Db) -> None:
-    token = die(db)
-    for ask in (
-        lambda: retry(db, "other", "token_insert", [token], renew=False, reason=""),
-        lambda: show(db, "other", token),
-    ):
-        with pytest.raises(DatabaseError, match="other"):
-            ask()
 
 
 def test_a_role_without_privileges_is_told(database: str, db: Db) -> None:

@@ -146,8 +146,7 @@ def test_without_looking_a_long_transaction_holds_up_the_others() -> None:
 
 def lock_of(db: Db, name: str) -> int:
     """An advisory lock's number as pg_locks shows it, without a sign."""
-    arguments = "'token_insert', 'mailroom'" if name == "bell_lock" else "'token_insert'"
-    row = db.execute(f"SELECT mailroom.{name}({arguments})".encode()).fetchone()
+    row = db.execute(f"SELECT mailroom.{name}('token_insert')".encode()).fetchone()
     assert row
     return int(row[0]) % 2**64
 
@@ -359,7 +358,6 @@ def test_sleep_is_let_go_when_the_cancellation_comes_after_the_grant(database: s
         bell = Doorbell(
             Database(database, program="mailroom test", answer_limit_s=30),
             channel="token_insert",
-            queue="mailroom",
             batch_limit=10,
             batch_timeout_s=0,
             check_interval_s=30,
@@ -415,21 +413,6 @@ def test_a_limit_of_transactions_does_not_either(database: str, db: Db, start_co
     assert "bell_lost" not in first.log() + second.log()
 
 
-def test_two_queues_on_one_channel_both_hear(database: str, db: Db, start_collector: Starts) -> None:
-    db.execute("ALTER TYPE job_type ADD VALUE 'audit'")
-    db.execute("INSERT INTO jobs (job_type) VALUES ('audit')")
-    both = [start_collector(BATCH_TIMEOUT=0, QUEUE_NAME=name) for name in ("mailroom", "audit")]
-    for collector in both:
-        collector.wait_until_listening()
-    for number in range(200):
-        sign_up_many(db, 20, f"n{number}-")
-    for collector in both:
-        assert 4000 == len({message.email for message in collector.wait_for_messages(4000)})
-    sign_up(db, "later")
-    for collector in both:
-        wait_for_email(collector, "later", 5)
-
-
 def test_a_nonsense_notification_is_no_end(db: Db, start_collector: Starts) -> None:
     collector = start_collector(BATCH_TIMEOUT=0)
     wait_for_holder(db, "sleep_lock")
@@ -445,7 +428,7 @@ def test_a_missing_privilege_is_told(database: str, db: Db, tmp_path: Path) -> N
     try:
         db.execute("GRANT USAGE ON SCHEMA mailroom TO mailroom_half")
         db.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom TO mailroom_half")
-        db.execute("REVOKE EXECUTE ON FUNCTION mailroom.bell_lock(text, text) FROM mailroom_half")
+        db.execute("REVOKE EXECUTE ON FUNCTION mailroom.bell_lock(text) FROM mailroom_half")
         url = make_conninfo(database, user="mailroom_half", password="half")
         with CollectorProcess(url, log=tmp_path / "log") as collector:
             assert 78 == collector.wait()

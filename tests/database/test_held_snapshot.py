@@ -13,15 +13,14 @@ LATE_COMMIT_S = 1
 
 
 def next_due(db: Db) -> float | None:
-    ((due,),) = db.execute("SELECT mailroom.next_due('mailroom')").fetchall()
+    ((due,),) = db.execute("SELECT mailroom.next_due()").fetchall()
     return None if due is None else float(due)
 
 
 def pages_of_a_claim(db: Db) -> int:
     """How many pages a claim looks at that finds nothing, after the walk from the beginning."""
     explain = (
-        "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON)"
-        " SELECT * FROM mailroom.claim('mailroom', 'w', 10, 10, 1000)"
+        "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) SELECT * FROM mailroom.claim('w', 10, 10, 1000)"
     )
     found = []
     for _ in range(4):
@@ -48,9 +47,8 @@ def test_what_was_settled_is_not_walked_again(database: str, db: Db) -> None:
         holder.execute("SELECT count(*) FROM accounts")
         before = pages_of_a_claim(db)
         db.execute(
-            "INSERT INTO mailroom.leases (job, tokens, worker, generation, due_at)"
-            " SELECT j.job_type, '{1}', 'w', 1, now() - interval '1 minute'"
-            " FROM jobs j, generate_series(1, 20000)"
+            "INSERT INTO mailroom.leases (tokens, worker, generation, due_at)"
+            " SELECT '{1}', 'w', 1, now() - interval '1 minute' FROM generate_series(1, 20000)"
         )
         db.execute("DELETE FROM mailroom.leases")
         let_the_sweep_be_due(db)

@@ -18,12 +18,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from mailroom.cli.prune import prune as prune_command
-from mailroom.errors import DatabaseError
 from mailroom.operations.prune import prune
 from mailroom.operations.reports import UnknownPerson, overview, stories
 from mailroom.operations.story import mask, plain
 from support.processes import environment
-from support.queue_sql import Db, claim, expire_leases, settle, sign_up, sign_up_many
+from support.queue_sql import Db, claim, expire_leases, reserve, settle, sign_up, sign_up_many
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 NOBODY = "no `mailroom run` is alive (a collector in a pipe is not seen here)"
@@ -43,7 +42,7 @@ def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def told(db: Db, who: object) -> list[str]:
     """The stories as they are printed, with T for each time."""
-    return [TIME.sub("T", story.text()) for story in stories(db, "mailroom", str(who))]
+    return [TIME.sub("T", story.text()) for story in stories(db, str(who))]
 
 
 def conclusion(db: Db, who: object = "zoe") -> str:
@@ -93,12 +92,12 @@ def ask_recovery(db: Db, login: str) -> int:
 
 
 def pause(db: Db, reason: str = "a wrong template") -> None:
-    db.execute("SELECT mailroom.pause('mailroom', %s)", [reason])
+    db.execute("SELECT mailroom.pause(%s)", [reason])
 
 
 def live(db: Db, trouble: str = "", worker: str = "host:1:ab") -> None:
     """Let a worker be alive."""
-    db.execute("SELECT mailroom.heartbeat('mailroom', %s, '1', %s)", [worker, trouble])
+    db.execute("SELECT mailroom.heartbeat(%s, '1', %s)", [worker, trouble])
 
 
 def test_a_sent_mail_is_told_from_the_row_to_the_message_id(db: Db) -> None:
@@ -142,7 +141,7 @@ def test_a_mail_behind_a_cursor_that_stands_before_it_waits(db: Db) -> None:
     sign_up_many(db, 3)
     for lease in claim(db, 2):
         settle(db, lease)
-    verdicts = [stories(db, "mailroom", login)[0].verdict for login in ("u1", "u2", "u3")]
+    verdicts = [stories(db, login)[0].verdict for login in ("u1", "u2", "u3")]
     assert ["handed out", "handed out", "waiting"] == verdicts
 
 
@@ -281,7 +280,7 @@ def test_a_mail_that_may_not_be_sent_any_more(db: Db, change: str, waiting: str,
     assert retried == conclusion(db)  # still in its lease
     record(db, "sent")
     assert retried == conclusion(db)  # written down by the claim
-    assert 0 == overview(db, "mailroom").retrying
+    assert 0 == overview(db).retrying
     assert f"token {token}:" in told(db, token)[0]
 
 
@@ -380,7 +379,7 @@ def test_the_last_five_are_told_oldest_first(db: Db) -> None:
     sign_up(db, "zoe")
     db.execute("UPDATE accounts SET status = 'active'")
     tokens = [ask_recovery(db, "zoe") for _ in range(6)]
-    assert tokens[1:] == [story.mail.token for story in stories(db, "mailroom", "ZOE@Example.COM")]
+    assert tokens[1:] == [story.mail.token for story in stories(db, "ZOE@Example.COM")]
 
 
 def test_who_is_an_address_a_login_or_an_id(db: Db) -> None:
@@ -460,7 +459,7 @@ def test_status_counts_what_there_is(db: Db, database: str) -> None:
         " (1, 1, 'rejected', now() - interval '2 hours')"
     )
     pause(db)
-    db.execute("SELECT mailroom.reserve('mailroom', 1, 14)")
+    reserve(db, 1, 14)
     done = run(database, "status")
     assert (
         "waiting    4\n"
@@ -492,19 +491,16 @@ def test_status_of_an_empty_queue_and_of_none(db: Db) -> None:
         "unknown    0 in the last minute, 0 in the last hour\n"
         "dead       0\n"
         "workers    0 alive"
-    ) == overview(db, "mailroom").text()
-    for ask in (lambda: overview(db, "other"), lambda: stories(db, "other", "zoe")):
-        with pytest.raises(DatabaseError, match="there is no queue 'other'"):
-            ask()
+    ) == overview(db).text()
 
 
 @pytest.mark.parametrize(
     ("rate", "shown"), [(1_000_000, "1000000"), (12_345.6, "12346"), (14.5, "14.5"), (0.01, "0.01")]
 )
 def test_the_rate_is_a_plain_number(db: Db, rate: float, shown: str) -> None:
-    db.execute("SELECT mailroom.reserve('mailroom', 1, 14)")
+    reserve(db, 1, 14)
     db.execute("UPDATE mailroom.rates SET rate = %s", [rate])
-    assert f"\nrate       {shown}/s, shared" in overview(db, "mailroom").text()
+    assert f"\nrate       {shown}/s, shared" in overview(db).text()
 
 
 ON_CALL = (

@@ -135,7 +135,7 @@ def test_eligibility_is_tested_again_before_a_retry(db: Db) -> None:
     db.execute("UPDATE tokens SET consumed_at = now() WHERE id = %s", [second])
     expire_leases(db)
     assert [] == claim(db)
-    assert [(0, 0, None)] == db.execute("SELECT * FROM mailroom.backlog('mailroom')").fetchall()
+    assert [(0, 0, None)] == db.execute("SELECT * FROM mailroom.backlog()").fetchall()
 
 
 def test_a_claim_is_cut_into_leases(db: Db) -> None:
@@ -201,7 +201,7 @@ def test_released_leases_are_due_at_once(db: Db) -> None:
 
 
 def test_next_due_is_when_the_first_lease_is_over(db: Db) -> None:
-    query = "SELECT mailroom.next_due('mailroom')"
+    query = "SELECT mailroom.next_due()"
     assert [(None,)] == db.execute(query).fetchall()
     sign_up(db, "a")
     claim(db, lease_ms=30_000)
@@ -212,7 +212,7 @@ def test_next_due_is_when_the_first_lease_is_over(db: Db) -> None:
 
 
 def test_the_backlog_counts_what_waits_and_what_flies(database: str, db: Db) -> None:
-    query = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog('mailroom')"
+    query = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog()"
     assert [(0, 0, None)] == db.execute(query).fetchall()
     with psycopg.connect(database) as late:
         sign_up_many(late, 2, "late")
@@ -228,9 +228,21 @@ def test_the_backlog_counts_what_waits_and_what_flies(database: str, db: Db) -> 
     assert [(0, 12)] == [row[:2] for row in db.execute(query).fetchall()]
 
 
-def test_an_unknown_queue_is_refused(db: Db) -> None:
-    with pytest.raises(psycopg.errors.UndefinedObject, match='unknown queue "letters"'):
-        db.execute("SELECT mailroom.claim('letters', 'w', 1, 1, 1)")
+def test_a_second_queue_is_refused(db: Db) -> None:
+    """Its cursor would hand out the same tokens once more."""
+    with pytest.raises(psycopg.errors.UniqueViolation, match="jobs_pkey"):
+        db.execute("INSERT INTO jobs (job_type) VALUES ('mailroom')")
+    db.execute("ALTER TYPE job_type ADD VALUE 'letters'")
+    for second in ("INSERT INTO jobs (job_type) VALUES ('letters')", "UPDATE jobs SET job_type = 'letters'"):
+        with pytest.raises(psycopg.errors.CheckViolation, match="jobs_one_queue_per_database"):
+            db.execute(second.encode())
+    assert [("mailroom",)] == db.execute("SELECT job_type::text FROM jobs").fetchall()
+
+
+def test_a_lost_cursor_is_an_error(db: Db) -> None:
+    db.execute("DELETE FROM jobs")
+    with pytest.raises(psycopg.errors.NoDataFound, match="the table jobs has lost its row"):
+        claim(db)
 
 
 def test_a_claim_that_rolls_back_has_moved_nothing(db: Db) -> None:
@@ -270,7 +282,7 @@ def fill(db: Db, count: int) -> None:
 def blocks_of_a_claim(db: Db) -> int:
     """How many blocks the planner's and the executor's work on one claim of ten touches."""
     ((plan,),) = db.execute(
-        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM mailroom.claim('mailroom', 'w', 10, 10, 60000)"
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM mailroom.claim('w', 10, 10, 60000)"
     ).fetchall()
     top = plan[0]["Plan"]
     assert 10 == top["Actual Rows"]

@@ -22,7 +22,7 @@ from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 @asynccontextmanager
 async def worker(url: str, answer_limit_s: float = 30) -> AsyncIterator[Queue]:
     database = Database(url, program="mailroom test", answer_limit_s=answer_limit_s)
-    queue = Queue(database, name="mailroom", channel="token_insert")
+    queue = Queue(database, channel="token_insert")
     try:
         yield queue
     finally:

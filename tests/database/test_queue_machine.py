@@ -204,7 +204,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.claim(0, 10_000, 1000)
             missing = self.committed - self.spoilt - self.handed
             assert not missing, f"never handed out: {sorted(missing)}"
-            ((waiting, _, _),) = self.admin.execute("SELECT * FROM mailroom.backlog('mailroom')").fetchall()
+            ((waiting, _, _),) = self.admin.execute("SELECT * FROM mailroom.backlog()").fetchall()
             assert 0 == waiting
         finally:
             for connection in [self.admin, *self.workers, *(writer.connection for writer in self.writers)]:

@@ -81,7 +81,7 @@ def test_whoever_may_write_the_tables_fires_their_triggers(db: Db, role: str, ow
 
 
 def next_due(db: Db) -> float | None:
-    row = db.execute("SELECT mailroom.next_due('mailroom')").fetchone()
+    row = db.execute("SELECT mailroom.next_due()").fetchone()
     assert row
     due: float | None = row[0]
     return due
@@ -92,11 +92,11 @@ def test_a_paused_queue_has_nothing_due(database: str, db: Db) -> None:
     claim(db)
     expire_leases(db)
     assert 0 == next_due(db)
-    db.execute("SELECT mailroom.pause('mailroom', 'a wrong template')")
+    db.execute("SELECT mailroom.pause('a wrong template')")
     assert next_due(db) is None
     with psycopg.connect(database, autocommit=True) as listener:
         listener.execute("LISTEN token_insert")
-        db.execute("SELECT mailroom.resume('mailroom', 'token_insert')")
+        db.execute("SELECT mailroom.resume('token_insert')")
         assert [""] == [note.payload for note in listener.notifies(timeout=30, stop_after=1)]
     assert 0 == next_due(db)
 
@@ -156,7 +156,7 @@ def test_a_dead_letter_is_retried_by_hand_as_before(db: Db) -> None:
     token = sign_up(db, "zoe")
     assert record(db, claim(db)[0], {token: "rejected"})
     outcomes = db.execute(
-        "SELECT outcome FROM mailroom.retry_dead('mailroom', 'token_insert', %s, false, '', 'somebody')",
+        "SELECT outcome FROM mailroom.retry_dead('token_insert', %s, false, '', 'somebody')",
         [[token]],
     ).fetchall()
     assert [("retried",)] == outcomes
@@ -328,7 +328,7 @@ def test_nothing_is_due_while_a_window_is_left_by_a_pause(db: Db) -> None:
     db.execute("UPDATE tokens SET expires_at = clock_timestamp()")
     assert [] == claim(db, 10, lease_tokens=10)
     assert 0 == next_due(db)
-    db.execute("SELECT mailroom.pause('mailroom', 'a test')")
+    db.execute("SELECT mailroom.pause('a test')")
     assert next_due(db) is None
 
 
@@ -368,7 +368,7 @@ def test_a_collector_comes_through_much_that_expired(database: str, db: Db, tmp_
 
 
 def pulse(db: Db, most: int = 100) -> Pulse:
-    (row,) = db.execute(PULSE.encode(), ["mailroom", most]).fetchall()
+    (row,) = db.execute(PULSE.encode(), [most]).fetchall()
     return Pulse._make(row)
 
 
@@ -409,9 +409,9 @@ def test_the_pulse_tells_of_what_is_not_settled(db: Db) -> None:
     assert 540 <= (seen.oldest_unsettled_s or 0) < 600
     db.execute("UPDATE tokens SET consumed_at = clock_timestamp() WHERE id = %s", [consumed])
     assert 300 <= (pulse(db).oldest_unsettled_s or 0) < 360
-    db.execute("SELECT mailroom.pause('mailroom', 'a test')")
+    db.execute("SELECT mailroom.pause('a test')")
     assert 300 <= (pulse(db).oldest_unsettled_s or 0) < 360
-    db.execute("SELECT mailroom.resume('mailroom', 'token_insert')")
+    db.execute("SELECT mailroom.resume('token_insert')")
     db.execute("UPDATE tokens SET expires_at = clock_timestamp() WHERE id = %s", [retried])
     assert 60 <= (pulse(db).oldest_unsettled_s or 0) < 120
     (lease,) = claim(db)

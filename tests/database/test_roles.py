@@ -135,7 +135,7 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
         "operations/reports.py", "operations/prune.py", "operations/dead.py", "queue/pulse.py", *console
     )
     # The doctor, whom a worker's user runs, asks these besides.
-    worker |= {"paused", "workers_of"}
+    worker |= {"paused", "recent_workers"}
     assert {"claim", "pulse", "bell_lock", "record"} <= worker
     assert "pulse" in PULSE
     assert worker - {"pause", "resume"} == allowed(db, WORKER)
@@ -242,11 +242,11 @@ def test_a_worker_may_not_do_what_others_do(with_roles: str, db: Db) -> None:
         "COPY tokens TO STDOUT",
         "SELECT setval('tokens_id_seq', 1)",
         "SELECT mailroom.consume('\\x00', 'activation', NULL)",
-        "SELECT mailroom.pause('mailroom', 'because')",
+        "SELECT mailroom.pause('because')",
         "SELECT mailroom.prune_deliveries('1 day', 10)",
-        "SELECT * FROM mailroom.tokens_of('mailroom', 'zoe', 10)",
-        "SELECT mailroom.eligible(ARRAY[1])",
-        "SELECT mailroom.drop_tokens(ARRAY[1], 0, 'w')",
+        "SELECT * FROM mailroom.tokens_of('zoe', 10)",
+        "SELECT mailroom.record_skipped(ARRAY[1], 0, 'w')",
+        "SELECT mailroom.restart_cursor(NULL)",
         "CREATE TABLE mailroom.mine (id integer)",
         "CREATE TRIGGER mine AFTER INSERT ON tokens EXECUTE FUNCTION mailroom.ring('x')",
     )
@@ -296,11 +296,11 @@ def test_the_application_reads_no_secret_and_claims_nothing(with_roles: str, db:
         "UPDATE tokens SET wrong_codes = 0",
         "DELETE FROM tokens",
         "UPDATE accounts SET activated_at = now()",
-        "SELECT * FROM mailroom.claim('mailroom', 'w', 1, 1, 1000)",
+        "SELECT * FROM mailroom.claim('w', 1, 1, 1000)",
         "SELECT mailroom.settle(1, 1, NULL)",
         "SELECT mailroom.release('w')",
-        "SELECT mailroom.pause('mailroom', 'because')",
-        "SELECT mailroom.renew_dead(1, 'because', 'w')",
+        "SELECT mailroom.pause('because')",
+        "SELECT mailroom.retry_dead('c', ARRAY[1], true, 'because', 'w')",
         "SELECT mailroom.deliveries_of(ARRAY[1])",
         *(f"SELECT FROM {table}" for table in every_table(db) if table not in {"accounts", "tokens"}),
         *(f"DELETE FROM {table}" for table in every_table(db) if not table.endswith("_seq")),
@@ -339,7 +339,7 @@ def test_the_person_on_call_looks_and_pauses_and_claims_nothing(with_roles: str,
     refused(
         with_roles,
         ONCALL,
-        "SELECT * FROM mailroom.claim('mailroom', 'w', 1, 1, 1000)",
+        "SELECT * FROM mailroom.claim('w', 1, 1, 1000)",
         "SELECT mailroom.settle(1, 1, NULL)",
         "SELECT mailroom.consume('\\x00', 'activation', NULL)",
         *(f"SELECT FROM {table}" for table in every_table(db)),
@@ -348,7 +348,7 @@ def test_the_person_on_call_looks_and_pauses_and_claims_nothing(with_roles: str,
 
 def test_the_person_on_call_gets_the_queues_page(with_roles: str, db: Db) -> None:
     sign_up(db, "zoe")
-    settings = QueueSettings(as_(with_roles, ONCALL), "mailroom", "token_insert")
+    settings = QueueSettings(as_(with_roles, ONCALL), "token_insert")
     with ConsoleServer(settings) as server:
         answer = ask(server.url, "/")
     assert 200 == answer.status
@@ -357,8 +357,8 @@ def test_the_person_on_call_gets_the_queues_page(with_roles: str, db: Db) -> Non
 
 
 def test_the_doctor_looks_for_a_worker_that_is_paused_or_in_trouble(with_roles: str, db: Db) -> None:
-    db.execute("SELECT mailroom.pause('mailroom', 'a drill')")
-    db.execute("SELECT mailroom.heartbeat('mailroom', 'w', '1', 'no route')")
+    db.execute("SELECT mailroom.pause('a drill')")
+    db.execute("SELECT mailroom.heartbeat('w', '1', 'no route')")
     variables = {"MAILROOM_DATABASE_URL": as_(with_roles, WORKER), "MAILROOM_SECRET_KEY": KEY}
     told = {finding.name: finding.detail for finding in diagnose(variables, "database").findings}
     assert told["pause"].endswith("because: a drill")

@@ -67,7 +67,7 @@ def test_a_user_who_was_there_before_gets_the_rights(cleaned: str, db: Db) -> No
     db.execute("GRANT mailroom_worker TO acme_worker")
     assert 0 == roles(cleaned, "--apply").returncode
     with psycopg.connect(make_conninfo(cleaned, user="acme_worker", password="acme")) as worker:
-        assert [] == worker.execute("SELECT FROM mailroom.claim('mailroom', 'w', 1, 1, 60000)").fetchall()
+        assert [] == worker.execute("SELECT FROM mailroom.claim('w', 1, 1, 60000)").fetchall()
 
 
 def test_without_the_option_it_prints_and_asks_no_database() -> None:

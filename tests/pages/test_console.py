@@ -29,14 +29,14 @@ from mailroom.settings.collector import QueueSettings
 from support.inbox import Answer, ask
 from support.processes import PATIENCE_S, environment, without
 from support.proxy import Proxy
-from support.queue_sql import Db, claim, sign_up, sign_up_many
+from support.queue_sql import Db, claim, reserve, sign_up, sign_up_many
 
 HOSTILE = "<script>alert(1)</script>"
 FORM = {"content_type": "application/x-www-form-urlencoded"}
 
 
-def settings(url: str, queue: str = "mailroom") -> QueueSettings:
-    return QueueSettings(url, queue, "token_insert")
+def settings(url: str) -> QueueSettings:
+    return QueueSettings(url, "token_insert")
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def test_the_picture_counts_what_there_is(db: Db, console: ConsoleServer) -> Non
     claim(db)
     sign_up_many(db, 4, "waiting")
     db.execute("UPDATE tokens SET created_at = created_at - interval '3 minutes' WHERE id = 8")
-    db.execute("SELECT mailroom.reserve('mailroom', 1, 14)")
-    db.execute("SELECT mailroom.heartbeat('mailroom', 'w1', '0.1', '')")
-    db.execute("SELECT mailroom.heartbeat('mailroom', 'w2', '0.1', 'throttled by to@example.com')")
+    reserve(db, 1, 14)
+    db.execute("SELECT mailroom.heartbeat('w1', '0.1', '')")
+    db.execute("SELECT mailroom.heartbeat('w2', '0.1', 'throttled by to@example.com')")
     assert {
         "Waiting": "4 for a worker",
         "In flight": "1 in hand",
@@ -129,7 +129,7 @@ def test_the_picture_counts_what_there_is(db: Db, console: ConsoleServer) -> Non
 def test_the_limit_is_told_in_whole_numbers_where_there_is_one(
     db: Db, console: ConsoleServer, rate: float, shown: str
 ) -> None:
-    db.execute("SELECT mailroom.reserve('mailroom', 1, %s)", [rate])
+    reserve(db, 1, rate)
     found = text(page(console))
     assert "Queue mailroom" in found
     assert (True, bool(shown)) == (f"{shown} ·" in found, ", limit " in found)
@@ -336,7 +336,7 @@ def test_nobody_may_call_the_functions_who_was_not_let(db: Db) -> None:
     found = db.execute(
         "SELECT p.proname FROM pg_proc p, aclexplode(p.proacl) x"
         " WHERE p.pronamespace = 'mailroom'::regnamespace AND x.grantee = 0 AND p.proname IN"
-        " ('traffic', 'recent_deliveries', 'ledger_ends', 'oldest_age')"
+        " ('traffic', 'recent_deliveries', 'ledger_ends')"
     ).fetchall()
     assert [] == found
 
@@ -387,7 +387,7 @@ def test_whatever_it_asks_costs_no_more_with_a_long_ledger_and_backlog(db: Db) -
         "mailroom.recent_deliveries('expired', 3000, 1000, 51)",
         "mailroom.recent_deliveries(NULL, 3000, 9223372036854775807, 51)",
         "mailroom.ledger_ends()",
-        "mailroom.oldest_age('mailroom', 1000)",
+        "mailroom.pulse(1000)",
     ]
 
     def costs() -> list[int]:
@@ -423,7 +423,7 @@ def blocks(db: Db, function: str) -> int:
 
 def test_the_oldest_is_found_in_leases_stragglers_and_behind_the_cursor(db: Db, database: str) -> None:
     def oldest() -> float | None:
-        row = db.execute("SELECT mailroom.oldest_age('mailroom', 10000)").fetchone()
+        row = db.execute("SELECT oldest_unsettled FROM mailroom.pulse(10000)").fetchone()
         assert row
         return None if row[0] is None else float(row[0])
 
@@ -442,12 +442,12 @@ def test_the_oldest_is_found_in_leases_stragglers_and_behind_the_cursor(db: Db, 
         age("held", 3)
         assert 180 <= (oldest() or 0) < 200
         sign_up(db, "new")
-        db.execute("SELECT mailroom.pause('mailroom', 'x')")
+        db.execute("SELECT mailroom.pause('x')")
         age("new", 5)
         assert 300 <= (oldest() or 0) < 320
         late.execute("UPDATE tokens SET created_at = now() - interval '9 minutes' WHERE id = 1")
     assert 540 <= (oldest() or 0) < 560
-    db.execute("SELECT mailroom.resume('mailroom', 'c')")
+    db.execute("SELECT mailroom.resume('c')")
     for lease in claim(db):
         db.execute("SELECT mailroom.settle(%s, %s, NULL)", [lease.lease, lease.generation])
     assert 180 <= (oldest() or 0) < 200
@@ -557,12 +557,7 @@ def test_it_starts_before_the_database_does(own_server: PostgresServer) -> None:
         wait_for(lambda: "All is sent" in page(server))
 
 
-def test_what_waiting_does_not_mend_is_an_error(database: str, empty_database: str) -> None:
-    with (
-        pytest.raises(DatabaseError, match="there is no queue 'other'"),
-        ConsoleServer(settings(database, "other")),
-    ):
-        pass
+def test_what_waiting_does_not_mend_is_an_error(empty_database: str) -> None:
     with pytest.raises(DatabaseError) as caught, ConsoleServer(settings(empty_database)):
         pass
     assert "mailroom migrate up" in caught.value.hint

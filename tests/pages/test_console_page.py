@@ -27,7 +27,7 @@ from support.browser import (
     pages_fixture,  # noqa: F401
     screenshots,
 )
-from support.queue_sql import Db, claim, sign_up, sign_up_many
+from support.queue_sql import Db, claim, reserve, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until
 
 HOSTILE: Final = "<script>alert(1)</script>"
@@ -68,12 +68,12 @@ def seed(db: Db) -> None:
     sign_up(db, "zoe")
     claim(db, 1, worker="mail-1:4711:9f2c")
     for worker, trouble in (("mail-1:4711:9f2c", ""), ("mail-2:815:01ab", "")):
-        db.execute("SELECT mailroom.heartbeat('mailroom', %s, '0.1.0', %s)", [worker, trouble])
-    db.execute("SELECT mailroom.reserve('mailroom', 1, 14)")
+        db.execute("SELECT mailroom.heartbeat(%s, '0.1.0', %s)", [worker, trouble])
+    reserve(db, 1, 14)
 
 
 def settings(url: str) -> QueueSettings:
-    return QueueSettings(url, "mailroom", "token_insert")
+    return QueueSettings(url, "token_insert")
 
 
 @pytest.fixture
@@ -209,8 +209,8 @@ def test_hostile_words_do_nothing(db: Db, console: ConsoleServer, pages: Pages) 
     escape = f"</td></table>{HOSTILE}<img src=x onerror=alert(2)><style>*{{display:none}}</style>"
     db.execute("UPDATE accounts SET login = %s", [HOSTILE])
     claim(db)
-    db.execute("SELECT mailroom.heartbeat('mailroom', %s, %s, %s)", ["w" + escape, escape, escape])
-    db.execute("SELECT mailroom.pause('mailroom', %s)", [escape])
+    db.execute("SELECT mailroom.heartbeat(%s, %s, %s)", ["w" + escape, escape, escape])
+    db.execute("SELECT mailroom.pause(%s)", [escape])
     db.execute("DELETE FROM mailroom.leases")
     page = live(pages.open(console.url))
     page.on("dialog", lambda dialog: pages.errors.append(f"dialog: {dialog.message}"))
@@ -286,8 +286,8 @@ def test_pages_fit_and_are_accessible(
     claim(db)
     db.execute("DELETE FROM mailroom.leases")
     deliver(db, token, "rejected", long)
-    db.execute("SELECT mailroom.heartbeat('mailroom', %s, '0.1.0', %s)", [long, f"Throttling: {long}"])
-    db.execute("SELECT mailroom.pause('mailroom', %s)", [f"{long} <b>"])
+    db.execute("SELECT mailroom.heartbeat(%s, '0.1.0', %s)", [long, f"Throttling: {long}"])
+    db.execute("SELECT mailroom.pause(%s)", [f"{long} <b>"])
     for path in [
         "/?addresses=1",
         "/?outcome=skipped",

@@ -36,7 +36,7 @@ def start(database: str, tmp_path: Path) -> Iterator[Start]:
 
 
 def backlog(db: Db) -> tuple[int, int]:
-    row = db.execute("SELECT waiting, in_flight FROM mailroom.backlog('mailroom')").fetchone()
+    row = db.execute("SELECT waiting, in_flight FROM mailroom.backlog()").fetchone()
     assert row
     return row[0], row[1]
 
@@ -368,7 +368,7 @@ def test_a_reader_that_dies_loses_nothing_but_what_it_had_read(
     lines = read[: read.rfind(b"\n") + 1].splitlines(keepends=True)
     taken = [message.email for line in lines for message in decode(line)]
     assert 3000 == len(taken) + sum(backlog(db))
-    rest = {row[4] for row in db.execute("SELECT * FROM mailroom.claim('mailroom', 'x', 3000, 3000, 60000)")}
+    rest = {row[4] for row in db.execute("SELECT * FROM mailroom.claim('x', 3000, 3000, 60000)")}
     assert 3000 == len(rest | set(taken))
 
 

@@ -90,7 +90,7 @@ def test_the_backlog_is_shown(db: Db, ses: InboxServer, start: Start) -> None:
     assert 0 < metric(port, "mailroom_oldest_due_seconds")
     assert 0 < metric(port, "mailroom_sending_paused_seconds")
     assert 0 == metric(port, "mailroom_queue_paused")
-    db.execute("SELECT mailroom.pause('mailroom', 'a test')")
+    db.execute("SELECT mailroom.pause('a test')")
     deadline = time.monotonic() + SECONDS
     while not metric(port, "mailroom_queue_paused"):
         assert time.monotonic() < deadline
@@ -173,9 +173,9 @@ def test_red_while_every_mail_fails(db: Db, ses: InboxServer, start: Start) -> N
     sign_up_many(db, 5)
     wait_for_readiness(port, "queue", SECONDS)
     assert 2 < metric(port, "mailroom_oldest_unsettled_seconds")
-    db.execute("SELECT mailroom.pause('mailroom', 'a person knows')")
+    db.execute("SELECT mailroom.pause('a person knows')")
     wait_for_readiness(port, None, SECONDS)
-    db.execute("SELECT mailroom.resume('mailroom', 'token_insert')")
+    db.execute("SELECT mailroom.resume('token_insert')")
     wait_for_readiness(port, "queue", SECONDS)
     ses.inbox.faults.clear()
     wait_for_readiness(port, None)
@@ -218,14 +218,14 @@ def test_red_when_the_schema_is_gone(db: Db, start: Start) -> None:
     port = free_port()
     start(HTTP=port)
     wait_for_readiness(port, None)
-    db.execute("ALTER FUNCTION mailroom.pulse(text, integer) RENAME TO pulse_no_more")
+    db.execute("ALTER FUNCTION mailroom.pulse(integer) RENAME TO pulse_no_more")
     wait_for_readiness(port, "database", SECONDS)
 
 
 def test_a_failed_task_ends_the_process(db: Db, start: Start) -> None:
     worker = start(HTTP=free_port())
     worker.wait_for_log("run.started")
-    db.execute("DROP FUNCTION mailroom.claim(text, text, integer, integer, integer)")
+    db.execute("DROP FUNCTION mailroom.claim")
     sign_up(db, "zoe")
     assert 78 == worker.process.wait(processes.PATIENCE_S)
     assert "mailroom migrate up" in worker.log()

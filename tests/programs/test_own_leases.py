@@ -27,7 +27,7 @@ from support.runs import UNSETTLED, RunProcess, ledger, wait_until
 @asynccontextmanager
 async def worker(url: str) -> AsyncIterator[Queue]:
     database = Database(url, program="mailroom test", answer_limit_s=30)
-    queue = Queue(database, name="mailroom", channel="token_insert")
+    queue = Queue(database, channel="token_insert")
     try:
         yield queue
     finally:

@@ -355,9 +355,7 @@ def test_an_outage_of_ses_loses_nothing_and_the_queue_stays_in_the_database(
         signed_up += 40
         peaks.append(psutil.Process(sender.process.pid).memory_info().rss)
         time.sleep(0.25)  # the stream of sign-ups
-    ((waiting, in_flight),) = db.execute(
-        "SELECT waiting, in_flight FROM mailroom.backlog('mailroom')"
-    ).fetchall()
+    ((waiting, in_flight),) = db.execute("SELECT waiting, in_flight FROM mailroom.backlog()").fetchall()
     # What is not in the database is in the pipe (64 KiB) or in the sender's hand.
     assert waiting + in_flight > signed_up - 1000
     assert signed_up > 3000
@@ -398,7 +396,7 @@ def test_a_killed_sender_ends_the_collector_and_what_it_had_not_read_is_sent(
     ses.wait_for(lambda inbox: set(inbox.counts.by_recipient) >= before | unread)
     again.process.terminate()
     assert 0 == other.wait()
-    ((left,),) = db.execute("SELECT waiting + in_flight FROM mailroom.backlog('mailroom')").fetchall()
+    ((left,),) = db.execute("SELECT waiting + in_flight FROM mailroom.backlog()").fetchall()
     assert 0 == left
 
 

@@ -138,7 +138,7 @@ def test_pause_and_resume(db: Db, database: str, ses: InboxServer, start: Start)
     assert "paused\n" == mailroom("pause", "--reason", "a wrong template")
     sign_up_many(db, 5)
     assert [("a wrong template",)] == db.execute("SELECT pause_reason FROM jobs").fetchall()
-    assert (5, 0) == db.execute("SELECT waiting, in_flight FROM mailroom.backlog('mailroom')").fetchone()
+    assert (5, 0) == db.execute("SELECT waiting, in_flight FROM mailroom.backlog()").fetchone()
     assert 0 == ses.inbox.counts.calls
     assert "resumed\n" == mailroom("resume")
     ses.wait_for(lambda inbox: inbox.counts.accepted == 5)

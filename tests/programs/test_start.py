@@ -57,9 +57,14 @@ def test_an_older_schema(empty_database: str) -> None:
     assert "run `mailroom migrate up`" in refused(empty_database)
 
 
-def test_an_unknown_queue(database: str) -> None:
+def test_a_newer_schema(database: str, db: Db) -> None:
+    db.execute("CREATE OR REPLACE FUNCTION mailroom.schema_version() RETURNS integer LANGUAGE sql RETURN 999")
+    assert "this Mailroom is older than the schema" in refused(database)
+
+
+def test_another_queue(database: str) -> None:
     message = refused(database, QUEUE_NAME="letters")
-    assert "MAILROOM_QUEUE_NAME: there is no queue 'letters'" in message
+    assert "MAILROOM_QUEUE_NAME: a database has one queue, called mailroom, and not 'letters'" in message
 
 
 def test_a_channel_that_no_trigger_rings(database: str) -> None:

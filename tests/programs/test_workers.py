@@ -40,7 +40,7 @@ NOBODY = (
 
 
 def beat(db: Db, worker: str, trouble: str = "") -> None:
-    db.execute("SELECT mailroom.heartbeat('mailroom', %s, '1.2.3', %s)", [worker, trouble])
+    db.execute("SELECT mailroom.heartbeat(%s, '1.2.3', %s)", [worker, trouble])
 
 
 def age(db: Db, worker: str, seen: str, started: str = "0 seconds") -> None:
@@ -54,7 +54,7 @@ def age(db: Db, worker: str, seen: str, started: str = "0 seconds") -> None:
 
 def told(db: Db) -> list[str]:
     """What `status` says of the workers, with T for each time."""
-    lines = TIME.sub("T", overview(db, "mailroom").text()).splitlines()
+    lines = TIME.sub("T", overview(db).text()).splitlines()
     return lines[next(number for number, line in enumerate(lines) if line.startswith("workers ")) :]
 
 
@@ -85,7 +85,7 @@ def test_the_living_and_those_that_stopped_answering_are_shown(db: Db) -> None:
 def test_alive_is_seen_within_fifteen_seconds(db: Db, seen: str, alive: int, shown: int) -> None:
     beat(db, "w")
     age(db, "w", seen)
-    found = overview(db, "mailroom")
+    found = overview(db)
     assert (alive, shown) == (found.workers_alive, len(found.workers))
 
 
@@ -129,13 +129,11 @@ def test_who_leaves_is_forgotten_and_who_is_not_seen_for_a_day(db: Db) -> None:
 
 def test_a_queue_says_it(database: str, db: Db) -> None:
     async def scenario() -> None:
-        queue = Queue(
-            Database(database, program="test", answer_limit_s=30), name="mailroom", channel="token_insert"
-        )
+        queue = Queue(Database(database, program="test", answer_limit_s=30), channel="token_insert")
         try:
             await queue.heartbeat("")
             await queue.heartbeat("ses: paused")
-            (worker,) = overview(db, "mailroom").workers
+            (worker,) = overview(db).workers
             assert (queue.worker, __version__, True, "ses: paused") == (
                 worker.worker,
                 worker.version,
@@ -143,7 +141,7 @@ def test_a_queue_says_it(database: str, db: Db) -> None:
                 worker.trouble,
             )
             await queue.leave()
-            assert () == overview(db, "mailroom").workers
+            assert () == overview(db).workers
         finally:
             await queue.close()
 
@@ -154,9 +152,9 @@ def test_run_says_that_it_lives_and_that_it_ends(db: Db, start: Start) -> None:
     killed, stopped = start(), start()
     for worker in (killed, stopped):
         worker.wait_for_log("run.started")
-    wait_until(db, "SELECT count(*) FROM mailroom.workers_of('mailroom') WHERE alive", 2)
+    wait_until(db, "SELECT count(*) FROM mailroom.recent_workers() WHERE alive", 2)
     assert 0 == stopped.stop()
-    (left,) = overview(db, "mailroom").workers
+    (left,) = overview(db).workers
     assert left.worker in killed.log()
     killed.process.kill()
     killed.process.wait()
@@ -281,7 +279,7 @@ def test_a_network_that_goes_deaf_is_noticed(database: str) -> None:
         sync.connected(make_conninfo(database, host="127.0.0.1", port=proxy.port)) as connection,
     ):
         with answering_within(connection, PATIENCE_S):
-            overview(connection, "mailroom")
+            overview(connection)
         proxy.go_deaf()
         with pytest.raises(DatabaseUnavailable, match="was lost"), answering_within(connection, 0.5):
-            overview(connection, "mailroom")
+            overview(connection)

@@ -155,5 +155,5 @@ def test_an_unknown_action_stays_in_the_queue(database: str, tmp_path: Path) -> 
             db.execute("INSERT INTO tokens (action, account) VALUES ('email_change', 1)")
             collector.wait_for_log("collector.unknown_action")
             collector.stop()
-        rows = db.execute("SELECT waiting + in_flight FROM mailroom.backlog('mailroom')").fetchall()
+        rows = db.execute("SELECT waiting + in_flight FROM mailroom.backlog()").fetchall()
         assert [(1,)] == rows

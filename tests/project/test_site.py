@@ -236,7 +236,7 @@ def test_a_backup_is_restored_as_the_guide_says(
     )
     assert "paused" not in printed.split("resumed")[-1].lower()
     with psycopg.connect(empty_database) as restored:
-        assert [(1,)] == restored.execute("SELECT waiting FROM mailroom.backlog('mailroom')").fetchall()
+        assert [(1,)] == restored.execute("SELECT waiting FROM mailroom.backlog()").fetchall()
         assert [(None,)] == restored.execute("SELECT paused_at FROM jobs").fetchall()
 
 
@@ -323,7 +323,7 @@ def test_one_moves_from_the_reference_as_the_guide_says(
             script = re.sub(r"timeout 10 mailroom collector.*\n", "", script)
         printed = run(script, tmp_path, MAILROOM_DATABASE_URL=uri(empty_database), **variables)
         assert [(0 if times else 2, 0)] == db.execute(
-            "SELECT waiting, in_flight FROM mailroom.backlog('mailroom')"
+            "SELECT waiting, in_flight FROM mailroom.backlog()"
         ).fetchall()
         (secret,) = db.execute("SELECT sha256('zoe')").fetchall()[0]
         assert 7 == consume(db, sign(secret, "activation", keys=key), "activation", keys=key).account

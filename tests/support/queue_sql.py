@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import psycopg
 
+from mailroom.queue.client import RESERVE
+from mailroom.sender.rate import BURST_S, FASTER_A_SECOND, HOLD_S
+
 Db = psycopg.Connection
 
 
@@ -23,11 +26,18 @@ def claim(
 ) -> list[Handed]:
     leases: dict[tuple[int, int], list[int]] = {}
     for lease, generation, token in db.execute(
-        "SELECT lease, generation, token FROM mailroom.claim('mailroom', %s, %s, %s, %s)",
+        "SELECT lease, generation, token FROM mailroom.claim(%s, %s, %s, %s)",
         [worker, tokens, lease_tokens, lease_ms],
     ).fetchall():
         leases.setdefault((lease, generation), []).append(token)
     return [Handed(lease, generation, tuple(ids)) for (lease, generation), ids in leases.items()]
+
+
+def reserve(db: Db, recipients: int, ceiling: float, longest_s: float = float("inf")) -> float:
+    """Charge the shared rate by the sender's policy, and give back the wait in seconds."""
+    policy = [BURST_S, HOLD_S, FASTER_A_SECOND]
+    ((wait_s, _),) = db.execute(RESERVE, [recipients, ceiling, longest_s, *policy]).fetchall()
+    return float(wait_s)
 
 
 def claimed_tokens(db: Db, tokens: int = 1000) -> list[int]:

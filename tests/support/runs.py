@@ -59,7 +59,7 @@ class RunProcess:
 Start = Callable[..., RunProcess]
 
 
-UNSETTLED = "SELECT waiting + in_flight FROM mailroom.backlog('mailroom')"
+UNSETTLED = "SELECT waiting + in_flight FROM mailroom.backlog()"
 
 
 def ledger(db: Db, *columns: str) -> list[tuple[object, ...]]:

@@ -30,7 +30,7 @@ def faults(environment: dict[str, str]) -> dict[str, str]:
 def test_defaults() -> None:
     settings = collector_settings(GOOD)
     assert (URL, (bytes.fromhex(KEY),)) == (settings.database_url, settings.keys)
-    assert ("token_insert", "mailroom") == (settings.channel_name, settings.queue_name)
+    assert "token_insert" == settings.channel_name
     assert (270_000, 5000, 10) == (
         settings.healthcheck_interval_ms,
         settings.batch_timeout_ms,
@@ -38,20 +38,25 @@ def test_defaults() -> None:
     )
 
 
+def test_a_database_has_one_queue() -> None:
+    fault = faults(GOOD | {"MAILROOM_QUEUE_NAME": "letters"})["MAILROOM_QUEUE_NAME"]
+    assert "a database has one queue, called mailroom, and not 'letters'" in fault
+    assert "a database for each queue" in fault
+
+
 def test_every_variable_is_read() -> None:
     settings = collector_settings(
         GOOD
         | {
             "MAILROOM_CHANNEL_NAME": "bell",
-            "MAILROOM_QUEUE_NAME": "letters",
+            "MAILROOM_QUEUE_NAME": "mailroom",
             "MAILROOM_HEALTHCHECK_INTERVAL": "1000",
             "MAILROOM_BATCH_TIMEOUT": "0",
             "MAILROOM_BATCH_LIMIT": "1",
         }
     )
-    assert ("bell", "letters", 1000, 0, 1) == (
+    assert ("bell", 1000, 0, 1) == (
         settings.channel_name,
-        settings.queue_name,
         settings.healthcheck_interval_ms,
         settings.batch_timeout_ms,
         settings.batch_limit,

@@ -7,10 +7,10 @@ import os
 import click
 
 from mailroom.cli.common import environment_help, stop_on_signals
-from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL
 
 
-@click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME, CHANNEL_NAME]))
+@click.command(epilog=environment_help([DATABASE_URL, CHANNEL_NAME]))
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",

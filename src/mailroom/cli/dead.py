@@ -16,7 +16,7 @@ import click
 
 from mailroom.actions import BY_NAME
 from mailroom.cli.common import EXIT_DATA, as_json_text, duration, environment_help, text_argument
-from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL
 
 if TYPE_CHECKING:
     import psycopg
@@ -76,7 +76,7 @@ def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: 
         click.echo(counted(len(letters), "dead letter") if letters else "no dead letters")
 
 
-@dead.command("show", epilog=environment_help([DATABASE_URL, QUEUE_NAME]))
+@dead.command("show", epilog=environment_help([DATABASE_URL]))
 @click.argument("token", type=int)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def dead_show(token: int, as_json: bool) -> None:
@@ -85,14 +85,13 @@ def dead_show(token: int, as_json: bool) -> None:
     Exits with 65 when it is none, and says what it is instead.
     """
     from mailroom.operations.dead import show
-    from mailroom.settings.collector import queue_settings
 
     with _connected() as connection:
-        story = show(connection, queue_settings(os.environ).queue_name, token)
+        story = show(connection, token)
     click.echo(as_json_text(story.as_dict()) if as_json else story.text())
 
 
-@dead.command("retry", epilog=environment_help([DATABASE_URL, QUEUE_NAME, CHANNEL_NAME]))
+@dead.command("retry", epilog=environment_help([DATABASE_URL, CHANNEL_NAME]))
 @tokens_or_all
 @of_all
 @of_action
@@ -119,15 +118,15 @@ def dead_retry(
     from mailroom.operations.dead import retry
     from mailroom.settings.collector import queue_settings
 
-    settings = queue_settings(os.environ)
+    channel = queue_settings(os.environ).channel_name
 
     def decide(connection: psycopg.Connection, page: Sequence[int]) -> list[Decided]:
-        return retry(connection, settings.queue_name, settings.channel_name, page, renew=renew, reason=reason)
+        return retry(connection, channel, page, renew=renew, reason=reason)
 
     _decide(tokens, every, action, since, decide)
 
 
-@dead.command("drop", epilog=environment_help([DATABASE_URL, QUEUE_NAME]))
+@dead.command("drop", epilog=environment_help([DATABASE_URL]))
 @tokens_or_all
 @of_all
 @of_action
@@ -167,13 +166,11 @@ def _decide(
 ) -> None:
     """Decide about each token, print what became of it, and exit."""
     from mailroom.operations.dead import NOT_DEAD, PAGE, all_dead, why_not_dead
-    from mailroom.settings.collector import queue_settings
 
     if every == bool(tokens):
         raise click.UsageError("name either TOKENs or --all")
     if not every and (action or since is not None):
         raise click.UsageError("--action and --since go with --all")
-    queue = queue_settings(os.environ).queue_name
     outcomes: Counter[str] = Counter()
     some_not = False
     told_at = time.monotonic()
@@ -183,7 +180,7 @@ def _decide(
             for one in decide(connection, page):
                 text = one.text()
                 if one.outcome == NOT_DEAD and not every:
-                    text = why_not_dead(connection, queue, one.token)
+                    text = why_not_dead(connection, one.token)
                 click.echo(f"{one.token}  {text}")
                 outcomes[one.outcome if one.done or one.outcome == NOT_DEAD else "not retried"] += 1
                 some_not |= not one.done

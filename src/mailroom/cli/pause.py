@@ -7,10 +7,10 @@ import os
 import click
 
 from mailroom.cli.common import environment_help
-from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL
 
 
-@click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME]))
+@click.command(epilog=environment_help([DATABASE_URL]))
 @click.option("--reason", required=True, help="Why, for whoever asks later.")
 def pause(reason: str) -> None:
     """Stop handing out mail, to all workers; what they have in hand goes out.
@@ -19,20 +19,15 @@ def pause(reason: str) -> None:
     """
     from mailroom.database import sync
     from mailroom.database.sync import one
-    from mailroom.errors import DatabaseError
     from mailroom.queue.client import PAUSE
-    from mailroom.settings.collector import queue_settings
+    from mailroom.settings.collector import database_url
 
-    settings = queue_settings(os.environ)
-    with sync.connected(settings.database_url) as connection:
-        if one(connection, PAUSE, [settings.queue_name, reason]) != (True,):
-            raise DatabaseError(
-                f"there is no queue {settings.queue_name!r}", hint="correct MAILROOM_QUEUE_NAME"
-            )
+    with sync.connected(database_url(os.environ)) as connection:
+        one(connection, PAUSE, [reason])
     click.echo("paused")
 
 
-@click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME, CHANNEL_NAME]))
+@click.command(epilog=environment_help([DATABASE_URL, CHANNEL_NAME]))
 def resume() -> None:
     """Hand out mail again, after `mailroom pause`."""
     from mailroom.database import sync
@@ -42,5 +37,5 @@ def resume() -> None:
 
     settings = queue_settings(os.environ)
     with sync.connected(settings.database_url) as connection:
-        was_paused = one(connection, RESUME, [settings.queue_name, settings.channel_name]) == (True,)
+        was_paused = one(connection, RESUME, [settings.channel_name]) == (True,)
     click.echo("resumed" if was_paused else "it was not paused")

@@ -27,7 +27,7 @@ def roles(is_applied: bool) -> None:
     """
     from importlib.resources import files
 
-    script = files("mailroom").joinpath("roles.sql").read_text("utf-8")
+    script = files("mailroom").joinpath("sql", "roles.sql").read_text("utf-8")
     if is_applied:
         _apply(script)
         click.echo("mailroom_worker, mailroom_app, mailroom_oncall: made, or brought up to date")

@@ -7,15 +7,12 @@ import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 
 from mailroom.cli.common import as_json_text, environment_help
-from mailroom.settings.collector import DATABASE_URL, QUEUE_NAME
-
-if TYPE_CHECKING:
-    from mailroom.settings.collector import QueueSettings
+from mailroom.settings.collector import DATABASE_URL
 
 WATCH_INTERVAL_S: Final = 2.0
 TELL_INTERVAL_S: Final = 1.0
@@ -23,7 +20,7 @@ MIN_AGE: Final = timedelta(hours=1)
 ANSWER_LIMIT_S: Final = 30.0
 
 
-@click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME]))
+@click.command(epilog=environment_help([DATABASE_URL]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--watch", is_flag=True, help="Show it anew every 2 seconds, on a terminal, until interrupted.")
 def status(as_json: bool, watch: bool) -> None:
@@ -40,20 +37,20 @@ def status(as_json: bool, watch: bool) -> None:
         raise click.UsageError("--watch is for a terminal, and without --json")
     from mailroom.database import sync
     from mailroom.operations.reports import overview
-    from mailroom.settings.collector import queue_settings
+    from mailroom.settings.collector import database_url
 
-    settings = queue_settings(os.environ)
+    url = database_url(os.environ)
     if watch:
         try:
-            _watch(settings)
+            _watch(url)
         except KeyboardInterrupt:
             sys.exit(0)
-    with sync.connected(settings.database_url) as connection:
-        found = overview(connection, settings.queue_name)
+    with sync.connected(url) as connection:
+        found = overview(connection)
     click.echo(as_json_text(asdict(found)) if as_json else found.text())
 
 
-def _watch(settings: QueueSettings) -> NoReturn:
+def _watch(url: str) -> NoReturn:
     """Show it anew for ever; a connection that is lost is made again, and that is said meanwhile."""
     from mailroom.database import sync
     from mailroom.database.sync import answering_within
@@ -64,10 +61,10 @@ def _watch(settings: QueueSettings) -> NoReturn:
     text, lost_at = "", None
     while True:
         try:
-            with sync.connected(settings.database_url) as connection:
+            with sync.connected(url) as connection:
                 while True:
                     with answering_within(connection, ANSWER_LIMIT_S):
-                        text = overview(connection, settings.queue_name).text()
+                        text = overview(connection).text()
                     lost_at = None
                     click.clear()
                     click.echo(text)

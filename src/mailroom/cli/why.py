@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from mailroom.cli.common import as_json_text, environment_help
-from mailroom.settings.collector import DATABASE_URL, QUEUE_NAME
+from mailroom.settings.collector import DATABASE_URL
 
 WATCH_INTERVAL_S: Final = 2.0
 TELL_INTERVAL_S: Final = 1.0
@@ -17,7 +17,7 @@ MIN_AGE: Final = timedelta(hours=1)
 ANSWER_LIMIT_S: Final = 30.0
 
 
-@click.command(epilog=environment_help([DATABASE_URL, QUEUE_NAME]))
+@click.command(epilog=environment_help([DATABASE_URL]))
 @click.argument("who")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def why(who: str, as_json: bool) -> None:
@@ -29,12 +29,11 @@ def why(who: str, as_json: bool) -> None:
     """
     from mailroom.database import sync
     from mailroom.operations.reports import stories
-    from mailroom.settings.collector import queue_settings
+    from mailroom.settings.collector import database_url
 
-    settings = queue_settings(os.environ)
     name = os.fsencode(who).decode("utf-8", "replace")  # bytes that are no text are nobody's name
-    with sync.connected(settings.database_url) as connection:
-        told = stories(connection, settings.queue_name, name.strip().replace("\0", ""))
+    with sync.connected(database_url(os.environ)) as connection:
+        told = stories(connection, name.strip().replace("\0", ""))
     if as_json:
         click.echo(as_json_text([story.as_dict() for story in told]))
     else:

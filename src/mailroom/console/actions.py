@@ -36,7 +36,7 @@ class Actions:
     ) -> None:
         self._reader = reader
         self._snapshots = snapshots
-        self._queue, self._channel = settings.queue_name, settings.channel_name
+        self._channel = settings.channel_name
         self._read_only = read_only
 
     async def pause(self, request: Request) -> Response:
@@ -44,15 +44,15 @@ class Actions:
         reason = _reason(await self._form(request))
         if not reason:
             raise HTTPException(400, "say why, for whoever asks later")
-        await self._do(lambda connection: one(connection, PAUSE, [self._queue, reason]))
-        log.info("paused", queue=self._queue)
+        await self._do(lambda connection: one(connection, PAUSE, [reason]))
+        log.info("paused")
         return RedirectResponse("/", 303)
 
     async def resume(self, request: Request) -> Response:
         """Go on."""
         await self._form(request)
-        await self._do(lambda connection: one(connection, RESUME, [self._queue, self._channel]))
-        log.info("resumed", queue=self._queue)
+        await self._do(lambda connection: one(connection, RESUME, [self._channel]))
+        log.info("resumed")
         return RedirectResponse("/", 303)
 
     async def decide(self, request: Request) -> Response:
@@ -67,7 +67,7 @@ class Actions:
             if deed == "drop":
                 return drop(connection, [number], reason=reason)
             renew = deed == "renew"
-            return retry(connection, self._queue, self._channel, [number], renew=renew, reason=reason)
+            return retry(connection, self._channel, [number], renew=renew, reason=reason)
 
         (decided,) = await self._do(question)
         log.info("decided", token=number, outcome=decided.outcome)

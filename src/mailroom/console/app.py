@@ -44,7 +44,7 @@ def create_app(
         names: its other names: see ``Guard``.
         read_only: let nobody change anything.
     """
-    front = Front(reader, snapshots, settings.queue_name, read_only=read_only)
+    front = Front(reader, snapshots, read_only=read_only)
     actions = Actions(reader, snapshots, settings, read_only=read_only)
 
     async def refused(_request: Request, error: Exception) -> Response:

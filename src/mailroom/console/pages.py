@@ -47,10 +47,9 @@ _DECIDED: Final = re.compile(r"([0-9]{1,19})\.([a-z-]{1,20})(?:\.([0-9]{1,19}))?
 class Front:
     """The pages; each method answers a request."""
 
-    def __init__(self, reader: Reader, snapshots: Snapshots, queue: str, *, read_only: bool) -> None:
+    def __init__(self, reader: Reader, snapshots: Snapshots, *, read_only: bool) -> None:
         self._reader = reader
         self._snapshots = snapshots
-        self._queue = queue
         self._read_only = read_only
         self._pages = Pages("mailroom.console")
 
@@ -68,7 +67,7 @@ class Front:
         values: dict[str, Any] = {"who": who, "told": [], "unknown": "", "hint": ""}
         if who:
             try:
-                told = await self._reader.ask(lambda connection: stories(connection, self._queue, who))
+                told = await self._reader.ask(lambda connection: stories(connection, who))
                 values["told"] = [(story, _moments(story.events)) for story in reversed(told)]
             except UnknownPerson as error:
                 values |= {"unknown": str(error), "hint": error.hint}
@@ -101,7 +100,6 @@ class Front:
         look = look or await self._snapshots.look()
         return {
             "here": here,
-            "queue": self._queue,
             "read_only": self._read_only,
             "who": "",
             "now": look.snapshot,

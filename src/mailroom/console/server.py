@@ -61,7 +61,7 @@ class ConsoleServer:
 
         Raises:
             ConsoleError: the extra is not installed, or the port is taken.
-            DatabaseError: the database is not to be used as it is: no such queue, not this schema.
+            DatabaseError: the database is not to be used as it is: not this schema.
         """
         try:
             import uvicorn  # noqa: F401 - to miss it here, if at all
@@ -77,7 +77,7 @@ class ConsoleServer:
             ) from None
         listening = _listen(*self._place)
         self._reader = Reader(self._settings.database_url, read_only=self._read_only)
-        snapshots = Snapshots(self._reader, self._settings.queue_name)
+        snapshots = Snapshots(self._reader)
         try:
             with contextlib.suppress(DatabaseUnavailable):
                 self._reader.ask_now(snapshots.take)

@@ -28,16 +28,12 @@ PATIENCE_S: Final = 2.0
 # The newest rows of an outcome are looked for so long after somebody looked at them.
 WANTED_S: Final = 10.0
 
-# The oldest is looked for among so many that wait, and so many in leases.
-MAX_AGED: Final = 1000
-OLDEST_AGE: Final = "SELECT mailroom.oldest_age(%s, %s)"
-
 log = EventLogger("console")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One look at a queue.
+    """One look at the queue.
 
     Attributes:
         at: when.
@@ -47,7 +43,6 @@ class Snapshot:
 
     at: datetime
     pulse: Pulse
-    oldest_age_s: float | None
     pause: Pause
     dead: Count
     workers: tuple[Worker, ...]
@@ -102,11 +97,10 @@ class Look:
 
 
 class Snapshots:
-    """Looks at a queue over a reader."""
+    """Looks at the queue over a reader."""
 
-    def __init__(self, reader: Reader, queue: str) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._queue = queue
         self._traffic = Traffic()
         self._wanted: dict[str | None, float] = {}
         self._look = Look()
@@ -118,18 +112,17 @@ class Snapshots:
         """Look now.
 
         Raises:
-            DatabaseError: there is no such queue, or not this schema.
+            DatabaseError: there is not this schema, or it may not be asked.
             DatabaseUnavailable: the connection was lost.
         """
-        pause = paused(connection, self._queue)
+        pause = paused(connection)
         self._traffic.look(connection, time.monotonic())
         return Snapshot(
             at=datetime.now(UTC),
-            pulse=Pulse._make(one(connection, PULSE, [self._queue, COUNT_LIMIT])),
-            oldest_age_s=one(connection, OLDEST_AGE, [self._queue, MAX_AGED])[0],
+            pulse=Pulse._make(one(connection, PULSE, [COUNT_LIMIT])),
             pause=pause,
             dead=count(connection),
-            workers=workers(connection, self._queue),
+            workers=workers(connection),
             traffic=self._traffic.last(KEPT),
             recent={outcome: recent(connection, outcome, None) for outcome in outcomes},
         )

@@ -187,11 +187,6 @@ def explained(error: psycopg.Error, role: str = "mailroom_worker") -> DatabaseEr
             return DatabaseError(
                 f"the schema is not Mailroom's: {text}", hint="run `mailroom migrate up` on this database"
             )
-        case psycopg.errors.UndefinedObject() if "unknown queue" in text:
-            return DatabaseError(
-                f"{error.diag.message_primary}",
-                hint="correct MAILROOM_QUEUE_NAME, or add the queue's row to the table jobs",
-            )
         case psycopg.errors.InsufficientPrivilege():
             return DatabaseError(
                 f"the user may not do this: {text}",

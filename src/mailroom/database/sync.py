@@ -51,7 +51,7 @@ def answering_within(connection: psycopg.Connection, limit_s: float) -> Iterator
 
 
 def rows(
-    connection: psycopg.Connection, row: type[Row], query: LiteralString, parameters: Sequence[object]
+    connection: psycopg.Connection, row: type[Row], query: LiteralString, parameters: Sequence[object] = ()
 ) -> list[Row]:
     """What a query gives, as instances of a class with its columns' names.
 

@@ -9,7 +9,7 @@ from mailroom.doctor import environment as variables
 from mailroom.doctor import queue, server
 from mailroom.doctor.probe import Probe
 from mailroom.doctor.report import Check, Report
-from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME, SECRET_KEY, collector_settings
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, SECRET_KEY, collector_settings
 
 CHECKS: Final[tuple[Check[Probe], ...]] = (
     Check("keys", server.keys, (SECRET_KEY.name,)),
@@ -19,14 +19,13 @@ CHECKS: Final[tuple[Check[Probe], ...]] = (
     Check("clock", server.clock, ("server",)),
     Check("migrations", server.migrations, ("server",)),
     Check("functions", queue.functions, ("server", "migrations")),
-    Check("queue", queue.queue, ("functions", QUEUE_NAME.name)),
-    Check("pause", queue.pause, ("queue",)),
+    Check("pause", queue.pause, ("functions",)),
     Check("tokens-trigger", queue.tokens_trigger, ("functions", CHANNEL_NAME.name)),
     Check("accounts-trigger", queue.accounts_trigger, ("functions",)),
     Check("notifications", queue.notifications, ("writable",)),
-    Check("backlog", queue.backlog, ("queue",)),
+    Check("backlog", queue.backlog, ("functions",)),
     Check("collectors", queue.collectors, ("server",)),
-    Check("workers", queue.workers, ("queue",)),
+    Check("workers", queue.workers, ("functions",)),
 )
 
 

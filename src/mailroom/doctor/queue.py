@@ -17,51 +17,32 @@ from mailroom.operations import reports
 from mailroom.operations.story import counted, utc
 from mailroom.queue.client import (
     BACKLOG,
+    CALLED,
     COLLECTORS,
-    HAS_QUEUE,
-    MISSING,
-    NEEDED,
-    NOT_ALLOWED,
     RING,
+    RING_FUNCTION,
     TRIGGERS,
+    UNUSABLE,
+    VERSION,
     Backlog,
+    schema_fault,
 )
-from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, QUEUE_NAME
+from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL
 
 Answer = TypeVar("Answer")
 
 OLDEST_S: Final = 300.0
 DELIVERY_S: Final = 2.0
 PROGRAMS: Final = ("mailroom run", "mailroom collector")
-RING_FUNCTION: Final = "mailroom.ring()"
 ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
 
 def functions(probe: Probe) -> Finding:
-    """The queue's functions are there, and this user may call them."""
-    if missing := probe.ask(MISSING, list(NEEDED)):
-        return fault(
-            f"there is no {missing[0][0]}: the schema is older than this Mailroom, or was altered",
-            "run `mailroom migrate up`; if it has nothing to apply, make it anew from the migrations",
-        )
-    called = [name for name in NEEDED if name != RING_FUNCTION]  # which the trigger calls
-    if refused := probe.ask(NOT_ALLOWED, called):
-        return fault(
-            f"this user may not call {', '.join(row[0].partition('(')[0] for row in refused)}",
-            "GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
-        )
-    return ok(f"{len(called)} functions, and this user may call them")
-
-
-def queue(probe: Probe) -> Finding:
-    """The queue is there."""
-    name = probe.settings.queue_name
-    if not probe.ask(HAS_QUEUE, name)[0][0]:
-        return fault(
-            f"there is no queue {name!r}",
-            f"correct {QUEUE_NAME.name} (the default is {QUEUE_NAME.default}), or add its row to jobs",
-        )
-    return ok(name)
+    """The schema is the one that this version needs, and this user may call the queue's functions."""
+    ((version,),) = probe.ask(VERSION)
+    if found := schema_fault(version, probe.ask(UNUSABLE, list(CALLED))):
+        return fault(str(found), found.hint)
+    return ok(f"version {version}, and this user may call its {len(CALLED)} functions")
 
 
 def pause(probe: Probe) -> Finding:
@@ -88,7 +69,7 @@ def workers(probe: Probe) -> Finding:
     return ok(f"{counted(len(alive), 'worker')} of `mailroom run` alive, none in trouble")
 
 
-def _asked(probe: Probe, ask: Callable[[psycopg.Connection, str], Answer]) -> Answer:
+def _asked(probe: Probe, ask: Callable[[psycopg.Connection], Answer]) -> Answer:
     """What a command's question about the queue gives.
 
     Raises:
@@ -97,7 +78,7 @@ def _asked(probe: Probe, ask: Callable[[psycopg.Connection, str], Answer]) -> An
     """
     try:
         with probe.transaction() as connection:
-            return ask(connection, probe.settings.queue_name)
+            return ask(connection)
     except (DatabaseError, DatabaseUnavailable) as error:
         if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
             remedy = "make the roles anew: `mailroom roles --apply`"
@@ -111,8 +92,7 @@ def _asked(probe: Probe, ask: Callable[[psycopg.Connection, str], Answer]) -> An
 def tokens_trigger(probe: Probe) -> Finding:
     """A trigger rings the channel on which the collector listens."""
     wanted = probe.settings.channel_name
-    rows = probe.ask(TRIGGERS, RING_FUNCTION)
-    found = [(table, name, enabled, _argument(arguments)) for table, name, enabled, arguments in rows]
+    found = probe.ask(TRIGGERS, RING_FUNCTION)
     rung = [channel for _, _, enabled, channel in found if enabled]
     if wanted in rung:
         return ok(f"rings {wanted!r}")
@@ -167,7 +147,7 @@ def notifications(probe: Probe) -> Finding:
 def backlog(probe: Probe) -> Finding:
     """How much waits, and since when."""
     try:
-        waiting = Backlog._make(probe.ask(BACKLOG, probe.settings.queue_name)[0])
+        waiting = Backlog._make(probe.ask(BACKLOG)[0])
     except DatabaseUnavailable as error:
         return warning(f"not known: {error}", error.hint)
     if waiting.oldest_age_s is None:
@@ -199,7 +179,3 @@ def _disabled(table: str, trigger: str, consequence: str) -> Finding:
         f"the trigger {trigger} on {table} is disabled, so that {consequence}",
         f"ALTER TABLE {table} ENABLE TRIGGER {trigger}",
     )
-
-
-def _argument(arguments: bytes) -> str:
-    return arguments.split(b"\0")[0].decode(errors="replace")

@@ -31,11 +31,11 @@ NOT_DEAD: Final = "not dead"
 
 IS_DEAD: Final = "SELECT mailroom.is_dead(%s)"
 DEAD_LETTERS: Final = (
-    "SELECT id, token, action, email, at, attempts, detail, hindrance, expires_in AS expires_in_s"
+    "SELECT id, token, action, email, at, attempts, detail, why_not_mailable, expires_in AS expires_in_s"
     " FROM mailroom.dead_letters(%s, %s, %s, %s, %s)"
 )
 DEAD_COUNT: Final = "SELECT dead, more FROM mailroom.dead_count(%s, %s, %s)"
-RETRY_DEAD: Final = "SELECT token, outcome, other FROM mailroom.retry_dead(%s, %s, %s::bigint[], %s, %s, %s)"
+RETRY_DEAD: Final = "SELECT token, outcome, other FROM mailroom.retry_dead(%s, %s::bigint[], %s, %s, %s)"
 DROP_DEAD: Final = (
     "SELECT token, outcome, NULL::bigint AS other FROM mailroom.drop_dead(%s::bigint[], %s, %s)"
 )
@@ -61,7 +61,7 @@ class NoDeadLetter(MailroomError):
 class DeadLetter:
     """A token that was rejected for good; without an action it is gone.
 
-    ``id`` and ``at`` are those of the rejection; ``hindrance`` says why it may not be mailed any more.
+    ``id`` and ``at`` are those of the rejection; ``why_not_mailable`` says why it may not be mailed any more.
     """
 
     id: int
@@ -71,18 +71,18 @@ class DeadLetter:
     at: datetime
     attempts: int
     detail: str
-    hindrance: str | None
+    why_not_mailable: str | None
     expires_in_s: float | None
 
     @property
     def state(self) -> str:
         """Whether the token may still be mailed."""
-        if self.hindrance == "deleted":
+        if self.why_not_mailable == "deleted":
             return "gone"
-        if self.hindrance == "expired" and self.expires_in_s is not None:
+        if self.why_not_mailable == "expired" and self.expires_in_s is not None:
             return f"expired {span(-self.expires_in_s)} ago"
-        if self.hindrance:
-            return self.hindrance
+        if self.why_not_mailable:
+            return self.why_not_mailable
         return "never expires" if self.expires_in_s is None else f"expires in {span(self.expires_in_s)}"
 
     def cells(self) -> tuple[str, ...]:
@@ -187,14 +187,14 @@ def count(connection: psycopg.Connection, action: str | None = None, since: time
     return Count._make(one(connection, DEAD_COUNT, [action, since, MAX_COUNTED]))
 
 
-def show(connection: psycopg.Connection, queue: str, token: int) -> Story:
+def show(connection: psycopg.Connection, token: int) -> Story:
     """The story of a dead letter.
 
     Raises:
         NoDeadLetter: it is none, and the message says what it is.
         DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
     """
-    story = _story(connection, queue, token)
+    story = _story(connection, token)
     if not one(connection, IS_DEAD, [token])[0]:
         raise NoDeadLetter(
             f"token {token} is no dead letter: {story.verdict}: {story.conclusion}",
@@ -203,14 +203,14 @@ def show(connection: psycopg.Connection, queue: str, token: int) -> Story:
     return story
 
 
-def why_not_dead(connection: psycopg.Connection, queue: str, token: int) -> str:
+def why_not_dead(connection: psycopg.Connection, token: int) -> str:
     """What a token is that is no dead letter.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
     """
     try:
-        story = _story(connection, queue, token)
+        story = _story(connection, token)
     except NoDeadLetter as error:
         return str(error)
     return f"no dead letter: {story.verdict}: {story.conclusion}"
@@ -218,7 +218,6 @@ def why_not_dead(connection: psycopg.Connection, queue: str, token: int) -> str:
 
 def retry(
     connection: psycopg.Connection,
-    queue: str,
     channel: str,
     tokens: Sequence[int],
     *,
@@ -229,17 +228,16 @@ def retry(
 
     Args:
         connection: in autocommit mode.
-        queue: its name.
         channel: the channel to ring.
         tokens: which.
         renew: give accounts whose token expired a new one, where they may have it.
         reason: for the ledger; may be empty.
 
     Raises:
-        DatabaseError: there is no such queue, not this schema, or it may not be asked.
+        DatabaseError: there is not this schema, or it may not be asked.
         DatabaseUnavailable: the connection was lost.
     """
-    asked = [queue, channel, [token for token in tokens if _fits(token)], renew, reason, operator()]
+    asked = [channel, [token for token in tokens if _fits(token)], renew, reason, operator()]
     return _in_order(tokens, rows(connection, Decided, RETRY_DEAD, asked))
 
 
@@ -267,9 +265,9 @@ def _in_order(tokens: Sequence[int], decided: Sequence[Decided]) -> list[Decided
     return [by_token.get(token, Decided(token, NOT_DEAD)) for token in tokens]
 
 
-def _story(connection: psycopg.Connection, queue: str, token: int) -> Story:
+def _story(connection: psycopg.Connection, token: int) -> Story:
     try:
-        found = [story for story in stories(connection, queue, str(token)) if story.mail.token == token]
+        found = [story for story in stories(connection, str(token)) if story.mail.token == token]
     except UnknownPerson:
         found = []
     if not found:  # or the number is somebody's login

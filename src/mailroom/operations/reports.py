@@ -9,7 +9,6 @@ Promises: no secret and no code is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeVar
@@ -17,7 +16,7 @@ from typing import Final, TypeVar
 import psycopg
 
 from mailroom.database.sync import one, rows
-from mailroom.errors import DatabaseError, MailroomError
+from mailroom.errors import MailroomError
 from mailroom.operations.story import (
     NOBODY_IS_ALIVE,
     Delivery,
@@ -40,18 +39,18 @@ MAX_COUNTED: Final = 10_000
 OVERVIEW: Final = (
     "SELECT waiting, in_flight, retrying, oldest_age AS oldest_age_s, sent_minute, rejected_minute,"
     " unknown_minute, sent_hour, rejected_hour, unknown_hour, paused_at, pause_reason, rate"
-    " FROM mailroom.overview(%s)"
+    " FROM mailroom.overview()"
 )
 DEAD: Final = "SELECT dead, more FROM mailroom.dead_count(NULL, NULL, %s)"
 WORKERS: Final = (
     "SELECT worker, version, alive, started_at, seen_at, up AS up_s, silent AS silent_s, leases, tokens,"
-    " trouble, trouble_since FROM mailroom.workers_of(%s)"
+    " trouble, trouble_since FROM mailroom.recent_workers()"
 )
-PAUSED: Final = "SELECT paused_at, pause_reason FROM mailroom.paused(%s)"
+PAUSED: Final = "SELECT paused_at, pause_reason FROM mailroom.paused()"
 TOKENS_OF: Final = (
     "SELECT token, action, email, login, status, status_changed_at, needed_status, created_at, expires_at,"
-    " consumed_at, hindrance, waits, lease_worker, lease_generation, lease_due_at, lease_is_due"
-    " FROM mailroom.tokens_of(%s, %s, %s)"
+    " consumed_at, why_not_mailable, waits, lease_worker, lease_generation, lease_due_at, lease_is_due"
+    " FROM mailroom.tokens_of(%s, %s)"
 )
 DELIVERIES_OF: Final = (
     "SELECT token, attempt, outcome, result, provider, message_id, detail, worker, at"
@@ -146,58 +145,58 @@ class Overview:
         return "\n".join(lines)
 
 
-def overview(connection: psycopg.Connection, queue: str) -> Overview:
+def overview(connection: psycopg.Connection) -> Overview:
     """How the queue is.
 
     Raises:
-        DatabaseError: there is no such queue, or not this schema.
+        DatabaseError: there is not this schema, or it may not be asked.
         DatabaseUnavailable: the connection was lost.
     """
-    found = _of_queue(rows(connection, Overview, OVERVIEW, [queue]), queue)
+    (found,) = rows(connection, Overview, OVERVIEW)
     dead, more = one(connection, DEAD, [MAX_COUNTED])
-    working = workers(connection, queue)
+    working = workers(connection)
     alive = sum(worker.alive for worker in working)
     return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=working)
 
 
-def workers(connection: psycopg.Connection, queue: str) -> tuple[Worker, ...]:
-    """The workers of a queue that were seen in the last hour.
+def workers(connection: psycopg.Connection) -> tuple[Worker, ...]:
+    """The workers that were seen in the last hour.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``overview`` does.
     """
     return tuple(
         replace(worker, worker=plain(worker.worker), trouble=plain(mask(worker.trouble)))
-        for worker in rows(connection, Worker, WORKERS, [queue])
+        for worker in rows(connection, Worker, WORKERS)
     )
 
 
-def paused(connection: psycopg.Connection, queue: str) -> Pause:
-    """Since when a queue is paused, and why.
+def paused(connection: psycopg.Connection) -> Pause:
+    """Since when the queue is paused, and why.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``overview`` does.
     """
-    return _of_queue(rows(connection, Pause, PAUSED, [queue]), queue)
+    (found,) = rows(connection, Pause, PAUSED)
+    return found
 
 
-def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]:
+def stories(connection: psycopg.Connection, who: str) -> list[Story]:
     """What became of the last mails of a person, or of one token, oldest first.
 
     Args:
         connection: in autocommit mode.
-        queue: its name.
         who: an address in any case, a login, or a token's id.
 
     Raises:
         UnknownPerson: there is none, or no mail was ever asked for.
-        DatabaseError: there is no such queue, or not this schema.
+        DatabaseError: there is not this schema, or it may not be asked.
         DatabaseUnavailable: the connection was lost.
     """
-    pause = paused(connection, queue)
-    alive = [worker for worker in workers(connection, queue) if worker.alive]
+    pause = paused(connection)
+    alive = [worker for worker in workers(connection) if worker.alive]
     # The ledger is read last: what is in no lease any more is in it by then.
-    mails = rows(connection, Mail, TOKENS_OF, [queue, who, MAX_TOKENS])[::-1]
+    mails = rows(connection, Mail, TOKENS_OF, [who, MAX_TOKENS])[::-1]
     if not mails:
         raise UnknownPerson(
             f"no account has the address or login {who!r}, and no token this id",
@@ -212,9 +211,3 @@ def stories(connection: psycopg.Connection, queue: str, who: str) -> list[Story]
     written = rows(connection, Delivery, DELIVERIES_OF, [[mail.token for mail in mails]])
     troubles = list(dict.fromkeys(worker.trouble for worker in alive if worker.trouble))
     return [tell_story(masked(mail, written), pause, alive=len(alive), troubles=troubles) for mail in mails]
-
-
-def _of_queue(rows: Sequence[Row], queue: str) -> Row:
-    if not rows:
-        raise DatabaseError(f"there is no queue {queue!r}", hint="correct MAILROOM_QUEUE_NAME")
-    return rows[0]

@@ -83,7 +83,7 @@ class Mail:
     created_at: datetime | None
     expires_at: datetime | None
     consumed_at: datetime | None
-    hindrance: str | None
+    why_not_mailable: str | None
     waits: bool
     lease_worker: str | None
     lease_generation: int | None
@@ -247,8 +247,8 @@ def _concluded(mail: Mail, stopped: str, troubles: Sequence[str]) -> tuple[str, 
     if mail.lease_due_at:
         if mail.lease_worker and not mail.lease_is_due:
             return "in flight", f"{plain(mail.lease_worker)} has it in hand, attempt {mail.attempt_in_hand}"
-        if mail.hindrance:
-            return _hindered(mail, mail.hindrance)
+        if mail.why_not_mailable:
+            return _hindered(mail, mail.why_not_mailable)
         if mail.lease_worker:
             ended = (
                 f"the lease of {plain(mail.lease_worker)} ended at {utc(mail.lease_due_at)} with no outcome"
@@ -260,8 +260,8 @@ def _concluded(mail: Mail, stopped: str, troubles: Sequence[str]) -> tuple[str, 
         told.append(stopped or f"next try at {utc(mail.lease_due_at)}")
         return "retrying", "; ".join(told)
     if mail.waits:
-        if mail.hindrance:
-            return _hindered(mail, mail.hindrance)
+        if mail.why_not_mailable:
+            return _hindered(mail, mail.why_not_mailable)
         return "waiting", stopped or "it is to be handed out; see `mailroom status` whether others are"
     if last and not last.by_hand:
         return (
@@ -289,8 +289,8 @@ def _held_back(troubles: Sequence[str]) -> str:
 def _passed(mail: Mail) -> tuple[str, str]:
     """Behind the cursor, in no lease, not in the ledger: a pipe had it, or it was passed over."""
     since = utc(mail.status_changed_at) if mail.changed_since and mail.status_changed_at else ""
-    if mail.hindrance in {"suspended", "ineligible"} and not since:
-        return _hindered(mail, mail.hindrance)
+    if mail.why_not_mailable in {"suspended", "ineligible"} and not since:
+        return _hindered(mail, mail.why_not_mailable)
     if mail.consumed_at:
         return "handed out", f"{PIPE}; it was consumed at {utc(mail.consumed_at)}"
     if since:

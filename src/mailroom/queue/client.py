@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mailroom import __version__
 from mailroom.answers import Answer, Result
@@ -32,64 +32,63 @@ from mailroom.queue.lease import LEASE_MS, Lease, read_leases
 LATE_SHARE: Final = 1 / 3
 
 CLAIM: Final = (
-    "SELECT lease, generation, token, action, email, login, secret, code"
-    " FROM mailroom.claim(%s, %s, %s, %s, %s)"
+    "SELECT lease, generation, token, action, email, login, secret, code FROM mailroom.claim(%s, %s, %s, %s)"
 )
 SETTLE: Final = "SELECT mailroom.settle(%s, %s, %s)"
 RENEW: Final = "SELECT mailroom.renew(%s::bigint[], %s::integer[], %s)"
 RELEASE: Final = "SELECT mailroom.release(%s, %s::bigint[])"
 RING: Final = "SELECT pg_notify(%s, %s)"
-HAS_QUEUE: Final = "SELECT mailroom.has_queue(%s)"
-MISSING: Final = "SELECT f FROM unnest(%s::text[]) f WHERE to_regprocedure(f) IS NULL"
 RECORD: Final = (
-    "SELECT token, outcome, settled, mailroom.age(token) FROM mailroom.record("
+    "SELECT token, outcome, settled, age FROM mailroom.record("
     "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
 )
 # A charge that a crash of the database forgets does no harm: nobody waits for its way to the disk.
 RESERVE: Final = (
-    "SELECT wait_s, rate FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s)"
+    "SELECT wait_s, rate"
+    " FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s, %s, %s)"
 )
-SLOW: Final = "SELECT mailroom.slow(%s, %s)"
-PAUSE: Final = "SELECT mailroom.pause(%s, %s)"
-RESUME: Final = "SELECT mailroom.resume(%s, %s)"
-NEXT_DUE: Final = "SELECT mailroom.next_due(%s)"
-HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s, %s)"
+THROTTLE: Final = "SELECT mailroom.throttle(%s, %s, %s, %s)"
+PAUSE: Final = "SELECT mailroom.pause(%s)"
+RESUME: Final = "SELECT mailroom.resume(%s)"
+NEXT_DUE: Final = "SELECT mailroom.next_due()"
+HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
 LEAVE: Final = "SELECT mailroom.leave(%s)"
-BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog(%s)"
-RINGS: Final = """
-SELECT t.tgargs FROM pg_trigger t
-WHERE t.tgfoid = to_regprocedure('mailroom.ring()') AND t.tgenabled IN ('O', 'A')
+BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog()"
+# What this version calls, in the schema of the last migration that it knows.
+SCHEMA_VERSION: Final = 4
+CALLED: Final = (
+    "claim",
+    "settle",
+    "record",
+    "renew",
+    "release",
+    "next_due",
+    "reserve",
+    "throttle",
+    "heartbeat",
+    "leave",
+    "backlog",
+    "pulse",
+    "sleep_lock",
+    "bell_lock",
+)
+VERSION: Final = "SELECT mailroom.schema_version()"
+UNUSABLE: Final = """
+SELECT f.name, p.oid IS NOT NULL FROM unnest(%s::text[]) AS f (name)
+LEFT JOIN pg_proc p ON p.proname = f.name AND p.pronamespace = to_regnamespace('mailroom')
+WHERE p.oid IS NULL OR NOT has_function_privilege(p.oid, 'EXECUTE')
 """
-# What the doctor asks.
-NOT_ALLOWED: Final = "SELECT f FROM unnest(%s::text[]) f WHERE NOT has_function_privilege(f, 'EXECUTE')"
-# Of a disabled trigger one wants to know the name; R fires for replicas alone.
+# Enabled means that it fires on a primary: O and A, not R.
 TRIGGERS: Final = """
-SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A'), t.tgargs
+SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A'),
+       split_part(encode(t.tgargs, 'escape'), '\\000', 1)
 FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
 """
+RING_FUNCTION: Final = "mailroom.ring()"
 COLLECTORS: Final = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = ANY (%s::text[])
 """
-NEEDED: Final = (
-    "mailroom.ring()",
-    "mailroom.claim(text,text,integer,integer,integer)",
-    "mailroom.settle(bigint,integer,bigint[])",
-    "mailroom.renew(bigint[],integer[],integer)",
-    "mailroom.release(text,bigint[])",
-    "mailroom.has_queue(text)",
-    "mailroom.next_due(text)",
-    "mailroom.backlog(text)",
-    "mailroom.record(bigint,integer,text,text,bigint[],text[],text[],text[],integer,integer)",
-    "mailroom.reserve(text,integer,double precision,double precision)",
-    "mailroom.slow(text,double precision)",
-    "mailroom.age(bigint)",
-    "mailroom.sleep_lock(text)",
-    "mailroom.bell_lock(text,text)",
-    "mailroom.heartbeat(text,text,text,text)",
-    "mailroom.leave(text)",
-)
-
 log = EventLogger("queue")
 
 
@@ -118,19 +117,48 @@ class Recorded(NamedTuple):
     age_s: float | None
 
 
+def schema_fault(version: int, unusable: Sequence[tuple[Any, ...]]) -> DatabaseError | None:
+    """Why this version of Mailroom cannot use the schema; None if it can.
+
+    Args:
+        version: the schema's.
+        unusable: the functions in ``CALLED`` that are missing or not granted, and whether they exist.
+    """
+    if version < SCHEMA_VERSION:
+        return DatabaseError(
+            f"the schema is at version {version}, and this Mailroom needs {SCHEMA_VERSION}",
+            hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
+        )
+    if version > SCHEMA_VERSION:
+        return DatabaseError(
+            f"this Mailroom is older than the schema: it knows version {SCHEMA_VERSION}, and the schema is at"
+            f" {version}",
+            hint="use the Mailroom that migrated it, or a newer one",
+        )
+    if missing := [name for name, exists in unusable if not exists]:
+        return DatabaseError(
+            f"the schema was altered: it has no mailroom.{missing[0]}",
+            hint="create the function again from the migrations",
+        )
+    if unusable:
+        return DatabaseError(
+            f"the user may not call {', '.join(f'mailroom.{name}' for name, _ in unusable)}",
+            hint="GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
+        )
+    return None
+
+
 class Queue:
-    """One queue, seen by one worker over two connections that come back.
+    """The queue, seen by one worker over two connections that come back.
 
     Args:
         database: where it is.
-        name: the row of ``jobs``.
         channel: the channel to ring when work is given back.
         worker: this worker's name; no two that live may share one.
     """
 
-    def __init__(self, database: Database, *, name: str, channel: str, worker: str = "") -> None:
+    def __init__(self, database: Database, *, channel: str, worker: str = "") -> None:
         self._database = database
-        self._name = name
         self._channel = channel
         self.worker = worker or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         # Two, so that a settling does not wait for a claim.
@@ -145,30 +173,18 @@ class Queue:
         return list(self._held.values())
 
     async def check(self) -> None:
-        """See that the schema, the queue and the trigger are there.
+        """Check that the schema is the one that this version needs, and that the trigger rings the channel.
 
         Raises:
-            DatabaseError: one is not; the hint says how to mend it.
+            DatabaseError: it is not; the hint says how to fix it.
         """
         await self._refuse_pooler()
         refuse_no_encoding(await self._claims.connected())
-        missing = await self._claims.ask(MISSING, [list(NEEDED)])
-        if missing:
-            raise DatabaseError(
-                f"the database lacks Mailroom's schema, or has an older one: no {missing[0][0]}",
-                hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
-            )
-        if not_allowed := await self._claims.ask(NOT_ALLOWED, [list(NEEDED[1:])]):
-            raise DatabaseError(
-                f"the user may not call {not_allowed[0][0]}",
-                hint="GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
-            )
-        if not (await self._claims.ask(HAS_QUEUE, [self._name]))[0][0]:
-            raise DatabaseError(
-                f"MAILROOM_QUEUE_NAME: there is no queue {self._name!r}",
-                hint="correct the name (the default is mailroom), or add the queue's row to the table jobs",
-            )
-        rung = [row[0].split(b"\0")[0].decode() for row in await self._claims.ask(RINGS, [])]
+        ((version,),) = await self._claims.ask(VERSION, [])
+        if fault := schema_fault(version, await self._claims.ask(UNUSABLE, [list(CALLED)])):
+            raise fault
+        triggers = await self._claims.ask(TRIGGERS, [RING_FUNCTION])
+        rung = [channel for _, _, is_enabled, channel in triggers if is_enabled]
         if self._channel not in rung:
             raise DatabaseError(
                 f"MAILROOM_CHANNEL_NAME: no trigger rings {self._channel!r}, so no new token would be heard"
@@ -211,7 +227,7 @@ class Queue:
             try:
                 answer = await self._claims.ask_once(
                     CLAIM,
-                    [self._name, self.worker, tokens, lease_tokens, LEASE_MS],
+                    [self.worker, tokens, lease_tokens, LEASE_MS],
                     unless=self._is_late,
                 )
                 break
@@ -282,17 +298,31 @@ class Queue:
             log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
         return {row[0]: Recorded(row[1], row[3]) for row in rows}
 
-    async def reserve(self, recipients: int, ceiling: float, longest_s: float) -> tuple[float, float]:
+    async def reserve(
+        self,
+        recipients: int,
+        *,
+        ceiling: float,
+        longest_s: float,
+        burst_s: float,
+        hold_s: float,
+        recovery: float,
+    ) -> tuple[float, float]:
         """Charge the rate that all workers share, unless the wait would be longer than ``longest_s``.
 
-        Gives back for how many seconds to wait, and the rate.
+        The bucket holds ``burst_s`` of the rate. ``hold_s`` after a throttle the rate begins to rise by
+        ``recovery`` of ``ceiling`` a second.
+
+        Returns:
+            For how many seconds to wait, and the rate.
         """
-        wait_s, rate = (await self._settlings.ask(RESERVE, [self._name, recipients, ceiling, longest_s]))[0]
+        policy = [burst_s, hold_s, recovery]
+        ((wait_s, rate),) = await self._settlings.ask(RESERVE, [recipients, ceiling, longest_s, *policy])
         return wait_s, rate
 
-    async def slow(self, ceiling: float) -> None:
-        """Let all workers give way to a throttle."""
-        await self._settlings.ask(SLOW, [self._name, ceiling])
+    async def throttle(self, ceiling: float, *, factor: float, lowest_share: float, grace_s: float) -> None:
+        """Multiply the shared rate by ``factor``, once in ``grace_s``, down to that share of ``ceiling``."""
+        await self._settlings.ask(THROTTLE, [ceiling, factor, lowest_share, grace_s])
 
     async def renew(self) -> None:
         """Move the time of every lease we hold; those that are not ours any more are let go."""
@@ -331,7 +361,7 @@ class Queue:
 
         None when there is none, and while the queue is paused.
         """
-        due: float | None = (await self._claims.ask(NEXT_DUE, [self._name]))[0][0]
+        due: float | None = (await self._claims.ask(NEXT_DUE, []))[0][0]
         return due
 
     async def heartbeat(self, trouble: str) -> None:
@@ -340,7 +370,7 @@ class Queue:
         Args:
             trouble: what keeps it from sending, for people; empty when nothing does.
         """
-        await self._settlings.ask(HEARTBEAT, [self._name, self.worker, __version__, trouble])
+        await self._settlings.ask(HEARTBEAT, [self.worker, __version__, trouble])
 
     async def leave(self) -> None:
         """Say that this worker ends."""
@@ -348,7 +378,7 @@ class Queue:
 
     async def backlog(self) -> Backlog:
         """What is to be mailed."""
-        return Backlog._make((await self._claims.ask(BACKLOG, [self._name]))[0])
+        return Backlog._make((await self._claims.ask(BACKLOG, []))[0])
 
     async def close(self) -> None:
         """Close the connections."""

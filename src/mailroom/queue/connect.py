@@ -41,11 +41,10 @@ def open_worker(settings: CollectorSettings, program: str, longest_check_s: floa
     )
     return Worker(
         database,
-        Queue(database, name=settings.queue_name, channel=settings.channel_name),
+        Queue(database, channel=settings.channel_name),
         Doorbell(
             database,
             channel=settings.channel_name,
-            queue=settings.queue_name,
             batch_limit=settings.batch_limit,
             batch_timeout_s=settings.batch_timeout_ms / 1000,
             check_interval_s=min(interval_s, longest_check_s),

@@ -60,7 +60,7 @@ JOIN pg_settings s ON s.name = given.name
 """
 CHECK_CLIENT: Final = "SELECT set_config('client_connection_check_interval', '1000', false)"
 ANSWER: Final = (
-    "SELECT pg_advisory_lock(mailroom.bell_lock(%s, %s)), set_config('idle_session_timeout', %s, false)"
+    "SELECT pg_advisory_lock(mailroom.bell_lock(%s)), set_config('idle_session_timeout', %s, false)"
 )
 SLEEP: Final = (
     "SELECT set_config('idle_session_timeout', '0', false), pg_advisory_lock(mailroom.sleep_lock(%s))"
@@ -68,7 +68,7 @@ SLEEP: Final = (
 AWAKE: Final = (
     "SELECT pg_advisory_unlock(mailroom.sleep_lock(%s)), set_config('idle_session_timeout', %s, false)"
 )
-TO_THE_NEXT: Final = "SELECT pg_advisory_unlock(mailroom.bell_lock(%s, %s))"
+TO_THE_NEXT: Final = "SELECT pg_advisory_unlock(mailroom.bell_lock(%s))"
 NOTIFY: Final = "SELECT pg_notify(%s, %s)"
 SIGN_OF_LIFE: Final = "SELECT 1"
 
@@ -91,7 +91,6 @@ class Bell:
     Args:
         database: where it is.
         channel: the channel that is rung.
-        queue: the queue whose workers share the bell.
         silence_s: after so many seconds without one, the session is asked for a sign of life.
         suspect: is called when there may be something of which nobody told.
         changed: is set whenever ``role`` has changed.
@@ -106,14 +105,12 @@ class Bell:
         database: Database,
         *,
         channel: str,
-        queue: str,
         silence_s: float,
         suspect: Callable[[], None],
         changed: asyncio.Event,
     ) -> None:
         self._database = database
         self._channel = channel
-        self._lock = (channel, queue)
         self._silence_s = silence_s
         self._suspect = suspect
         self._changed = changed
@@ -165,12 +162,12 @@ class Bell:
                 await self._set_up(connection)
                 while True:
                     self._become(Role.IN_LINE)
-                    if await self._wait_for(connection, ANSWER, *self._lock, str(FROZEN_MS)):
+                    if await self._wait_for(connection, ANSWER, self._channel, str(FROZEN_MS)):
                         self._become(Role.AWAKE)
                         self._suspect()
                         await self._answer(connection)
                         self._become(Role.IN_LINE)
-                        await self._ask(connection, TO_THE_NEXT, *self._lock)
+                        await self._ask(connection, TO_THE_NEXT, self._channel)
                     while self._is_stuck:
                         await self._watch(connection, PATIENCE_S)
             except LOST as error:

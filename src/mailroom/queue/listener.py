@@ -46,7 +46,6 @@ class Doorbell:
     Args:
         database: where it is.
         channel: its name.
-        queue: the queue whose workers share the bell.
         batch_limit: so many announced tokens are a full batch.
         batch_timeout_s: a batch that is not full waits so long after its first hint.
         check_interval_s: a dead connection is noticed within so many seconds.
@@ -57,7 +56,6 @@ class Doorbell:
         database: Database,
         *,
         channel: str,
-        queue: str,
         batch_limit: int,
         batch_timeout_s: float,
         check_interval_s: float,
@@ -76,7 +74,6 @@ class Doorbell:
         self._bell = Bell(
             database,
             channel=channel,
-            queue=queue,
             silence_s=self._silence_s,
             suspect=self._suspect,
             changed=self._changed,

@@ -16,7 +16,7 @@ from mailroom.database.connection import LOST, Connection, Database, explained, 
 
 PULSE: Final = (
     "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate, oldest_unsettled"
-    " FROM mailroom.pulse(%s, %s)"
+    " FROM mailroom.pulse(%s)"
 )
 COUNT_LIMIT: Final = 10_000
 FRESH_S: Final = 1.0
@@ -47,11 +47,10 @@ class Pulse(NamedTuple):
 
 
 class Pulses:
-    """Looks at the queue ``name`` of a database."""
+    """Looks at the queue of a database."""
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._name = name
         self._connection: Connection | None = None
         self._one_at_a_time = asyncio.Lock()
         self._last: Pulse | None = None
@@ -90,7 +89,7 @@ class Pulses:
         # Cancelled, psycopg would ask the server to cancel, and wait for it.
         timer = loop.call_at(ends_at, hang_up, self._connection)
         try:
-            cursor = await self._connection.execute(PULSE, [self._name, COUNT_LIMIT])
+            cursor = await self._connection.execute(PULSE, [COUNT_LIMIT])
             row = await cursor.fetchone()
         finally:
             timer.cancel()

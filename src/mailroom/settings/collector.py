@@ -27,7 +27,9 @@ SECRET_KEY: Final = Variable(
 CHANNEL_NAME: Final = Variable(
     "MAILROOM_CHANNEL_NAME", "token_insert", "the channel that the trigger tokens_ring rings"
 )
-QUEUE_NAME: Final = Variable("MAILROOM_QUEUE_NAME", "mailroom", "the row of jobs that keeps the cursor")
+QUEUE_NAME: Final = Variable(
+    "MAILROOM_QUEUE_NAME", "mailroom", "the queue's name; a database has one queue, called mailroom"
+)
 HEALTHCHECK_INTERVAL: Final = Variable(
     "MAILROOM_HEALTHCHECK_INTERVAL",
     "270000",
@@ -62,7 +64,6 @@ class CollectorSettings:
     database_url: str = field(repr=False)
     keys: tuple[bytes, ...] = field(repr=False)
     channel_name: str
-    queue_name: str
     healthcheck_interval_ms: int
     batch_timeout_ms: int
     batch_limit: int
@@ -75,11 +76,11 @@ def collector_settings(environment: Mapping[str, str]) -> CollectorSettings:
         SettingsError: with every fault there is.
     """
     reader = Reader(environment)
+    reader.read(QUEUE_NAME, _the_one_queue, "")
     settings = CollectorSettings(
         database_url=reader.read(DATABASE_URL, _conninfo, ""),
         keys=reader.read(SECRET_KEY, parse_keys, NO_KEYS),
         channel_name=reader.read(CHANNEL_NAME, _name, ""),
-        queue_name=reader.read(QUEUE_NAME, _name, ""),
         healthcheck_interval_ms=reader.whole(HEALTHCHECK_INTERVAL),
         batch_timeout_ms=reader.whole(BATCH_TIMEOUT),
         batch_limit=reader.whole(BATCH_LIMIT),
@@ -93,7 +94,6 @@ class QueueSettings:
     """Where the queue is."""
 
     database_url: str = field(repr=False)
-    queue_name: str
     channel_name: str
 
 
@@ -106,7 +106,6 @@ def queue_settings(environment: Mapping[str, str]) -> QueueSettings:
     reader = Reader(environment)
     settings = QueueSettings(
         database_url=reader.read(DATABASE_URL, _conninfo, ""),
-        queue_name=reader.read(QUEUE_NAME, _name, ""),
         channel_name=reader.read(CHANNEL_NAME, _name, ""),
     )
     reader.finish()
@@ -140,6 +139,15 @@ def secret_keys(environment: Mapping[str, str]) -> tuple[bytes, ...]:
 def _name(text: str) -> str:
     if len(text.encode()) > 63 or "\x00" in text:
         raise ValueError(f"{text!r} is longer than the 63 bytes of a PostgreSQL name")
+    return text
+
+
+def _the_one_queue(text: str) -> str:
+    if text != QUEUE_NAME.default:
+        raise ValueError(
+            f"a database has one queue, called {QUEUE_NAME.default}, and not {text!r}; leave the variable out"
+            " and use a database for each queue (see docs/how-to/scaling-out.md)"
+        )
     return text
 
 

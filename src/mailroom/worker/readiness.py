@@ -25,7 +25,6 @@ class Readiness:
 
     Args:
         worker: its parts.
-        queue: the queue's name.
         calls: its way to the provider.
         metrics: what it counts.
         settings: what is healthy.
@@ -35,7 +34,6 @@ class Readiness:
     def __init__(
         self,
         worker: Worker,
-        queue: str,
         calls: Calls,
         metrics: Metrics,
         settings: HealthSettings,
@@ -46,7 +44,7 @@ class Readiness:
         self._metrics = metrics
         self._settings = settings
         self._state = state
-        self._pulses = Pulses(worker.database, queue)
+        self._pulses = Pulses(worker.database)
 
     async def faults(self) -> dict[str, str]:
         """What is in the way of a mail that is committed now, by the part that is at fault."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailroom.queue.client import Queue
-from mailroom.sender.rate import BURST_S
+from mailroom.sender.rate import BURST_S, FASTER_A_SECOND, GRACE_S, HOLD_S, LOWEST_SHARE, SLOWER
 
 MAX_S: Final = 1.0
 # An answer of the database's may take so long, and the wait still ends in time.
@@ -65,7 +65,9 @@ class SharedRate:
     def slow(self) -> None:
         """Let all give way to a throttle, before the next charge."""
         if self._slowing is None:
-            self._slowing = asyncio.create_task(self._queue.slow(self._ceiling))
+            self._slowing = asyncio.create_task(
+                self._queue.throttle(self._ceiling, factor=SLOWER, lowest_share=LOWEST_SHARE, grace_s=GRACE_S)
+            )
 
     async def take(self, recipients: int, until: float = math.inf) -> None:
         """Wait until so many recipients may be sent to.
@@ -101,7 +103,14 @@ class SharedRate:
                 recipients -= other.recipients
                 break
             together.append(other)
-        wait_s, self._rate = await self._queue.reserve(recipients, self._ceiling, longest_s)
+        wait_s, self._rate = await self._queue.reserve(
+            recipients,
+            ceiling=self._ceiling,
+            longest_s=longest_s,
+            burst_s=BURST_S,
+            hold_s=HOLD_S,
+            recovery=FASTER_A_SECOND,
+        )
         if wait_s <= longest_s:
             for one in together:
                 one.leave_at = time.monotonic() + wait_s

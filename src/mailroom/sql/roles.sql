@@ -1,25 +1,25 @@
--- Roles with what they need and no more. `mailroom roles` prints this file:
+-- Roles with the rights that they need and no more. `mailroom roles` prints this file:
 --
 --     mailroom roles | psql "$MAILROOM_DATABASE_URL"
 --
--- as the owner of Mailroom's schema, who may make roles; again after each `mailroom migrate up`, which
--- it follows. None of the three can log in. Give them to the users who do: GRANT mailroom_worker TO acme_worker.
+-- Run it as the owner of Mailroom's schema, with the right to create roles, and again after each `mailroom migrate
+-- up`. None of the three roles can log in. Grant them to users that can: GRANT mailroom_worker TO acme_worker.
 --
 --   mailroom_worker  mailroom run, collector, doctor: claims, settles, reads no table
---   mailroom_app     your application: signs people up, asks for mails, consumes tokens, reads no secret
+--   mailroom_app     your application: signs people up, requests mails, consumes tokens, reads no secret
 --   mailroom_oncall  mailroom status, why, dead, console, pause, resume, prune: no claim, no table, no secret
 BEGIN;
 
 DO $$
 DECLARE
     called CONSTANT jsonb := '{
-        "mailroom_worker": ["claim", "settle", "renew", "release", "record", "reserve", "slow", "next_due",
-                            "backlog", "has_queue", "age", "pulse", "heartbeat", "leave",
-                            "sleep_lock", "bell_lock", "paused", "workers_of"],
+        "mailroom_worker": ["schema_version", "claim", "settle", "renew", "release", "record", "reserve", "throttle",
+                            "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
+                            "paused", "recent_workers"],
         "mailroom_app":    ["consume", "random_secret", "random_code"],
-        "mailroom_oncall": ["overview", "paused", "workers_of", "tokens_of", "deliveries_of",
+        "mailroom_oncall": ["overview", "paused", "recent_workers", "tokens_of", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
-                            "traffic", "ledger_ends", "recent_deliveries", "oldest_age", "pulse",
+                            "traffic", "ledger_ends", "recent_deliveries", "pulse",
                             "pause", "resume", "prune_deliveries", "prune_tokens"]}';
     entry record;
     routine record;
@@ -28,9 +28,9 @@ BEGIN
         BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', entry.role);
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL;  -- roles are the cluster's: another database, or an earlier time, has made it
+            NULL;  -- roles belong to the cluster: another database or an earlier run has created it
         END;
-        -- What an older version of this file gave, and this one does not.
+        -- Revoke what an older version of this file granted and this one does not.
         EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA mailroom FROM %I', entry.role);
         EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA mailroom FROM %I', entry.role);
         EXECUTE format('REVOKE ALL ON public.accounts, public.tokens FROM %I', entry.role);
@@ -44,10 +44,10 @@ BEGIN
     END LOOP;
 END $$;
 
--- The application owns its users: it may read them all and change what is not Mailroom's to keep. Add
--- what yours does besides, such as DELETE on accounts.
+-- The application owns its users: it may read them all, and change the columns that no trigger sets. Grant what
+-- yours needs besides, such as DELETE on accounts.
 GRANT SELECT, INSERT (email, login, status), UPDATE (email, login, status) ON public.accounts TO mailroom_app;
--- A token's secret, code and times are the database's. The secret leaves it for the mail alone.
+-- The database sets a token's secret, code and times. Only the mail may carry the secret.
 GRANT INSERT (action, account), SELECT (id, action, account, created_at, expires_at, consumed_at)
     ON public.tokens TO mailroom_app;
 

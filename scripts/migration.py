@@ -1,0 +1,193 @@
+"""Make migrations from ``src/mailroom/sql``, which is the schema as people read and edit it.
+
+``make migration`` rewrites the migrations that are copies of its files, ``make migration NAME=ledger`` one
+of them. Any other NAME makes the next numbered pair from the difference between the migrated database and
+``sql``: functions, triggers, comments and rights. What differs in tables and types it lists at the head of
+the pair, for you to write. The new version goes into ``sql/rights.sql``; write it into ``queue.client`` too.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+import mailroom
+from mailroom.database import migrate, sync
+from mailroom.demo.postgres import PostgresServer
+
+SQL: Final = Path(mailroom.__file__).parent / "sql"
+MIGRATIONS: Final = SQL.parent / "migrations"
+# What each migration holds, in the order of creation.
+FILES: Final = {
+    "accounts_and_tokens": ("accounts", "tokens", "consume", "ring"),
+    "ledger": ("ledger",),
+    "queue": ("cursor", "lease", "claim", "rate", "workers"),
+    "operations": ("status", "why", "dead", "traffic", "prune"),
+}
+HEAD: Final = "-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.\n"
+VERSION: Final = re.compile(r"(?<=^RETURN )\d+(?=;$)", re.MULTILINE)
+CREATED: Final = re.compile(
+    r"^CREATE (?:(SCHEMA|TYPE|TABLE|FUNCTION) ([\w.]+)|TRIGGER (\w+) .*\bON ([\w.]+))", re.MULTILINE
+)
+
+FUNCTIONS: Final = """
+SELECT p.oid::regprocedure::text, pg_get_functiondef(p.oid), pg_get_function_result(p.oid)
+FROM pg_proc p
+WHERE p.pronamespace = 'mailroom'::regnamespace AND p.proname <> 'schema_version' ORDER BY 1
+"""
+TRIGGERS: Final = """
+SELECT format('%I ON %s', t.tgname, t.tgrelid::regclass), pg_get_triggerdef(t.oid)
+FROM pg_trigger t WHERE NOT t.tgisinternal ORDER BY 1
+"""
+COMMENTS: Final = """
+SELECT CASE o.type WHEN 'table column' THEN 'COLUMN' ELSE upper(o.type) END || ' ' || o.identity,
+       quote_literal(d.description)
+FROM pg_description d, pg_identify_object(d.classoid, d.objoid, d.objsubid) o
+WHERE o.schema IN ('mailroom', 'public') OR (o.type, o.identity) = ('schema', 'mailroom') ORDER BY 1
+"""
+STRUCTURE: Final = """
+WITH ours AS (
+    SELECT c.oid FROM pg_class c
+    WHERE c.relnamespace IN ('mailroom'::regnamespace, 'public'::regnamespace)
+      AND c.relname NOT LIKE 'schema\\_migrations%')
+SELECT format('column %s.%I %s%s%s', a.attrelid::regclass, a.attname, format_type(a.atttypid, a.atttypmod),
+              CASE WHEN a.attnotnull THEN ' NOT NULL' END, ' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid))
+FROM ours JOIN pg_attribute a ON a.attrelid = ours.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+UNION ALL
+SELECT format('constraint %I on %s: %s', n.conname, n.conrelid::regclass, pg_get_constraintdef(n.oid))
+FROM ours JOIN pg_constraint n ON n.conrelid = ours.oid AND n.contype <> 'n'
+UNION ALL SELECT pg_get_indexdef(i.indexrelid) FROM ours JOIN pg_index i ON i.indrelid = ours.oid
+UNION ALL SELECT format('value of %s: %s', e.enumtypid::regtype, e.enumlabel) FROM pg_enum e
+UNION ALL SELECT format('options of %s: %s', c.oid::regclass, c.reloptions)
+FROM ours JOIN pg_class c USING (oid) WHERE c.reloptions IS NOT NULL
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What a database has: functions, their results, triggers, comments, and the structure of its tables."""
+
+    functions: dict[str, str]
+    results: dict[str, str]
+    triggers: dict[str, str]
+    comments: dict[str, str]
+    structure: set[str]
+
+
+def text_of(name: str) -> str:
+    """The text of one file of ``sql``."""
+    return (SQL / f"{name}.sql").read_text("utf-8")
+
+
+def ending(version: int) -> str:
+    """What ends the migration to a version: the function that returns it, and the rights."""
+    return VERSION.sub(str(version), text_of("rights"))
+
+
+def whole_schema() -> str:
+    """The schema of ``sql``: its files in the order of creation."""
+    return "\n".join([*(text_of(name) for names in FILES.values() for name in names), text_of("rights")])
+
+
+def copied(name: str) -> tuple[str, str]:
+    """The up and the down migration that is a copy of files of ``sql``."""
+    version = [*FILES].index(name) + 1
+    files = [text_of(each) for each in FILES[name]]
+    dropped = [
+        f"DROP TRIGGER {found[3]} ON {found[4]};" if found[3] else f"DROP {found[1]} {found[2]};"
+        for found in CREATED.finditer("".join(files))
+    ]
+    if version == 1:
+        dropped.insert(1, "DROP FUNCTION mailroom.schema_version;")
+    after = "" if version == 1 else "\n" + ending(version - 1)
+    return "\n".join([HEAD, *files, ending(version)]), "\n".join([HEAD, *dropped[::-1], after])
+
+
+def catalogue(connection: psycopg.Connection) -> Catalogue:
+    """What a database has."""
+    connection.execute("SET search_path = ''")
+    functions = connection.execute(FUNCTIONS).fetchall()
+    return Catalogue(
+        {name: text for name, text, _ in functions},
+        {name: result for name, _, result in functions},
+        dict(connection.execute(TRIGGERS).fetchall()),
+        dict(connection.execute(COMMENTS).fetchall()),
+        {row[0] for row in connection.execute(STRUCTURE)},
+    )
+
+
+def difference(old: Catalogue, new: Catalogue) -> str:
+    """The SQL that leads from one database to the other, headed by what is left to write."""
+    remade = {name for name in old.functions.keys() & new.functions if old.results[name] != new.results[name]}
+    gone = remade | (old.functions.keys() - new.functions)
+    lines = [f"-- TODO remove: {each}" for each in sorted(old.structure - new.structure)]
+    lines += [f"-- TODO add: {each}" for each in sorted(new.structure - old.structure)]
+    lines += [f"DROP TRIGGER {name};" for name in _changed(new.triggers, old.triggers)]
+    lines += [f"DROP FUNCTION {name};" for name in sorted(gone)]
+    lines += [
+        f"{new.functions[name]};" for name in sorted({*_changed(old.functions, new.functions), *remade})
+    ]
+    lines += [f"{new.triggers[name]};" for name in _changed(old.triggers, new.triggers)]
+    for name in _changed(old.comments | {f"FUNCTION {each}": "" for each in remade}, new.comments):
+        lines.append(f"COMMENT ON {name} IS {new.comments[name]};")
+    for name in sorted(old.comments.keys() - new.comments - {f"FUNCTION {each}" for each in gone}):
+        lines.append(f"-- TODO unless it is gone: COMMENT ON {name} IS NULL;")
+    return "\n".join([*lines, ""])
+
+
+def _changed(old: dict[str, str], new: dict[str, str]) -> Iterable[str]:
+    """What the new one has and the old one has not, or not so."""
+    return [name for name, text in new.items() if old.get(name) != text]
+
+
+def compared(migrated: str, edited: str) -> tuple[int, str, str]:
+    """The next version, and what leads to it and back.
+
+    Args:
+        migrated: the address of a database with all migrations.
+        edited: the address of an empty one, which gets the schema of ``sql``.
+    """
+    with sync.connected(migrated) as connection:
+        version = migrate.state(connection).version
+        before = catalogue(connection)
+    with sync.connected(edited) as connection:
+        connection.execute(whole_schema().encode())
+        after = catalogue(connection)
+    up = f"{difference(before, after)}\n{ending(version + 1)}"
+    return version + 1, up, f"{difference(after, before)}\n{ending(version)}"
+
+
+def write(version: int, name: str, up: str, down: str) -> None:
+    """Write one pair."""
+    for direction, text in (("up", up), ("down", down)):
+        path = MIGRATIONS / f"{version:06d}_{name}.{direction}.sql"
+        path.write_text(text, "utf-8")
+        print(path)  # noqa: T201
+
+
+def main(names: list[str]) -> None:
+    """Rewrite the named migrations, or all that are copies; or make a new one."""
+    for name in names or FILES:
+        if name in FILES:
+            write([*FILES].index(name) + 1, name, *copied(name))
+        elif re.fullmatch("[a-z][a-z0-9_]*", name):
+            with PostgresServer(settings={"fsync": "off"}) as server:
+                with sync.connected(server.url()) as connection:
+                    connection.execute("CREATE DATABASE edited")
+                    migrate.up(connection, None, lambda _: None)
+                version, up, down = compared(server.url(), server.url("edited"))
+            write(version, name, up, down)
+            (SQL / "rights.sql").write_text(ending(version), "utf-8")
+        else:
+            sys.exit(f"Error: {name!r} is not a migration's name. Try: lower-case words joined by _")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,102 @@
+-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+
+-- The ledger: one row for each attempt to send, and for each decision of a person.
+--
+-- `mailroom run` settles a lease when the transport has answered, with an outcome for each of its tokens. A
+-- token to be retried stays in the lease, held by no worker, until it is due. Then a claim tests again whether
+-- it may be mailed, and records the tokens that may not.
+
+CREATE TABLE mailroom.deliveries (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    token      bigint      NOT NULL,
+    attempt    integer     NOT NULL,
+    outcome    text        NOT NULL,
+    result     text        NOT NULL DEFAULT '',
+    provider   text        NOT NULL DEFAULT '',
+    message_id text        NOT NULL DEFAULT '',
+    detail     text        NOT NULL DEFAULT '',
+    worker     text        NOT NULL DEFAULT '',
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT deliveries_outcome_check
+        CHECK (outcome IN ('sent', 'retried', 'rejected', 'expired', 'skipped', 'unknown'))
+);
+CREATE INDEX deliveries_token_idx ON mailroom.deliveries (token, id);
+CREATE INDEX deliveries_at_idx ON mailroom.deliveries (at);
+-- Few rows are rejections, and the dead letters are among them.
+CREATE INDEX deliveries_rejected_idx ON mailroom.deliveries (at, id) WHERE outcome = 'rejected';
+
+COMMENT ON TABLE mailroom.deliveries IS
+    'The ledger: the outcome of each attempt of `mailroom run`, and the decisions of people. Insert only; '
+    '`mailroom prune` deletes old rows.';
+COMMENT ON COLUMN mailroom.deliveries.id IS 'The order of insertion.';
+COMMENT ON COLUMN mailroom.deliveries.token IS 'The token. It may have been deleted since.';
+COMMENT ON COLUMN mailroom.deliveries.attempt IS
+    'The number of the attempt, which is the lease''s generation; 0 for a person''s decision.';
+COMMENT ON COLUMN mailroom.deliveries.outcome IS
+    'sent, rejected (for good), expired or skipped (not sent, for the reason in detail), retried, unknown (the '
+    'answer was lost; retried).';
+COMMENT ON COLUMN mailroom.deliveries.result IS
+    'The class of the transport''s answer: sent, rejected, transient, throttled, unknown, failed, paused; by '
+    'hand for a person''s decision.';
+COMMENT ON COLUMN mailroom.deliveries.provider IS 'The transport that was used.';
+COMMENT ON COLUMN mailroom.deliveries.message_id IS 'The provider''s id of the mail, if it was sent.';
+COMMENT ON COLUMN mailroom.deliveries.detail IS
+    'The reason, in the provider''s words or Mailroom''s. It never holds a secret.';
+COMMENT ON COLUMN mailroom.deliveries.worker IS 'The worker or person that wrote the row.';
+COMMENT ON COLUMN mailroom.deliveries.at IS 'When the row was written.';
+
+CREATE FUNCTION mailroom.refuse_update() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION 'mailroom: the ledger is insert only' USING ERRCODE = 'object_not_in_prerequisite_state';
+END $$;
+COMMENT ON FUNCTION mailroom.refuse_update IS 'Refuses updates of the ledger, which is insert only.';
+
+CREATE TRIGGER deliveries_insert_only BEFORE UPDATE ON mailroom.deliveries
+    FOR EACH STATEMENT EXECUTE FUNCTION mailroom.refuse_update();
+
+CREATE FUNCTION mailroom.why_not_mailable(p_token bigint) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN t.id IS NULL THEN 'deleted'
+        WHEN t.consumed_at IS NOT NULL THEN 'consumed'
+        WHEN t.expires_at <= clock_timestamp() AND EXISTS (
+            SELECT FROM public.tokens s
+            WHERE s.account = t.account AND s.action = t.action AND s.id <> t.id
+              AND s.consumed_at BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
+            THEN 'superseded'
+        WHEN t.expires_at <= clock_timestamp() THEN 'expired'
+        WHEN a.status = 'suspended' THEN 'suspended'
+        WHEN k.account_status IS DISTINCT FROM a.status THEN 'ineligible'
+    END
+    FROM (SELECT p_token AS id) p
+    LEFT JOIN public.tokens t ON t.id = p.id
+    LEFT JOIN public.accounts a ON a.id = t.account
+    LEFT JOIN mailroom.actions k ON k.action = t.action
+$$;
+COMMENT ON FUNCTION mailroom.why_not_mailable IS
+    'Returns why a token may not be mailed: deleted, consumed, superseded (a sibling was consumed), expired, '
+    'suspended, ineligible; NULL if it may.';
+
+CREATE FUNCTION mailroom.record_skipped(p_tokens bigint[], p_attempt integer, p_worker text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO mailroom.deliveries (token, attempt, outcome, detail, worker)
+    SELECT x.id, p_attempt, CASE x.why WHEN 'expired' THEN 'expired' ELSE 'skipped' END, x.why, p_worker
+    FROM (SELECT id, coalesce(mailroom.why_not_mailable(id), 'ineligible') AS why
+          FROM unnest(p_tokens) AS id) x
+$$;
+COMMENT ON FUNCTION mailroom.record_skipped IS
+    'Records in the ledger that these tokens may not be mailed any more: expired, or skipped with the reason.';
+
+-- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
+
+CREATE OR REPLACE FUNCTION mailroom.schema_version() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 2;
+COMMENT ON FUNCTION mailroom.schema_version IS
+    'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+-- A trigger does not check who may call its function, but any user that may can attach it to a table.
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;
+-- The user that inserts into tokens calls the columns' defaults.
+GRANT EXECUTE ON FUNCTION mailroom.random_secret(), mailroom.random_code() TO PUBLIC;

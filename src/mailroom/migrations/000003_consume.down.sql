@@ -1,1 +1,0 @@
-DROP FUNCTION mailroom.consume(bytea, text, text);

@@ -1,0 +1,617 @@
+-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+
+-- The cursor: which tokens were handed out.
+--
+-- It is a window (low, high] of two snapshots and a position (last_txid, last_seq) in it. A token is pending if
+-- high sees its transaction, low does not, and it lies behind the position. An empty window (low = high) moves
+-- on to the current snapshot. Ids and clocks say in which order rows were made; only a snapshot says which were
+-- visible. So a transaction that commits late is found when it commits, and delays no other.
+
+CREATE TYPE public.job_type AS ENUM ('mailroom');
+
+CREATE TABLE public.jobs (
+    job_type          public.job_type PRIMARY KEY,
+    low               pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
+    high              pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
+    low_at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    high_at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_txid         xid8        NOT NULL DEFAULT '0',
+    last_seq          bigint      NOT NULL DEFAULT 0,
+    system_identifier bigint      NOT NULL DEFAULT (pg_control_system()).system_identifier,
+    moved_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    due_floor         timestamptz NOT NULL DEFAULT '-infinity',
+    swept_at          timestamptz NOT NULL DEFAULT '-infinity',
+    paused_at         timestamptz,
+    pause_reason      text,
+    -- A second cursor over the same tokens would mail each of them twice.
+    CONSTRAINT jobs_one_queue_per_database CHECK (job_type = 'mailroom')
+) WITH (fillfactor = 10);
+
+-- The window is open to the left, so that tokens from before the queue existed are pending too.
+INSERT INTO public.jobs (job_type, low) VALUES ('mailroom', '1:1:');
+
+COMMENT ON TABLE public.jobs IS
+    'The queue, which is one row: the cursor that says which tokens were handed out. A token is pending if the '
+    'snapshot high sees its transaction, low does not, and it lies behind the position. A database has one '
+    'queue.';
+COMMENT ON COLUMN public.jobs.job_type IS 'The queue''s name, which is mailroom.';
+COMMENT ON COLUMN public.jobs.low IS 'The snapshot before the window: what it sees was handed out.';
+COMMENT ON COLUMN public.jobs.high IS 'The snapshot at the window''s end: what it does not see comes later.';
+COMMENT ON COLUMN public.jobs.low_at IS
+    'When the snapshot low was taken. A token that had expired by then never waited.';
+COMMENT ON COLUMN public.jobs.high_at IS 'When the snapshot high was taken.';
+COMMENT ON COLUMN public.jobs.last_txid IS
+    'With last_seq the position in the window: the transaction of the last token handed out; 0 is the '
+    'window''s beginning.';
+COMMENT ON COLUMN public.jobs.last_seq IS 'The id of the last token handed out.';
+COMMENT ON COLUMN public.jobs.system_identifier IS
+    'The cluster whose transaction ids the snapshots name. In another cluster the next claim restarts the '
+    'cursor.';
+COMMENT ON COLUMN public.jobs.moved_at IS 'When a claim last moved the cursor.';
+COMMENT ON COLUMN public.jobs.due_floor IS
+    'The last claim found no lease due before this time; -infinity if it looked at all of them.';
+COMMENT ON COLUMN public.jobs.swept_at IS 'When a claim last looked at all leases.';
+COMMENT ON COLUMN public.jobs.paused_at IS 'When a person paused the queue; NULL if it is not paused.';
+COMMENT ON COLUMN public.jobs.pause_reason IS 'Why, in that person''s words.';
+
+-- PostgreSQL leaves the current transaction out of the list of running ones, so pg_visible_in_snapshot may call
+-- it ended. A token that it inserts after its claim would then lie behind the cursor for ever.
+CREATE FUNCTION mailroom.with_own_running(p_snapshot pg_snapshot) RETURNS pg_snapshot
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    own xid8 := pg_current_xact_id();
+BEGIN
+    IF NOT pg_visible_in_snapshot(own, p_snapshot) THEN
+        RETURN p_snapshot;
+    END IF;
+    RETURN format('%s:%s:%s', least(own, pg_snapshot_xmin(p_snapshot)), pg_snapshot_xmax(p_snapshot),
+                  (SELECT string_agg(x::text, ',' ORDER BY x)
+                   FROM (SELECT pg_snapshot_xip(p_snapshot) UNION SELECT own) running (x)))::pg_snapshot;
+END $$;
+COMMENT ON FUNCTION mailroom.with_own_running IS
+    'Returns a snapshot of the current transaction with that transaction among the running ones.';
+
+-- After a logical restore, or a move by logical replication, the stored window names transaction ids of another
+-- cluster. The tokens that are unexpired, unconsumed and not known to have been handed out go into leases that
+-- are due at once, and the window starts at the current snapshot. Not known to have been handed out are those
+-- behind the old position and those made after the old cursor last moved. The txids of all tokens found here
+-- become 1, which each snapshot has seen, so that no later window finds them a second time.
+CREATE FUNCTION mailroom.restart_cursor(p_job public.jobs) RETURNS public.jobs
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    snapshot   pg_snapshot;
+    found_here bigint[];
+    unsettled  bigint[];
+    restarted  public.jobs;
+BEGIN
+    -- One statement, so that the snapshot and the rows belong together.
+    SELECT pg_current_snapshot(),
+           array_agg(t.id ORDER BY t.created_at, t.id),
+           array_agg(t.id ORDER BY t.created_at, t.id) FILTER (WHERE
+               (t.created_at > p_job.moved_at
+                OR NOT (pg_visible_in_snapshot(t.txid, p_job.low)
+                        OR pg_visible_in_snapshot(t.txid, p_job.high)
+                           AND (t.txid, t.id) <= (p_job.last_txid, p_job.last_seq)))
+               AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens)))
+    INTO snapshot, found_here, unsettled
+    FROM public.tokens t
+    WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+
+    snapshot := mailroom.with_own_running(snapshot);
+    UPDATE public.tokens SET txid = '1' WHERE id = ANY (found_here);
+    INSERT INTO mailroom.leases (tokens, worker, generation, due_at)
+    SELECT array_agg(u.id ORDER BY u.n), 'restore', 0, clock_timestamp()
+    FROM unnest(unsettled) WITH ORDINALITY AS u (id, n) GROUP BY (u.n - 1) / 100;
+
+    UPDATE public.jobs j
+    SET low = snapshot, high = snapshot, low_at = n.now, high_at = n.now, last_txid = '0', last_seq = 0,
+        system_identifier = (pg_control_system()).system_identifier, moved_at = n.now,
+        due_floor = '-infinity', swept_at = '-infinity'
+    FROM (SELECT clock_timestamp() AS now) n
+    WHERE j.job_type = p_job.job_type
+    RETURNING j.* INTO restarted;
+    RAISE WARNING 'mailroom: the queue was restored from another cluster: % waiting tokens taken over, the cursor starts anew',
+        coalesce(cardinality(unsettled), 0);
+    RETURN restarted;
+END $$;
+COMMENT ON FUNCTION mailroom.restart_cursor IS
+    'Restarts the cursor in a cluster that the queue was restored into, puts the waiting tokens into leases, '
+    'and returns the queue''s new row.';
+
+-- Leases: what was handed out and is not settled.
+--
+-- A claim moves the cursor and writes a lease in one transaction; settling ends the lease. A lease past its
+-- due_at is claimed again, before new tokens, under the next generation. A worker that names an older
+-- generation can neither settle nor renew it.
+
+CREATE TABLE mailroom.leases (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tokens     bigint[]    NOT NULL,
+    worker     text        NOT NULL,
+    generation integer     NOT NULL,
+    due_at     timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+-- Compressing a lease of a thousand tokens took a quarter of its claim's time.
+ALTER TABLE mailroom.leases ALTER COLUMN tokens SET STORAGE EXTERNAL;
+CREATE INDEX leases_due_idx ON mailroom.leases (due_at);
+
+COMMENT ON TABLE mailroom.leases IS
+    'What is handed out and not settled. The first worker to claim after a lease''s due_at gets it.';
+COMMENT ON COLUMN mailroom.leases.id IS 'The lease.';
+COMMENT ON COLUMN mailroom.leases.tokens IS 'The tokens that are not settled yet.';
+COMMENT ON COLUMN mailroom.leases.worker IS
+    'The worker that holds it; empty while its tokens wait for a retry, restore after a restore.';
+COMMENT ON COLUMN mailroom.leases.generation IS
+    'How often it was claimed. A worker that names an older generation can neither settle nor renew it.';
+COMMENT ON COLUMN mailroom.leases.due_at IS 'When it may be claimed again.';
+
+CREATE FUNCTION mailroom.settle(p_lease bigint, p_generation integer, p_tokens bigint[] DEFAULT NULL)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_tokens IS NOT NULL THEN
+        UPDATE mailroom.leases l
+        SET tokens = ARRAY(SELECT u.id FROM unnest(l.tokens) WITH ORDINALITY u (id, n)
+                           WHERE u.id <> ALL (p_tokens) ORDER BY u.n)
+        WHERE l.id = p_lease AND l.generation = p_generation AND NOT l.tokens <@ p_tokens;
+        IF FOUND THEN
+            RETURN true;
+        END IF;
+    END IF;
+    DELETE FROM mailroom.leases l
+    WHERE l.id = p_lease AND l.generation = p_generation
+      AND (p_tokens IS NULL OR l.tokens <@ p_tokens);
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION mailroom.settle IS
+    'Ends a lease, or only the given tokens of it. Returns false if the lease is no longer of this generation.';
+
+CREATE FUNCTION mailroom.record(p_lease bigint, p_generation integer, p_worker text, p_provider text,
+                                p_tokens bigint[], p_results text[], p_message_ids text[], p_details text[],
+                                p_retry_ms integer, p_retry_limit integer)
+RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    outcomes text[];
+    rest     bigint[];
+    ours     boolean;
+BEGIN
+    -- A retry by hand grants a token as many attempts again.
+    SELECT array_agg(CASE
+        WHEN u.result IN ('sent', 'rejected', 'unknown') THEN u.result
+        WHEN u.result = 'failed' AND p_retry_limit <= 1 + (
+            SELECT count(*) FROM mailroom.deliveries d
+            WHERE d.token = u.id AND d.result = 'failed' AND d.id > coalesce((
+                SELECT max(h.id) FROM mailroom.deliveries h
+                WHERE h.token = u.id AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
+            THEN 'rejected'
+        ELSE 'retried' END ORDER BY u.n)
+    INTO outcomes FROM unnest(p_tokens, p_results) WITH ORDINALITY AS u (id, result, n);
+    INSERT INTO mailroom.deliveries (token, attempt, outcome, result, provider, message_id, detail, worker)
+    SELECT u.id, p_generation, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker
+    FROM unnest(p_tokens, outcomes, p_results, p_message_ids, p_details) AS u (id, outcome, result, message_id, detail)
+    WHERE u.result <> '';
+
+    rest := ARRAY(SELECT u.id FROM unnest(p_tokens, outcomes) AS u (id, outcome)
+                  WHERE u.outcome NOT IN ('sent', 'rejected'));
+    IF cardinality(rest) > 0 THEN
+        UPDATE mailroom.leases l
+        SET tokens = rest, worker = '', due_at = least(
+            clock_timestamp() + p_retry_ms * interval '1 millisecond',
+            (SELECT min(t.expires_at) FROM public.tokens t WHERE t.id = ANY (rest)))
+        WHERE l.id = p_lease AND l.generation = p_generation;
+    ELSE
+        DELETE FROM mailroom.leases l WHERE l.id = p_lease AND l.generation = p_generation;
+    END IF;
+    ours := FOUND;
+    RETURN QUERY
+        SELECT u.id, u.outcome, ours,
+               (SELECT extract(epoch FROM clock_timestamp() - t.created_at)::double precision
+                FROM public.tokens t WHERE t.id = u.id)
+        FROM unnest(p_tokens, outcomes) AS u (id, outcome);
+END $$;
+COMMENT ON FUNCTION mailroom.record IS
+    'Settles a lease with the outcomes of an attempt. The outcomes go into the ledger whether or not the lease '
+    'still is of this generation; settled says whether it was. Sent and rejected tokens leave the lease. The '
+    'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
+    'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
+    'tried; it leaves no row. age is in seconds since the mail was requested, NULL for a deleted token.';
+
+CREATE FUNCTION mailroom.renew(p_leases bigint[], p_generations integer[], p_lease_ms integer)
+RETURNS SETOF bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE mailroom.leases l
+    SET due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
+    FROM unnest(p_leases, p_generations) AS held (id, generation)
+    WHERE l.id = held.id AND l.generation = held.generation
+    RETURNING l.id
+$$;
+COMMENT ON FUNCTION mailroom.renew IS
+    'Moves due_at of the leases that still are of these generations, and returns those leases.';
+
+CREATE FUNCTION mailroom.release(p_worker text, p_keep bigint[] DEFAULT '{}') RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    WITH released AS (
+        UPDATE mailroom.leases l SET due_at = clock_timestamp()
+        WHERE l.worker = p_worker AND l.id <> ALL (p_keep) AND l.due_at > clock_timestamp()
+        RETURNING cardinality(l.tokens) AS tokens)
+    SELECT coalesce(sum(r.tokens), 0)::bigint FROM released r
+$$;
+COMMENT ON FUNCTION mailroom.release IS
+    'Makes a worker''s leases due at once, except those in p_keep, and returns how many tokens that frees.';
+
+-- Claiming: the next messages, in leases.
+
+-- One recipient of one mail. txid says where the cursor stands after it; overdue, that it expired while it
+-- waited.
+CREATE TYPE mailroom.message AS (
+    token   bigint,
+    action  text,
+    email   text,
+    login   text,
+    secret  bytea,
+    code    text,
+    txid    xid8,
+    overdue boolean
+);
+
+-- It looks for leases past their time from due_floor on, because there was none before. One can have come there
+-- since: from a statement that took more than a second to commit, or when a clock was set back. So every ten
+-- seconds a claim looks at all leases, and sets no floor.
+--
+-- While a transaction holds an old snapshot, vacuum can remove neither settled leases nor old versions of an
+-- updated row. The cost of a claim must not grow with them.
+--
+-- The scan of tokens must walk tokens_txid_id_idx with its bounds as index conditions, whatever the planner
+-- believes about a table that was not analysed yet: hence the settings.
+CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer)
+RETURNS TABLE (lease bigint, generation integer, token bigint, action text, email text, login text,
+               secret bytea, code text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    max_skipped CONSTANT integer := 1000;
+    sweep_every CONSTANT interval := '10 seconds';
+    late_commit CONSTANT interval := '1 second';
+    job        public.jobs;
+    due        mailroom.leases;
+    began      timestamptz;
+    next_floor timestamptz;
+    span       record;
+    after_txid xid8;
+    after_id   bigint;
+    part       mailroom.message[];
+    messages   mailroom.message[];
+    unsettled  bigint[];
+    overdue    bigint[];
+    final      mailroom.message;
+    claimed    integer := 0;
+    skipped    integer := 0;
+    wanted     integer;
+    lease_id   bigint;
+    up_to_date boolean := false;
+BEGIN
+    IF p_tokens < 1 OR p_lease_tokens < 1 OR p_lease_ms < 1 THEN
+        RAISE EXCEPTION 'mailroom: a claim needs at least one token, for at least one millisecond'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT * INTO job FROM public.jobs j FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'mailroom: the table jobs has lost its row, which is the queue''s cursor'
+            USING ERRCODE = 'no_data_found', HINT = 'Restore the row from a backup.';
+    END IF;
+    IF job.paused_at IS NOT NULL THEN
+        RETURN;
+    END IF;
+    IF job.system_identifier <> (pg_control_system()).system_identifier THEN
+        job := mailroom.restart_cursor(job);
+    END IF;
+
+    began := clock_timestamp();
+    next_floor := began - late_commit;
+    IF job.swept_at NOT BETWEEN began - sweep_every AND began THEN
+        job.swept_at := began;
+        job.due_floor := '-infinity';
+        next_floor := '-infinity';
+    END IF;
+    FOR due IN
+        SELECT * FROM mailroom.leases l
+        WHERE l.due_at >= job.due_floor AND l.due_at <= began
+        ORDER BY l.due_at FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        IF claimed >= p_tokens OR skipped >= max_skipped THEN
+            next_floor := least(next_floor, due.due_at);
+            EXIT;
+        END IF;
+        -- A sent token is settled, even if the worker that sent it had lost the lease when it said so. A token's
+        -- id can be given out again after a failover: what was sent before the token was made was another one.
+        unsettled := ARRAY(
+            SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)
+            LEFT JOIN public.tokens t ON t.id = p.id
+            WHERE NOT EXISTS (SELECT FROM mailroom.deliveries d
+                              WHERE d.token = p.id AND d.outcome = 'sent'
+                                AND d.at >= coalesce(t.created_at, '-infinity'))
+            ORDER BY p.n);
+        SELECT array_agg(ROW(t.id, t.action, a.email, a.login, t.secret, t.code, t.txid, false)::mailroom.message
+                         ORDER BY p.n)
+        INTO messages
+        FROM unnest(unsettled) WITH ORDINALITY AS p (id, n)
+        JOIN public.tokens t ON t.id = p.id
+        JOIN public.accounts a ON a.id = t.account
+        JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
+        WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+        PERFORM mailroom.record_skipped(
+            ARRAY(SELECT unnest(unsettled) EXCEPT ALL SELECT m.token FROM unnest(messages) m),
+            due.generation + 1, p_worker);
+        skipped := skipped + cardinality(due.tokens) - coalesce(cardinality(messages), 0);
+        IF messages IS NULL THEN
+            DELETE FROM mailroom.leases l WHERE l.id = due.id;
+            CONTINUE;
+        END IF;
+        UPDATE mailroom.leases l
+        SET generation = due.generation + 1, worker = p_worker,
+            tokens = ARRAY(SELECT m.token FROM unnest(messages) m),
+            due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
+        WHERE l.id = due.id;
+        RETURN QUERY SELECT due.id, due.generation + 1, m.token, m.action, m.email, m.login, m.secret, m.code
+                     FROM unnest(messages) m;
+        claimed := claimed + cardinality(messages);
+    END LOOP;
+
+    WHILE claimed < p_tokens LOOP
+        messages := '{}';
+        wanted := least(p_lease_tokens, p_tokens - claimed);
+        <<fill>>
+        LOOP
+            IF job.low::text = job.high::text THEN
+                EXIT fill WHEN up_to_date;
+                job.high_at := clock_timestamp();
+                job.high := mailroom.with_own_running(pg_current_snapshot());
+                up_to_date := true;
+            END IF;
+            -- Transactions that low saw running and high saw ended, then those that began since.
+            FOR span IN
+                SELECT x AS first, x AS last FROM pg_snapshot_xip(job.low) x
+                WHERE x >= job.last_txid AND pg_visible_in_snapshot(x, job.high)
+                UNION ALL
+                SELECT pg_snapshot_xmax(job.low), pg_snapshot_xmax(job.high)
+            LOOP
+                -- The walk of the index begins behind the position, or at the span if that is later. With both
+                -- bounds as conditions it would begin at the lesser one, which in a fresh window is the table's
+                -- first token.
+                IF job.last_txid >= span.first THEN
+                    after_txid := job.last_txid;
+                    after_id := job.last_seq;
+                ELSE
+                    after_txid := span.first;
+                    after_id := -9223372036854775808;
+                END IF;
+                SELECT array_agg(s.message) INTO part FROM (
+                    SELECT ROW(t.id, t.action, a.email, a.login, t.secret, t.code, t.txid,
+                               t.expires_at <= clock_timestamp())::mailroom.message AS message
+                    FROM public.tokens t
+                    JOIN public.accounts a ON a.id = t.account
+                    JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
+                    WHERE (t.txid, t.id) > (after_txid, after_id) AND t.txid <= span.last
+                      AND pg_visible_in_snapshot(t.txid, job.high)
+                      AND t.consumed_at IS NULL AND t.expires_at > job.low_at
+                    ORDER BY t.txid, t.id
+                    LIMIT wanted - cardinality(messages)) s;
+                messages := messages || part;
+                EXIT WHEN cardinality(messages) = wanted;
+            END LOOP;
+            IF cardinality(messages) = wanted THEN
+                final := messages[wanted];
+                job.last_txid := final.txid;
+                job.last_seq := final.token;
+                EXIT fill;
+            END IF;
+            job.low := job.high;
+            job.low_at := job.high_at;
+            job.last_txid := '0';
+            job.last_seq := 0;
+        END LOOP;
+
+        EXIT WHEN cardinality(messages) = 0;
+        -- What expired while it waited is not handed out, but recorded.
+        overdue := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.overdue);
+        IF cardinality(overdue) > 0 THEN
+            PERFORM mailroom.record_skipped(overdue, 0, p_worker);
+            skipped := skipped + cardinality(overdue);
+            messages := ARRAY(SELECT m FROM unnest(messages) m WHERE NOT m.overdue);
+        END IF;
+        IF cardinality(messages) > 0 THEN
+            INSERT INTO mailroom.leases (tokens, worker, generation, due_at)
+            VALUES (ARRAY(SELECT m.token FROM unnest(messages) m), p_worker, 1,
+                    clock_timestamp() + p_lease_ms * interval '1 millisecond')
+            RETURNING id INTO lease_id;
+            RETURN QUERY SELECT lease_id, 1, m.token, m.action, m.email, m.login, m.secret, m.code
+                         FROM unnest(messages) m;
+            claimed := claimed + cardinality(messages);
+        END IF;
+        -- The caller waits for the answer. The position says that the window was not walked to its end.
+        EXIT WHEN skipped >= max_skipped;
+    END LOOP;
+
+    UPDATE public.jobs j
+    SET low = job.low, high = job.high, low_at = job.low_at, high_at = job.high_at,
+        last_txid = job.last_txid, last_seq = job.last_seq, moved_at = clock_timestamp(),
+        due_floor = next_floor, swept_at = job.swept_at
+    WHERE j.job_type = job.job_type;
+END $$;
+COMMENT ON FUNCTION mailroom.claim IS
+    'Hands out up to p_tokens messages in leases of at most p_lease_tokens, due after p_lease_ms. Leases past '
+    'their time come first, whole, without the tokens that were sent; then new tokens. Fewer messages than '
+    'requested mean that nothing more is pending, unless next_due returns 0: a claim stops early after 1,000 '
+    'tokens that may not be mailed any more. A paused queue hands out nothing.';
+
+CREATE FUNCTION mailroom.next_due() RETURNS double precision
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN j.last_txid <> '0' OR due.at <= clock_timestamp() THEN 0
+                ELSE extract(epoch FROM due.at - clock_timestamp()) END::double precision
+    FROM public.jobs j, LATERAL (SELECT least(
+        (SELECT l.due_at FROM mailroom.leases l WHERE l.due_at >= j.due_floor ORDER BY l.due_at LIMIT 1),
+        CASE WHEN j.due_floor > '-infinity' THEN j.swept_at + interval '10 seconds' END) AS at) due
+    WHERE j.paused_at IS NULL
+$$;
+COMMENT ON FUNCTION mailroom.next_due IS
+    'Returns the seconds until a claim is due: 0 if the last one stopped early or a lease is due, else until '
+    'the first lease is due or the next claim must look at all leases. NULL if there is nothing to wait for, or '
+    'the queue is paused.';
+
+-- The rate that all workers share: a token bucket as one timestamp (the generic cell rate algorithm, ITU-T
+-- I.371), which slows down when the provider throttles. The caller passes the bucket's policy.
+
+CREATE TABLE mailroom.rates (
+    one_row    boolean     PRIMARY KEY DEFAULT true,
+    free_at    timestamptz NOT NULL DEFAULT '-infinity',
+    rate       double precision NOT NULL,
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    slowed_at  timestamptz NOT NULL DEFAULT '-infinity',
+    CONSTRAINT rates_one_row CHECK (one_row)
+) WITH (fillfactor = 10);
+
+COMMENT ON TABLE mailroom.rates IS
+    'The rate that all workers share, in one row: a token bucket as one timestamp.';
+COMMENT ON COLUMN mailroom.rates.one_row IS 'Always true, so that there is one row.';
+COMMENT ON COLUMN mailroom.rates.free_at IS 'The time up to which the rate is used by earlier charges.';
+COMMENT ON COLUMN mailroom.rates.rate IS 'Recipients a second at present.';
+COMMENT ON COLUMN mailroom.rates.changed_at IS 'When the rate was last computed.';
+COMMENT ON COLUMN mailroom.rates.slowed_at IS 'When a throttle last reduced the rate.';
+
+CREATE FUNCTION mailroom.reserve(p_recipients integer, p_ceiling double precision, p_longest_s double precision,
+                                 p_burst_s double precision, p_hold_s double precision,
+                                 p_recovery double precision)
+RETURNS TABLE (wait_s double precision, rate double precision)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    longest_s CONSTANT double precision := 15;  -- a lease's time
+    bucket    mailroom.rates;
+    now       timestamptz;
+    recovers  timestamptz;
+    charge_s  double precision;
+    needed_s  double precision;
+BEGIN
+    IF p_recipients < 1 OR p_ceiling <= 0 OR p_ceiling = 'NaN' THEN
+        RAISE EXCEPTION 'mailroom: a charge needs at least one recipient, and a rate above zero'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        INSERT INTO mailroom.rates (rate) VALUES (p_ceiling) ON CONFLICT DO NOTHING;
+        SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
+    END IF;
+    now := clock_timestamp();
+    recovers := bucket.slowed_at + p_hold_s * interval '1 second';
+    IF now > recovers THEN
+        bucket.rate := bucket.rate
+            + p_recovery * p_ceiling * extract(epoch FROM now - greatest(bucket.changed_at, recovers));
+    END IF;
+    bucket.rate := least(bucket.rate, p_ceiling);
+    charge_s := p_recipients / bucket.rate;
+    -- No charge reaches further ahead than the longest wait and itself. A clock that was set back could have put
+    -- one there.
+    bucket.free_at := greatest(now, least(bucket.free_at,
+                                          now + (longest_s + 2 * charge_s) * interval '1 second'));
+    needed_s := greatest(0, extract(epoch FROM bucket.free_at - now)::double precision
+                            + charge_s - greatest(p_burst_s, charge_s));
+    IF needed_s <= least(p_longest_s, longest_s) THEN
+        bucket.free_at := bucket.free_at + charge_s * interval '1 second';
+    END IF;
+    UPDATE mailroom.rates r SET free_at = bucket.free_at, rate = bucket.rate, changed_at = now;
+    RETURN QUERY SELECT needed_s, bucket.rate;
+END $$;
+COMMENT ON FUNCTION mailroom.reserve IS
+    'Charges recipients to the rate that all workers share, and returns the seconds to wait before the call and '
+    'the rate at present. If the wait is longer than p_longest_s, or than 15 s, nothing is charged: ask again. '
+    'The bucket holds p_burst_s seconds of the rate. p_hold_s after a throttle the rate begins to rise by '
+    'p_recovery of p_ceiling a second.';
+
+CREATE FUNCTION mailroom.throttle(p_ceiling double precision, p_factor double precision,
+                                  p_lowest_share double precision, p_grace_s double precision) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE mailroom.rates r
+    SET rate = greatest(r.rate * p_factor, p_ceiling * p_lowest_share), slowed_at = clock_timestamp(),
+        changed_at = clock_timestamp()
+    WHERE r.slowed_at < clock_timestamp() - p_grace_s * interval '1 second'
+$$;
+COMMENT ON FUNCTION mailroom.throttle IS
+    'Slows all workers down after a throttle: multiplies the rate that they share by p_factor, at most once in '
+    'p_grace_s seconds, down to p_lowest_share of p_ceiling.';
+
+-- The workers of `mailroom run`, each of which reports every few seconds.
+
+-- Rows are updated in place: no index holds what changes, and the pages have room.
+CREATE TABLE mailroom.workers (
+    worker        text PRIMARY KEY,
+    version       text        NOT NULL,
+    started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    trouble       text        NOT NULL DEFAULT '',
+    trouble_since timestamptz
+) WITH (fillfactor = 10);
+
+COMMENT ON TABLE mailroom.workers IS 'The workers of `mailroom run`, each of which reports every few seconds.';
+COMMENT ON COLUMN mailroom.workers.worker IS 'The worker''s name, as in leases and the ledger.';
+COMMENT ON COLUMN mailroom.workers.version IS 'The worker''s version of Mailroom.';
+COMMENT ON COLUMN mailroom.workers.started_at IS 'When it first reported.';
+COMMENT ON COLUMN mailroom.workers.seen_at IS 'When it last reported.';
+COMMENT ON COLUMN mailroom.workers.trouble IS 'What keeps it from sending; empty if nothing does.';
+COMMENT ON COLUMN mailroom.workers.trouble_since IS 'When that began.';
+
+CREATE FUNCTION mailroom.heartbeat(p_worker text, p_version text, p_trouble text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO mailroom.workers AS w (worker, version, trouble, trouble_since)
+    VALUES (p_worker, p_version, p_trouble, CASE WHEN p_trouble <> '' THEN clock_timestamp() END)
+    ON CONFLICT (worker) DO UPDATE
+    SET version = excluded.version, seen_at = clock_timestamp(), trouble = excluded.trouble,
+        trouble_since = CASE WHEN excluded.trouble <> '' THEN coalesce(w.trouble_since, excluded.trouble_since) END;
+    DELETE FROM mailroom.workers w WHERE w.worker IN (
+        SELECT o.worker FROM mailroom.workers o WHERE o.seen_at < clock_timestamp() - interval '1 day'
+        FOR UPDATE SKIP LOCKED);
+$$;
+COMMENT ON FUNCTION mailroom.heartbeat IS
+    'Reports that a worker is alive, and what keeps it from sending (empty if nothing does). Forgets workers '
+    'that have not reported for a day.';
+
+CREATE FUNCTION mailroom.leave(p_worker text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    DELETE FROM mailroom.workers w WHERE w.worker = p_worker
+$$;
+COMMENT ON FUNCTION mailroom.leave IS 'Forgets a worker that stops in good order.';
+
+CREATE FUNCTION mailroom.recent_workers()
+RETURNS TABLE (worker text, version text, alive boolean, started_at timestamptz, seen_at timestamptz,
+               up double precision, silent double precision, leases bigint, tokens bigint,
+               trouble text, trouble_since timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT w.worker, w.version, w.seen_at > n.now - interval '15 seconds', w.started_at, w.seen_at,
+           extract(epoch FROM n.now - w.started_at)::double precision,
+           extract(epoch FROM n.now - w.seen_at)::double precision,
+           coalesce(h.leases, 0), coalesce(h.tokens, 0), w.trouble, w.trouble_since
+    FROM (SELECT clock_timestamp() AS now) n
+    JOIN mailroom.workers w ON w.seen_at > n.now - interval '1 hour'
+    LEFT JOIN (SELECT l.worker, count(*) AS leases, sum(cardinality(l.tokens))::bigint AS tokens
+               FROM mailroom.leases l GROUP BY l.worker) h ON h.worker = w.worker
+    ORDER BY w.started_at, w.worker
+$$;
+COMMENT ON FUNCTION mailroom.recent_workers IS
+    'Returns the workers that reported in the last hour, the oldest first: which are alive (reported in the '
+    'last 15 s), what they hold, and what keeps them from sending. up and silent are in seconds.';
+
+-- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
+
+CREATE OR REPLACE FUNCTION mailroom.schema_version() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 3;
+COMMENT ON FUNCTION mailroom.schema_version IS
+    'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+-- A trigger does not check who may call its function, but any user that may can attach it to a table.
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;
+-- The user that inserts into tokens calls the columns' defaults.
+GRANT EXECUTE ON FUNCTION mailroom.random_secret(), mailroom.random_code() TO PUBLIC;

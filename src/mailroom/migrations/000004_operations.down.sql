@@ -1,0 +1,34 @@
+-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+
+DROP FUNCTION mailroom.prune_tokens;
+DROP FUNCTION mailroom.prune_deliveries;
+DROP FUNCTION mailroom.recent_deliveries;
+DROP FUNCTION mailroom.ledger_ends;
+DROP FUNCTION mailroom.traffic;
+DROP FUNCTION mailroom.drop_dead;
+DROP FUNCTION mailroom.retry_dead;
+DROP FUNCTION mailroom.lock_dead_letters;
+DROP FUNCTION mailroom.dead_count;
+DROP FUNCTION mailroom.dead_letters;
+DROP FUNCTION mailroom.is_dead;
+DROP FUNCTION mailroom.deliveries_of;
+DROP FUNCTION mailroom.tokens_of;
+DROP FUNCTION mailroom.resume;
+DROP FUNCTION mailroom.pause;
+DROP FUNCTION mailroom.paused;
+DROP FUNCTION mailroom.pulse;
+DROP FUNCTION mailroom.overview;
+DROP FUNCTION mailroom.backlog;
+
+-- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
+
+CREATE OR REPLACE FUNCTION mailroom.schema_version() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 3;
+COMMENT ON FUNCTION mailroom.schema_version IS
+    'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+-- A trigger does not check who may call its function, but any user that may can attach it to a table.
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;
+-- The user that inserts into tokens calls the columns' defaults.
+GRANT EXECUTE ON FUNCTION mailroom.random_secret(), mailroom.random_code() TO PUBLIC;

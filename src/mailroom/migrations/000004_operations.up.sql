@@ -1,0 +1,513 @@
+-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+
+-- The state of the queue, and pausing it. Nothing here returns a secret or a code.
+
+CREATE FUNCTION mailroom.backlog()
+RETURNS TABLE (waiting bigint, in_flight bigint, oldest_age double precision)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    WITH leased AS (
+        SELECT unnest(l.tokens) AS id FROM mailroom.leases l
+    ), pending AS (
+        SELECT t.created_at
+        FROM public.jobs j
+        JOIN public.tokens t ON t.txid >= pg_snapshot_xmin(j.low)
+        JOIN public.accounts a ON a.id = t.account
+        JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
+        WHERE NOT pg_visible_in_snapshot(t.txid, j.low)
+          AND NOT (pg_visible_in_snapshot(t.txid, j.high)
+                   AND (t.txid, t.id) <= (j.last_txid, j.last_seq))
+          AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
+    ), flying AS (
+        SELECT t.created_at FROM leased l JOIN public.tokens t ON t.id = l.id
+    )
+    SELECT (SELECT count(*) FROM pending), (SELECT count(*) FROM leased),
+           extract(epoch FROM clock_timestamp() - least((SELECT min(created_at) FROM pending),
+                                                        (SELECT min(created_at) FROM flying)))::double precision
+$$;
+COMMENT ON FUNCTION mailroom.backlog IS
+    'Returns how many tokens wait for a claim, how many are in leases, and the age in seconds of the oldest of '
+    'both. It counts all waiting tokens: mailroom.pulse costs less.';
+
+CREATE FUNCTION mailroom.overview()
+RETURNS TABLE (waiting bigint, in_flight bigint, retrying bigint, oldest_age double precision,
+               sent_minute bigint, rejected_minute bigint, unknown_minute bigint,
+               sent_hour bigint, rejected_hour bigint, unknown_hour bigint,
+               paused_at timestamptz, pause_reason text, rate double precision)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT b.waiting, b.in_flight - r.retrying, r.retrying, b.oldest_age,
+           count(d.id) FILTER (WHERE d.outcome = 'sent' AND d.recent),
+           count(d.id) FILTER (WHERE d.outcome = 'rejected' AND d.recent),
+           count(d.id) FILTER (WHERE d.outcome = 'unknown' AND d.recent),
+           count(d.id) FILTER (WHERE d.outcome = 'sent'),
+           count(d.id) FILTER (WHERE d.outcome = 'rejected'),
+           count(d.id) FILTER (WHERE d.outcome = 'unknown'),
+           j.paused_at, j.pause_reason, (SELECT s.rate FROM mailroom.rates s)
+    FROM public.jobs j
+    CROSS JOIN mailroom.backlog() b
+    CROSS JOIN (
+        SELECT coalesce(sum(cardinality(l.tokens)), 0)::bigint AS retrying
+        FROM mailroom.leases l WHERE l.worker = '') r
+    LEFT JOIN (
+        SELECT e.id, e.outcome, e.at > statement_timestamp() - interval '1 minute' AS recent
+        FROM mailroom.deliveries e WHERE e.at > statement_timestamp() - interval '1 hour') d ON true
+    GROUP BY j.job_type, b.waiting, b.in_flight, r.retrying, b.oldest_age
+$$;
+COMMENT ON FUNCTION mailroom.overview IS
+    'Returns the state of the queue in one row. in_flight counts the tokens that workers hold, retrying those '
+    'in leases that wait for a retry. The other counts are the ledger''s of the last minute and hour.';
+
+-- Health checks and metrics call it often, so it must cost little however much waits.
+CREATE FUNCTION mailroom.pulse(p_most integer)
+RETURNS TABLE (waiting bigint, in_flight bigint, retrying bigint, oldest_due double precision,
+               is_paused boolean, rate double precision, oldest_unsettled double precision)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE
+    job        public.jobs;
+    seen       bigint;
+    newest     timestamptz;
+    first      timestamptz;
+    due        timestamptz;
+    leased     timestamptz;
+    after_txid xid8;
+    after_id   bigint;
+BEGIN
+    SELECT * INTO job FROM public.jobs j;
+    -- The walk of the index begins where that of a claim does.
+    IF job.last_txid >= pg_snapshot_xmax(job.low) THEN
+        after_txid := job.last_txid;
+        after_id := job.last_seq;
+    ELSE
+        after_txid := pg_snapshot_xmax(job.low);
+        after_id := -9223372036854775808;
+    END IF;
+    -- Pending is what low does not see, without what high sees up to the position: the late transactions of
+    -- both snapshots by their ids, then the range behind the position.
+    WITH looked AS MATERIALIZED (
+        SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+        FROM public.tokens t
+        WHERE t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(job.low)))
+          AND NOT (pg_visible_in_snapshot(t.txid, job.high) AND (t.txid, t.id) <= (job.last_txid, job.last_seq))
+        UNION ALL
+        SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+        FROM public.tokens t
+        WHERE t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(job.high)))
+          AND t.txid >= pg_snapshot_xmax(job.low) AND (t.txid, t.id) <= (job.last_txid, job.last_seq)
+        UNION ALL
+        (SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+         FROM public.tokens t
+         WHERE (t.txid, t.id) > (after_txid, after_id)
+         ORDER BY t.txid, t.id LIMIT p_most)
+        LIMIT p_most)
+    SELECT (SELECT count(*) FROM looked), (SELECT max(s.created_at) FROM looked s), count(*), min(p.created_at)
+    INTO seen, newest, waiting, first
+    FROM looked p
+    JOIN public.accounts a ON a.id = p.account
+    JOIN mailroom.actions k ON k.action = p.action AND k.account_status = a.status
+    WHERE p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
+    -- There may be more behind. If none of those seen may be mailed, the newest of them stands for the others.
+    IF seen >= p_most THEN
+        waiting := p_most;
+        first := coalesce(first, newest);
+    END IF;
+
+    SELECT coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker <> ''), 0),
+           coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker = ''), 0),
+           min(l.due_at)
+    INTO in_flight, retrying, due FROM mailroom.leases l;
+
+    SELECT min(t.created_at) INTO leased
+    FROM (SELECT u.id FROM (SELECT l.tokens FROM mailroom.leases l ORDER BY l.id LIMIT p_most) l,
+                           unnest(l.tokens) u (id) LIMIT p_most) h
+    JOIN public.tokens t ON t.id = h.id
+    JOIN public.accounts a ON a.id = t.account
+    JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
+    WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+    oldest_unsettled := extract(epoch FROM clock_timestamp() - least(first, leased));
+
+    is_paused := job.paused_at IS NOT NULL;
+    IF NOT is_paused THEN
+        oldest_due := greatest(extract(epoch FROM clock_timestamp() - least(first, due)), 0);
+    END IF;
+    rate := (SELECT r.rate FROM mailroom.rates r);
+    RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION mailroom.pulse IS
+    'Returns the state of the queue in one row, cheaply: it looks at the first p_most waiting tokens, and '
+    'waiting = p_most means that many or more. oldest_due is how many seconds the oldest sendable mail has '
+    'waited, since it was requested or its lease was due; NULL while the queue is paused. oldest_unsettled is '
+    'how many seconds ago the oldest mail was requested that waits or is in a lease, paused or not.';
+
+CREATE FUNCTION mailroom.paused() RETURNS TABLE (paused_at timestamptz, pause_reason text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT j.paused_at, j.pause_reason FROM public.jobs j
+$$;
+COMMENT ON FUNCTION mailroom.paused IS
+    'Returns when and why the queue was paused: one row, of NULLs if it is not paused.';
+
+CREATE FUNCTION mailroom.pause(p_reason text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE public.jobs j SET paused_at = clock_timestamp(), pause_reason = p_reason
+$$;
+COMMENT ON FUNCTION mailroom.pause IS
+    'Stops handing out mail, to all workers. They still send what they hold.';
+
+CREATE FUNCTION mailroom.resume(p_channel text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE public.jobs j SET paused_at = NULL, pause_reason = NULL WHERE j.paused_at IS NOT NULL;
+    IF FOUND THEN
+        PERFORM pg_notify(p_channel, '');
+    END IF;
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION mailroom.resume IS
+    'Hands out mail again, and notifies the channel. Returns false if the queue was not paused.';
+
+-- One person's mails: what decides about them, and what became of them. Nothing here returns a secret or a code.
+
+CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
+RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
+               needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
+               why_not_mailable text, waits boolean, lease_worker text, lease_generation integer,
+               lease_due_at timestamptz, lease_is_due boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    wanted bigint[];
+    named  bigint;
+    owner  bigint;
+BEGIN
+    IF p_who ~ '^[0-9]{1,18}$' THEN
+        named := p_who::bigint;
+        IF EXISTS (SELECT FROM public.tokens t WHERE t.id = named)
+           OR EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = named) THEN
+            wanted := ARRAY[named];
+        END IF;
+    END IF;
+    IF wanted IS NULL THEN
+        SELECT a.id INTO owner FROM public.accounts a WHERE lower(a.email) = lower(p_who);
+        IF owner IS NULL THEN
+            SELECT a.id INTO owner FROM public.accounts a WHERE a.login = p_who;
+        END IF;
+        IF owner IS NULL THEN
+            RETURN;
+        END IF;
+        wanted := ARRAY(SELECT t.id FROM public.tokens t WHERE t.account = owner
+                        ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit);
+        IF cardinality(wanted) = 0 THEN
+            wanted := ARRAY[NULL::bigint];
+        END IF;
+    END IF;
+    RETURN QUERY
+        SELECT w.id, t.action::text, a.email, a.login, a.status::text, a.status_changed_at,
+               k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
+               CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
+               coalesce(NOT pg_visible_in_snapshot(t.txid, j.low)
+                        AND NOT (pg_visible_in_snapshot(t.txid, j.high)
+                                 AND (t.txid, t.id) <= (j.last_txid, j.last_seq)), false),
+               l.worker, l.generation, l.due_at, l.due_at <= clock_timestamp()
+        FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
+        LEFT JOIN public.tokens t ON t.id = w.id
+        LEFT JOIN public.accounts a ON a.id = coalesce(t.account, owner)
+        LEFT JOIN mailroom.actions k ON k.action = t.action
+        LEFT JOIN public.jobs j ON true
+        LEFT JOIN LATERAL (
+            SELECT x.worker, x.generation, x.due_at FROM mailroom.leases x
+            WHERE w.id = ANY (x.tokens) LIMIT 1) l ON true
+        ORDER BY w.n;
+END $$;
+COMMENT ON FUNCTION mailroom.tokens_of IS
+    'Returns an account''s last p_limit tokens, newest first, by its address in any case or by its login; or one '
+    'token by its id: with all that decides about their mail. waits means that no claim has reached it. An '
+    'account without tokens is a row whose token is NULL. A deleted token that is still in the ledger or in a '
+    'lease has no action. A token that never expires has no expires_at.';
+
+CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
+RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
+               detail text, worker text, at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
+    FROM mailroom.deliveries d WHERE d.token = ANY (p_tokens) ORDER BY d.id
+$$;
+COMMENT ON FUNCTION mailroom.deliveries_of IS
+    'Returns the ledger''s rows of these tokens, in the order of insertion.';
+
+-- Dead letters: tokens that were rejected for good.
+--
+-- A token is a dead letter if the ledger's last row for it is rejected, none is sent, and no lease holds it. What
+-- a person decides about one is a row of the ledger too, with the result 'by hand': retried (it is in a lease
+-- again), or skipped (another token took its place, or it was dropped).
+
+CREATE FUNCTION mailroom.is_dead(p_token bigint) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce((SELECT d.outcome = 'rejected' FROM mailroom.deliveries d
+                     WHERE d.token = p_token ORDER BY d.id DESC LIMIT 1), false)
+       AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = p_token AND d.outcome = 'sent')
+       AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE p_token = ANY (l.tokens))
+$$;
+COMMENT ON FUNCTION mailroom.is_dead IS
+    'Returns whether a token is a dead letter: last rejected, never sent, in no lease.';
+
+-- The settings make it walk deliveries_rejected_idx and probe the rest, whatever the planner believes about the
+-- tables.
+CREATE FUNCTION mailroom.dead_letters(p_action text, p_since interval, p_before_at timestamptz, p_before_id bigint,
+                                      p_limit integer)
+RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz, attempts bigint, detail text,
+               why_not_mailable text, expires_in double precision)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off AS $$
+    SELECT d.id, d.token, t.action::text, a.email, d.at,
+           (SELECT count(*) FROM mailroom.deliveries e
+            WHERE e.token = d.token AND e.result NOT IN ('', 'by hand')),
+           coalesce(nullif(d.detail, ''), d.result), mailroom.why_not_mailable(d.token),
+           extract(epoch FROM nullif(t.expires_at, 'infinity') - clock_timestamp())::double precision
+    FROM mailroom.deliveries d
+    LEFT JOIN public.tokens t ON t.id = d.token
+    LEFT JOIN public.accounts a ON a.id = t.account
+    WHERE d.outcome = 'rejected'
+      AND (d.at, d.id) < (p_before_at, p_before_id)
+      AND d.at > coalesce(statement_timestamp() - p_since, '-infinity')
+      AND (p_action IS NULL OR t.action::text = p_action)
+      AND NOT EXISTS (SELECT FROM mailroom.deliveries e
+                      WHERE e.token = d.token AND (e.id > d.id OR e.outcome = 'sent'))
+      AND d.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
+    ORDER BY d.at DESC, d.id DESC
+    LIMIT p_limit
+$$;
+COMMENT ON FUNCTION mailroom.dead_letters IS
+    'Returns dead letters, newest first, that were rejected before a row of the ledger (its at and id); of one '
+    'action, or of all if it is NULL; of the time p_since, or of all if it is NULL. attempts counts the '
+    'transport''s answers. expires_in is in seconds, NULL for never. A deleted token has no action.';
+
+CREATE FUNCTION mailroom.dead_count(p_action text, p_since interval, p_rows integer)
+RETURNS TABLE (dead bigint, more boolean)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off AS $$
+    SELECT count(*) FILTER (
+               WHERE r.n <= p_rows
+                 AND (p_action IS NULL
+                      OR EXISTS (SELECT FROM public.tokens t WHERE t.id = r.token AND t.action::text = p_action))
+                 AND NOT EXISTS (SELECT FROM mailroom.deliveries e
+                                 WHERE e.token = r.token AND (e.id > r.id OR e.outcome = 'sent'))
+                 AND r.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)),
+           count(*) > p_rows
+    FROM (SELECT d.id, d.token, row_number() OVER () AS n
+          FROM (SELECT x.id, x.token FROM mailroom.deliveries x
+                WHERE x.outcome = 'rejected' AND x.at > coalesce(statement_timestamp() - p_since, '-infinity')
+                ORDER BY x.at DESC, x.id DESC LIMIT p_rows + 1) d) r
+$$;
+COMMENT ON FUNCTION mailroom.dead_count IS
+    'Returns how many dead letters there are among the newest p_rows rejections. more means that there are older '
+    'rejections, which it did not look at.';
+
+-- Each person sees what the one before did; a snapshot from before the wait would not.
+CREATE FUNCTION mailroom.lock_dead_letters() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'mailroom: dead letters can be retried and dropped in READ COMMITTED transactions only'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.dead_letters', 0));
+END $$;
+COMMENT ON FUNCTION mailroom.lock_dead_letters IS
+    'Lets one person at a time decide about dead letters, in READ COMMITTED transactions only.';
+
+CREATE FUNCTION mailroom.retry_dead(p_channel text, p_tokens bigint[], p_renew boolean, p_reason text, p_worker text)
+RETURNS TABLE (token bigint, outcome text, other bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    reason  CONSTANT text := coalesce(': ' || nullif(p_reason, ''), '');
+    expired public.tokens;
+    owner   public.accounts;
+    retried bigint[] := '{}';
+BEGIN
+    PERFORM mailroom.lock_dead_letters();
+    FOR token IN SELECT DISTINCT u FROM unnest(p_tokens) u ORDER BY u LOOP
+        other := NULL;
+        outcome := CASE WHEN mailroom.is_dead(token) THEN coalesce(mailroom.why_not_mailable(token), 'retried')
+                        ELSE 'not dead' END;
+        IF outcome = 'retried' THEN
+            retried := retried || token;
+            INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
+            VALUES (token, 0, 'retried', 'by hand', 'by hand' || reason, p_worker);
+        ELSIF outcome = 'expired' AND p_renew THEN
+            SELECT * INTO expired FROM public.tokens t WHERE t.id = token;
+            -- A locked account is skipped: waiting for many accounts, one after the other, could deadlock.
+            SELECT * INTO owner FROM public.accounts a WHERE a.id = expired.account FOR NO KEY UPDATE SKIP LOCKED;
+            IF NOT FOUND THEN
+                outcome := 'busy';
+            ELSIF owner.status = 'suspended' THEN
+                outcome := 'suspended';
+            ELSIF NOT EXISTS (SELECT FROM mailroom.actions k
+                              WHERE k.action = expired.action AND k.account_status = owner.status) THEN
+                outcome := 'ineligible';
+            ELSIF EXISTS (SELECT FROM public.tokens s WHERE s.account = owner.id AND s.action = expired.action
+                          AND s.consumed_at >= expired.created_at) THEN
+                outcome := 'superseded';
+            ELSE
+                SELECT s.id INTO other FROM public.tokens s
+                WHERE s.account = owner.id AND s.action = expired.action
+                  AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
+                ORDER BY s.id DESC LIMIT 1;
+                outcome := 'valid';
+                IF NOT FOUND THEN
+                    INSERT INTO public.tokens (action, account) VALUES (expired.action, owner.id)
+                    RETURNING id INTO other;
+                    INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
+                    VALUES (token, 0, 'skipped', 'by hand', 'renewed as token ' || other || reason, p_worker);
+                    outcome := 'renewed';
+                END IF;
+            END IF;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    IF cardinality(retried) > 0 THEN
+        INSERT INTO mailroom.leases (tokens, worker, generation, due_at)
+        SELECT array_agg(u.id ORDER BY u.n), '', 0, clock_timestamp()
+        FROM unnest(retried) WITH ORDINALITY AS u (id, n) GROUP BY (u.n - 1) / 50;
+        PERFORM pg_notify(p_channel, cardinality(retried)::text);
+    END IF;
+END $$;
+COMMENT ON FUNCTION mailroom.retry_dead IS
+    'Puts dead letters into leases that are due at once, and notifies the channel. With p_renew the account of an '
+    'expired one gets a new token. The outcome of each is retried, renewed (other is the new token), valid (the '
+    'account has a valid token: other), busy (the account is locked), not dead, or why it may not be mailed.';
+
+CREATE FUNCTION mailroom.drop_dead(p_tokens bigint[], p_reason text, p_worker text)
+RETURNS TABLE (token bigint, outcome text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM mailroom.lock_dead_letters();
+    FOR token IN SELECT DISTINCT u FROM unnest(p_tokens) u ORDER BY u LOOP
+        outcome := 'not dead';
+        IF mailroom.is_dead(token) THEN
+            outcome := 'dropped';
+            INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
+            VALUES (token, 0, 'skipped', 'by hand',
+                    'dropped by hand' || coalesce(': ' || nullif(p_reason, ''), ''), p_worker);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION mailroom.drop_dead IS
+    'Removes dead letters from the list without mailing them; the ledger keeps their history. The outcome of each '
+    'is dropped or not dead.';
+
+-- What the queue's page asks each second while somebody looks. Each function looks at a bounded number of rows,
+-- however long the ledger is. Nothing here returns a secret or a code.
+
+CREATE FUNCTION mailroom.traffic(p_span interval, p_step integer, p_most integer)
+RETURNS TABLE (at timestamptz, sent bigint, retried bigint, unknown bigint, rejected bigint, dropped bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+    WITH bounds AS MATERIALIZED (
+        SELECT floor(extract(epoch FROM n.now - p_span) / p_step)::bigint AS first,
+               floor(extract(epoch FROM n.now) / p_step)::bigint AS last
+        FROM (SELECT clock_timestamp() AS now) n
+    ), newest AS MATERIALIZED (
+        SELECT d.at, d.outcome FROM mailroom.deliveries d
+        WHERE d.at >= to_timestamp((SELECT b.first * p_step FROM bounds b))
+        ORDER BY d.at DESC LIMIT p_most
+    ), counted AS (
+        SELECT floor(extract(epoch FROM e.at) / p_step)::bigint AS number,
+               count(*) FILTER (WHERE e.outcome = 'sent') AS sent,
+               count(*) FILTER (WHERE e.outcome = 'retried') AS retried,
+               count(*) FILTER (WHERE e.outcome = 'unknown') AS unknown,
+               count(*) FILTER (WHERE e.outcome = 'rejected') AS rejected,
+               count(*) FILTER (WHERE e.outcome IN ('expired', 'skipped')) AS dropped
+        FROM newest e GROUP BY 1)
+    SELECT to_timestamp(i.number * p_step), coalesce(c.sent, 0), coalesce(c.retried, 0),
+           coalesce(c.unknown, 0), coalesce(c.rejected, 0), coalesce(c.dropped, 0)
+    FROM bounds b CROSS JOIN generate_series(b.first, b.last) AS i (number)
+    LEFT JOIN counted c ON c.number = i.number
+    ORDER BY i.number
+$$;
+COMMENT ON FUNCTION mailroom.traffic IS
+    'Counts the ledger''s rows of the last p_span by outcome and by intervals of p_step seconds, which begin at '
+    'whole multiples of it, oldest first; the last one is the present. dropped counts expired and skipped. It '
+    'counts the newest p_most rows: if it finds that many, the first interval with any may lack some.';
+
+CREATE FUNCTION mailroom.ledger_ends(OUT first bigint, OUT last bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT (SELECT d.id FROM mailroom.deliveries d ORDER BY d.id LIMIT 1),
+           (SELECT d.id FROM mailroom.deliveries d ORDER BY d.id DESC LIMIT 1)
+$$;
+COMMENT ON FUNCTION mailroom.ledger_ends IS
+    'Returns the ids of the ledger''s first and last row; NULLs if it is empty.';
+
+-- The settings make it walk the primary key and probe the rest, whatever the planner believes.
+CREATE FUNCTION mailroom.recent_deliveries(p_outcome text, p_before bigint, p_look bigint, p_limit integer)
+RETURNS TABLE (id bigint, token bigint, action text, email text, login text, attempt integer, outcome text,
+               result text, provider text, message_id text, detail text, worker text, at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+    SELECT d.id, d.token, t.action::text, a.email, a.login, d.attempt, d.outcome,
+           d.result, d.provider, d.message_id, d.detail, d.worker, d.at
+    FROM mailroom.deliveries d
+    LEFT JOIN public.tokens t ON t.id = d.token
+    LEFT JOIN public.accounts a ON a.id = t.account
+    WHERE d.id < p_before AND d.id >= p_before - p_look
+      AND (p_outcome IS NULL OR d.outcome = p_outcome)
+    ORDER BY d.id DESC LIMIT p_limit
+$$;
+COMMENT ON FUNCTION mailroom.recent_deliveries IS
+    'Returns the ledger''s rows before the id p_before, newest first, of one outcome, or of any if it is NULL; it '
+    'looks at the p_look ids before p_before. A deleted token has no action.';
+
+-- Deleting what is old, in batches. An age below zero counts as zero: it would delete tokens that are still valid.
+
+CREATE FUNCTION mailroom.prune_deliveries(p_older_than interval, p_batch integer) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    WITH deleted AS (
+        DELETE FROM mailroom.deliveries d
+        WHERE d.id = ANY (ARRAY(
+            SELECT o.id FROM mailroom.deliveries o
+            WHERE o.at < statement_timestamp() - greatest(p_older_than, '0')
+            ORDER BY o.at LIMIT p_batch FOR UPDATE SKIP LOCKED))
+        RETURNING d.id)
+    SELECT count(*) FROM deleted
+$$;
+COMMENT ON FUNCTION mailroom.prune_deliveries IS
+    'Deletes up to p_batch of the ledger''s rows that are older, and returns how many; 0 means that none is left.';
+
+CREATE FUNCTION mailroom.prune_tokens(p_after bigint, p_older_than interval, p_batch integer)
+RETURNS TABLE (last_seen bigint, deleted bigint)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    WITH seen AS (
+        SELECT t.id FROM public.tokens t WHERE t.id > p_after ORDER BY t.id LIMIT p_batch
+    ), old AS (
+        SELECT t.id FROM public.tokens t
+        WHERE t.id = ANY (ARRAY(SELECT s.id FROM seen s))
+          AND (t.expires_at < statement_timestamp() - greatest(p_older_than, '0')
+               OR t.consumed_at < statement_timestamp() - greatest(p_older_than, '0'))
+          AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
+        FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM public.tokens t WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) RETURNING t.id)
+    SELECT (SELECT max(s.id) FROM seen s), (SELECT count(*) FROM gone)
+$$;
+COMMENT ON FUNCTION mailroom.prune_tokens IS
+    'Looks at the p_batch tokens that follow the id p_after, and deletes those that have been expired or consumed '
+    'for longer and are in no lease. A locked token is skipped. Returns the last one looked at, NULL at the end, '
+    'and how many were deleted.';
+
+-- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
+
+CREATE OR REPLACE FUNCTION mailroom.schema_version() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 4;
+COMMENT ON FUNCTION mailroom.schema_version IS
+    'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+-- A trigger does not check who may call its function, but any user that may can attach it to a table.
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;
+-- The user that inserts into tokens calls the columns' defaults.
+GRANT EXECUTE ON FUNCTION mailroom.random_secret(), mailroom.random_code() TO PUBLIC;

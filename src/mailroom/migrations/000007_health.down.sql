@@ -1,2 +1,0 @@
-DROP FUNCTION mailroom.age(bigint);
-DROP FUNCTION mailroom.pulse(text, integer);

@@ -1,0 +1,165 @@
+-- Dead letters: tokens that were rejected for good.
+--
+-- A token is a dead letter if the ledger's last row for it is rejected, none is sent, and no lease holds it. What
+-- a person decides about one is a row of the ledger too, with the result 'by hand': retried (it is in a lease
+-- again), or skipped (another token took its place, or it was dropped).
+
+CREATE FUNCTION mailroom.is_dead(p_token bigint) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce((SELECT d.outcome = 'rejected' FROM mailroom.deliveries d
+                     WHERE d.token = p_token ORDER BY d.id DESC LIMIT 1), false)
+       AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = p_token AND d.outcome = 'sent')
+       AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE p_token = ANY (l.tokens))
+$$;
+COMMENT ON FUNCTION mailroom.is_dead IS
+    'Returns whether a token is a dead letter: last rejected, never sent, in no lease.';
+
+-- The settings make it walk deliveries_rejected_idx and probe the rest, whatever the planner believes about the
+-- tables.
+CREATE FUNCTION mailroom.dead_letters(p_action text, p_since interval, p_before_at timestamptz, p_before_id bigint,
+                                      p_limit integer)
+RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz, attempts bigint, detail text,
+               why_not_mailable text, expires_in double precision)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off AS $$
+    SELECT d.id, d.token, t.action::text, a.email, d.at,
+           (SELECT count(*) FROM mailroom.deliveries e
+            WHERE e.token = d.token AND e.result NOT IN ('', 'by hand')),
+           coalesce(nullif(d.detail, ''), d.result), mailroom.why_not_mailable(d.token),
+           extract(epoch FROM nullif(t.expires_at, 'infinity') - clock_timestamp())::double precision
+    FROM mailroom.deliveries d
+    LEFT JOIN public.tokens t ON t.id = d.token
+    LEFT JOIN public.accounts a ON a.id = t.account
+    WHERE d.outcome = 'rejected'
+      AND (d.at, d.id) < (p_before_at, p_before_id)
+      AND d.at > coalesce(statement_timestamp() - p_since, '-infinity')
+      AND (p_action IS NULL OR t.action::text = p_action)
+      AND NOT EXISTS (SELECT FROM mailroom.deliveries e
+                      WHERE e.token = d.token AND (e.id > d.id OR e.outcome = 'sent'))
+      AND d.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
+    ORDER BY d.at DESC, d.id DESC
+    LIMIT p_limit
+$$;
+COMMENT ON FUNCTION mailroom.dead_letters IS
+    'Returns dead letters, newest first, that were rejected before a row of the ledger (its at and id); of one '
+    'action, or of all if it is NULL; of the time p_since, or of all if it is NULL. attempts counts the '
+    'transport''s answers. expires_in is in seconds, NULL for never. A deleted token has no action.';
+
+CREATE FUNCTION mailroom.dead_count(p_action text, p_since interval, p_rows integer)
+RETURNS TABLE (dead bigint, more boolean)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off AS $$
+    SELECT count(*) FILTER (
+               WHERE r.n <= p_rows
+                 AND (p_action IS NULL
+                      OR EXISTS (SELECT FROM public.tokens t WHERE t.id = r.token AND t.action::text = p_action))
+                 AND NOT EXISTS (SELECT FROM mailroom.deliveries e
+                                 WHERE e.token = r.token AND (e.id > r.id OR e.outcome = 'sent'))
+                 AND r.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)),
+           count(*) > p_rows
+    FROM (SELECT d.id, d.token, row_number() OVER () AS n
+          FROM (SELECT x.id, x.token FROM mailroom.deliveries x
+                WHERE x.outcome = 'rejected' AND x.at > coalesce(statement_timestamp() - p_since, '-infinity')
+                ORDER BY x.at DESC, x.id DESC LIMIT p_rows + 1) d) r
+$$;
+COMMENT ON FUNCTION mailroom.dead_count IS
+    'Returns how many dead letters there are among the newest p_rows rejections. more means that there are older '
+    'rejections, which it did not look at.';
+
+-- Each person sees what the one before did; a snapshot from before the wait would not.
+CREATE FUNCTION mailroom.lock_dead_letters() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'mailroom: dead letters can be retried and dropped in READ COMMITTED transactions only'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.dead_letters', 0));
+END $$;
+COMMENT ON FUNCTION mailroom.lock_dead_letters IS
+    'Lets one person at a time decide about dead letters, in READ COMMITTED transactions only.';
+
+CREATE FUNCTION mailroom.retry_dead(p_channel text, p_tokens bigint[], p_renew boolean, p_reason text, p_worker text)
+RETURNS TABLE (token bigint, outcome text, other bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    reason  CONSTANT text := coalesce(': ' || nullif(p_reason, ''), '');
+    expired public.tokens;
+    owner   public.accounts;
+    retried bigint[] := '{}';
+BEGIN
+    PERFORM mailroom.lock_dead_letters();
+    FOR token IN SELECT DISTINCT u FROM unnest(p_tokens) u ORDER BY u LOOP
+        other := NULL;
+        outcome := CASE WHEN mailroom.is_dead(token) THEN coalesce(mailroom.why_not_mailable(token), 'retried')
+                        ELSE 'not dead' END;
+        IF outcome = 'retried' THEN
+            retried := retried || token;
+            INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
+            VALUES (token, 0, 'retried', 'by hand', 'by hand' || reason, p_worker);
+        ELSIF outcome = 'expired' AND p_renew THEN
+            SELECT * INTO expired FROM public.tokens t WHERE t.id = token;
+            -- A locked account is skipped: waiting for many accounts, one after the other, could deadlock.
+            SELECT * INTO owner FROM public.accounts a WHERE a.id = expired.account FOR NO KEY UPDATE SKIP LOCKED;
+            IF NOT FOUND THEN
+                outcome := 'busy';
+            ELSIF owner.status = 'suspended' THEN
+                outcome := 'suspended';
+            ELSIF NOT EXISTS (SELECT FROM mailroom.actions k
+                              WHERE k.action = expired.action AND k.account_status = owner.status) THEN
+                outcome := 'ineligible';
+            ELSIF EXISTS (SELECT FROM public.tokens s WHERE s.account = owner.id AND s.action = expired.action
+                          AND s.consumed_at >= expired.created_at) THEN
+                outcome := 'superseded';
+            ELSE
+                SELECT s.id INTO other FROM public.tokens s
+                WHERE s.account = owner.id AND s.action = expired.action
+                  AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
+                ORDER BY s.id DESC LIMIT 1;
+                outcome := 'valid';
+                IF NOT FOUND THEN
+                    INSERT INTO public.tokens (action, account) VALUES (expired.action, owner.id)
+                    RETURNING id INTO other;
+                    INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
+                    VALUES (token, 0, 'skipped', 'by hand', 'renewed as token ' || other || reason, p_worker);
+                    outcome := 'renewed';
+                END IF;
+            END IF;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    IF cardinality(retried) > 0 THEN
+        INSERT INTO mailroom.leases (tokens, worker, generation, due_at)
+        SELECT array_agg(u.id ORDER BY u.n), '', 0, clock_timestamp()
+        FROM unnest(retried) WITH ORDINALITY AS u (id, n) GROUP BY (u.n - 1) / 50;
+        PERFORM pg_notify(p_channel, cardinality(retried)::text);
+    END IF;
+END $$;
+COMMENT ON FUNCTION mailroom.retry_dead IS
+    'Puts dead letters into leases that are due at once, and notifies the channel. With p_renew the account of an '
+    'expired one gets a new token. The outcome of each is retried, renewed (other is the new token), valid (the '
+    'account has a valid token: other), busy (the account is locked), not dead, or why it may not be mailed.';
+
+CREATE FUNCTION mailroom.drop_dead(p_tokens bigint[], p_reason text, p_worker text)
+RETURNS TABLE (token bigint, outcome text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM mailroom.lock_dead_letters();
+    FOR token IN SELECT DISTINCT u FROM unnest(p_tokens) u ORDER BY u LOOP
+        outcome := 'not dead';
+        IF mailroom.is_dead(token) THEN
+            outcome := 'dropped';
+            INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
+            VALUES (token, 0, 'skipped', 'by hand',
+                    'dropped by hand' || coalesce(': ' || nullif(p_reason, ''), ''), p_worker);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION mailroom.drop_dead IS
+    'Removes dead letters from the list without mailing them; the ledger keeps their history. The outcome of each '
+    'is dropped or not dead.';

@@ -1,0 +1,80 @@
+-- The rate that all workers share: a token bucket as one timestamp (the generic cell rate algorithm, ITU-T
+-- I.371), which slows down when the provider throttles. The caller passes the bucket's policy.
+
+CREATE TABLE mailroom.rates (
+    one_row    boolean     PRIMARY KEY DEFAULT true,
+    free_at    timestamptz NOT NULL DEFAULT '-infinity',
+    rate       double precision NOT NULL,
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    slowed_at  timestamptz NOT NULL DEFAULT '-infinity',
+    CONSTRAINT rates_one_row CHECK (one_row)
+) WITH (fillfactor = 10);
+
+COMMENT ON TABLE mailroom.rates IS
+    'The rate that all workers share, in one row: a token bucket as one timestamp.';
+COMMENT ON COLUMN mailroom.rates.one_row IS 'Always true, so that there is one row.';
+COMMENT ON COLUMN mailroom.rates.free_at IS 'The time up to which the rate is used by earlier charges.';
+COMMENT ON COLUMN mailroom.rates.rate IS 'Recipients a second at present.';
+COMMENT ON COLUMN mailroom.rates.changed_at IS 'When the rate was last computed.';
+COMMENT ON COLUMN mailroom.rates.slowed_at IS 'When a throttle last reduced the rate.';
+
+CREATE FUNCTION mailroom.reserve(p_recipients integer, p_ceiling double precision, p_longest_s double precision,
+                                 p_burst_s double precision, p_hold_s double precision,
+                                 p_recovery double precision)
+RETURNS TABLE (wait_s double precision, rate double precision)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    longest_s CONSTANT double precision := 15;  -- a lease's time
+    bucket    mailroom.rates;
+    now       timestamptz;
+    recovers  timestamptz;
+    charge_s  double precision;
+    needed_s  double precision;
+BEGIN
+    IF p_recipients < 1 OR p_ceiling <= 0 OR p_ceiling = 'NaN' THEN
+        RAISE EXCEPTION 'mailroom: a charge needs at least one recipient, and a rate above zero'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        INSERT INTO mailroom.rates (rate) VALUES (p_ceiling) ON CONFLICT DO NOTHING;
+        SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
+    END IF;
+    now := clock_timestamp();
+    recovers := bucket.slowed_at + p_hold_s * interval '1 second';
+    IF now > recovers THEN
+        bucket.rate := bucket.rate
+            + p_recovery * p_ceiling * extract(epoch FROM now - greatest(bucket.changed_at, recovers));
+    END IF;
+    bucket.rate := least(bucket.rate, p_ceiling);
+    charge_s := p_recipients / bucket.rate;
+    -- No charge reaches further ahead than the longest wait and itself. A clock that was set back could have put
+    -- one there.
+    bucket.free_at := greatest(now, least(bucket.free_at,
+                                          now + (longest_s + 2 * charge_s) * interval '1 second'));
+    needed_s := greatest(0, extract(epoch FROM bucket.free_at - now)::double precision
+                            + charge_s - greatest(p_burst_s, charge_s));
+    IF needed_s <= least(p_longest_s, longest_s) THEN
+        bucket.free_at := bucket.free_at + charge_s * interval '1 second';
+    END IF;
+    UPDATE mailroom.rates r SET free_at = bucket.free_at, rate = bucket.rate, changed_at = now;
+    RETURN QUERY SELECT needed_s, bucket.rate;
+END $$;
+COMMENT ON FUNCTION mailroom.reserve IS
+    'Charges recipients to the rate that all workers share, and returns the seconds to wait before the call and '
+    'the rate at present. If the wait is longer than p_longest_s, or than 15 s, nothing is charged: ask again. '
+    'The bucket holds p_burst_s seconds of the rate. p_hold_s after a throttle the rate begins to rise by '
+    'p_recovery of p_ceiling a second.';
+
+CREATE FUNCTION mailroom.throttle(p_ceiling double precision, p_factor double precision,
+                                  p_lowest_share double precision, p_grace_s double precision) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE mailroom.rates r
+    SET rate = greatest(r.rate * p_factor, p_ceiling * p_lowest_share), slowed_at = clock_timestamp(),
+        changed_at = clock_timestamp()
+    WHERE r.slowed_at < clock_timestamp() - p_grace_s * interval '1 second'
+$$;
+COMMENT ON FUNCTION mailroom.throttle IS
+    'Slows all workers down after a throttle: multiplies the rate that they share by p_factor, at most once in '
+    'p_grace_s seconds, down to p_lowest_share of p_ceiling.';

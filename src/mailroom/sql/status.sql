@@ -1,0 +1,164 @@
+-- The state of the queue, and pausing it. Nothing here returns a secret or a code.
+
+CREATE FUNCTION mailroom.backlog()
+RETURNS TABLE (waiting bigint, in_flight bigint, oldest_age double precision)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    WITH leased AS (
+        SELECT unnest(l.tokens) AS id FROM mailroom.leases l
+    ), pending AS (
+        SELECT t.created_at
+        FROM public.jobs j
+        JOIN public.tokens t ON t.txid >= pg_snapshot_xmin(j.low)
+        JOIN public.accounts a ON a.id = t.account
+        JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
+        WHERE NOT pg_visible_in_snapshot(t.txid, j.low)
+          AND NOT (pg_visible_in_snapshot(t.txid, j.high)
+                   AND (t.txid, t.id) <= (j.last_txid, j.last_seq))
+          AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
+    ), flying AS (
+        SELECT t.created_at FROM leased l JOIN public.tokens t ON t.id = l.id
+    )
+    SELECT (SELECT count(*) FROM pending), (SELECT count(*) FROM leased),
+           extract(epoch FROM clock_timestamp() - least((SELECT min(created_at) FROM pending),
+                                                        (SELECT min(created_at) FROM flying)))::double precision
+$$;
+COMMENT ON FUNCTION mailroom.backlog IS
+    'Returns how many tokens wait for a claim, how many are in leases, and the age in seconds of the oldest of '
+    'both. It counts all waiting tokens: mailroom.pulse costs less.';
+
+CREATE FUNCTION mailroom.overview()
+RETURNS TABLE (waiting bigint, in_flight bigint, retrying bigint, oldest_age double precision,
+               sent_minute bigint, rejected_minute bigint, unknown_minute bigint,
+               sent_hour bigint, rejected_hour bigint, unknown_hour bigint,
+               paused_at timestamptz, pause_reason text, rate double precision)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT b.waiting, b.in_flight - r.retrying, r.retrying, b.oldest_age,
+           count(d.id) FILTER (WHERE d.outcome = 'sent' AND d.recent),
+           count(d.id) FILTER (WHERE d.outcome = 'rejected' AND d.recent),
+           count(d.id) FILTER (WHERE d.outcome = 'unknown' AND d.recent),
+           count(d.id) FILTER (WHERE d.outcome = 'sent'),
+           count(d.id) FILTER (WHERE d.outcome = 'rejected'),
+           count(d.id) FILTER (WHERE d.outcome = 'unknown'),
+           j.paused_at, j.pause_reason, (SELECT s.rate FROM mailroom.rates s)
+    FROM public.jobs j
+    CROSS JOIN mailroom.backlog() b
+    CROSS JOIN (
+        SELECT coalesce(sum(cardinality(l.tokens)), 0)::bigint AS retrying
+        FROM mailroom.leases l WHERE l.worker = '') r
+    LEFT JOIN (
+        SELECT e.id, e.outcome, e.at > statement_timestamp() - interval '1 minute' AS recent
+        FROM mailroom.deliveries e WHERE e.at > statement_timestamp() - interval '1 hour') d ON true
+    GROUP BY j.job_type, b.waiting, b.in_flight, r.retrying, b.oldest_age
+$$;
+COMMENT ON FUNCTION mailroom.overview IS
+    'Returns the state of the queue in one row. in_flight counts the tokens that workers hold, retrying those '
+    'in leases that wait for a retry. The other counts are the ledger''s of the last minute and hour.';
+
+-- Health checks and metrics call it often, so it must cost little however much waits.
+CREATE FUNCTION mailroom.pulse(p_most integer)
+RETURNS TABLE (waiting bigint, in_flight bigint, retrying bigint, oldest_due double precision,
+               is_paused boolean, rate double precision, oldest_unsettled double precision)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE
+    job        public.jobs;
+    seen       bigint;
+    newest     timestamptz;
+    first      timestamptz;
+    due        timestamptz;
+    leased     timestamptz;
+    after_txid xid8;
+    after_id   bigint;
+BEGIN
+    SELECT * INTO job FROM public.jobs j;
+    -- The walk of the index begins where that of a claim does.
+    IF job.last_txid >= pg_snapshot_xmax(job.low) THEN
+        after_txid := job.last_txid;
+        after_id := job.last_seq;
+    ELSE
+        after_txid := pg_snapshot_xmax(job.low);
+        after_id := -9223372036854775808;
+    END IF;
+    -- Pending is what low does not see, without what high sees up to the position: the late transactions of
+    -- both snapshots by their ids, then the range behind the position.
+    WITH looked AS MATERIALIZED (
+        SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+        FROM public.tokens t
+        WHERE t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(job.low)))
+          AND NOT (pg_visible_in_snapshot(t.txid, job.high) AND (t.txid, t.id) <= (job.last_txid, job.last_seq))
+        UNION ALL
+        SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+        FROM public.tokens t
+        WHERE t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(job.high)))
+          AND t.txid >= pg_snapshot_xmax(job.low) AND (t.txid, t.id) <= (job.last_txid, job.last_seq)
+        UNION ALL
+        (SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+         FROM public.tokens t
+         WHERE (t.txid, t.id) > (after_txid, after_id)
+         ORDER BY t.txid, t.id LIMIT p_most)
+        LIMIT p_most)
+    SELECT (SELECT count(*) FROM looked), (SELECT max(s.created_at) FROM looked s), count(*), min(p.created_at)
+    INTO seen, newest, waiting, first
+    FROM looked p
+    JOIN public.accounts a ON a.id = p.account
+    JOIN mailroom.actions k ON k.action = p.action AND k.account_status = a.status
+    WHERE p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
+    -- There may be more behind. If none of those seen may be mailed, the newest of them stands for the others.
+    IF seen >= p_most THEN
+        waiting := p_most;
+        first := coalesce(first, newest);
+    END IF;
+
+    SELECT coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker <> ''), 0),
+           coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker = ''), 0),
+           min(l.due_at)
+    INTO in_flight, retrying, due FROM mailroom.leases l;
+
+    SELECT min(t.created_at) INTO leased
+    FROM (SELECT u.id FROM (SELECT l.tokens FROM mailroom.leases l ORDER BY l.id LIMIT p_most) l,
+                           unnest(l.tokens) u (id) LIMIT p_most) h
+    JOIN public.tokens t ON t.id = h.id
+    JOIN public.accounts a ON a.id = t.account
+    JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
+    WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+    oldest_unsettled := extract(epoch FROM clock_timestamp() - least(first, leased));
+
+    is_paused := job.paused_at IS NOT NULL;
+    IF NOT is_paused THEN
+        oldest_due := greatest(extract(epoch FROM clock_timestamp() - least(first, due)), 0);
+    END IF;
+    rate := (SELECT r.rate FROM mailroom.rates r);
+    RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION mailroom.pulse IS
+    'Returns the state of the queue in one row, cheaply: it looks at the first p_most waiting tokens, and '
+    'waiting = p_most means that many or more. oldest_due is how many seconds the oldest sendable mail has '
+    'waited, since it was requested or its lease was due; NULL while the queue is paused. oldest_unsettled is '
+    'how many seconds ago the oldest mail was requested that waits or is in a lease, paused or not.';
+
+CREATE FUNCTION mailroom.paused() RETURNS TABLE (paused_at timestamptz, pause_reason text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT j.paused_at, j.pause_reason FROM public.jobs j
+$$;
+COMMENT ON FUNCTION mailroom.paused IS
+    'Returns when and why the queue was paused: one row, of NULLs if it is not paused.';
+
+CREATE FUNCTION mailroom.pause(p_reason text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE public.jobs j SET paused_at = clock_timestamp(), pause_reason = p_reason
+$$;
+COMMENT ON FUNCTION mailroom.pause IS
+    'Stops handing out mail, to all workers. They still send what they hold.';
+
+CREATE FUNCTION mailroom.resume(p_channel text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE public.jobs j SET paused_at = NULL, pause_reason = NULL WHERE j.paused_at IS NOT NULL;
+    IF FOUND THEN
+        PERFORM pg_notify(p_channel, '');
+    END IF;
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION mailroom.resume IS
+    'Hands out mail again, and notifies the channel. Returns false if the queue was not paused.';

@@ -1,0 +1,68 @@
+-- One person's mails: what decides about them, and what became of them. Nothing here returns a secret or a code.
+
+CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
+RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
+               needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
+               why_not_mailable text, waits boolean, lease_worker text, lease_generation integer,
+               lease_due_at timestamptz, lease_is_due boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    wanted bigint[];
+    named  bigint;
+    owner  bigint;
+BEGIN
+    IF p_who ~ '^[0-9]{1,18}$' THEN
+        named := p_who::bigint;
+        IF EXISTS (SELECT FROM public.tokens t WHERE t.id = named)
+           OR EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = named) THEN
+            wanted := ARRAY[named];
+        END IF;
+    END IF;
+    IF wanted IS NULL THEN
+        SELECT a.id INTO owner FROM public.accounts a WHERE lower(a.email) = lower(p_who);
+        IF owner IS NULL THEN
+            SELECT a.id INTO owner FROM public.accounts a WHERE a.login = p_who;
+        END IF;
+        IF owner IS NULL THEN
+            RETURN;
+        END IF;
+        wanted := ARRAY(SELECT t.id FROM public.tokens t WHERE t.account = owner
+                        ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit);
+        IF cardinality(wanted) = 0 THEN
+            wanted := ARRAY[NULL::bigint];
+        END IF;
+    END IF;
+    RETURN QUERY
+        SELECT w.id, t.action::text, a.email, a.login, a.status::text, a.status_changed_at,
+               k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
+               CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
+               coalesce(NOT pg_visible_in_snapshot(t.txid, j.low)
+                        AND NOT (pg_visible_in_snapshot(t.txid, j.high)
+                                 AND (t.txid, t.id) <= (j.last_txid, j.last_seq)), false),
+               l.worker, l.generation, l.due_at, l.due_at <= clock_timestamp()
+        FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
+        LEFT JOIN public.tokens t ON t.id = w.id
+        LEFT JOIN public.accounts a ON a.id = coalesce(t.account, owner)
+        LEFT JOIN mailroom.actions k ON k.action = t.action
+        LEFT JOIN public.jobs j ON true
+        LEFT JOIN LATERAL (
+            SELECT x.worker, x.generation, x.due_at FROM mailroom.leases x
+            WHERE w.id = ANY (x.tokens) LIMIT 1) l ON true
+        ORDER BY w.n;
+END $$;
+COMMENT ON FUNCTION mailroom.tokens_of IS
+    'Returns an account''s last p_limit tokens, newest first, by its address in any case or by its login; or one '
+    'token by its id: with all that decides about their mail. waits means that no claim has reached it. An '
+    'account without tokens is a row whose token is NULL. A deleted token that is still in the ledger or in a '
+    'lease has no action. A token that never expires has no expires_at.';
+
+CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
+RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
+               detail text, worker text, at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
+    FROM mailroom.deliveries d WHERE d.token = ANY (p_tokens) ORDER BY d.id
+$$;
+COMMENT ON FUNCTION mailroom.deliveries_of IS
+    'Returns the ledger''s rows of these tokens, in the order of insertion.';
