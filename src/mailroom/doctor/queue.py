@@ -39,8 +39,9 @@ ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
 def functions(probe: Probe) -> Finding:
     """The schema is the one that this version needs, and this user may call the queue's functions."""
-    ((version,),) = probe.ask(VERSION)
-    if found := schema_fault(version, probe.ask(UNUSABLE, list(CALLED))):
+    unusable: dict[str, bool] = dict(probe.ask(UNUSABLE, list(CALLED)))
+    version = None if "schema_version" in unusable else probe.ask(VERSION)[0][0]
+    if found := schema_fault(unusable, version):
         return fault(str(found), found.hint)
     return ok(f"version {version}, and this user may call its {len(CALLED)} functions")
 
