@@ -132,14 +132,19 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
     )
     console = [f"console/{path.name}" for path in (SOURCES / "console").glob("*.py")]
     oncall = named(
-        "operations/reports.py", "operations/prune.py", "operations/dead.py", "queue/pulse.py", *console
+        "operations/reports.py",
+        "operations/prune.py",
+        "operations/dead.py",
+        "operations/pause.py",
+        "queue/pulse.py",
+        *console,
     )
     # The doctor, whom a worker's user runs, asks these besides.
     worker |= {"paused", "recent_workers"}
     assert {"claim", "pulse", "bell_lock", "record"} <= worker
     assert "pulse" in PULSE
-    assert worker - {"pause", "resume"} == allowed(db, WORKER)
-    assert oncall | {"pause", "resume"} == allowed(db, ONCALL)
+    assert worker == allowed(db, WORKER)
+    assert oncall == allowed(db, ONCALL)
     assert set(re.findall(r"mailroom\.(\w+)\(", CONSUME)) | {"random_secret", "random_code"} == allowed(
         db, APP
     )

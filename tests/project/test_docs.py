@@ -24,7 +24,8 @@ from mailroom.cli.main import cli
 from mailroom.consumption import CONSUME
 from mailroom.demo.postgres import embedded_binaries, free_port
 from mailroom.inbox.server import InboxServer
-from mailroom.queue.client import CALLED, PAUSE, RESUME
+from mailroom.operations.pause import PAUSE, RESUME
+from mailroom.queue.client import CALLED
 from mailroom.queue.pulse import PULSE
 from mailroom.sender.policy import Verdict
 from mailroom.sender.rejected import Rejected, Row

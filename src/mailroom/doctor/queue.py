@@ -18,7 +18,6 @@ from mailroom.operations.story import counted, utc
 from mailroom.queue.client import (
     BACKLOG,
     CALLED,
-    COLLECTORS,
     RING,
     RING_FUNCTION,
     TRIGGERS,
@@ -34,6 +33,10 @@ Answer = TypeVar("Answer")
 OLDEST_S: Final = 300.0
 DELIVERY_S: Final = 2.0
 PROGRAMS: Final = ("mailroom run", "mailroom collector")
+COLLECTORS: Final = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = ANY (%s::text[])
+"""
 ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
 

@@ -48,8 +48,6 @@ RESERVE: Final = (
     " FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s, %s, %s)"
 )
 THROTTLE: Final = "SELECT mailroom.throttle(%s, %s, %s, %s)"
-PAUSE: Final = "SELECT mailroom.pause(%s)"
-RESUME: Final = "SELECT mailroom.resume(%s)"
 NEXT_DUE: Final = "SELECT mailroom.next_due()"
 HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
 LEAVE: Final = "SELECT mailroom.leave(%s)"
@@ -86,10 +84,6 @@ SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A
 FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
 """
 RING_FUNCTION: Final = "mailroom.ring()"
-COLLECTORS: Final = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND application_name = ANY (%s::text[])
-"""
 log = EventLogger("queue")
 
 
