@@ -245,20 +245,6 @@ def test_what_had_expired_before_the_queue_was_there_is_not_written_down(empty_d
         assert [waiting] == expired(connection)
 
 
-def test_what_expired_before_an_upgrade_is_written_down_if_it_had_waited(empty_database: str) -> None:
-    from mailroom.database import migrate, sync
-
-    with sync.connected(empty_database) as connection:
-        migrate.up(connection, 9, lambda _: None)
-        old, waiting = sign_up(connection, "old"), sign_up(connection, "waiting")
-        let_expire(connection, [old])
-        connection.execute("UPDATE jobs SET moved_at = clock_timestamp()")  # all that was known of a window
-        let_expire(connection, [waiting])
-        migrate.up(connection, None, lambda _: None)
-        assert [] == claimed_tokens(connection)
-        assert [waiting] == expired(connection)
-
-
 def test_what_had_expired_before_a_restore_is_not_written_down(db: Db) -> None:
     first, gone, *rest = [sign_up(db, f"u{n}") for n in range(4)]
     assert [first] == claimed_tokens(db, 1)

@@ -18,12 +18,11 @@ def pause(reason: str) -> None:
     What is committed meanwhile waits in the queue. `mailroom resume` goes on.
     """
     from mailroom.database import sync
-    from mailroom.database.sync import one
-    from mailroom.queue.client import PAUSE
+    from mailroom.operations.pause import pause as pause_queue
     from mailroom.settings.collector import database_url
 
     with sync.connected(database_url(os.environ)) as connection:
-        one(connection, PAUSE, [reason])
+        pause_queue(connection, reason)
     click.echo("paused")
 
 
@@ -31,11 +30,10 @@ def pause(reason: str) -> None:
 def resume() -> None:
     """Hand out mail again, after `mailroom pause`."""
     from mailroom.database import sync
-    from mailroom.database.sync import one
-    from mailroom.queue.client import RESUME
+    from mailroom.operations.pause import resume as resume_queue
     from mailroom.settings.collector import queue_settings
 
     settings = queue_settings(os.environ)
     with sync.connected(settings.database_url) as connection:
-        was_paused = one(connection, RESUME, [settings.channel_name]) == (True,)
+        was_paused = resume_queue(connection, settings.channel_name)
     click.echo("resumed" if was_paused else "it was not paused")

@@ -14,11 +14,10 @@ from starlette.responses import RedirectResponse, Response
 
 from mailroom.console.reader import Question, Reader, Value
 from mailroom.console.snapshot import Snapshots
-from mailroom.database.sync import one
 from mailroom.logs import EventLogger
 from mailroom.operations.dead import Decided, drop, retry
+from mailroom.operations.pause import pause, resume
 from mailroom.operations.story import plain
-from mailroom.queue.client import PAUSE, RESUME
 from mailroom.settings.collector import QueueSettings
 from mailroom.web.bodies import read_form
 
@@ -44,14 +43,14 @@ class Actions:
         reason = _reason(await self._form(request))
         if not reason:
             raise HTTPException(400, "say why, for whoever asks later")
-        await self._do(lambda connection: one(connection, PAUSE, [reason]))
+        await self._do(lambda connection: pause(connection, reason))
         log.info("paused")
         return RedirectResponse("/", 303)
 
     async def resume(self, request: Request) -> Response:
         """Go on."""
         await self._form(request)
-        await self._do(lambda connection: one(connection, RESUME, [self._channel]))
+        await self._do(lambda connection: resume(connection, self._channel))
         log.info("resumed")
         return RedirectResponse("/", 303)
 

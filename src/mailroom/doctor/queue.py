@@ -18,7 +18,6 @@ from mailroom.operations.story import counted, utc
 from mailroom.queue.client import (
     BACKLOG,
     CALLED,
-    COLLECTORS,
     RING,
     RING_FUNCTION,
     TRIGGERS,
@@ -34,13 +33,18 @@ Answer = TypeVar("Answer")
 OLDEST_S: Final = 300.0
 DELIVERY_S: Final = 2.0
 PROGRAMS: Final = ("mailroom run", "mailroom collector")
+COLLECTORS: Final = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = ANY (%s::text[])
+"""
 ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
 
 def functions(probe: Probe) -> Finding:
     """The schema is the one that this version needs, and this user may call the queue's functions."""
-    ((version,),) = probe.ask(VERSION)
-    if found := schema_fault(version, probe.ask(UNUSABLE, list(CALLED))):
+    unusable: dict[str, bool] = dict(probe.ask(UNUSABLE, list(CALLED)))
+    version = None if "schema_version" in unusable else probe.ask(VERSION)[0][0]
+    if found := schema_fault(unusable, version):
         return fault(str(found), found.hint)
     return ok(f"version {version}, and this user may call its {len(CALLED)} functions")
 

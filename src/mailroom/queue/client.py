@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from mailroom import __version__
 from mailroom.answers import Answer, Result
@@ -48,8 +48,6 @@ RESERVE: Final = (
     " FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s, %s, %s)"
 )
 THROTTLE: Final = "SELECT mailroom.throttle(%s, %s, %s, %s)"
-PAUSE: Final = "SELECT mailroom.pause(%s)"
-RESUME: Final = "SELECT mailroom.resume(%s)"
 NEXT_DUE: Final = "SELECT mailroom.next_due()"
 HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
 LEAVE: Final = "SELECT mailroom.leave(%s)"
@@ -71,12 +69,13 @@ CALLED: Final = (
     "pulse",
     "sleep_lock",
     "bell_lock",
+    "schema_version",
 )
 VERSION: Final = "SELECT mailroom.schema_version()"
 UNUSABLE: Final = """
-SELECT f.name, p.oid IS NOT NULL FROM unnest(%s::text[]) AS f (name)
+SELECT f.name, p.oid IS NOT NULL FROM unnest(%s::text[]) WITH ORDINALITY AS f (name, n)
 LEFT JOIN pg_proc p ON p.proname = f.name AND p.pronamespace = to_regnamespace('mailroom')
-WHERE p.oid IS NULL OR NOT has_function_privilege(p.oid, 'EXECUTE')
+WHERE p.oid IS NULL OR NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY f.n
 """
 # Enabled means that it fires on a primary: O and A, not R.
 TRIGGERS: Final = """
@@ -85,10 +84,6 @@ SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A
 FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
 """
 RING_FUNCTION: Final = "mailroom.ring()"
-COLLECTORS: Final = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND application_name = ANY (%s::text[])
-"""
 log = EventLogger("queue")
 
 
@@ -117,32 +112,38 @@ class Recorded(NamedTuple):
     age_s: float | None
 
 
-def schema_fault(version: int, unusable: Sequence[tuple[Any, ...]]) -> DatabaseError | None:
+def schema_fault(unusable: dict[str, bool], version: int | None) -> DatabaseError | None:
     """Why this version of Mailroom cannot use the schema; None if it can.
 
     Args:
-        version: the schema's.
         unusable: the functions in ``CALLED`` that are missing or not granted, and whether they exist.
+        version: the schema's version; None if its function is among them.
     """
-    if version < SCHEMA_VERSION:
+    if version is None and not unusable["schema_version"]:
+        return DatabaseError(
+            "the database lacks Mailroom's schema",
+            hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
+        )
+    if version is not None and version < SCHEMA_VERSION:
         return DatabaseError(
             f"the schema is at version {version}, and this Mailroom needs {SCHEMA_VERSION}",
             hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
         )
-    if version > SCHEMA_VERSION:
+    if version is not None and version > SCHEMA_VERSION:
         return DatabaseError(
             f"this Mailroom is older than the schema: it knows version {SCHEMA_VERSION}, and the schema is at"
             f" {version}",
             hint="use the Mailroom that migrated it, or a newer one",
         )
-    if missing := [name for name, exists in unusable if not exists]:
+    if missing := [name for name, exists in unusable.items() if not exists]:
         return DatabaseError(
             f"the schema was altered: it has no mailroom.{missing[0]}",
             hint="create the function again from the migrations",
         )
     if unusable:
+        names = ", ".join(f"mailroom.{name}" for name in unusable)
         return DatabaseError(
-            f"the user may not call {', '.join(f'mailroom.{name}' for name, _ in unusable)}",
+            f"the user may not call {names}: permission denied",
             hint="GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
         )
     return None
@@ -180,8 +181,9 @@ class Queue:
         """
         await self._refuse_pooler()
         refuse_no_encoding(await self._claims.connected())
-        ((version,),) = await self._claims.ask(VERSION, [])
-        if fault := schema_fault(version, await self._claims.ask(UNUSABLE, [list(CALLED)])):
+        unusable: dict[str, bool] = dict(await self._claims.ask(UNUSABLE, [list(CALLED)]))
+        version = None if "schema_version" in unusable else (await self._claims.ask(VERSION, []))[0][0]
+        if fault := schema_fault(unusable, version):
             raise fault
         triggers = await self._claims.ask(TRIGGERS, [RING_FUNCTION])
         rung = [channel for _, _, is_enabled, channel in triggers if is_enabled]
