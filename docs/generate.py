@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -25,22 +25,20 @@ from mailroom.cli.main import cli
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
 from mailroom.queue.client import Recorded
-from mailroom.settings.collector import COLLECTOR_VARIABLES, SECRET_KEY
-from mailroom.settings.sender import CONNECT_TIMEOUT, SEND_TIMEOUT, SENDER_VARIABLES
-from mailroom.settings.variables import MAX_MS, Variable
-from mailroom.settings.worker import HEALTH_VARIABLES
+from mailroom.settings.collector import CollectorSettings, KeySettings
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.variables import MAX_MS, variables
+from mailroom.settings.worker import HealthSettings
 from mailroom.worker.metrics import Metrics
 
 FOLDER: Final = Path(__file__).parent / "reference"
 MADE: Final = "<!-- Made by docs/generate.py; change the code, then run `python docs/generate.py`. -->\n\n"
 
 
-# Who reads which variables besides what is listed in the command's help.
+# Variables that a command reads and does not list in its help.
 READ_BESIDES: Final = {
-    "doctor": (*COLLECTOR_VARIABLES, *SENDER_VARIABLES),
-    "templates push": (CONNECT_TIMEOUT, SEND_TIMEOUT),
-    "templates diff": (CONNECT_TIMEOUT, SEND_TIMEOUT),
-    "token verify": (SECRET_KEY,),
+    "doctor": (*variables(CollectorSettings), *variables(SenderSettings)),
+    "token verify": (*variables(KeySettings),),
 }
 # What is code in plain text: names with an underscore or a schema, addresses, templates' fields.
 CODE: Final = re.compile(r"`[^`]*`|\{\{\w+\}\}|\w+://[^\s,]+|\bmailroom\.\w+|\b[A-Za-z]\w*_\w+(?:=\w+)?")
@@ -97,16 +95,16 @@ def settings_page() -> str:
         " the value, as container platforms mount secrets. Durations are in milliseconds."
         " [More on some of them](../reference.md#environment).\n"
     )
-    sections: dict[str, Sequence[Variable]] = {
-        "Database, queue and keys": COLLECTOR_VARIABLES,
-        "Sending": SENDER_VARIABLES,
-        "Health": HEALTH_VARIABLES,
+    sections = {
+        "Database, queue and keys": CollectorSettings,
+        "Sending": SenderSettings,
+        "Health": HealthSettings,
     }
     by_variable = readers()
-    for title, variables in sections.items():
+    for title, settings in sections.items():
         page += f"\n## {title}\n\n"
         page += _row("variable", "default", "range", "meaning", "read by") + _row(*["---"] * 5)
-        for variable in variables:
+        for variable in variables(settings):
             least, most = variable.bounds or (0, 0)
             names = f"`{variable.name}`" + (f", or `{variable.name}_FILE`" if variable.secret else "")
             default = {None: "required", "": "optional"}.get(variable.default, f"`{variable.default}`")

@@ -11,7 +11,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psycopg
@@ -125,13 +125,18 @@ def ses() -> Iterator[InboxServer]:
 
 @pytest.fixture
 def start(database: str, ses: InboxServer, tmp_path: Path) -> Iterator[Start]:
-    """Starts ``mailroom run`` on the test's database and SES; variables without MAILROOM_."""
+    """Starts ``mailroom run`` on the test's database and SES; variables without MAILROOM_.
+
+    ``constants`` replaces constants of its modules, such as ``mailroom.worker.readiness.READY_AGE_S``.
+    """
     with contextlib.ExitStack() as stack:
 
-        def start_one(**variables: str | int) -> RunProcess:
+        def start_one(*, constants: Mapping[str, float] | None = None, **variables: str | int) -> RunProcess:
             given = senders.environment(tmp_path / "output", **({"SEND_RATE": 10_000} | variables))
             every = processes.environment(database) | given | senders.aws(ses.url)
-            return stack.enter_context(RunProcess(every, tmp_path / f"run-{time.monotonic_ns()}"))
+            return stack.enter_context(
+                RunProcess(every, tmp_path / f"run-{time.monotonic_ns()}", constants or {})
+            )
 
         yield start_one
 

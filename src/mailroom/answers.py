@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Final
+
+# A recipient that fails for no stated reason, or whose answer is lost, is tried this many times.
+RETRY_LIMIT: Final = 10
 
 
 class Result(enum.Enum):

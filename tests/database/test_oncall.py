@@ -539,7 +539,7 @@ def test_without_migrations_the_remedy_is_to_migrate(empty_database: str, comman
 def test_watch_is_refused_without_a_terminal(database: str) -> None:
     done = run(database, "status", "--watch")
     assert (64, "") == (done.returncode, done.stdout)
-    assert "--watch is for a terminal" in done.stderr
+    assert "--watch needs a terminal" in done.stderr
 
 
 def test_watch_shows_it_until_interrupted(database: str) -> None:

@@ -19,7 +19,7 @@ from mailroom.demo.postgres import free_port
 from support import processes
 from support.queue_sql import Db
 
-DONE = "mailroom_worker, mailroom_app, mailroom_oncall: made, or brought up to date\n"
+DONE = "created or updated: mailroom_worker, mailroom_app, mailroom_oncall\n"
 # It owns databases and makes roles, as an owner on a managed server does, and is no superuser.
 OWNER = "acme_owner"
 
@@ -82,7 +82,7 @@ def test_an_owner_who_may_not_make_roles_is_told_and_changes_nothing(database: s
     try:
         done = roles(make_conninfo(database, user=OWNER, password="acme"), "--apply")
         assert (78, "") == (done.returncode, done.stdout)
-        assert "Error: the roles were not made: permission denied" in done.stderr
+        assert "Error: the roles were not created: permission denied" in done.stderr
         assert "CREATEROLE" in done.stderr
         assert "Traceback" not in done.stderr
         query = "SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee::regrole::text ~ '^mailroom_'"

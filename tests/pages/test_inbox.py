@@ -857,8 +857,8 @@ def opened(process: subprocess.Popen[str]) -> Any:
     """A client, once the process listens; its address is where the process's own words say."""
     assert process.stderr is not None
     words = process.stderr.readline().split()
-    assert "The inbox is open at" == " ".join(words[:5])
-    ses = ses_client(words[5].rstrip("."))
+    assert "The inbox is at" == " ".join(words[:4])
+    ses = ses_client(words[4].rstrip("."))
     ses.create_template(Template=TEMPLATE)
     return ses
 
@@ -888,4 +888,4 @@ def test_the_command_ends_when_nobody_reads_its_output(process: subprocess.Popen
     process.stdout.close()
     assert "Success" == bulk(ses, people(1))[0]["Status"]
     assert 69 == process.wait(30)
-    assert "Error: nobody reads standard output any more\nTry: " in process.stderr.read()
+    assert "Error: the reader of standard output has gone\nTry: " in process.stderr.read()

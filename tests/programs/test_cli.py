@@ -17,7 +17,8 @@ import pytest
 
 from mailroom.cli.main import cli
 from mailroom.settings import misspelt
-from mailroom.settings.collector import COLLECTOR_VARIABLES
+from mailroom.settings.collector import CollectorSettings
+from mailroom.settings.variables import variables
 from mailroom.tokens import sign
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "reference.json").read_text())
@@ -53,7 +54,7 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 
 def test_the_collectors_help_lists_every_setting() -> None:
     text = run("collector", "--help").stdout
-    for variable in COLLECTOR_VARIABLES:
+    for variable in variables(CollectorSettings):
         assert f"{variable.name}  (" in text
         assert variable.default is None or f"(default {variable.default})" in text
 

@@ -35,8 +35,9 @@ from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.inbox.ses_protocol import Refusal
 from mailroom.sender.rejected import Rejected, Row
-from mailroom.settings.collector import collector_settings
-from mailroom.settings.sender import sender_settings
+from mailroom.settings.collector import CollectorSettings
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.variables import read_settings
 from mailroom.templates import sources
 from mailroom.templates.mails import for_ses
 from mailroom.templates.sources import load
@@ -217,7 +218,7 @@ def test_colour_is_for_terminals(database: str) -> None:
 
 
 def test_help_tells_the_exit_codes() -> None:
-    assert "Exits 0, or 1 when there are faults" in CliRunner().invoke(doctor, ["--help"]).stdout
+    assert "Exits with 1 if there are faults" in CliRunner().invoke(doctor, ["--help"]).stdout
 
 
 def test_a_part_alone_needs_nothing_of_the_other(
@@ -426,7 +427,7 @@ def test_short_credentials_leave_the_words_of_an_answer_whole(
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "e")
-    with Account(sender_settings(sending)) as account:
+    with Account(read_settings(SenderSettings, sending)) as account:
         assert "Access denied" in str(account.explained(RuntimeError("Access denied")))
 
 
@@ -440,7 +441,7 @@ def test_read_only(database: str, collector: Db) -> None:
 def test_a_standby_is_told_from_a_read_only_primary(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Probe, "ask", lambda *_: [(True, True)])
     with psycopg.connect(database) as connection:
-        finding = server.writable(Probe(collector_settings(collecting(database)), connection))
+        finding = server.writable(Probe(read_settings(CollectorSettings, collecting(database)), connection))
     assert (FAULT, True) == (finding.state, "standby" in finding.detail)
 
 
@@ -828,7 +829,7 @@ def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -
     ],
 )
 def test_the_clock_of_ses(sending: dict[str, str], date: str, state: State) -> None:
-    with Account(sender_settings(sending)) as account:
+    with Account(read_settings(SenderSettings, sending)) as account:
         account.answered = (1000.4, 1000.6, date)
         assert state is ses.clock(account).state
 

@@ -18,7 +18,8 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.pulse import FRESH_S, LIMIT_S
-from mailroom.settings.worker import health_settings
+from mailroom.settings.variables import read_settings
+from mailroom.settings.worker import HealthSettings, RunSettings
 from mailroom.worker.metrics import Metrics
 from support import processes, senders
 from support.proxy import Proxy
@@ -37,6 +38,8 @@ from support.runs import (
 REFERENCE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
 # What "within seconds" is here, on a machine that does other things as well.
 SECONDS = 15.0
+READY_AGE = "mailroom.worker.readiness.READY_AGE_S"
+READY_PAUSE = "mailroom.worker.readiness.READY_PAUSE_S"
 
 
 def metric(port: int, name: str) -> float:
@@ -123,7 +126,7 @@ def test_red_when_the_provider_refuses_for_longer_than_the_limit(
 ) -> None:
     port = free_port()
     ses.inbox.account.paused = True
-    start(HTTP=port, READY_PAUSE=1000)
+    start(HTTP=port, constants={READY_PAUSE: 1.0})
     wait_for_readiness(port, None)
     sign_up(db, "zoe")
     wait_for_readiness(port, "sending", SECONDS)
@@ -137,7 +140,7 @@ def test_red_when_the_provider_refuses_for_longer_than_the_limit(
 def test_green_again_when_no_mail_is_left_to_try(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     ses.inbox.account.paused = True
-    worker = start(HTTP=port, READY_PAUSE=1000)
+    worker = start(HTTP=port, constants={READY_PAUSE: 1.0})
     wait_for_readiness(port, None)
     sign_up(db, "zoe")
     wait_for_readiness(port, "sending", SECONDS)
@@ -152,7 +155,7 @@ def test_green_again_when_no_mail_is_left_to_try(db: Db, ses: InboxServer, start
 def test_the_trouble_of_one_action_is_called_so(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     ses.inbox.faults.add(Fault("error", code="TemplateDoesNotExist"))
-    start(HTTP=port, READY_PAUSE=1000)
+    start(HTTP=port, constants={READY_PAUSE: 1.0})
     wait_for_readiness(port, None)
     sign_up(db, "zoe")
     wait_for_readiness(port, "sending", SECONDS)
@@ -168,7 +171,7 @@ def test_the_trouble_of_one_action_is_called_so(db: Db, ses: InboxServer, start:
 def test_red_while_every_mail_fails(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     ses.inbox.faults.add(Fault("status", status="TransientFailure"))
-    start(HTTP=port, READY_AGE=2000)
+    start(HTTP=port, constants={READY_AGE: 2.0})
     wait_for_readiness(port, None)
     sign_up_many(db, 5)
     wait_for_readiness(port, "queue", SECONDS)
@@ -204,7 +207,7 @@ def test_what_was_not_tried_is_not_counted(db: Db, ses: InboxServer, start: Star
 
 def test_red_when_the_oldest_due_mail_is_too_old(database: str, db: Db, start: Start) -> None:
     port = free_port()
-    start(HTTP=port, READY_AGE=1000)
+    start(HTTP=port, constants={READY_AGE: 1.0})
     wait_for_readiness(port, None)
     with psycopg.connect(database) as blocker:  # whoever claims waits for it
         blocker.execute("SELECT FROM jobs FOR UPDATE")
@@ -280,7 +283,7 @@ def test_without_the_extra_it_says_so(database: str, ses: InboxServer, tmp_path:
     ],
 )
 def test_addresses(text: str, address: tuple[str, int] | None) -> None:
-    assert address == health_settings({"MAILROOM_HTTP": text}).address
+    assert address == read_settings(HealthSettings, {"MAILROOM_HTTP": text}).address
 
 
 @pytest.mark.parametrize("text", ["http://x:1", "x", ":80", "127.0.0.1:70000", "a b:80", "::1:80", "-1"])
@@ -288,15 +291,14 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     from mailroom.errors import SettingsError
 
     with pytest.raises(SettingsError, match="MAILROOM_HTTP"):
-        health_settings({"MAILROOM_HTTP": text})
+        read_settings(HealthSettings, {"MAILROOM_HTTP": text})
 
 
 def test_every_fault_of_the_environment_is_told_at_once() -> None:
     from mailroom.errors import SettingsError
-    from mailroom.settings.worker import run_settings
 
     with pytest.raises(SettingsError) as caught:
-        run_settings({"MAILROOM_HTTP": "x", "MAILROOM_SEND_RATE": "x"})
+        read_settings(RunSettings, {"MAILROOM_HTTP": "x", "MAILROOM_SEND_RATE": "x"})
     assert {"MAILROOM_DATABASE_URL", "MAILROOM_SECRET_KEY", "MAILROOM_SEND_RATE", "MAILROOM_HTTP"} == {
         fault.partition(":")[0] for fault in caught.value.faults
     }

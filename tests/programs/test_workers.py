@@ -257,7 +257,7 @@ def test_watch_survives_a_restart_of_the_database_and_says_so(own_server: Postgr
     with watching(own_server.url()) as watch:
         watch.wait_for(b"workers    0 alive")
         own_server.stop()
-        seen = watch.wait_for(b"this is how it was until ", b"trying again")
+        seen = watch.wait_for(b"this was the state until ", b"trying again")
         assert seen.count(b"waiting    0") >= 1  # what was known last
         own_server.start()
         with psycopg.connect(own_server.url(), autocommit=True) as connection:

@@ -29,9 +29,8 @@ from mailroom.queue.client import CALLED
 from mailroom.queue.pulse import PULSE
 from mailroom.sender.policy import Verdict
 from mailroom.sender.rejected import Rejected, Row
-from mailroom.settings.collector import COLLECTOR_VARIABLES
-from mailroom.settings.sender import SENDER_VARIABLES
-from mailroom.settings.worker import HEALTH_VARIABLES
+from mailroom.settings.variables import variables
+from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
 from mailroom.wire import decode
 from support.messages import message
@@ -252,7 +251,7 @@ def test_every_command_is_in_the_reference() -> None:
 
 
 def test_every_variable_stands_in_the_reference_with_its_default() -> None:
-    for variable in (*COLLECTOR_VARIABLES, *SENDER_VARIABLES, *HEALTH_VARIABLES):
+    for variable in variables(RunSettings):
         default = {None: "required", "": "optional"}.get(variable.default, f"`{variable.default}`")
         names = f"`{variable.name}`, or `{variable.name}_FILE`" if variable.secret else f"`{variable.name}`"
         (row,) = re.findall(rf"^\| {names} \| {re.escape(default)} \| .*", SETTINGS, re.MULTILINE)

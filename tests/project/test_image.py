@@ -31,11 +31,12 @@ import yaml
 from conftest import migrated
 from mailroom import __version__
 from mailroom.cli.main import cli
-from mailroom.cli.run import RUN_VARIABLES
 from mailroom.demo.postgres import free_port
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.sender.rejected import FILE_NAME
+from mailroom.settings.variables import variables as settings_variables
+from mailroom.settings.worker import RunSettings
 from mailroom.wire import decode
 from mailroom.worker.program import GIVE_BACK_S
 from support import processes, senders
@@ -45,6 +46,7 @@ from support.runs import UNSETTLED, fetch, wait_until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+RUN_VARIABLES = list(settings_variables(RunSettings))
 KNOWN = {variable.name for variable in RUN_VARIABLES}
 LITTLE_MB = 128
 DOCKER_RUNS = [

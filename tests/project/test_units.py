@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from mailroom.cli.main import cli
-from mailroom.cli.run import RUN_VARIABLES
 from mailroom.errors import DatabaseError
-from mailroom.settings.worker import health_settings
+from mailroom.settings.variables import read_settings
+from mailroom.settings.variables import variables as settings_variables
+from mailroom.settings.worker import HealthSettings, RunSettings
 from mailroom.worker import health
 from mailroom.worker.program import GIVE_BACK_S
 from project.test_image import FINAL, only, variables
@@ -29,6 +30,7 @@ UNITS = sorted((ROOT / "contrib" / "systemd").iterdir())
 WORKER = ROOT / "contrib" / "systemd" / "mailroom@.service"
 SERVICES = [path for path in UNITS if path.suffix == ".service"]
 OBJECTS: dict[str, dict[str, Any]] = {one["kind"]: one for one in yaml.safe_load_all(MANIFEST)}
+RUN_VARIABLES = list(settings_variables(RunSettings))
 SECRETS = {f"{one.name}_FILE" for one in RUN_VARIABLES if one.secret}
 KNOWN = {one.name for one in RUN_VARIABLES} | SECRETS | {"MAILROOM_LOG_FORMAT", "MAILROOM_LOG_LEVEL"}
 SHUTDOWN_S = (
@@ -92,7 +94,7 @@ def test_workers_on_one_machine_share_neither_port_nor_folder() -> None:
     service = unit(WORKER.read_text())
     given = dict(line.split("=", 1) for line in service["Environment"])
     addresses = {
-        health_settings({"MAILROOM_HTTP": given["MAILROOM_HTTP"].replace("%i", one)}).address
+        read_settings(HealthSettings, {"MAILROOM_HTTP": given["MAILROOM_HTTP"].replace("%i", one)}).address
         for one in instances
     }
     assert {("127.0.0.1", 8027), ("127.0.0.1", 8028)} == addresses

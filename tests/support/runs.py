@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +20,13 @@ from support.queue_sql import Db
 class RunProcess:
     """``mailroom run``, whose log grows while it runs."""
 
-    def __init__(self, variables: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, variables: dict[str, str], log: Path, constants: Mapping[str, float] | None = None
+    ) -> None:
         self._log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mailroom", "run"],
+                [sys.executable, *_program(constants or {}), "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -57,6 +59,14 @@ class RunProcess:
 
 
 Start = Callable[..., RunProcess]
+
+
+def _program(constants: Mapping[str, float]) -> list[str]:
+    """Python's arguments for ``mailroom``, with other values for these constants of its modules."""
+    if not constants:
+        return ["-m", "mailroom"]
+    changes = [f"import {name.rpartition('.')[0]}; {name} = {value}" for name, value in constants.items()]
+    return ["-c", "\n".join([*changes, "from mailroom.cli.main import main", "main()"])]
 
 
 UNSETTLED = "SELECT waiting + in_flight FROM mailroom.backlog()"

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from mailroom.answers import Result
+from mailroom.answers import RETRY_LIMIT, Result
 from mailroom.inbox.inbox import Inbox
-from mailroom.sender.policy import Sender, Verdict
-from mailroom.settings.sender import SenderSettings, sender_settings
+from mailroom.sender.policy import USEFUL_S, Sender, Verdict
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.variables import read_settings
 from mailroom.templates import sources
 from mailroom.transports.transport import Transport, open_transport
 from mailroom.wire import Message, encode
@@ -52,7 +53,7 @@ def environment(output: Path, **variables: str | float | Path) -> dict[str, str]
 
 
 def settings(output: Path, **variables: str | float | Path) -> SenderSettings:
-    return sender_settings(environment(output, **variables))
+    return read_settings(SenderSettings, environment(output, **variables))
 
 
 def with_templates(inbox: Inbox) -> Inbox:
@@ -85,12 +86,20 @@ def send(
     transport: Transport | None = None,
     *,
     timeout_s: float = PATIENCE_S,
+    retry_limit: int = RETRY_LIMIT,
+    useful_s: float = USEFUL_S,
 ) -> Sent:
-    """Submit a batch, wait until nothing is in hand, at most so long, and stop."""
+    """Submit a batch, wait until nothing is in hand or the time is over, and stop."""
     sent = Sent()
 
     async def run() -> None:
-        sender = Sender(transport or open_transport(chosen), chosen, sent.report)
+        sender = Sender(
+            transport or open_transport(chosen),
+            chosen,
+            sent.report,
+            retry_limit=retry_limit,
+            useful_s=useful_s,
+        )
         try:
             async with asyncio.timeout(timeout_s):
                 await sender.start()

@@ -138,7 +138,7 @@ def test_a_recipient_that_fails_for_now_is_sent_later(ses: InboxServer, tmp_path
 
 def test_a_recipient_that_fails_again_and_again_is_rejected(ses: InboxServer, tmp_path: Path) -> None:
     ses.inbox.faults.add(Fault("status", recipient=BAD, status="Failed", message="for no stated reason"))
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=4), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=4)
     assert {"sent": 9, "rejected": 1} == sent.count()
     assert "given up at try 4; the last answer: Failed: for no stated reason" == sent.reasons[TEN[7]]
     assert [10, 1, 1, 1] == [call.recipients for call in ses.inbox.calls]
@@ -151,7 +151,7 @@ def test_a_status_of_the_future_fails_and_does_not_crash(
         "mailroom.transports.ses_answers.STATUSES", {"Success": (Result.SENT, Scope.RECIPIENT)}
     )
     ses.inbox.faults.add(Fault("status", recipient=BAD, status="InvalidSendingPoolName"))
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=2), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=2)
     assert {"sent": 9, "rejected": 1} == sent.count()
 
 
@@ -161,7 +161,7 @@ def test_what_a_person_must_mend_pauses_and_costs_no_attempt(
 ) -> None:
     ses.inbox.faults.add(Fault("status", status=status))
     mending = mended_after_some_calls(ses, 6)
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=1), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=1)
     mending.join()
     assert {"sent": 10} == sent.count()
     assert once_each(ses, range(10))
@@ -176,7 +176,7 @@ def test_what_a_person_must_mend_pauses_when_a_call_says_so(
 ) -> None:
     ses.inbox.faults.add(Fault("error", code=code))
     mending = mended_after_some_calls(ses, 4)
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=1), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=1)
     mending.join()
     assert {"sent": 10} == sent.count()
     assert once_each(ses, range(10))
@@ -184,7 +184,7 @@ def test_what_a_person_must_mend_pauses_when_a_call_says_so(
 
 def test_the_accounts_own_switch_pauses(ses: InboxServer, tmp_path: Path) -> None:
     ses.inbox.account.paused = True
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=300), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, useful_s=0.3)
     assert {"expired": 10} == sent.count()
     assert "AccountSendingPausedException" in sent.reasons[TEN[0]]
     assert {} == ses.inbox.counts.by_recipient
@@ -193,7 +193,7 @@ def test_the_accounts_own_switch_pauses(ses: InboxServer, tmp_path: Path) -> Non
 def test_a_missing_template_stops_its_own_action_only(ses: InboxServer, tmp_path: Path) -> None:
     del ses.inbox.account.templates["passwordrecoveryv1"]
     batch = mixed(90)
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=500), batch)
+    sent = send(settings(tmp_path, SEND_RATE=1000), batch, useful_s=0.5)
     assert {"sent": 60, "expired": 30} == sent.count()
     assert all(
         verdict is Verdict.EXPIRED
@@ -206,7 +206,7 @@ def test_an_unverified_sender_is_no_recipients_fault(ses: InboxServer, tmp_path:
     """SES calls it MessageRejected, as it does a bad recipient."""
     ses.inbox.account.verify_all = False
     source = "Acme <noreply@acme.example>"
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=300, SES_SOURCE=source), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000, SES_SOURCE=source), TEN, useful_s=0.3)
     assert {"expired": 10} == sent.count()
 
 
@@ -251,7 +251,7 @@ def test_an_error_of_the_future_is_tried_and_then_set_aside_for_whom_it_holds(
     ses: InboxServer, tmp_path: Path
 ) -> None:
     ses.inbox.faults.add(Fault("error", recipient=BAD, code="SomethingNew", message="who knows"))
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=2), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=2)
     assert {"sent": 9, "rejected": 1} == sent.count()
     assert sent.reasons[TEN[7]].endswith("the last answer: SomethingNew: who knows (HTTP status 400)")
 
@@ -271,7 +271,7 @@ def test_a_server_that_is_away_costs_time_only(tmp_path: Path, monkeypatch: pyte
 
     thread = threading.Thread(target=open_later)
     thread.start()
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=1), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=1)
     assert opened.is_set()
     server.__exit__(None, None, None)
     thread.join()
@@ -282,7 +282,7 @@ def test_a_server_that_is_away_costs_time_only(tmp_path: Path, monkeypatch: pyte
 def test_missing_credentials_pause(ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=300), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, useful_s=0.3)
     assert {"expired": 10} == sent.count()
     assert "NoCredentialsError" in sent.reasons[TEN[0]]
 
@@ -293,7 +293,7 @@ def test_a_few_recipients_that_retry_for_long_hold_up_nobody(ses: InboxServer, t
             Fault("status", recipient=f"person{number}@example.com", status="TransientFailure")
         )
     batch = [message(number) for number in range(500)]
-    sent = send(settings(tmp_path, SEND_RATE=10_000, SEND_CONCURRENCY=1, RETRY_FOR=2000), batch)
+    sent = send(settings(tmp_path, SEND_RATE=10_000, SEND_CONCURRENCY=1), batch, useful_s=2)
     assert {"sent": 495, "expired": 5} == sent.count()
 
 
@@ -320,9 +320,10 @@ def test_two_thousand_arrive_while_the_server_throttles_fails_and_hangs(
     batch = mixed(2000)
     random.Random(1).shuffle(batch)
     sent = send(
-        settings(tmp_path, SEND_RATE=2000, SEND_CONCURRENCY=8, SEND_TIMEOUT=5000, RETRY_LIMIT=50),
+        settings(tmp_path, SEND_RATE=2000, SEND_CONCURRENCY=8, SEND_TIMEOUT=5000),
         batch,
         timeout_s=150,
+        retry_limit=50,
     )
     assert {"sent": 2000} == sent.count()
     counts = ses.inbox.counts
@@ -337,7 +338,7 @@ def test_what_expired_at_a_closed_gate_is_not_sent_when_it_opens(
 ) -> None:
     monkeypatch.setattr(breaker, "BACK_OFF_S", dict.fromkeys(breaker.BACK_OFF_S, (2.0, 2.0)))
     ses.inbox.faults.add(Fault("error", calls=4, code="AccountSendingPausedException"))
-    sent = send(settings(tmp_path, SEND_RATE=10_000, RETRY_FOR=500), [message(n) for n in range(200)])
+    sent = send(settings(tmp_path, SEND_RATE=10_000), [message(n) for n in range(200)], useful_s=0.5)
     assert {"expired": 200} == sent.count()
     assert 0 == ses.inbox.counts.accepted
 
@@ -348,7 +349,7 @@ def test_expiry_does_not_wait_for_a_turn_at_the_gate(
     monkeypatch.setattr(breaker, "BACK_OFF_S", dict.fromkeys(breaker.BACK_OFF_S, (60.0, 60.0)))
     ses.inbox.faults.add(Fault("error", code="AccountSendingPausedException"))
     started = time.monotonic()
-    sent = send(settings(tmp_path, SEND_RATE=10_000, RETRY_FOR=500), [message(n) for n in range(200)])
+    sent = send(settings(tmp_path, SEND_RATE=10_000), [message(n) for n in range(200)], useful_s=0.5)
     assert {"expired": 200} == sent.count()
     assert 20 > time.monotonic() - started
 
@@ -373,7 +374,7 @@ def test_a_recipient_that_makes_the_server_fail_costs_the_others_nothing(
 
 def test_answers_that_are_lost_again_and_again_do_not_flood_anybody(ses: InboxServer, tmp_path: Path) -> None:
     ses.inbox.faults.add(Fault("cut", accept=True))
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=4), [message(1)])
+    sent = send(settings(tmp_path, SEND_RATE=1000), [message(1)], retry_limit=4)
     assert {"unknown": 1} == sent.count()
     assert "it may have been accepted" in sent.reasons[message(1)]
     assert {"person1@example.com": 4} == ses.inbox.counts.by_recipient
@@ -384,7 +385,7 @@ def test_what_may_have_been_accepted_is_never_called_unsent_or_expired(
 ) -> None:
     ses.inbox.faults.add(Fault("cut", calls=1, accept=True))
     ses.inbox.faults.add(Fault("error", code="AccountSendingPausedException"))
-    expired = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=400), [message(1)])
+    expired = send(settings(tmp_path, SEND_RATE=1000), [message(1)], useful_s=0.4)
     assert {"unknown": 1} == expired.count()
     ses.inbox.faults.clear()
     ses.inbox.faults.add(Fault("cut", calls=1, accept=True))
@@ -414,8 +415,9 @@ def test_an_answer_that_drips_is_lost_in_the_end(tmp_path: Path, monkeypatch: py
         for name, value in aws(f"http://127.0.0.1:{server.server_address[1]}").items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("mailroom.transports.ses.SesTransport._check_template", lambda *_: None)
-        chosen = settings(tmp_path, SEND_RATE=1000, SEND_TIMEOUT=200, CONNECT_TIMEOUT=200, RETRY_LIMIT=1)
-        sent = send(chosen, [message(1)], timeout_s=30)
+        monkeypatch.setattr("mailroom.sender.calls.CONNECT_TIMEOUT_S", 0.2)
+        chosen = settings(tmp_path, SEND_RATE=1000, SEND_TIMEOUT=200)
+        sent = send(chosen, [message(1)], timeout_s=30, retry_limit=1)
         Drip.ended.set()
         server.shutdown()
     assert {"unknown": 1} == sent.count()
@@ -428,7 +430,7 @@ def test_a_proxy_that_lets_nobody_through_is_no_recipients_fault(
 ) -> None:
     body = "<html><body>Blocked by policy</body></html>"
     ses.inbox.faults.add(Fault("http", calls=12, http_status=status, body=body))
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_LIMIT=1), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=1)
     assert {"sent": 10} == sent.count()
     assert once_each(ses, range(10))
 
@@ -483,7 +485,7 @@ def test_credentials_that_cannot_be_had_any_more_pause(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=1500), TEN)
+    sent = send(settings(tmp_path, SEND_RATE=1000), TEN, useful_s=1.5)
     assert (tmp_path / "given").exists()
     assert {"expired": 10} == sent.count()
     assert "CredentialRetrievalError" in sent.reasons[TEN[0]]
@@ -527,7 +529,7 @@ def test_a_template_that_iam_does_not_allow_stops_its_own_action_alone(
     )
     recovery = message(1)._replace(action="password_recovery")
     ses.inbox.faults.add(Fault("error", recipient=recovery.email, code="AccessDenied", message=words))
-    sent = send(settings(tmp_path, SEND_RATE=1000, RETRY_FOR=1000), [recovery, message(2), message(3)])
+    sent = send(settings(tmp_path, SEND_RATE=1000), [recovery, message(2), message(3)], useful_s=1)
     assert {"sent": 2, "expired": 1} == sent.count()
     assert once_each(ses, [2, 3])
     told = [record for record in caplog.records if "sender.paused" == record.getMessage()]
@@ -540,7 +542,7 @@ def test_addresses_that_are_refused_here_say_nothing_of_the_account(
     caplog.set_level(logging.INFO)
     ses.inbox.account.paused = True
     batch = [*TEN, *(message(n)._replace(email="a b@x.example") for n in range(20, 24))]
-    sent = send(settings(tmp_path, SEND_RATE=10, RETRY_FOR=2500), batch)
+    sent = send(settings(tmp_path, SEND_RATE=10), batch, useful_s=2.5)
     assert {"expired": 10, "rejected": 4} == sent.count()
     assert "sender.resumed" not in [record.getMessage() for record in caplog.records]
 

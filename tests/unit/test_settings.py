@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+import mailroom
 from mailroom.errors import SettingsError
-from mailroom.settings.collector import collector_settings, database_url, secret_keys
-from mailroom.settings.sender import SmtpServer, sender_settings
+from mailroom.settings import misspelt
+from mailroom.settings.collector import CollectorSettings, DatabaseSettings, KeySettings
+from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.variables import read_settings
 
 KEY = "deadbeef" * 8
 URL = "postgresql://app:hunter2@db.example.com/app"
@@ -18,7 +22,7 @@ GOOD = {"MAILROOM_DATABASE_URL": URL, "MAILROOM_SECRET_KEY": KEY}
 def faults(environment: dict[str, str]) -> dict[str, str]:
     """The faults, by variable."""
     with pytest.raises(SettingsError) as refused:
-        collector_settings(environment)
+        read_settings(CollectorSettings, environment)
     assert 78 == refused.value.exit_code
     assert refused.value.hint
     found = dict(fault.split(": ", 1) for fault in refused.value.faults)
@@ -28,7 +32,7 @@ def faults(environment: dict[str, str]) -> dict[str, str]:
 
 
 def test_defaults() -> None:
-    settings = collector_settings(GOOD)
+    settings = read_settings(CollectorSettings, GOOD)
     assert (URL, (bytes.fromhex(KEY),)) == (settings.database_url, settings.keys)
     assert "token_insert" == settings.channel_name
     assert (270_000, 5000, 10) == (
@@ -45,7 +49,8 @@ def test_a_database_has_one_queue() -> None:
 
 
 def test_every_variable_is_read() -> None:
-    settings = collector_settings(
+    settings = read_settings(
+        CollectorSettings,
         GOOD
         | {
             "MAILROOM_CHANNEL_NAME": "bell",
@@ -53,7 +58,7 @@ def test_every_variable_is_read() -> None:
             "MAILROOM_HEALTHCHECK_INTERVAL": "1000",
             "MAILROOM_BATCH_TIMEOUT": "0",
             "MAILROOM_BATCH_LIMIT": "1",
-        }
+        },
     )
     assert ("bell", 1000, 0, 1) == (
         settings.channel_name,
@@ -95,7 +100,7 @@ def test_what_is_required_is_told() -> None:
 def test_what_is_no_whole_number_is_refused(number: str) -> None:
     environment = GOOD | {"MAILROOM_BATCH_LIMIT": number}
     if not number:  # an empty variable is as good as none
-        assert 10 == collector_settings(environment).batch_limit
+        assert 10 == read_settings(CollectorSettings, environment).batch_limit
     else:
         assert {"MAILROOM_BATCH_LIMIT"} == set(faults(environment))
 
@@ -110,7 +115,7 @@ def test_what_is_no_whole_number_is_refused(number: str) -> None:
     ],
 )
 def test_any_libpq_string_will_do(url: str) -> None:
-    assert url == database_url({"MAILROOM_DATABASE_URL": url})
+    assert url == read_settings(DatabaseSettings, {"MAILROOM_DATABASE_URL": url}).database_url
 
 
 @pytest.mark.parametrize(
@@ -124,8 +129,8 @@ def test_secrets_come_from_files_too(tmp_path: Path) -> None:
     url, key = tmp_path / "url", tmp_path / "key"
     url.write_text(URL + "\n")
     key.write_text(KEY + "\r\n")
-    settings = collector_settings(
-        {"MAILROOM_DATABASE_URL_FILE": str(url), "MAILROOM_SECRET_KEY_FILE": str(key)}
+    settings = read_settings(
+        CollectorSettings, {"MAILROOM_DATABASE_URL_FILE": str(url), "MAILROOM_SECRET_KEY_FILE": str(key)}
     )
     assert (URL, (bytes.fromhex(KEY),)) == (settings.database_url, settings.keys)
 
@@ -149,12 +154,13 @@ def test_files_at_fault_are_told(tmp_path: Path) -> None:
 
 
 def test_settings_show_no_secret() -> None:
-    shown = repr(collector_settings(GOOD))
+    shown = repr(read_settings(CollectorSettings, GOOD))
     assert not [secret for secret in (KEY, "hunter2", repr(bytes.fromhex(KEY))) if secret in shown]
 
 
 def test_keys_may_be_several() -> None:
-    assert (bytes(32), b"\x01" * 32) == secret_keys({"MAILROOM_SECRET_KEY": f"{'00' * 32}, {'01' * 32}"})
+    keys = {"MAILROOM_SECRET_KEY": f"{'00' * 32}, {'01' * 32}"}
+    assert (bytes(32), b"\x01" * 32) == read_settings(KeySettings, keys).keys
 
 
 @pytest.mark.parametrize(
@@ -174,7 +180,7 @@ def test_a_password_that_libpq_would_take_for_something_else_is_refused(url: str
 
 
 def test_the_senders_defaults() -> None:
-    settings = sender_settings({})
+    settings = read_settings(SenderSettings, {})
     assert ("ses", "default", "noreply@localhost") == (
         settings.transport,
         settings.config_set,
@@ -185,21 +191,17 @@ def test_the_senders_defaults() -> None:
     assert {"activation": "activationv1", "password_recovery": "passwordrecoveryv1"} == (
         settings.templates.names
     )
-    assert (None, 4, 5000, 10_000) == (
+    assert (None, 4, 10_000, 10_000) == (
         settings.send_rate,
         settings.send_concurrency,
-        settings.connect_timeout_ms,
         settings.send_timeout_ms,
-    )
-    assert (10, 900_000, 10_000) == (
-        settings.retry_limit,
-        settings.retry_for_ms,
         settings.shutdown_timeout_ms,
     )
 
 
 def test_the_senders_variables_are_read(tmp_path: Path) -> None:
-    settings = sender_settings(
+    settings = read_settings(
+        SenderSettings,
         {
             "MAILROOM_SES_CONFIG_SET": "none",
             "MAILROOM_SES_SOURCE": "Acme <noreply@acme.example>",
@@ -208,7 +210,7 @@ def test_the_senders_variables_are_read(tmp_path: Path) -> None:
             "MAILROOM_APP_URL": "https://acme.example/",
             "MAILROOM_TEMPLATE_ACTIVATION": "welcome",
             "MAILROOM_SEND_RATE": "12.5",
-        }
+        },
     )
     assert ("", "Acme <noreply@acme.example>", 12.5) == (
         settings.config_set,
@@ -232,7 +234,7 @@ def test_the_senders_variables_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_mail_server_is_read_from_its_address(url: str, server: SmtpServer) -> None:
-    transport = sender_settings({"MAILROOM_TRANSPORT": url}).transport
+    transport = read_settings(SenderSettings, {"MAILROOM_TRANSPORT": url}).transport
     assert server == transport
     assert "p@ss" not in repr(transport)
 
@@ -240,7 +242,7 @@ def test_a_mail_server_is_read_from_its_address(url: str, server: SmtpServer) ->
 @pytest.mark.parametrize("debug", ["true", "1", "YES", "on"])
 def test_debug_wins_over_the_transport(debug: str) -> None:
     variables = {"MAILROOM_DEBUG": debug, "MAILROOM_TRANSPORT": "smtp://mail.example"}
-    assert "debug" == sender_settings(variables).transport
+    assert "debug" == read_settings(SenderSettings, variables).transport
 
 
 def test_all_of_the_senders_faults_are_told_at_once() -> None:
@@ -253,9 +255,15 @@ def test_all_of_the_senders_faults_are_told_at_once() -> None:
         "MAILROOM_SEND_RATE": "0",
         "MAILROOM_SEND_CONCURRENCY": "0",
         "MAILROOM_SEND_TIMEOUT": "-1",
-        "MAILROOM_RETRY_LIMIT": "many",
+        "MAILROOM_SHUTDOWN_TIMEOUT": "many",
     }
     with pytest.raises(SettingsError) as refused:
-        sender_settings(wrong)
+        read_settings(SenderSettings, wrong)
     assert set(wrong) == {fault.split(": ")[0] for fault in refused.value.faults}
     assert "hunter2" not in str(refused.value)
+
+
+def test_every_variable_that_the_code_names_exists() -> None:
+    code = "".join(path.read_text() for path in Path(mailroom.__file__).parent.rglob("*.py"))
+    named = set(re.findall(r"\bMAILROOM_[A-Z_]*[A-Z]\b", code))
+    assert named - {"MAILROOM_TEST", "MAILROOM_PORT"} <= misspelt.known()

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError, TransportError
-from mailroom.settings.sender import SmtpServer, sender_settings
+from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.variables import read_settings
 from mailroom.templates import mails, sources
 from mailroom.transports import smtp
 from mailroom.transports.smtp import SmtpTransport
@@ -43,7 +44,7 @@ def transport_to(
 ) -> SmtpTransport:
     environment = ENVIRONMENT | {f"MAILROOM_{name}": value for name, value in variables.items()}
     server = SmtpServer("127.0.0.1", port, user, PASSWORD if user else "", tls, require_tls)
-    return SmtpTransport(sender_settings(environment), server)
+    return SmtpTransport(read_settings(SenderSettings, environment), server)
 
 
 @pytest.fixture
@@ -304,8 +305,9 @@ def test_each_trouble_has_its_class(
 
 
 @pytest.mark.parametrize("step", ["banner", "EHLO", "MAIL", "RCPT", "DATA", "message"])
-def test_silence_ends(server: MailServer, step: str) -> None:
-    transport = transport_to(server.port, SEND_TIMEOUT="200", CONNECT_TIMEOUT="200")
+def test_silence_ends(server: MailServer, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailroom.transports.smtp.CONNECT_TIMEOUT_S", 0.2)
+    transport = transport_to(server.port, SEND_TIMEOUT="200")
     server.answer(step, HANG)
     first = (UNKNOWN, Scope.RECIPIENT) if step == "message" else (TRANSIENT, Scope.ACCOUNT)
     assert [first, *alike(TRANSIENT)[1:]] == results(transport.send(BATCH))

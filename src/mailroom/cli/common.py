@@ -1,4 +1,4 @@
-"""What commands share: exit codes, the environment in a command's help, durations, JSON, an orderly end."""
+"""What several commands use: exit codes, settings, a connection, options, signals."""
 
 from __future__ import annotations
 
@@ -6,32 +6,42 @@ import gc
 import json
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from mailroom.settings.variables import Variable
+from mailroom.settings.collector import DatabaseSettings
+from mailroom.settings.variables import read_settings, variables
 
 if TYPE_CHECKING:
     import asyncio
 
-EXIT_USAGE = 64
-EXIT_DATA = 65
-EXIT_TRY_AGAIN = 75
-EXIT_CONFIGURATION = 78
-EXIT_INTERRUPTED = 130
+    import psycopg
 
-# A thousand tokens in hand are ten thousand objects, none of which is part of a cycle.
+EXIT_FOUND: Final = 1
+EXIT_USAGE: Final = 64
+EXIT_DATA: Final = 65
+EXIT_TRY_AGAIN: Final = 75
+EXIT_CONFIGURATION: Final = 78
+EXIT_INTERRUPTED: Final = 130
+
+# A thousand tokens in hand are ten thousand objects, and none of them is part of a cycle.
 OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000
 UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
+Settings = TypeVar("Settings")
 
-def environment_help(variables: Sequence[Variable]) -> str:
-    """The section of a command's help that lists its variables."""
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def environment_help(settings: type) -> str:
+    """The section of a command's help that lists the variables of its settings."""
     lines = ["\b", "Environment:"]
-    for variable in variables:
+    for variable in variables(settings):
         default = {None: "required", "": "optional"}.get(variable.default, f"default {variable.default}")
         lines += [f"  {variable.name}  ({default})", f"      {variable.purpose}"]
         if variable.secret:
@@ -39,8 +49,26 @@ def environment_help(variables: Sequence[Variable]) -> str:
     return "\n".join(lines)
 
 
+def from_environment(settings: type[Settings]) -> Settings:
+    """The settings of this type in the process's environment.
+
+    Raises:
+        SettingsError: with every fault.
+    """
+    return read_settings(settings, os.environ)
+
+
+@contextmanager
+def connected() -> Iterator[psycopg.Connection]:
+    """A connection to the database that MAILROOM_DATABASE_URL names."""
+    from mailroom.database import sync
+
+    with sync.connected(from_environment(DatabaseSettings).database_url) as connection:
+        yield connection
+
+
 def duration(_context: click.Context, _parameter: click.Parameter, text: str | None) -> timedelta | None:
-    """An option's duration, such as 30m, 12h, 7d or 8w."""
+    """The value of an option that takes 30m, 12h, 7d or 8w."""
     if text is None:
         return None
     found = re.fullmatch(r"([0-9]{1,5})([mhdw])", text, re.ASCII)
@@ -49,9 +77,26 @@ def duration(_context: click.Context, _parameter: click.Parameter, text: str | N
     return timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
+def as_text(argument: str) -> str:
+    """An argument without what PostgreSQL does not store: bytes that are not UTF-8, and NUL."""
+    return os.fsencode(argument).decode("utf-8", "replace").replace("\0", "")
+
+
 def text_argument(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
-    """An option's text, of whatever bytes."""
-    return os.fsencode(text).decode("utf-8", "replace").replace("\0", "")
+    """The value of an option that takes any text."""
+    return as_text(text)
+
+
+def confirm(question: str, refusal: str) -> None:
+    """Ask on a terminal.
+
+    Raises:
+        click.UsageError: standard input is not a terminal.
+        click.Abort: the answer is no.
+    """
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise click.UsageError(refusal)
+    click.confirm(question, abort=True, err=True)
 
 
 def as_json_text(value: object) -> str:
@@ -66,13 +111,13 @@ def as_json_text(value: object) -> str:
 
 
 def collect_garbage_rarely() -> None:
-    """Look for cycles seldom, and not in what was imported; it was a twelfth of a busy collector's time."""
+    """Search for cycles rarely, and not among imported objects: it took 8 % of a busy collector's time."""
     gc.freeze()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set; a second SIGINT interrupts, as it does everywhere else."""
+    """An event that SIGTERM and SIGINT set. A second SIGINT interrupts the process, as usual."""
     import asyncio
     import signal
 

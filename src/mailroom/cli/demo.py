@@ -13,24 +13,24 @@ import click
     type=click.IntRange(min=1, max=10_000),
     default=42,
     show_default=True,
-    help="How many people sign up by SQL.",
+    help="The number of people who sign up by SQL.",
 )
 @click.option(
     "--stay/--no-stay",
     default=None,
-    help="Keep all of it running until Ctrl-C, or end after the tour.  [default: stay on a terminal]",
+    help="Keep everything running until Ctrl-C, or end after the tour.  [default: stay on a terminal]",
 )
 def demo(signups: int, stay: bool | None) -> None:
-    """See it work: people who sign up at an application, and the mails that they get.
+    """See it work: people sign up at an application and get their mails.
 
-    On loopback it runs a PostgreSQL of its own, `mailroom run`, the inbox, the example application and
-    the queue page; where one's usual port is in use it takes another. A tour signs people up: a handful
-    through the application's forms, the others by SQL. It prints what happens, and ends with the counts
+    It runs a PostgreSQL of its own, `mailroom run`, the inbox, the example application and the queue page
+    on loopback. Each takes its usual port, or another one if that is in use. A tour signs people up, a few
+    through the application's forms and the others by SQL. It prints what happens, and at the end the counts
     of the database, the ledger and the inbox.
 
-    On a terminal all of it then stays, for you to click, until Ctrl-C.
+    On a terminal everything then keeps running until Ctrl-C, so that you can click through it.
 
-    It leaves nothing behind, and exits 0 when all is well.
+    It removes everything at the end, and exits with 0 if all mails arrived.
 
     \b
     It needs the extra demo: pip install 'mailroom-postgresql[demo]'
@@ -39,7 +39,7 @@ def demo(signups: int, stay: bool | None) -> None:
 
     from mailroom.demo.tour import run_tour
 
-    # So that they leave as little behind as an interrupt does.
+    # These signals then clean up as an interrupt does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mailroom.cli.common import EXIT_FOUND, json_option
+
 if TYPE_CHECKING:
     from mailroom.doctor.report import Finding, Report
 
-EXIT_FAULTS = 1
 COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "skipped": "bright_black"}
 
 
@@ -20,30 +21,30 @@ COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "skipped": "brigh
 @click.option(
     "--only",
     type=click.Choice(["database", "sending"]),
-    help="Only what the collector needs, or only what the sender needs.",
+    help="Check only what the collector needs, or only what the sender needs.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def doctor(only: str | None, as_json: bool) -> None:
-    """Look at everything that mail depends on, and tell what is wrong and what to do.
+    """Check everything that mail depends on, and print what is wrong and how to fix it.
 
     \b
-    database: server, encoding, clock, migrations, functions, queue, pause, triggers,
+    database: server, encoding, clock, migrations, functions, pause, triggers,
               notifications, backlog, workers
     sending:  credentials, region, quota, sandbox, sender's address, configuration set, templates;
-              or the mail server; and the folder for what was not mailed
+              or the mail server; and the folder for mails that were not sent
 
-    Each line is ok, warning, fault or skipped (what it needs is at fault). It reads what `mailroom
-    collector` and `mailroom sender` read from the environment. It changes nothing, sends no mail,
-    and ends within 15 seconds.
+    Each line is ok, warning, fault or skipped (a check that it needs has failed). It reads the variables
+    of `mailroom collector` and `mailroom sender`. It changes nothing, sends no mail, and ends within 15
+    seconds.
 
-    Exits 0, or 1 when there are faults; a warning is none.
+    Exits with 1 if there are faults, else with 0; warnings do not count.
     """
     from mailroom.doctor.diagnosis import diagnose
     from mailroom.doctor.report import State
 
     report = diagnose(os.environ, only)
     click.echo(as_json_text(report) if as_json else as_table(report))
-    sys.exit(EXIT_FAULTS if report.count(State.FAULT) else 0)
+    sys.exit(EXIT_FOUND if report.count(State.FAULT) else 0)
 
 
 def as_json_text(report: Report) -> str:
@@ -64,7 +65,7 @@ def as_json_text(report: Report) -> str:
 
 
 def as_table(report: Report) -> str:
-    """The report as a line a check, with the remedies, and a summary."""
+    """The report as one line for each check, with remedies, and a summary."""
     from mailroom.doctor.report import State
 
     width = max(len(finding.name) for finding in report.findings)

@@ -20,33 +20,34 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 65535),
     default=8025,
     show_default=True,
-    help="The port; 0 takes any that is free.",
+    help="The port; 0 takes any free one.",
 )
 @click.option(
     "--smtp-port",
     type=click.IntRange(0, 65535),
-    help="Take mail over SMTP as well, on this port; 0 takes any that is free.",
+    help="Also take mail over SMTP, on this port; 0 takes any free one.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(0, 1_000_000, min_open=True),
     default=1_000_000,
-    help="Throttle calls beyond so many recipients a second, as SES does.  [default: no limit]",
+    help="Throttle calls above this many recipients a second, as SES does.  [default: no limit]",
 )
 @click.option(
     "--keep",
     type=click.IntRange(1, 1_000_000),
     default=5000,
     show_default=True,
-    help="Keep so many mails; the oldest go first.",
+    help="The most mails to keep; the oldest are deleted first.",
 )
-@click.option("--print/--no-print", "printing", default=True, show_default=True, help="Print a line a mail.")
+@click.option(
+    "--print/--no-print", "printing", default=True, show_default=True, help="Print a line for each mail."
+)
 def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, printing: bool) -> None:
-    """Receive mail in SES's place, and keep it instead of sending it.
+    """Receive mail in place of SES, and keep it instead of sending it.
 
-    Whatever speaks to SES can be pointed here, Mailroom first of all. Templates have to be there
-    before mail is, as in SES. Standard output gets a line for each mail; all else is on the web,
-    for browsers at the same address, and for programs:
+    Point Mailroom, or any client of SES, to it. As in SES, templates must exist before mail can use them.
+    It prints one line for each mail. Browsers open the same address; programs use the API:
 
     \b
       mailroom inbox &
@@ -58,10 +59,10 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
 
     \b
     GET /api/mails, /api/mails/ID, /api/counts, /api/calls  what happened
-    GET /api/mails/wait?recipient=                          a mail, once it is there
-    POST /api/faults, PATCH /api/settings                   what is to go wrong
+    GET /api/mails/wait?recipient=                          wait for a mail
+    POST /api/faults, PATCH /api/settings                   inject faults
 
-    It asks for no credentials: keep it on loopback. It runs until SIGTERM or SIGINT and exits 0.
+    It checks no credentials: keep it on loopback. It runs until SIGTERM or SIGINT and exits with 0.
 
     \b
     It needs the extra inbox: pip install 'mailroom-postgresql[inbox]'
@@ -94,14 +95,14 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
         return closed
 
     if asyncio.run(run()):
-        raise OutputClosed("nobody reads standard output any more", hint="use --no-print to do without it")
+        raise OutputClosed("the reader of standard output has gone", hint="use --no-print to run without it")
 
 
 def _line(mail: Mail, rendered: Rendered | None) -> str:
     import json
 
     what = rendered.subject if rendered else f"dropped, {mail.failure}"
-    # What is not printable might speak to the terminal.
+    # Unprintable characters could control the terminal.
     quoted = json.dumps(what, ensure_ascii=not what.isprintable())
     recipient = mail.recipient if mail.recipient.isprintable() else ascii(mail.recipient)
     return f"{mail.time:%H:%M:%S} to {recipient}  {quoted}"
@@ -110,7 +111,7 @@ def _line(mail: Mail, rendered: Rendered | None) -> str:
 def _directions(url: str, smtp_url: str) -> str:
     smtp = f"\nor, over SMTP, with\n\n  export MAILROOM_TRANSPORT={smtp_url}\n" if smtp_url else ""
     return f"""\
-The inbox is open at {url}. Point Mailroom to it with
+The inbox is at {url}. Point Mailroom to it with
 
   export AWS_ENDPOINT_URL_SES={url} AWS_DEFAULT_REGION=us-east-1
   export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any

@@ -1,7 +1,7 @@
-"""The command line: commands, exit codes, and the wiring of one to the other.
+"""The command line: runs a command, prints its error, and exits with its code.
 
-This is the only place that prints errors. What a command needs is imported when it runs, so that
-``--help`` answers at once and the collector loads no more than it uses.
+Errors are printed only here. A command imports what it needs when it runs, so that ``--help`` is fast and the
+collector loads only what it uses.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from mailroom.cli.dead import dead
 from mailroom.cli.demo import demo
 from mailroom.cli.doctor import doctor
 from mailroom.cli.inbox import inbox
+from mailroom.cli.key import key
 from mailroom.cli.migrate import migrate
 from mailroom.cli.pause import pause, resume
 from mailroom.cli.prune import prune
+from mailroom.cli.replay import replay
 from mailroom.cli.roles import roles
 from mailroom.cli.run import run
-from mailroom.cli.sender import replay, sender
+from mailroom.cli.sender import sender
 from mailroom.cli.status import status
 from mailroom.cli.templates import templates
-from mailroom.cli.token import key, token
+from mailroom.cli.token import token
 from mailroom.cli.why import why
 from mailroom.errors import MailroomError, OutputClosed, SettingsError, TokenError
 
@@ -56,21 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = EXIT_INTERRUPTED
     except MailroomError as error:
         if isinstance(error, OutputClosed):
-            _let_go_of_output()
+            _discard_output()
         _print_error(error)
         code = error.exit_code
     except OSError as error:
         if error.errno not in NO_OUTPUT:
             raise
-        _let_go_of_output()
-        if error.errno != errno.EPIPE:  # whoever reads no more needs not be told
+        _discard_output()
+        if error.errno != errno.EPIPE:  # a reader that has gone is no error to report
             _print_error(OutputClosed(f"cannot write to standard output: {error.strerror}"))
         code = OutputClosed.exit_code
     sys.exit(code)
 
 
 def _environment_fault(error: click.UsageError) -> SettingsError | None:
-    """An option's fault as what it is when the option's value stood in the environment."""
+    """The fault of an option whose value came from the environment, as a fault of its variable."""
     if not isinstance(error, click.BadParameter) or not (error.ctx and error.param and error.param.name):
         return None
     if error.ctx.get_parameter_source(error.param.name) is not ParameterSource.ENVIRONMENT:
@@ -79,17 +81,17 @@ def _environment_fault(error: click.UsageError) -> SettingsError | None:
 
 
 def _colour() -> bool | None:
-    """False where the environment wants none (https://no-color.org); None is to look for a terminal."""
+    """False if the environment asks for none (https://no-color.org); None to use it on a terminal."""
     return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 
-def _let_go_of_output() -> None:
-    # Nothing more may be written to it, not even what is buffered, at the end.
+def _discard_output() -> None:
+    # Otherwise Python would write what is buffered when it exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _run(arguments: Sequence[str]) -> int:
-    # As click's own main does it, which takes a reader that has gone for a failure of the command's.
+    # click's own main would treat a reader that has gone as a failure of the command.
     try:
         with cli.make_context("mailroom", list(arguments), color=_colour()) as context:
             cli.invoke(context)
@@ -120,7 +122,7 @@ def _print_error(error: MailroomError) -> None:
     show_default=True,
     envvar="MAILROOM_LOG_FORMAT",
     show_envvar=True,
-    help="How logs look on standard error.",
+    help="The format of logs on standard error.",
 )
 @click.option(
     "--log-level",
@@ -134,8 +136,8 @@ def _print_error(error: MailroomError) -> None:
 def cli(log_format: str, log_level: str) -> None:
     """User-lifecycle mail for applications whose users live in PostgreSQL.
 
-    An application commits an account, a trigger makes its token, and Mailroom hears of it at once,
-    signs it and hands it on for mailing: nothing that was committed is ever skipped.
+    An application commits an account and a trigger makes its token. Mailroom is notified, signs the token
+    and mails it. No committed token is skipped.
 
     \b
     A first run:
@@ -147,7 +149,7 @@ def cli(log_format: str, log_level: str) -> None:
       mailroom run
 
     \b
-    Exit codes: 0 done, 1 something is found, 64 wrong usage, 65 bad data, 69 the other end is gone,
+    Exit codes: 0 done, 1 faults or differences found, 64 wrong usage, 65 bad data, 69 unavailable,
     75 try again later, 78 wrong configuration.
     """
     from mailroom import logs

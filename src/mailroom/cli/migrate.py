@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import click
 
-from mailroom.cli.common import EXIT_CONFIGURATION, environment_help
-from mailroom.settings.collector import DATABASE_URL
+from mailroom.cli.common import EXIT_CONFIGURATION, confirm, connected, environment_help, json_option
+from mailroom.settings.collector import DatabaseSettings
 
 
-@click.group(epilog=environment_help([DATABASE_URL]))
+@click.group(epilog=environment_help(DatabaseSettings))
 def migrate() -> None:
-    """Bring the database's schema up to date, or back.
+    """Apply or take back migrations of the database's schema.
 
-    Files and bookkeeping are golang-migrate's: either tool can go on from where the other stopped.
+    The files and the table of versions are golang-migrate's: either tool can continue where the other one
+    stopped.
     """
 
 
@@ -25,10 +25,8 @@ def migrate() -> None:
 def migrate_up(steps: int | None) -> None:
     """Apply the next STEPS migrations; all of them by default."""
     from mailroom.database import migrate as migrations
-    from mailroom.database import sync
-    from mailroom.settings.collector import database_url
 
-    with sync.connected(database_url(os.environ)) as connection:
+    with connected() as connection:
         if not migrations.up(connection, steps, click.echo):
             click.echo("nothing to apply: the schema is up to date")
 
@@ -39,31 +37,27 @@ def migrate_up(steps: int | None) -> None:
 def migrate_down(steps: int, yes: bool) -> None:
     """Take back the last STEPS migrations; one by default.
 
-    Tables are dropped with their rows. On a terminal it asks first, and elsewhere it needs --yes.
+    This drops tables with their rows. It asks first on a terminal, and needs --yes elsewhere.
     """
     from mailroom.database import migrate as migrations
-    from mailroom.database import sync
-    from mailroom.settings.collector import database_url
 
-    url = database_url(os.environ)
     if not yes:
-        if not (sys.stdin and sys.stdin.isatty()):
-            raise click.UsageError("taking migrations back without a terminal needs --yes")
-        click.confirm(f"Take back {steps} migration(s), with the rows of their tables?", abort=True, err=True)
-    with sync.connected(url) as connection:
+        confirm(
+            f"Take back {steps} migration(s), with the rows of their tables?",
+            "taking migrations back without a terminal needs --yes",
+        )
+    with connected() as connection:
         if not migrations.down(connection, steps, click.echo):
             click.echo("nothing to take back: no migration is applied")
 
 
 @migrate.command("status")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def migrate_status(as_json: bool) -> None:
-    """Show which migrations are applied. Exits with 78 when the state is dirty."""
+    """Show which migrations are applied. Exits with 78 if the state is dirty."""
     from mailroom.database import migrate as migrations
-    from mailroom.database import sync
-    from mailroom.settings.collector import database_url
 
-    with sync.connected(database_url(os.environ)) as connection:
+    with connected() as connection:
         state = migrations.state(connection)
     rows = [
         {"version": migration.version, "name": migration.name, "applied": migration.version <= state.version}

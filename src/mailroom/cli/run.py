@@ -6,40 +6,34 @@ import os
 
 import click
 
-from mailroom.cli.common import collect_garbage_rarely, environment_help, stop_on_signals
-from mailroom.settings.collector import COLLECTOR_VARIABLES
-from mailroom.settings.sender import RETRY_FOR, SENDER_VARIABLES
-from mailroom.settings.worker import HEALTH_VARIABLES
-
-RUN_VARIABLES = tuple(
-    variable
-    for variable in (*COLLECTOR_VARIABLES, *SENDER_VARIABLES, *HEALTH_VARIABLES)
-    if variable is not RETRY_FOR
-)
+from mailroom.cli.common import collect_garbage_rarely, environment_help, from_environment, stop_on_signals
+from mailroom.settings.worker import RunSettings
 
 
-@click.command(epilog=environment_help(RUN_VARIABLES))
+@click.command(epilog=environment_help(RunSettings))
 def run() -> None:
     """Collect, send and settle in one process, with the outcome of every mail in the database.
 
-    What `mailroom collector | mailroom sender` does, with delivery acknowledged: a lease is settled when
-    SES has answered, and a crash in between repeats what was in flight and loses nothing. Any number may
-    run on any number of machines; they share the queue and SES's rate.
+    It does what `mailroom collector | mailroom sender` does, with acknowledged delivery: a lease is settled
+    when the provider has answered. After a crash, mails in flight may be sent twice, and none is lost. Any
+    number of workers can run on any number of machines; they share the queue and the send rate.
 
-    MAILROOM_HTTP serves Prometheus's /metrics, and /livez and /readyz, which say what is in the way.
+    MAILROOM_HTTP serves Prometheus's /metrics, and /livez and /readyz, which report why mail does not
+    go out.
 
-    The ledger is the table mailroom.deliveries. It runs until SIGTERM or SIGINT, finishes what is in hand
-    within MAILROOM_SHUTDOWN_TIMEOUT, gives back the rest, and exits 0.
+    The ledger is the table mailroom.deliveries.
+
+    It runs until SIGTERM or SIGINT. Then it finishes the mails in hand within MAILROOM_SHUTDOWN_TIMEOUT,
+    releases the rest, and exits with 0.
     """
     import asyncio
 
     from mailroom.settings import misspelt
-    from mailroom.settings.worker import run_settings
     from mailroom.transports.transport import open_transport
     from mailroom.worker.program import Runner
 
-    misspelt.tell(os.environ)
-    settings = run_settings(os.environ)
+    misspelt.warn(os.environ)
+    settings = from_environment(RunSettings)
 
     async def work() -> None:
         await Runner(settings, open_transport(settings.sender)).run(stop_on_signals())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,38 +13,43 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mailroom.actions import ACTIONS, BY_NAME
-from mailroom.cli.common import EXIT_CONFIGURATION, environment_help
-from mailroom.settings.sender import CONNECT_TIMEOUT, SEND_TIMEOUT, TEMPLATE_VARIABLES
+from mailroom.cli.common import (
+    EXIT_CONFIGURATION,
+    EXIT_FOUND,
+    environment_help,
+    from_environment,
+    json_option,
+)
+from mailroom.settings.sender import TemplateSettings
 
 if TYPE_CHECKING:
-    from mailroom.settings.sender import TemplateSettings
     from mailroom.templates.sources import Template
 
-EXIT_DIFFERENT = 1
+ANSWER_TIMEOUT_MS = 10_000
 SAMPLE_TOKEN = ("this-is-a-sample-and-no-token-" * 3)[:86]
 SAMPLE_CODE = "12345"
 PARTS = ("subject", "text", "html")
 
-HELP = environment_help(TEMPLATE_VARIABLES)
+HELP = environment_help(TemplateSettings)
 ACTION = click.Choice(list(BY_NAME))
 
 
 @click.group()
 def templates() -> None:
-    """Check, try and publish the templates of mails.
+    """Check, preview and publish the templates of mails.
 
-    Templates are three files an action in the folder that MAILROOM_TEMPLATES names:
+    Each action has three template files in the folder that MAILROOM_TEMPLATES names:
     activation.subject.txt, activation.txt, activation.html, and the same for password_recovery.
-    `mailroom templates init FOLDER` writes those that come with Mailroom, to start from.
+    `mailroom templates init FOLDER` writes copies of the built-in ones to start from.
     """
 
 
 @templates.command("check", epilog=HELP)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def templates_check(as_json: bool) -> None:
-    """Tell what is wrong with the templates.
+    """Print what is wrong with the templates.
 
-    Exits 0 when they may be used, else 78.
+    Exits with 0 if they can be used, else with 78.
     """
     from mailroom.templates.checks import check
 
@@ -54,28 +58,28 @@ def templates_check(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"ok": not any(faults.values()), "faults": faults}))
     else:
-        for name, told in faults.items():
-            click.echo("\n  ".join([f"{name}:" if told else f"{name}: ok", *told]))
+        for name, found in faults.items():
+            click.echo("\n  ".join([f"{name}:" if found else f"{name}: ok", *found]))
     sys.exit(EXIT_CONFIGURATION if any(faults.values()) else 0)
 
 
 @templates.command("render", epilog=HELP)
 @click.argument("action", type=ACTION)
 @click.option(
-    "--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="What to print."
+    "--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="The part to print."
 )
-@click.option("--login", default="peter.pan", show_default=True, help="Whose mail it is.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--login", default="peter.pan", show_default=True, help="The recipient's login.")
+@json_option
 def templates_render(action: str, part: str, login: str, as_json: bool) -> None:
-    """Print ACTION's mail as a recipient would get it, with a sample's token and code.
+    """Print the mail for ACTION as a recipient gets it, with a sample token and code.
 
-    To see it in a browser: mailroom templates render activation --part html > mail.html
+    To view it in a browser: mailroom templates render activation --part html > mail.html
     """
     from mailroom.templates.mails import render
     from mailroom.wire import Message, encode_message
 
     message = Message(action, "peter.pan@example.com", login, SAMPLE_TOKEN, SAMPLE_CODE)
-    encode_message(message)  # refuses a login that no mail could have
+    encode_message(message)  # refuses a login that a message cannot hold
     _, loaded = _loaded()
     mail = render(_fit(loaded, (action,))[action], message)._asdict()
     shown = mail if part == "all" else {part: mail[part]}
@@ -90,9 +94,9 @@ def templates_render(action: str, part: str, login: str, as_json: bool) -> None:
 @templates.command("init")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def templates_init(folder: Path) -> None:
-    """Write the templates that come with Mailroom into FOLDER, to start from.
+    """Write copies of the built-in templates into FOLDER, to start from.
 
-    Nothing that is there is overwritten.
+    It overwrites no file.
     """
     from mailroom.templates.sources import write_built_in
 
@@ -102,12 +106,12 @@ def templates_init(folder: Path) -> None:
 
 @templates.command("push", epilog=HELP)
 @click.argument("actions", metavar="[ACTION]...", type=ACTION, nargs=-1)
-@click.option("--dry-run", is_flag=True, help="Look at SES and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
 def templates_push(actions: tuple[str, ...], dry_run: bool) -> None:
-    """Put the templates of ACTIONs (of all, by default) into SES.
+    """Write the templates of ACTIONs (all by default) to SES, after checking them.
 
-    They are checked first. Region and credentials are found as AWS's own tools find them; it takes
-    the permissions ses:GetTemplate, ses:CreateTemplate and ses:UpdateTemplate.
+    Region and credentials come from AWS's own settings. It needs the permissions ses:GetTemplate,
+    ses:CreateTemplate and ses:UpdateTemplate.
     """
     from mailroom.templates.remote import due_change, push
 
@@ -123,9 +127,9 @@ def templates_push(actions: tuple[str, ...], dry_run: bool) -> None:
 @templates.command("diff", epilog=HELP)
 @click.argument("actions", metavar="[ACTION]...", type=ACTION, nargs=-1)
 def templates_diff(actions: tuple[str, ...]) -> None:
-    """Show what `push` would change in SES: - is there, + is ours.
+    """Show what `push` would change in SES: - marks SES's lines, + marks ours.
 
-    Exits 0 when there is no difference, else 1.
+    Exits with 0 if nothing differs, else with 1.
     """
     from mailroom.templates.mails import for_ses
     from mailroom.templates.remote import fetch
@@ -140,22 +144,21 @@ def templates_diff(actions: tuple[str, ...]) -> None:
                 if part != "TemplateName" and ours != present.get(part):
                     different = True
                     click.echo(_difference(name, part, present.get(part, ""), ours), nl=False)
-    sys.exit(EXIT_DIFFERENT if different else 0)
+    sys.exit(EXIT_FOUND if different else 0)
 
 
 def _loaded() -> tuple[TemplateSettings, dict[str, Template]]:
-    from mailroom.settings.sender import template_settings
     from mailroom.templates.sources import load
 
-    settings = template_settings(os.environ)
+    settings = from_environment(TemplateSettings)
     return settings, load(settings.folder, settings.constants)
 
 
 def _fit(loaded: dict[str, Template], names: tuple[str, ...]) -> dict[str, Template]:
-    """Those of these actions (of all, for none), if they may be used.
+    """The templates of these actions (all for none), if they can be used.
 
     Raises:
-        TemplateError: one may not.
+        TemplateError: one has a fault.
     """
     from mailroom.errors import TemplateError
     from mailroom.templates.checks import check
@@ -164,8 +167,8 @@ def _fit(loaded: dict[str, Template], names: tuple[str, ...]) -> dict[str, Templ
     faults = [f"{name}: {fault}" for name, template in wanted.items() for fault in check(template)]
     if faults:
         raise TemplateError(
-            "\n  ".join(["the templates may not be used:", *faults]),
-            hint="mend them; `mailroom templates check` looks again",
+            "\n  ".join(["the templates cannot be used:", *faults]),
+            hint="correct them and run `mailroom templates check`",
         )
     return wanted
 
@@ -175,19 +178,15 @@ def _difference(name: str, part: str, theirs: str, ours: str) -> str:
         theirs.splitlines(), ours.splitlines(), f"SES/{name}/{part}", f"Mailroom/{name}/{part}", lineterm=""
     )
     shown = "".join(f"{line}\n" for line in lines)
-    return shown or f"{name}/{part} differs in line ends alone\n"
+    return shown or f"{name}/{part} differs only in line ends\n"
 
 
 @contextmanager
 def _ses() -> Iterator[Any]:
-    """A client of SES, whose exceptions become our errors."""
+    """A client of SES whose exceptions are raised as ours."""
     from mailroom.transports.ses_client import ERRORS, explain, open_client
 
-    client = open_client(
-        connect_timeout_ms=int(CONNECT_TIMEOUT.default or 0),
-        send_timeout_ms=int(SEND_TIMEOUT.default or 0),
-        connections=1,
-    )
+    client = open_client(send_timeout_ms=ANSWER_TIMEOUT_MS, connections=1)
     try:
         yield client
     except ERRORS as error:

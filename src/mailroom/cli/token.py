@@ -1,16 +1,16 @@
-"""``mailroom token`` and ``mailroom key``."""
+"""``mailroom token``."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import click
 
 from mailroom.actions import BY_NAME
-from mailroom.cli.common import EXIT_DATA
+from mailroom.cli.common import EXIT_DATA, from_environment, json_option
 from mailroom.errors import TokenError
+from mailroom.settings.collector import KeySettings
 
 
 @click.group()
@@ -18,26 +18,27 @@ def token() -> None:
     """Check tokens from a shell."""
 
 
-# One token in 64 begins with a dash, and is no option.
+# One token in 64 begins with a dash, and is not an option.
 @token.command("verify", context_settings={"ignore_unknown_options": True})
 @click.argument("token", metavar="TOKEN")
-@click.option("--action", type=click.Choice(list(BY_NAME)), required=True, help="What it should be for.")
+@click.option(
+    "--action", type=click.Choice(list(BY_NAME)), required=True, help="The action it should be for."
+)
 @click.option("--code", help="The five digits that were mailed with it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def token_verify(token: str, action: str, code: str | None, as_json: bool) -> None:
-    """Tell whether we signed TOKEN, with the keys of MAILROOM_SECRET_KEY; no database is asked.
+    """Check the signature of TOKEN with the keys of MAILROOM_SECRET_KEY, without the database.
 
-    TOKEN may be - to read it from standard input, which keeps it out of the shell's history.
-    Exits 0 when it is genuine, else 65 with the reason: malformed, forged, wrong action.
+    TOKEN may be - to read it from standard input, which keeps it out of the shell's history. Exits with 0
+    if the token is genuine, else with 65 and the reason: malformed, forged or wrong action.
     """
-    from mailroom.settings.collector import secret_keys
     from mailroom.tokens import verify
 
-    keys = secret_keys(os.environ)
+    keys = from_environment(KeySettings).keys
     from_input = token == "-"  # noqa: S105 - a dash
     text = sys.stdin.readline().strip() if from_input and sys.stdin else token
     if BY_NAME[action].needs_code and code is None:
-        raise click.UsageError(f"--code: a token for {action} is signed over its code")
+        raise click.UsageError(f"--code: the signature of a token for {action} covers its code")
     try:
         verify(text, action, keys=keys, code=code)
     except TokenError as error:
@@ -46,20 +47,3 @@ def token_verify(token: str, action: str, code: str | None, as_json: bool) -> No
             sys.exit(EXIT_DATA)
         raise
     click.echo(json.dumps({"valid": True, "action": action}) if as_json else f"genuine, for {action}")
-
-
-@click.group()
-def key() -> None:
-    """Make keys."""
-
-
-@key.command("new")
-def key_new() -> None:
-    """Print a fresh key for MAILROOM_SECRET_KEY: 32 random bytes in hexadecimal.
-
-    To rotate, put the new key first and keep the old one behind it, after a comma, until the last
-    token it signed has expired.
-    """
-    from mailroom.tokens import new_key
-
-    click.echo(new_key())

@@ -16,7 +16,7 @@ from mailroom.transports.ses_client import DENIED, ERRORS, Client, asked, code_o
 
 Answer = TypeVar("Answer")
 
-CONNECT_LIMIT_MS: Final = 3000
+CONNECT_LIMIT_S: Final = 3.0
 ANSWER_LIMIT_MS: Final = 4000
 
 
@@ -54,7 +54,7 @@ class Account:
         if self._client is None:
             self._client = open_client(
                 session=self.session,
-                connect_timeout_ms=CONNECT_LIMIT_MS,
+                connect_timeout_s=CONNECT_LIMIT_S,
                 send_timeout_ms=ANSWER_LIMIT_MS,
                 connections=1,
             )

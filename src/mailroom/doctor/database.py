@@ -9,18 +9,18 @@ from mailroom.doctor import environment as variables
 from mailroom.doctor import queue, server
 from mailroom.doctor.probe import Probe
 from mailroom.doctor.report import Check, Report
-from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL, SECRET_KEY, collector_settings
+from mailroom.settings.collector import CollectorSettings
 
 CHECKS: Final[tuple[Check[Probe], ...]] = (
-    Check("keys", server.keys, (SECRET_KEY.name,)),
-    Check("server", server.server, (DATABASE_URL.name,)),
+    Check("keys", server.keys, ("MAILROOM_SECRET_KEY",)),
+    Check("server", server.server, ("MAILROOM_DATABASE_URL",)),
     Check("encoding", server.encoding, ("server",)),
     Check("writable", server.writable, ("server",)),
     Check("clock", server.clock, ("server",)),
     Check("migrations", server.migrations, ("server",)),
     Check("functions", queue.functions, ("server", "migrations")),
     Check("pause", queue.pause, ("functions",)),
-    Check("tokens-trigger", queue.tokens_trigger, ("functions", CHANNEL_NAME.name)),
+    Check("tokens-trigger", queue.tokens_trigger, ("functions", "MAILROOM_CHANNEL_NAME")),
     Check("accounts-trigger", queue.accounts_trigger, ("functions",)),
     Check("notifications", queue.notifications, ("writable",)),
     Check("backlog", queue.backlog, ("functions",)),
@@ -31,7 +31,7 @@ CHECKS: Final[tuple[Check[Probe], ...]] = (
 
 def examine(environment: Mapping[str, str], report: Report) -> None:
     """Make the checks."""
-    probe = Probe(variables.read(collector_settings, environment, report, "mailroom collector"))
+    probe = Probe(variables.read(CollectorSettings, environment, report, "mailroom collector"))
     try:
         report.run(CHECKS, probe)
     finally:

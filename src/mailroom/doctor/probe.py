@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from mailroom.database.connection import CONNECTION_DEFAULTS, LOST, explained, permanent_failure, reason
 from mailroom.errors import DatabaseUnavailable
-from mailroom.settings.collector import DATABASE_URL, CollectorSettings
+from mailroom.settings.collector import CollectorSettings
 
 PROGRAM: Final = "mailroom doctor"
 CONNECT_LIMIT_S: Final = 4
@@ -95,7 +95,7 @@ def connect(database_url: str) -> psycopg.Connection:
     except (psycopg.OperationalError, OSError) as error:
         raise permanent_failure(error) or DatabaseUnavailable(
             f"cannot connect to PostgreSQL: {reason(error)}",
-            hint=f"see that the server runs and can be reached from here, and {DATABASE_URL.name}",
+            hint="see that the server runs and can be reached from here, and MAILROOM_DATABASE_URL",
         ) from error
 
 

@@ -26,7 +26,6 @@ from mailroom.queue.client import (
     Backlog,
     schema_fault,
 )
-from mailroom.settings.collector import CHANNEL_NAME, DATABASE_URL
 
 Answer = TypeVar("Answer")
 
@@ -106,7 +105,7 @@ def tokens_trigger(probe: Probe) -> Finding:
     if rung:
         return fault(
             f"no trigger rings {wanted!r}; the trigger on tokens rings {', '.join(map(repr, rung))}",
-            f"correct {CHANNEL_NAME.name}, or make tokens_ring anew with {wanted!r} as its argument",
+            f"correct MAILROOM_CHANNEL_NAME, or make tokens_ring anew with {wanted!r} as its argument",
         )
     return fault(
         "no trigger on tokens rings, so that new tokens would not be heard",
@@ -142,7 +141,7 @@ def notifications(probe: Probe) -> Finding:
     if not arrived:
         return fault(
             f"a notification did not arrive within {DELIVERY_S:g} s",
-            f"let {DATABASE_URL.name} name PostgreSQL itself: LISTEN does not work through PgBouncer in"
+            "let MAILROOM_DATABASE_URL name PostgreSQL itself: LISTEN does not work through PgBouncer in"
             " transaction mode",
         )
     return ok("a notification arrived")

@@ -11,27 +11,20 @@ from mailroom.doctor import environment as variables
 from mailroom.doctor.report import Check, Finding, Report, fault, ok, warning
 from mailroom.errors import ReplayError
 from mailroom.sender.rejected import FILE_NAME, read
-from mailroom.settings.sender import (
-    DEBUG,
-    SES_OUTPUT_PATH,
-    TRANSPORT,
-    SenderSettings,
-    SmtpServer,
-    sender_settings,
-)
+from mailroom.settings.sender import SenderSettings, SmtpServer
 
 NOTHING_IS_SENT: Final = warning(
     "debug: mails are printed and not sent",
-    f"for users' mail, set {TRANSPORT.name} to ses or smtp://… and {DEBUG.name} to false",
+    "for users' mail, set MAILROOM_TRANSPORT to ses or smtp://… and MAILROOM_DEBUG to false",
 )
 
 
 def examine(environment: Mapping[str, str], report: Report) -> None:
     """Make the checks of this machine, and those of the transport that the settings name."""
-    settings = variables.read(sender_settings, environment, report, "mailroom sender")
+    settings = variables.read(SenderSettings, environment, report, "mailroom sender")
     told = {finding.name for finding in report.findings}
     report.run(CHECKS, settings)
-    if TRANSPORT.name in told or DEBUG.name in told:
+    if "MAILROOM_TRANSPORT" in told or "MAILROOM_DEBUG" in told:
         return  # nobody can tell which transport was meant
     if settings.transport == "debug":
         report.add("transport", NOTHING_IS_SENT)
@@ -59,7 +52,7 @@ def output_folder(settings: SenderSettings) -> Finding:
     except OSError as error:
         return fault(
             f"{str(nearest)!r} cannot be written: {error.strerror}",
-            f"make room, or let {SES_OUTPUT_PATH.name} name a folder that this user can write",
+            "make room, or let MAILROOM_SES_OUTPUT_PATH name a folder that this user can write",
         )
     if nearest != folder:
         return ok(f"{str(folder)!r} is not there yet, and the sender can make it")
@@ -85,6 +78,6 @@ def rejected(settings: SenderSettings) -> Finding:
 
 
 CHECKS: Final[tuple[Check[SenderSettings], ...]] = (
-    Check("output-folder", output_folder, (SES_OUTPUT_PATH.name,)),
-    Check("set-aside", rejected, (SES_OUTPUT_PATH.name,)),
+    Check("output-folder", output_folder, ("MAILROOM_SES_OUTPUT_PATH",)),
+    Check("set-aside", rejected, ("MAILROOM_SES_OUTPUT_PATH",)),
 )

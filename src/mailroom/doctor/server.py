@@ -13,7 +13,6 @@ from mailroom.doctor.clocks import compared
 from mailroom.doctor.probe import Probe, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, warning
 from mailroom.errors import MigrationError
-from mailroom.settings.collector import DATABASE_URL
 
 OLDEST_VERSION: Final = 14
 
@@ -46,13 +45,13 @@ def writable(probe: Probe) -> Finding:
     if in_recovery:
         return fault(
             "the server is a standby, which takes no writes",
-            f"let {DATABASE_URL.name} name the primary, or all hosts with target_session_attrs=read-write",
+            "let MAILROOM_DATABASE_URL name the primary, or all hosts with target_session_attrs=read-write",
         )
     if read_only:
         return fault(
             "transactions are read-only",
             "see default_transaction_read_only of the server, the database, the user and the address"
-            f" in {DATABASE_URL.name}",
+            " in MAILROOM_DATABASE_URL",
         )
     return ok("it takes writes")
 
@@ -90,7 +89,7 @@ def migrations(probe: Probe) -> Finding:
             f"the schema is at version {state.version}, and this Mailroom needs {newest}"
             if state.version
             else "the database has no schema of Mailroom's",
-            f"run `mailroom migrate up` with the same {DATABASE_URL.name}",
+            "run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
         )
     if state.version > newest:
         return warning(

@@ -20,14 +20,7 @@ from mailroom.doctor.account import Account
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.report import Check, Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.errors import TemplateError
-from mailroom.settings.sender import (
-    SEND_RATE,
-    SES_CONFIG_SET,
-    SES_SOURCE,
-    TEMPLATE_NAMES,
-    TEMPLATES,
-    SenderSettings,
-)
+from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings
 from mailroom.templates import checks, mails, remote, sources
 from mailroom.transports.addresses import ascii_domain
 from mailroom.transports.ses_answers import CODES, THROTTLED
@@ -96,7 +89,7 @@ def quota(account: Account) -> Finding:
     if account.quota is None:
         raise NotKnown(
             "not known: ses:GetSendQuota is not permitted, or was throttled",
-            f"permit ses:GetSendQuota, or set {SEND_RATE.name}; else the sender keeps to 14 a second",
+            "permit ses:GetSendQuota, or set MAILROOM_SEND_RATE; else the sender keeps to 14 a second",
         )
     most, sent = account.quota["Max24HourSend"], account.quota["SentLast24Hours"]
     rate = account.quota["MaxSendRate"]
@@ -110,8 +103,8 @@ def quota(account: Account) -> Finding:
     wanted = account.settings.send_rate
     if wanted and 0 < rate < wanted:
         return warning(
-            f"{detail}, and {SEND_RATE.name} is {wanted:.10g}: SES will throttle",
-            f"set {SEND_RATE.name} to auto, or {more}",
+            f"{detail}, and MAILROOM_SEND_RATE is {wanted:.10g}: SES will throttle",
+            f"set MAILROOM_SEND_RATE to auto, or {more}",
         )
     return ok(detail)
 
@@ -144,7 +137,7 @@ def sender(account: Account) -> Finding:
     try:
         local, domain = ascii_domain(parseaddr(account.settings.source)[1])
     except ValueError as error:
-        return fault(f"of the sender, {error}", f"set {SES_SOURCE.name} to an address that is one")
+        return fault(f"of the sender, {error}", "set MAILROOM_SES_SOURCE to an address that is one")
     labels = domain.lower().split(".")
     above = [".".join(labels[at:]) for at in range(1, len(labels) - 1)]
     address = f"{local}@{domain}"
@@ -153,15 +146,15 @@ def sender(account: Account) -> Finding:
     told = account.ask("ses:GetIdentityVerificationAttributes", ask)["VerificationAttributes"]
     states = {name: told[name]["VerificationStatus"] for name in names if name in told}
     verified = [name for name, state in states.items() if state == "Success"]
-    is_default = account.settings.source == SES_SOURCE.default
+    is_default = account.settings.source == DEFAULT_SOURCE
     if not verified:
         begun = "".join(f"; {name}: {state}" for name, state in states.items())
         return fault(
             f"{address} is not verified in this region, nor is its domain{begun}",
-            f"set {SES_SOURCE.name} to an address that is, or verify its domain in the console of SES",
+            "set MAILROOM_SES_SOURCE to an address that is, or verify its domain in the console of SES",
         )
     if is_default:
-        return warning(f"{address} is the default", f"set {SES_SOURCE.name} to an address of yours")
+        return warning(f"{address} is the default", "set MAILROOM_SES_SOURCE to an address of yours")
     return ok(f"{verified[0]} is verified")
 
 
@@ -186,7 +179,7 @@ def config_set(account: Account) -> Finding:
     if answer is None:
         return fault(
             f"there is no configuration set {name!r} in this region",
-            f"make it in SES, or set {SES_CONFIG_SET.name} to another's name, or to none",
+            "make it in SES, or set MAILROOM_SES_CONFIG_SET to another's name, or to none",
         )
     if not answer.get("ReputationOptions", {}).get("SendingEnabled", True):
         return fault(
@@ -200,7 +193,7 @@ def template(action: Action, account: Account) -> Finding:
     """The template in SES shows what its mails have, and is that of the files."""
     name = account.settings.templates.names[action.name]
     parts = account.ask("ses:GetTemplate", partial(remote.fetch, account.client, name))
-    another = f"{TEMPLATE_NAMES[action.name].name} names another"
+    another = f"MAILROOM_TEMPLATE_{action.name.upper()} names another"
     if parts is None:
         return fault(
             f"there is no template {name!r} in this region", f"`mailroom templates push` makes it; {another}"
@@ -218,7 +211,7 @@ def template(action: Action, account: Account) -> Finding:
         where = account.settings.templates.folder or "Mailroom's own"
         return warning(
             f"{name} differs from the files ({where})",
-            f"`mailroom templates diff` shows how; `push` it, or set {TEMPLATES.name} to its files",
+            "`mailroom templates diff` shows how; `push` it, or set MAILROOM_TEMPLATES to its files",
         )
     return ok(f"{name}{', the same as the files' if ours else ''}")
 
@@ -231,10 +224,10 @@ CHECKS: Final[tuple[Check[Account], ...]] = (
     Check("quota", quota, ("ses",)),
     Check("sandbox", sandbox, ("ses",)),
     Check("sending-enabled", sending, ("ses",)),
-    Check("sender", sender, ("ses", SES_SOURCE.name)),
+    Check("sender", sender, ("ses", "MAILROOM_SES_SOURCE")),
     Check("configuration-set", config_set, ("ses",)),
     *(
-        Check(f"template-{action.name}", partial(template, action), ("ses", TEMPLATES.name))
+        Check(f"template-{action.name}", partial(template, action), ("ses", "MAILROOM_TEMPLATES"))
         for action in ACTIONS
     ),
 )

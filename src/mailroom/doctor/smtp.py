@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from mailroom.doctor.report import Check, Finding, fault, ok, warning
 from mailroom.errors import TransportError
-from mailroom.settings.sender import SES_SOURCE, TEMPLATES, TRANSPORT, SenderSettings, SmtpServer
+from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings, SmtpServer
 from mailroom.templates import checks, sources
 from mailroom.transports.smtp import SmtpTransport
 
@@ -71,7 +71,7 @@ def connection(session: Session) -> Finding:
     name = parseaddr(session.settings.source)[1].rpartition("@")[2]
     with session.told(
         f"{host}:{port} cannot be used",
-        f"see that this machine reaches it, and that {TRANSPORT.name} has the right scheme, host and port",
+        "see that this machine reaches it, and that MAILROOM_TRANSPORT has the right scheme, host and port",
     ):
         if session.server.tls:
             session.smtp = smtplib.SMTP_SSL(host, port, name, timeout=LIMIT_S, context=session.tls)
@@ -86,13 +86,13 @@ def encryption(session: Session) -> Finding:
     server = session.server
     if not server.tls and session.smtp.has_extn("starttls"):
         with session.told(
-            "STARTTLS failed", f"see the server's certificate, and the host in {TRANSPORT.name}"
+            "STARTTLS failed", "see the server's certificate, and the host in MAILROOM_TRANSPORT"
         ):
             session.smtp.starttls(context=session.tls)
             session.smtp.ehlo_or_helo_if_needed()
     if isinstance(session.smtp.sock, ssl.SSLSocket):
         return ok(f"{session.smtp.sock.version()}{'' if server.tls else ', by STARTTLS'}")
-    remedy = f"use smtps:// in {TRANSPORT.name}, or a server that offers STARTTLS"
+    remedy = "use smtps:// in MAILROOM_TRANSPORT, or a server that offers STARTTLS"
     if server.require_tls:
         return fault("TLS is required, and the server offers none", remedy)
     if server.host == "localhost" or server.host == "::1" or server.host.startswith("127."):
@@ -104,9 +104,9 @@ def login(session: Session) -> Finding:
     """The server knows us."""
     server = session.server
     if not server.user:
-        return ok(f"no user is named in {TRANSPORT.name}")
+        return ok("no user is named in MAILROOM_TRANSPORT")
     with session.told(
-        "the server does not let this user in", f"correct the user and the password in {TRANSPORT.name}"
+        "the server does not let this user in", "correct the user and the password in MAILROOM_TRANSPORT"
     ):
         session.smtp.login(server.user, server.password)
     return ok("the server takes the user and the password")
@@ -127,18 +127,18 @@ def sender(session: Session) -> Finding:
     """The sender's address can be one."""
     SmtpTransport(session.settings, session.server).close()
     address = parseaddr(session.settings.source)[1]
-    if session.settings.source == SES_SOURCE.default:
+    if session.settings.source == DEFAULT_SOURCE:
         return warning(
             f"{address} is the default: most servers refuse it",
-            f"set {SES_SOURCE.name} to an address of yours",
+            "set MAILROOM_SES_SOURCE to an address of yours",
         )
     return ok(address)
 
 
 CHECKS: Final[tuple[Check[Session], ...]] = (
-    Check("mail-server", connection, (SES_SOURCE.name,)),
+    Check("mail-server", connection, ("MAILROOM_SES_SOURCE",)),
     Check("encryption", encryption, ("mail-server",)),
     Check("login", login, ("encryption",)),
-    Check("templates", files, (TEMPLATES.name,)),
-    Check("sender", sender, ("templates", SES_SOURCE.name)),
+    Check("templates", files, ("MAILROOM_TEMPLATES",)),
+    Check("sender", sender, ("templates", "MAILROOM_SES_SOURCE")),
 )

@@ -24,7 +24,7 @@ from mailroom.logs import EventLogger, without_addresses
 from mailroom.sender.breaker import Breaker
 from mailroom.sender.rate import Bucket, Rate
 from mailroom.settings.sender import SenderSettings
-from mailroom.transports.transport import Transport
+from mailroom.transports.transport import CONNECT_TIMEOUT_S, Transport
 from mailroom.wire import Message
 
 # What SES allows an account that has just left the sandbox.
@@ -78,7 +78,7 @@ class Calls:
         self._action_gates = {action.name: Breaker(action.name) for action in ACTIONS}
         self._slots = asyncio.Semaphore(settings.send_concurrency)
         # A call has several waits, each with a limit of its own; together they have this one.
-        self._longest_s = (settings.connect_timeout_ms + MAX_WAITS * settings.send_timeout_ms) / 1000
+        self._longest_s = CONNECT_TIMEOUT_S + MAX_WAITS * settings.send_timeout_ms / 1000
         self._in_calls: set[int] = set()  # of id(): one mail may be asked for twice
         self._changed = changed
         self._called = called

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from mailroom.answers import Answer, Result, Scope
+from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.sender.calls import Calls
 from mailroom.settings.sender import SenderSettings
@@ -40,6 +40,8 @@ MAX_IN_HAND: Final = 1000
 MAX_WHILE_GATED: Final = 100
 # Before a recipient is tried again: at first, at last.
 BACK_OFF_S: Final = (0.5, 60.0)
+# A mail is given up this long after it was read, when its token has expired.
+USEFUL_S: Final = 900.0
 
 log = EventLogger("sender")
 
@@ -83,16 +85,26 @@ class Sender:
         transport: what sends.
         settings: rate, concurrency, limits.
         report: see ``Report``; called once for every recipient.
+        retry_limit: how often a recipient is tried that fails for no stated reason, or whose answer is lost.
+        useful_s: how long after ``submit`` a message is given up.
 
     Attributes:
         verdicts: how many recipients there were of each.
     """
 
-    def __init__(self, transport: Transport, settings: SenderSettings, report: Report) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        settings: SenderSettings,
+        report: Report,
+        *,
+        retry_limit: int = RETRY_LIMIT,
+        useful_s: float = USEFUL_S,
+    ) -> None:
         self._report = report
         self._concurrency = settings.send_concurrency
-        self._retry_limit = settings.retry_limit
-        self._useful_s = settings.retry_for_ms / 1000
+        self._retry_limit = retry_limit
+        self._useful_s = useful_s
         self._changed = asyncio.Event()
         self._calls = Calls(transport, settings, self._changed)
         self._submitted: list[Recipient] = []  # and not begun yet

@@ -1,4 +1,4 @@
-"""What the sender, its transports and its templates run on: the environment as frozen dataclasses."""
+"""The settings of the sender, its transports and its templates."""
 
 from __future__ import annotations
 
@@ -10,111 +10,22 @@ from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from mailroom.actions import ACTIONS
-from mailroom.settings.variables import MAX_MS, Reader, Variable, boolean
+from mailroom.settings.variables import Variable, boolean, by_key, group, variable, whole
 
 MAX_RATE: Final = 1_000_000.0
 SMTP_PORTS: Final = {"smtp": 587, "smtps": 465}
-
-TRANSPORT: Final = Variable(
-    "MAILROOM_TRANSPORT",
-    "ses",
-    "what sends: ses, debug, smtp://user:password@host:587 (STARTTLS where offered) or smtps://… (TLS)",
-    secret=True,
-)
-DEBUG: Final = Variable(
-    "MAILROOM_DEBUG",
-    "false",
-    "true prints the calls, with live tokens, instead of making them, as MAILROOM_TRANSPORT=debug does",
-)
-SES_CONFIG_SET: Final = Variable(
-    "MAILROOM_SES_CONFIG_SET", "default", "SES's configuration set; none names none"
-)
-SES_SOURCE: Final = Variable(
-    "MAILROOM_SES_SOURCE",
-    "noreply@localhost",
-    "the sender's address, name@domain or Name <name@domain>, for every transport",
-)
-SES_OUTPUT_PATH: Final = Variable(
-    "MAILROOM_SES_OUTPUT_PATH",
-    "./output",
-    "the folder for rejected.csv and for SES's answers that tell of trouble",
-)
-TEMPLATE_NAMES: Final = {
-    action.name: Variable(
-        f"MAILROOM_TEMPLATE_{action.name.upper()}",
-        action.template,
-        f"the name in SES of the template for {action.name}",
-    )
-    for action in ACTIONS
-}
-TEMPLATES: Final = Variable(
-    "MAILROOM_TEMPLATES", "built-in", "a folder with templates of your own (see `mailroom templates`)"
-)
-APP_NAME: Final = Variable("MAILROOM_APP_NAME", "", "what templates show for {{app_name}}")
-APP_URL: Final = Variable("MAILROOM_APP_URL", "", "what templates show for {{app_url}}, where links begin")
-SEND_RATE: Final = Variable(
-    "MAILROOM_SEND_RATE",
-    "auto",
-    f"the most recipients a second, up to {MAX_RATE:,.0f}; auto is SES's quota, or 14 where none is told",
-)
-SEND_CONCURRENCY: Final = Variable(
-    "MAILROOM_SEND_CONCURRENCY", "4", "the most calls at a time", bounds=(1, 100)
-)
-CONNECT_TIMEOUT: Final = Variable(
-    "MAILROOM_CONNECT_TIMEOUT",
-    "5000",
-    "a connection is given up after so many milliseconds",
-    bounds=(1, MAX_MS),
-)
-SEND_TIMEOUT: Final = Variable(
-    "MAILROOM_SEND_TIMEOUT",
-    "10000",
-    "an answer counts as lost after so many milliseconds of silence, or four times as many altogether",
-    bounds=(1, MAX_MS),
-)
-RETRY_LIMIT: Final = Variable(
-    "MAILROOM_RETRY_LIMIT",
-    "10",
-    "a recipient that fails for no stated reason, or whose answer is lost, is tried so many times",
-    bounds=(1, 1000),
-)
-RETRY_FOR: Final = Variable(
-    "MAILROOM_RETRY_FOR",
-    "900000",
-    "a mail is given up so many milliseconds after it was read; a token lives as long",
-    bounds=(1, MAX_MS),
-)
-SHUTDOWN_TIMEOUT: Final = Variable(
-    "MAILROOM_SHUTDOWN_TIMEOUT",
-    "10000",
-    "after SIGTERM, what is in hand has so many milliseconds",
-    bounds=(0, MAX_MS),
-)
-
-TEMPLATE_VARIABLES: Final = (TEMPLATES, APP_NAME, APP_URL, *TEMPLATE_NAMES.values())
-SENDER_VARIABLES: Final = (
-    TRANSPORT,
-    DEBUG,
-    SES_CONFIG_SET,
-    SES_SOURCE,
-    SES_OUTPUT_PATH,
-    *TEMPLATE_VARIABLES,
-    SEND_RATE,
-    SEND_CONCURRENCY,
-    CONNECT_TIMEOUT,
-    SEND_TIMEOUT,
-    RETRY_LIMIT,
-    RETRY_FOR,
-    SHUTDOWN_TIMEOUT,
-)
+DEFAULT_SOURCE: Final = "noreply@localhost"
+BUILT_IN: Final = "built-in"
 
 
 @dataclass(frozen=True, slots=True)
 class SmtpServer:
-    """A mail server: ``tls`` speaks TLS from the first byte, else STARTTLS is used where offered.
+    """A mail server.
 
     Attributes:
-        require_tls: not to be sent to without TLS; so it is wherever a password is, off loopback.
+        tls: whether TLS starts with the first byte; otherwise STARTTLS is used where the server offers it.
+        require_tls: whether to refuse a connection without TLS; the default for a password, except on
+            loopback.
     """
 
     host: str
@@ -126,95 +37,6 @@ class SmtpServer:
 
 
 TransportAddress = SmtpServer | Literal["ses", "debug"]
-SES: Final[TransportAddress] = "ses"
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateSettings:
-    """Where templates are, what they show besides a mail's own fields, and what SES calls them.
-
-    Attributes:
-        folder: None for those that come with Mailroom.
-        constants: what ``{{app_name}}`` and ``{{app_url}}`` stand for; those that are set.
-        names: each action's template in SES.
-    """
-
-    folder: Path | None
-    constants: Mapping[str, str]
-    names: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class SenderSettings:
-    """What ``mailroom sender`` runs on. Durations are in milliseconds, as in the environment.
-
-    Attributes:
-        config_set: SES's configuration set, or empty for none.
-        send_rate: recipients a second; None is to ask the provider.
-    """
-
-    transport: TransportAddress
-    config_set: str
-    source: str
-    output_path: Path
-    templates: TemplateSettings
-    send_rate: float | None
-    send_concurrency: int
-    connect_timeout_ms: int
-    send_timeout_ms: int
-    retry_limit: int
-    retry_for_ms: int
-    shutdown_timeout_ms: int
-
-
-def sender_settings(environment: Mapping[str, str]) -> SenderSettings:
-    """Read the sender's settings.
-
-    Raises:
-        SettingsError: with every fault there is.
-    """
-    reader = Reader(environment)
-    transport = reader.read(TRANSPORT, _transport, SES)
-    settings = SenderSettings(
-        transport="debug" if reader.read(DEBUG, boolean, False) else transport,
-        config_set=reader.read(SES_CONFIG_SET, _config_set, ""),
-        source=reader.read(SES_SOURCE, _address, ""),
-        output_path=reader.read(SES_OUTPUT_PATH, Path, Path()),
-        templates=_read_templates(reader),
-        send_rate=reader.read(SEND_RATE, _rate, None),
-        send_concurrency=reader.whole(SEND_CONCURRENCY),
-        connect_timeout_ms=reader.whole(CONNECT_TIMEOUT),
-        send_timeout_ms=reader.whole(SEND_TIMEOUT),
-        retry_limit=reader.whole(RETRY_LIMIT),
-        retry_for_ms=reader.whole(RETRY_FOR),
-        shutdown_timeout_ms=reader.whole(SHUTDOWN_TIMEOUT),
-    )
-    reader.finish()
-    return settings
-
-
-def template_settings(environment: Mapping[str, str]) -> TemplateSettings:
-    """Read the templates' settings alone.
-
-    Raises:
-        SettingsError: with every fault there is.
-    """
-    reader = Reader(environment)
-    settings = _read_templates(reader)
-    reader.finish()
-    return settings
-
-
-def _read_templates(reader: Reader) -> TemplateSettings:
-    constants = {
-        "app_name": reader.read(APP_NAME, str, ""),
-        "app_url": reader.read(APP_URL, _web_address, ""),
-    }
-    return TemplateSettings(
-        folder=reader.read(TEMPLATES, _template_folder, None),
-        constants={name: value for name, value in constants.items() if value},
-        names={name: reader.read(variable, str, "") for name, variable in TEMPLATE_NAMES.items()},
-    )
 
 
 def _rate(text: str) -> float | None:
@@ -236,28 +58,30 @@ def _address(text: str) -> str:
     from email.utils import parseaddr
 
     if not re.fullmatch("[^@\\s]+@[^@\\s]+", parseaddr(text)[1]) or not text.isprintable():
-        raise ValueError(f"{text!r} is no address; write name@domain, or Name <name@domain>")
+        raise ValueError(f"{text!r} is not an address; write name@domain, or Name <name@domain>")
     return text
 
 
 def _web_address(text: str) -> str:
     parts = urlsplit(text)
     if text and not (parts.scheme in {"http", "https"} and parts.netloc and text.isprintable()):
-        raise ValueError(f"{text!r} is no web address; write https://…")
+        raise ValueError(f"{text!r} is not a web address; write https://…")
     return text.rstrip("/")
 
 
-def _template_folder(text: str) -> Path | None:
-    if text == TEMPLATES.default:
+def _folder(text: str) -> Path | None:
+    if text == BUILT_IN:
         return None
     folder = Path(text)
     if not folder.is_dir():
-        raise ValueError(f"{text!r} is no folder; `mailroom templates init FOLDER` makes one to start from")
+        raise ValueError(
+            f"{text!r} is not a folder; `mailroom templates init FOLDER` writes one to start from"
+        )
     return folder
 
 
 def _transport(text: str) -> TransportAddress:
-    """The words are kept out of the message: they may hold a password."""
+    # No message quotes the text: it may hold a password.
     if text == "ses":
         return "ses"
     if text == "debug":
@@ -285,3 +109,107 @@ def _transport(text: str) -> TransportAddress:
         require_tls=parts.query == "tls=required"
         or (parts.query != "tls=optional" and bool(password) and not local),
     )
+
+
+@dataclass(frozen=True)
+class TemplateSettings:
+    """The templates: their folder, the texts that they show in every mail, and their names in SES.
+
+    Attributes:
+        folder: None for the built-in templates.
+        names: by action.
+    """
+
+    folder: Path | None = variable(
+        "MAILROOM_TEMPLATES", BUILT_IN, "a folder with your own templates (see `mailroom templates`)", _folder
+    )
+    app_name: str = variable("MAILROOM_APP_NAME", "", "what templates show for {{app_name}}", str)
+    app_url: str = variable(
+        "MAILROOM_APP_URL", "", "what templates show for {{app_url}}, the beginning of links", _web_address
+    )
+    names: Mapping[str, str] = by_key(
+        {
+            action.name: Variable(
+                f"MAILROOM_TEMPLATE_{action.name.upper()}",
+                action.template,
+                f"the name in SES of the template for {action.name}",
+                str,
+            )
+            for action in ACTIONS
+        }
+    )
+
+    @property
+    def constants(self) -> Mapping[str, str]:
+        """The values of ``{{app_name}}`` and ``{{app_url}}``, without those that are not set."""
+        values = {"app_name": self.app_name, "app_url": self.app_url}
+        return {name: value for name, value in values.items() if value}
+
+
+@dataclass(frozen=True)
+class SenderSettings:
+    """The settings of ``mailroom sender``. Durations are in milliseconds, as in the environment.
+
+    Attributes:
+        config_set: SES's configuration set; empty for none.
+        send_rate: recipients a second; None to ask the provider.
+    """
+
+    transport_address: TransportAddress = variable(
+        "MAILROOM_TRANSPORT",
+        "ses",
+        "what sends: ses, debug, smtp://user:password@host:587 (STARTTLS where offered) or smtps://… (TLS)",
+        _transport,
+        secret=True,
+    )
+    debug: bool = variable(
+        "MAILROOM_DEBUG",
+        "false",
+        "true prints the calls, with live tokens, instead of making them, as MAILROOM_TRANSPORT=debug does",
+        boolean,
+    )
+    config_set: str = variable(
+        "MAILROOM_SES_CONFIG_SET",
+        "default",
+        "SES's configuration set; none sends without one",
+        _config_set,
+    )
+    source: str = variable(
+        "MAILROOM_SES_SOURCE",
+        DEFAULT_SOURCE,
+        "the sender's address for every transport: name@domain or Name <name@domain>",
+        _address,
+    )
+    output_path: Path = variable(
+        "MAILROOM_SES_OUTPUT_PATH",
+        "./output",
+        "the folder for rejected.csv and for the answers of SES that report an error",
+        Path,
+    )
+    templates: TemplateSettings = group(TemplateSettings)
+    send_rate: float | None = variable(
+        "MAILROOM_SEND_RATE",
+        "auto",
+        f"the most recipients a second, up to {MAX_RATE:,.0f}; auto takes SES's quota, or 14 without one",
+        _rate,
+    )
+    send_concurrency: int = whole(
+        "MAILROOM_SEND_CONCURRENCY", 4, "the most calls at a time", least=1, most=100
+    )
+    send_timeout_ms: int = whole(
+        "MAILROOM_SEND_TIMEOUT",
+        10_000,
+        "an answer counts as lost after this many milliseconds of silence, or four times as many in total",
+        least=1,
+    )
+    shutdown_timeout_ms: int = whole(
+        "MAILROOM_SHUTDOWN_TIMEOUT",
+        10_000,
+        "after SIGTERM, mail in hand has this many milliseconds to go out",
+        least=0,
+    )
+
+    @property
+    def transport(self) -> TransportAddress:
+        """What sends."""
+        return "debug" if self.debug else self.transport_address

@@ -1,99 +1,146 @@
-"""Reading environment variables: one description a variable, and all faults found before any is told.
+"""Reads settings: frozen dataclasses, each field of which declares its environment variable.
 
-Each fault carries the variable's name and what would be right. Values of secrets are never part of
-a message, and a secret may stand in a file that ``NAME_FILE`` names instead.
+``read_settings`` reports every fault at once, each with the variable's name and what would be right. The
+value of a secret is never part of a message. A secret may be in a file that ``NAME_FILE`` names instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from mailroom.errors import SettingsError
 
 Value = TypeVar("Value")
+Settings = TypeVar("Settings")
 
 MAX_MS: Final = 24 * 60 * 60 * 1000
+SOURCE: Final = "source"
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One documented variable: its name, its default (None: required) and what it is for.
+    """One environment variable, as ``--help`` and the documentation describe it.
 
     Attributes:
-        bounds: the least and the most of a whole number; empty for what is none.
+        default: the text where it is not set; None if it is required.
+        convert: the value of a text; raises ValueError, which says what would be right.
+        bounds: the least and the most of a whole number; empty for other values.
     """
 
     name: str
     default: str | None
     purpose: str
+    convert: Callable[[str], Any]
     secret: bool = False
     bounds: tuple[int, ...] = ()
 
-
-class Reader:
-    """Reads variables and gathers faults."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        self._faults: list[str] = []
-
-    def read(self, variable: Variable, convert: Callable[[str], Value], otherwise: Value) -> Value:
-        """The converted value; after a fault the last argument, which ``finish`` keeps from use."""
-        try:
-            return convert(self._text(variable))
-        except ValueError as fault:
-            self._faults.append(f"{variable.name}: {fault}")
-            return otherwise
-
-    def whole(self, variable: Variable) -> int:
-        """The whole number within the variable's bounds."""
-        return self.read(variable, whole(*variable.bounds), 0)
-
-    def finish(self) -> None:
-        """End the reading.
+    def read(self, environment: Mapping[str, str]) -> Any:
+        """The value in an environment.
 
         Raises:
-            SettingsError: with every fault there was.
+            ValueError: the variable is missing or wrong.
         """
-        if self._faults:
-            raise SettingsError(self._faults)
-
-    def _text(self, variable: Variable) -> str:
-        text = self._environment.get(variable.name, "")
-        path = self._environment.get(f"{variable.name}_FILE", "") if variable.secret else ""
+        text = environment.get(self.name, "")
+        path = environment.get(f"{self.name}_FILE", "") if self.secret else ""
         if path and text:
-            raise ValueError(f"set it or {variable.name}_FILE, not both")
+            raise ValueError(f"set it or {self.name}_FILE, not both")
         if path:
             try:
                 text = Path(path).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-                raise ValueError(f"cannot read {path!r}, which {variable.name}_FILE names: {why}") from None
+                raise ValueError(f"cannot read {path!r}, which {self.name}_FILE names: {why}") from None
             if not text:
-                raise ValueError(f"{path!r}, which {variable.name}_FILE names, is empty")
-        text = text or variable.default or ""
-        if not text and variable.default is None:
-            raise ValueError(f"not set; it is {variable.purpose}")
-        return text
+                raise ValueError(f"{path!r}, which {self.name}_FILE names, is empty")
+        text = text or self.default or ""
+        if not text and self.default is None:
+            raise ValueError(f"not set; it is {self.purpose}")
+        return self.convert(text)
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """A converter to whole numbers from ``least`` to ``most``."""
+def variable(
+    name: str, default: str | None, purpose: str, convert: Callable[[str], Value], *, secret: bool = False
+) -> Value:
+    """A field that is read from one variable."""
+    value: Value = _field(Variable(name, default, purpose, convert, secret), shown=not secret)
+    return value
 
-    def convert(text: str) -> int:
-        number = int(text) if text.isascii() and text.strip().isdigit() and len(text) < 20 else -1
-        if not least <= number <= most:
-            raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
-        return number
 
-    return convert
+def whole(name: str, default: int, purpose: str, least: int, most: int = MAX_MS) -> int:
+    """A field that is a whole number, of milliseconds unless it has a ``most``."""
+    convert = partial(_whole, least, most)
+    number: int = _field(Variable(name, str(default), purpose, convert, bounds=(least, most)))
+    return number
+
+
+def group(source: type[Settings]) -> Settings:
+    """A field that is settings of its own."""
+    found: Settings = _field(source)
+    return found
+
+
+def by_key(source: Mapping[str, Variable]) -> Mapping[str, Any]:
+    """A field that is a mapping, with a variable for each key."""
+    found: Mapping[str, Any] = _field(source)
+    return found
+
+
+def read_settings(settings: type[Settings], environment: Mapping[str, str]) -> Settings:
+    """The settings of this type in an environment.
+
+    Raises:
+        SettingsError: with every fault.
+    """
+    faults: list[str] = []
+    found: Settings = _read(settings, environment, faults)
+    if faults:
+        raise SettingsError(faults)
+    return found
+
+
+def variables(source: Any) -> Iterator[Variable]:
+    """Every variable that settings of this type are read from, in the order of the fields."""
+    if isinstance(source, Variable):
+        yield source
+    else:
+        for part in _parts(source).values():
+            yield from variables(part)
 
 
 def boolean(text: str) -> bool:
-    """Convert true or false."""
+    """The value of true or false."""
     if text.lower() not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
         raise ValueError(f"{text!r} is neither true nor false")
     return text.lower() in {"true", "1", "yes", "on"}
+
+
+def _whole(least: int, most: int, text: str) -> int:
+    number = int(text) if text.isascii() and text.strip().isdigit() and len(text) < 20 else -1
+    if not least <= number <= most:
+        raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
+    return number
+
+
+def _field(source: Any, *, shown: bool = True) -> Any:
+    return field(repr=shown, metadata={SOURCE: source})
+
+
+def _parts(source: Any) -> Mapping[str, Any]:
+    if isinstance(source, Mapping):
+        return source
+    return {one.name: one.metadata[SOURCE] for one in fields(source)}
+
+
+def _read(source: Any, environment: Mapping[str, str], faults: list[str]) -> Any:
+    if not isinstance(source, Variable):
+        values = {name: _read(part, environment, faults) for name, part in _parts(source).items()}
+        return values if isinstance(source, Mapping) else source(**values)
+    try:
+        return source.read(environment)
+    except ValueError as fault:
+        faults.append(f"{source.name}: {fault}")
+        return None

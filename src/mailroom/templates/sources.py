@@ -14,11 +14,10 @@ from typing import Final
 
 from mailroom.actions import ACTIONS, Action
 from mailroom.errors import TemplateError
-from mailroom.settings.sender import APP_NAME, APP_URL
 from mailroom.templates.tags import Tag, replace_tags
 
 PARTS: Final = {"subject": ".subject.txt", "text": ".txt", "html": ".html"}
-CONSTANTS: Final = {"app_name": APP_NAME.name, "app_url": APP_URL.name}
+CONSTANTS: Final = {"app_name": "MAILROOM_APP_NAME", "app_url": "MAILROOM_APP_URL"}
 
 _BUILT_IN: Final = Path(__file__).parent / "default"
 

@@ -22,7 +22,7 @@ from mailroom.actions import ACTIONS, BY_NAME, Action
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
-from mailroom.settings.sender import MAX_RATE, TEMPLATE_NAMES, SenderSettings
+from mailroom.settings.sender import MAX_RATE, SenderSettings
 from mailroom.templates import checks, mails, remote
 from mailroom.transports import ses_answers
 from mailroom.transports.addresses import wire_address
@@ -92,7 +92,6 @@ class SesTransport:
         self._session = botocore.session.get_session()
         self._client = open_client(
             session=self._session,
-            connect_timeout_ms=settings.connect_timeout_ms,
             send_timeout_ms=settings.send_timeout_ms,
             connections=settings.send_concurrency,
         )
@@ -116,7 +115,7 @@ class SesTransport:
                 raise TemplateError(
                     trouble.detail,
                     hint="`mailroom templates push` replaces it, `mailroom templates diff` compares them,"
-                    f" and {TEMPLATE_NAMES[action.name].name} names another",
+                    f" and MAILROOM_TEMPLATE_{action.name.upper()} names another",
                 )
 
     def quota(self) -> float | None:

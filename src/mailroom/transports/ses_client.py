@@ -17,6 +17,7 @@ from botocore.session import Session
 
 from mailroom.errors import TransportError
 from mailroom.transports.ses_answers import CODES, THROTTLED
+from mailroom.transports.transport import CONNECT_TIMEOUT_S
 
 Answer = TypeVar("Answer")
 Client = Any
@@ -33,7 +34,11 @@ _USER_INFO: Final = re.compile(r"\S+@")
 
 
 def open_client(
-    *, connect_timeout_ms: int, send_timeout_ms: int, connections: int, session: Session | None = None
+    *,
+    send_timeout_ms: int,
+    connections: int,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    session: Session | None = None,
 ) -> Client:
     """A client whose calls are one attempt each; nothing is asked of AWS yet.
 
@@ -47,7 +52,7 @@ def open_client(
     region = session.get_config_variable("region") or os.environ.get("AWS_REGION")
     config = Config(
         retries={"total_max_attempts": 1},
-        connect_timeout=connect_timeout_ms / 1000,
+        connect_timeout=connect_timeout_s,
         read_timeout=send_timeout_ms / 1000,
         max_pool_connections=connections,
         tcp_keepalive=True,

@@ -24,11 +24,12 @@ from uuid import uuid4
 
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError, TransportError
-from mailroom.settings.sender import SES_SOURCE, SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.templates import checks, mails, sources
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
 from mailroom.transports.redaction import DAILY_QUOTA, MAX_DETAIL, as_told
+from mailroom.transports.transport import CONNECT_TIMEOUT_S
 from mailroom.wire import Message
 
 # Servers end connections that are silent or busy for long; no mail should meet that moment.
@@ -89,7 +90,6 @@ class SmtpTransport:
 
     def __init__(self, settings: SenderSettings, server: SmtpServer) -> None:
         self._server = server
-        self._connect_timeout_s = settings.connect_timeout_ms / 1000
         self._send_timeout_s = settings.send_timeout_ms / 1000
         self._templates = sources.load(settings.templates.folder, settings.templates.constants)
         name, address = parseaddr(settings.source)
@@ -98,7 +98,7 @@ class SmtpTransport:
             local.encode("ascii")
         except ValueError:
             raise TransportError(
-                f"{SES_SOURCE.name}: {address!r} cannot be the sender of mail over SMTP",
+                f"MAILROOM_SES_SOURCE: {address!r} cannot be the sender of mail over SMTP",
                 hint="write name@domain, with a name in ASCII",
             ) from None
         self._sender = Address(name, local, self._domain)
@@ -198,13 +198,13 @@ class SmtpTransport:
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
 
     def _handshake(self) -> smtplib.SMTP:
-        server, connect_timeout_s = self._server, self._connect_timeout_s
+        server = self._server
         # We give our name, since smtplib would ask DNS for it, which may not answer.
         name = self._domain
         smtp = (
-            smtplib.SMTP_SSL(server.host, server.port, name, timeout=connect_timeout_s, context=self._tls)
+            smtplib.SMTP_SSL(server.host, server.port, name, timeout=CONNECT_TIMEOUT_S, context=self._tls)
             if server.tls
-            else smtplib.SMTP(server.host, server.port, name, timeout=connect_timeout_s)
+            else smtplib.SMTP(server.host, server.port, name, timeout=CONNECT_TIMEOUT_S)
         )
         with contextlib.ExitStack() as undo:
             undo.callback(smtp.close)

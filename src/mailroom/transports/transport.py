@@ -7,11 +7,14 @@ write one stands in docs/adding-a-transport.md, and one suite of tests runs over
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from mailroom.answers import Answer
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.wire import Message
+
+# An attempt to connect is given up after this time.
+CONNECT_TIMEOUT_S: Final = 5.0
 
 
 class Transport(Protocol):

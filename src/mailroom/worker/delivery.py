@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import Final
 
 from mailroom.actions import BY_NAME
-from mailroom.answers import Answer, Result, Scope
+from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.errors import WireError
 from mailroom.logs import EventLogger
 from mailroom.queue.client import Queue
@@ -42,7 +42,6 @@ class Delivery:
 
     Args:
         provider: what the transport calls itself, for the ledger.
-        retry_limit: so many failures without a stated reason are a rejection.
     """
 
     def __init__(
@@ -53,14 +52,12 @@ class Delivery:
         *,
         provider: str,
         keys: Sequence[bytes],
-        retry_limit: int,
     ) -> None:
         self._queue = queue
         self._calls = calls
         self._metrics = metrics
         self._provider = provider
         self._keys = keys
-        self._retry_limit = retry_limit
         self._cut_off: list[tuple[Lease, dict[int, Answer | None]]] = []
 
     async def deliver(self, lease: Lease, waited_s: float) -> bool:
@@ -105,7 +102,7 @@ class Delivery:
             outcomes,
             provider=self._provider,
             retry_ms=round(1000 * retry_s),
-            retry_limit=self._retry_limit,
+            retry_limit=RETRY_LIMIT,
         )
         actions = {claimed.token: claimed.action for claimed in lease.claimed}
         tried = {token: one for token, one in recorded.items() if outcomes[token]}

@@ -73,9 +73,8 @@ class Runner:
             self._metrics,
             provider=transport.name,
             keys=collector.keys,
-            retry_limit=sender.retry_limit,
         )
-        self._vitals = Readiness(worker, self._calls, self._metrics, settings.health, self._state)
+        self._vitals = Readiness(worker, self._calls, self._metrics, self._state)
         self._deliveries: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._retrying = asyncio.Event()

@@ -10,12 +10,15 @@ from mailroom.logs import EventLogger
 from mailroom.queue.connect import Worker
 from mailroom.queue.pulse import Pulses
 from mailroom.sender.calls import ACCOUNT, Calls
-from mailroom.settings.worker import HealthSettings
 from mailroom.worker.metrics import Metrics
 
 # Where health is served, the doorbell's connections give a sign of life so often, and may be late.
 SILENCE_S: Final = 2.0
 LATE_S: Final = 2.0
+# /readyz fails once a sendable mail has waited longer than this, or is not settled after it.
+READY_AGE_S: Final = 120.0
+# And once the provider has refused every mail for longer than this.
+READY_PAUSE_S: Final = 60.0
 
 log = EventLogger("run")
 
@@ -27,7 +30,6 @@ class Readiness:
         worker: its parts.
         calls: its way to the provider.
         metrics: what it counts.
-        settings: what is healthy.
         state: why it does not work now at all; empty when it does.
     """
 
@@ -36,13 +38,11 @@ class Readiness:
         worker: Worker,
         calls: Calls,
         metrics: Metrics,
-        settings: HealthSettings,
         state: Callable[[], str],
     ) -> None:
         self._worker = worker
         self._calls = calls
         self._metrics = metrics
-        self._settings = settings
         self._state = state
         self._pulses = Pulses(worker.database)
 
@@ -59,7 +59,7 @@ class Readiness:
         refused = [
             f"{f'no mail of the action {name}' if name else 'nothing'} can be sent for {since_s:.0f} s: {why}"
             for name, (why, since_s) in self._calls.troubles.items()
-            if since_s * 1000 > self._settings.ready_pause_ms
+            if since_s > READY_PAUSE_S
         ]
         if refused:
             faults["sending"] = "; ".join(refused)
@@ -69,9 +69,9 @@ class Readiness:
             return faults | {"database": str(error)}
         if pulse is None:
             faults["database"] = "PostgreSQL does not answer"
-        elif (pulse.oldest_due_s or 0) * 1000 > self._settings.ready_age_ms:
+        elif (pulse.oldest_due_s or 0) > READY_AGE_S:
             faults["queue"] = f"a mail that could be on its way has waited for {pulse.oldest_due_s:.0f} s"
-        elif not pulse.is_paused and (pulse.oldest_unsettled_s or 0) * 1000 > self._settings.ready_age_ms:
+        elif not pulse.is_paused and (pulse.oldest_unsettled_s or 0) > READY_AGE_S:
             faults["queue"] = f"a mail of {pulse.oldest_unsettled_s:.0f} s ago is neither sent nor given up"
         return faults
 

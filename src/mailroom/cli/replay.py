@@ -1,0 +1,60 @@
+"""``mailroom replay``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from mailroom.cli.common import EXIT_DATA
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--outcome",
+    "outcomes",
+    multiple=True,
+    type=click.Choice(["rejected", "expired", "unsent", "unknown", "malformed"]),
+    help="Only rows with this outcome; may be given several times.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    help="The most recipients on one line.",
+)
+def replay(file: Path, outcomes: tuple[str, ...], batch: int) -> None:
+    """Turn FILE, a rejected.csv, into lines for `mailroom sender`.
+
+    \b
+    Move the file first, so that no mail is replayed twice:
+      mv output/rejected.csv again.csv
+      mailroom replay again.csv | mailroom sender
+
+    Rows that hold no message (lines that could not be read) are reported and left out; correct them in
+    FILE. Exits with 65 if there were any. Tokens may have expired meanwhile: their links no longer work.
+    """
+    from mailroom.errors import WireError
+    from mailroom.sender.rejected import read
+    from mailroom.wire import Message, encode
+
+    waiting: list[Message] = []
+    left_out = 0
+    for number, row, content in read(file):
+        if outcomes and row.outcome not in outcomes:
+            continue
+        if isinstance(content, WireError):
+            left_out += 1
+            click.echo(f"row {number} is left out: {content}", err=True)
+            continue
+        waiting += content
+        while len(waiting) >= batch:
+            click.echo(encode(waiting[:batch]), nl=False)
+            del waiting[:batch]
+    if waiting:
+        click.echo(encode(waiting), nl=False)
+    if left_out:
+        sys.exit(EXIT_DATA)
