@@ -34,7 +34,7 @@ from mailroom.inbox import ses as inbox_actions
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.inbox.ses_protocol import Refusal
-from mailroom.sender.rejected import Rejected, Row
+from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.collector import collector_settings
 from mailroom.settings.sender import sender_settings
 from mailroom.templates import sources
@@ -930,7 +930,11 @@ def test_mails_that_were_set_aside(sending: dict[str, str], tmp_path: Path) -> N
     rejected = Rejected(folder)
     assert OK is the_account(sending)["set-aside"].state
     rejected.add(
-        [Row("expired", "late", b"a@b"), Row("expired", "late", b"c@d"), Row("rejected", "x", b"e@f")]
+        [
+            RejectedRow("expired", "late", b"a@b"),
+            RejectedRow("expired", "late", b"c@d"),
+            RejectedRow("rejected", "x", b"e@f"),
+        ]
     )
     finding = the_account(sending)["set-aside"]
     assert (WARNING, True) == (

@@ -27,7 +27,7 @@ from mailroom.inbox.server import InboxServer
 from mailroom.queue.client import CALLED, PAUSE, RESUME
 from mailroom.queue.pulse import PULSE
 from mailroom.sender.policy import Verdict
-from mailroom.sender.rejected import Rejected, Row
+from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.collector import COLLECTOR_VARIABLES
 from mailroom.settings.sender import SENDER_VARIABLES
 from mailroom.settings.worker import HEALTH_VARIABLES
@@ -189,7 +189,7 @@ def test_the_commands_for_replaying_work(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "when-a-mail-did-not-arrive.md").read_text()
     script = textwrap.dedent(block(text, "sh", "mailroom replay"))
     rejected = Rejected(tmp_path / "output")
-    rejected.add([Row.of(message(1), "unsent", "stopped before it was sent")])
+    rejected.add([RejectedRow.of(message(1), "unsent", "stopped before it was sent")])
     with shell(script, tmp_path, MAILROOM_DEBUG="true") as process:
         assert process.stdout
         assert b"person1@example.com" in process.stdout.read()

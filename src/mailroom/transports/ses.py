@@ -206,7 +206,7 @@ class SesTransport:
             return outcomes
         # SES quotes parts of the request when it doubts the signature or the data.
         secrets = [*self._credentials()]
-        secrets += [word for message in messages for word in (message.secret, message.code)]
+        secrets += [word for message in messages for word in (message.token, message.code)]
         if self._answer.kept:
             status, headers, body = self._answer.kept
             self._responses.save(messages[0].action, status, headers, body, secrets)

@@ -295,7 +295,7 @@ class SmtpTransport:
         hidden = [(self._server.password, "<password>")]
         if message:
             local = message.email.rpartition("@")[0]
-            hidden += [(message.secret, "<token>"), (message.email, "<recipient>")]
+            hidden += [(message.token, "<token>"), (message.email, "<recipient>")]
             hidden += [(f"{local}@{domain}", "<recipient>")]
         for word, stand_in in hidden:
             if word:
