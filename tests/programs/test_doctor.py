@@ -698,7 +698,7 @@ def test_an_endpoint_that_is_not_ses(
     monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"{os.environ['AWS_ENDPOINT_URL_SES']}/nowhere")
     findings = the_account(sending)
     assert ["ses"] == faults(findings)
-    assert "SES: what answers is something else: its answer cannot be read" == findings["ses"].detail
+    assert "SES: the answer cannot be read, so it is not from SES" == findings["ses"].detail
     assert "HTTPS_PROXY" in findings["ses"].remedy
 
 

@@ -563,7 +563,7 @@ def test_debug_into_a_full_disk_ends_with_a_remedy(tmp_path: Path) -> None:
             check=False,
         )
     assert 69 == done.returncode
-    assert b"Error: standard output takes nothing more: [Errno 28] No space left on device" in done.stderr
+    assert b"Error: cannot write to standard output: [Errno 28] No space left on device" in done.stderr
     assert b"Traceback" not in done.stderr
 
 
@@ -625,7 +625,8 @@ def test_a_template_that_would_lose_mail_is_refused_at_the_start(ses: InboxServe
     sender = start()
     assert 78 == sender.wait()
     assert (
-        "Error: the template 'activationv1' in SES does not fit activation: subject: {{name}}" in sender.log()
+        "Error: the template 'activationv1' in SES does not match activation: subject: {{name}}"
+        in sender.log()
     )
     assert "Try: `mailroom templates push`" in sender.log()
 

@@ -274,7 +274,7 @@ def test_every_log_event_is_in_the_reference_and_no_other() -> None:
         for name in re.findall(r'^log = EventLogger\("(\w+)"\)', source, re.MULTILINE):
             events |= {
                 f"{name}.{event}"
-                for event in re.findall(r'(?:log\.\w+|say|self\._tell_once)\(\s*"(\w+)"', source)
+                for event in re.findall(r'(?:log\.\w+|self\._warn_once)\(\s*"(\w+)"', source)
             }
             for outage in re.findall(r"Outage\(log, (.*)\)", source):
                 events |= {f"{name}.{event}" for event in re.findall(r"\w+", outage)}
