@@ -1,7 +1,7 @@
 """Mailroom: user-lifecycle mail for applications whose users live in PostgreSQL.
 
-An application needs three names: ``verify`` a token without a database, ``consume`` it, and, for
-tests, ``sign`` one.
+An application needs three functions: ``verify`` checks a token without a database, ``consume`` consumes
+it, and ``sign`` makes one, for tests.
 """
 
 from mailroom.actions import ACTIVATION, PASSWORD_RECOVERY, Action

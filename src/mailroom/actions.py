@@ -1,7 +1,7 @@
-"""What an action is: the one place that describes activation and password recovery.
+"""Describes the actions, activation and password recovery, for all other modules.
 
-An action's number is what stands on the line, its prefix is what its signature covers first. Pure
-data: the collector and the sender read it and know no action by name.
+The line holds an action's number; the signature covers its prefix. The collector and the sender know
+actions only by this data, not by name.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ class Action:
     """One kind of mail.
 
     Attributes:
-        name: its label in the database's ``token_action``.
+        name: its label in the database's type ``token_action``.
         number: its field on the line.
-        prefix: the first bytes of the signed message.
-        needs_code: whether the signature covers the code, which the user then has to type.
-        template: the name of its template in SES, unless the settings say otherwise.
-        fields: what its template must show, and all that it may.
+        prefix: the first bytes that the signature covers.
+        needs_code: whether the signature covers the code, which the user has to type.
+        template: the name of its template in SES, unless the settings name another.
+        fields: the fields that its template must use; it may use no others.
     """
 
     name: str
@@ -54,7 +54,7 @@ BY_NUMBER: Final = {action.number: action for action in ACTIONS}
 
 
 def action_named(name: str) -> Action:
-    """The action of that name.
+    """The action with this name.
 
     Raises:
         ValueError: there is none.
@@ -63,4 +63,4 @@ def action_named(name: str) -> Action:
         return BY_NAME[name]
     except KeyError:
         known = " or ".join(BY_NAME)
-        raise ValueError(f"unknown action {name!r}: it is {known}") from None
+        raise ValueError(f"unknown action {name!r}; an action is {known}") from None

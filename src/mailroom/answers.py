@@ -1,6 +1,6 @@
-"""What became of one recipient in one attempt: the classes that the sending policy knows.
+"""Defines a provider's answer for one recipient in one attempt, in classes.
 
-A transport translates its provider's answers into these; the sender decides what to do with each.
+A transport translates its provider's replies into these; the sender decides what to do with each.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ RETRY_LIMIT: Final = 10
 class Result(enum.Enum):
     """The classes of answers.
 
-    SENT is accepted by the provider, REJECTED refused for good. TRANSIENT, THROTTLED and UNKNOWN are
-    tried again as long as the mail is of use; an UNKNOWN one may have been accepted, since its
-    answer was lost. FAILED is tried again a few times. PAUSED is no recipient's fault: a person must
-    act, and until then nothing can be sent.
+    SENT: the provider accepted the mail. REJECTED: it refused it for good. TRANSIENT, THROTTLED: retried
+    as long as the mail is useful. UNKNOWN: the answer was lost, so the mail may have been accepted;
+    retried a few times. FAILED: no stated reason; retried a few times. PAUSED: not the recipient's fault;
+    nothing can be sent until a person acts.
     """
 
     SENT = "sent"
@@ -32,11 +32,10 @@ class Result(enum.Enum):
 
 
 class Scope(enum.Enum):
-    """Whom an answer is about, and so who would get the same one.
+    """Which mails would get the same answer.
 
-    RECIPIENT: this one alone. CALL: somebody in the call, and the provider does not say who; the
-    others are not to blame. ACTION: every mail of this action, such as for a missing template.
-    ACCOUNT: every mail.
+    RECIPIENT: this one only. CALL: one of the call's recipients, and the provider does not say which.
+    ACTION: every mail of this action, for instance because its template is missing. ACCOUNT: every mail.
     """
 
     RECIPIENT = "recipient"
@@ -51,10 +50,10 @@ class Answer:
 
     Attributes:
         result: its class.
-        detail: why, in the provider's words; never a secret.
-        message_id: the provider's name for the mail, once it is sent.
-        scope: whom it is about.
-        is_ours: whether it was found out here, so that it says nothing of the provider.
+        detail: the reason in the provider's words, without secrets.
+        message_id: the provider's id for a mail that was sent.
+        scope: which mails would get the same answer.
+        is_ours: whether it was determined without the provider, so that it says nothing about it.
     """
 
     result: Result

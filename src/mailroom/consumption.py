@@ -1,12 +1,12 @@
-"""Consuming a token: once, by one statement, with a clear answer when not.
+"""Consumes a token, at most once, or raises an error that says why it cannot be consumed.
 
-``consume`` checks the signature first, so that a secret read from the database alone opens nothing,
-and then calls ``mailroom.consume`` in the database, which is one conditional UPDATE under the lock
-of the account: of two requests that race, one wins and the other is told.
+``consume`` checks the signature first, so a secret that was read from the database is useless without the
+key. Then it calls ``mailroom.consume`` in the database, one conditional UPDATE under the account's lock:
+of two concurrent requests one succeeds, and the other gets an error.
 
-A wrong code is counted, and five end the token. The count is part of your transaction: where one is
-open, commit it also after a ``WrongCode``, or an attacker has as many tries as he likes. On a
-connection without an open transaction ``consume`` commits by itself.
+A wrong code is counted, and the fifth one ends the token. The count is part of your transaction. If one is
+open, commit it after a ``WrongCode`` too, or an attacker may try codes without limit. On a connection
+without an open transaction ``consume`` commits by itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONSUME: Final = "SELECT outcome, account, codes_left, token FROM mailroom.consu
 
 
 class Consumed(NamedTuple):
-    """Whose token it was: the account's id, the action's name, and the token's id."""
+    """The consumed token: its account's id, its action's name, and its own id."""
 
     account: int
     action: str
@@ -69,9 +69,9 @@ def consume(
 
     Raises:
         MalformedToken, ForgedToken, WrongAction: as ``verify`` does, without asking the database.
-        WrongCode, CodesExhausted: the code is not the one mailed; the try was counted.
-        UnknownToken, TokenUsed, TokenExpired, AccountSuspended, AccountIneligible: as they say.
-        ValueError: the action or a key has not its shape.
+        WrongCode, CodesExhausted: the code is not the one that was mailed; the try was counted.
+        UnknownToken, TokenUsed, TokenExpired, AccountSuspended, AccountIneligible: the database refused it.
+        ValueError: the action or a key is not valid.
     """
     import psycopg
 
@@ -99,13 +99,13 @@ async def _consume_async(
 
 
 def _checked(token: str, action: Action, keys: Keys, code: str | None) -> tuple[bytes, str | None]:
-    """The token's secret and the proven code; no code, to be counted, when it is a wrong one."""
+    """The token's secret and the verified code; None for a wrong code, which the database then counts."""
     try:
         return verify(token, action, keys=keys, code=code), code if action.needs_code else None
     except ForgedToken:
         if not action.needs_code:
             raise
-        # The signature covers the code: either of them is wrong, and only the database knows which.
+        # The signature covers the code. One of them is wrong, and only the database knows which.
         return split(token)[0], None
 
 
@@ -125,7 +125,7 @@ def _answer(action: Action, row: tuple[Any, ...] | None) -> Consumed:
         "used": TokenUsed("the token was used before", hint="ask for a new mail if it was not you"),
         "expired": TokenExpired("the token has expired", hint="ask for a new mail"),
         "exhausted": CodesExhausted("five wrong codes ended the token", hint="ask for a new mail"),
-        "suspended": AccountSuspended("the account is suspended", hint="ask whoever suspended it"),
+        "suspended": AccountSuspended("the account is suspended", hint="ask the person who suspended it"),
         "ineligible": AccountIneligible(
             f"the account's status does not fit {action.name}", hint="activate the account first"
         ),

@@ -1,8 +1,8 @@
-"""Every error that Mailroom raises: what happened, what to do about it, and the exit code it means.
+"""Defines the errors that Mailroom raises: what happened, what to do about it, and the exit code.
 
-Only the command line prints them (``Error:``, then ``Try:``) and turns them into exit codes, which
-are those of sysexits.h: 64 usage, 65 data, 69 unavailable, 75 try again, 78 configuration.
-No message holds a key, a password, a token or a code.
+Only the command line prints them (``Error:``, then ``Try:``) and turns them into exit codes, which follow
+sysexits.h: 64 usage, 65 data, 69 unavailable, 75 try again, 78 configuration. No message contains a key, a
+password, a token or a code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 class MailroomError(Exception):
-    """The root: ``str(error)`` says what happened, ``error.hint`` what to do."""
+    """The base class: ``str(error)`` says what happened, ``error.hint`` what to do."""
 
     exit_code = 70
 
@@ -21,38 +21,38 @@ class MailroomError(Exception):
 
 
 class SettingsError(MailroomError):
-    """The environment is wrong; ``faults`` lists everything that is, one sentence each."""
+    """The environment is not valid; ``faults`` lists every fault, in one sentence each."""
 
     exit_code = 78
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n  ".join(["the environment is not usable:", *faults]))
-        self.hint = "set them right and start again; the command's --help lists every setting"
+        self.hint = "correct it and start again; the command's --help lists every setting"
         if any(fault.startswith("MAILROOM_SECRET_KEY: ") for fault in faults):
             self.hint += ", and `mailroom key new` makes a key"
         self.faults = tuple(faults)
 
 
 class DatabaseError(MailroomError):
-    """PostgreSQL cannot be used, and waiting will not mend it."""
+    """PostgreSQL cannot be used, and retrying cannot fix it."""
 
     exit_code = 78
 
 
 class DatabaseUnavailable(MailroomError):
-    """PostgreSQL does not answer now, and may later."""
+    """PostgreSQL does not answer now; it may later."""
 
     exit_code = 75
 
 
 class MigrationError(MailroomError):
-    """The schema is not one that a migration can start from."""
+    """The schema is not one that the migrations can be applied to."""
 
     exit_code = 78
 
 
 class OutputClosed(MailroomError):
-    """Whoever read our standard output is gone, or takes no more."""
+    """The reader of standard output is gone, or the output cannot be written."""
 
     exit_code = 69
 
@@ -64,44 +64,44 @@ class InputClosed(MailroomError):
 
 
 class SetAsideError(MailroomError):
-    """What was not mailed cannot be set aside now."""
+    """What was not mailed cannot be saved now."""
 
     exit_code = 75
 
 
 class ReplayError(MailroomError):
-    """A file to be replayed cannot be read as one."""
+    """A file cannot be replayed."""
 
     exit_code = 65
 
 
 class WireError(MailroomError):
-    """A message cannot be written as part of a line, or a line cannot be read as messages."""
+    """A message cannot be encoded as part of a line, or a line cannot be decoded."""
 
     exit_code = 65
 
 
 class TokenError(MailroomError):
-    """A token is not to be honoured; the subclass and ``reason`` say why."""
+    """A token is not accepted; the subclass and ``reason`` say why."""
 
     exit_code = 65
     reason = "refused"
 
 
 class MalformedToken(TokenError):
-    """It has not the shape of a token (or its code not that of a code)."""
+    """It is not a token by its form, or the code is not five digits."""
 
     reason = "malformed"
 
 
 class ForgedToken(TokenError):
-    """No key of ours signed it, or it was signed over another code."""
+    """None of the keys signed it, or the code is not the one that was signed."""
 
     reason = "forged"
 
 
 class WrongAction(TokenError):
-    """A genuine token, of another action."""
+    """It was issued for another action."""
 
     reason = "wrong action"
 
@@ -119,7 +119,7 @@ class TokenUsed(TokenError):
 
 
 class TokenExpired(TokenError):
-    """Its time is over, or a sibling was consumed."""
+    """Its time is over, or another token of the same account and action was consumed."""
 
     reason = "expired"
 
@@ -131,7 +131,7 @@ class AccountSuspended(TokenError):
 
 
 class AccountIneligible(TokenError):
-    """Its account's status does not fit the action, such as a recovery before the activation."""
+    """Its account's status does not allow the action, such as a recovery before the activation."""
 
     reason = "ineligible"
 
@@ -147,18 +147,18 @@ class WrongCode(TokenError):
 
 
 class CodesExhausted(TokenError):
-    """Five wrong codes were given: the token is dead."""
+    """Five wrong codes were given, which ended the token."""
 
     reason = "exhausted"
 
 
 class TemplateError(MailroomError):
-    """A template is missing, or does not fit its action."""
+    """A template is missing, or does not match its action."""
 
     exit_code = 78
 
 
 class TransportError(MailroomError):
-    """The transport cannot be used as it is set up."""
+    """The transport's configuration cannot be used."""
 
     exit_code = 78

@@ -1,8 +1,8 @@
-"""Logs on standard error: dotted event names with fields, as text or as JSON lines.
+"""Logs events with fields to standard error, as text or as JSON lines.
 
-``collector.batch count=10 waited=1.2s`` and ``{"event": "collector.batch", "count": 10, …}``. A
-field is a number, a name or a reason, never a token, a code, a key or a whole address. Other
-libraries' warnings pass through the same handler as events of their own name.
+``collector.batch count=10 waited=1.2s`` or ``{"event": "collector.batch", "count": 10, …}``. A field is a
+number, a name or a reason, never a token, a code, a key or a whole address. Warnings of other libraries
+go through the same handler, as events named after the library.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _ADDRESS: Final = re.compile(r"""(?:"[^"]*"|[^\s@<>,;:"'()]+)@(?=[^\s@])""")
 
 
 class EventLogger:
-    """Emits events below one name: ``EventLogger("collector").info("batch", count=10)``."""
+    """Logs events under one name: ``EventLogger("collector").info("batch", count=10)``."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._logger = logging.getLogger(f"mailroom.{name}")
 
     def debug(self, event: str, **fields: object) -> None:
-        """An event for whoever looks for a fault."""
+        """Log an event that helps to find a fault."""
         self._emit(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        """An event of normal work."""
+        """Log an event of normal work."""
         self._emit(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """An event that heals by itself and should not happen often."""
+        """Log an event that needs no action unless it happens often."""
         self._emit(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: object) -> None:
-        """An event that a person should look at."""
+        """Log an event that needs a person."""
         self._emit(logging.ERROR, event, fields)
 
     def _emit(self, level: int, event: str, fields: dict[str, object]) -> None:
@@ -46,12 +46,12 @@ class EventLogger:
 
 
 def without_addresses(text: str) -> str:
-    """A text of somebody else's, with every address cut to its domain."""
+    """A text from outside, with every address reduced to its domain."""
     return _ADDRESS.sub("…@", text)
 
 
 def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
-    """Send all logs to ``stream`` (standard error) in this format."""
+    """Log to ``stream``, by default standard error, in this format."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     root = logging.getLogger()

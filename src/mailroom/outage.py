@@ -1,4 +1,4 @@
-"""An outage, told without flooding the log, and the back-off that goes with it."""
+"""Outages: a log that is not flooded, and the back-off between two attempts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,28 @@ from typing import Final
 
 from mailroom.logs import EventLogger
 
-FIRST_DELAY_S: Final = 0.05
-MAX_DELAY_S: Final = 5.0
+# The first delay and the longest.
+DELAY_S: Final = (0.1, 5.0)
 REMINDER_S: Final = 60.0
 
 
-class Outage:
-    """Something that does not work for a while: told once, then once a minute, and when it is over.
+def back_off_s(earlier_failures: int, limits_s: tuple[float, float]) -> float:
+    """Seconds to wait after a failure: doubled after each, with jitter.
 
     Args:
-        log: where to tell.
+        earlier_failures: how many failures came right before this one.
+        limits_s: the wait after the first failure, and the longest; up to half of it is taken off.
+    """
+    first_s, longest_s = limits_s
+    ceiling_s = min(longest_s, first_s * 2 ** min(earlier_failures, 10))
+    return random.uniform(ceiling_s / 2, ceiling_s)  # noqa: S311 - jitter, no secret
+
+
+class Outage:
+    """Something that fails for a while: logged when it begins, once a minute, and when it ends.
+
+    Args:
+        log: where to log.
         began: the event's name for the first failure.
         lasts: its name for the reminders.
         over: its name for the end.
@@ -28,7 +40,7 @@ class Outage:
         self._log = log
         self._began, self._lasts, self._over = began, lasts, over
         self._failures = 0
-        self._since = self._told_at = 0.0
+        self._since = self._logged_at = 0.0
 
     @property
     def is_on(self) -> bool:
@@ -40,10 +52,10 @@ class Outage:
         now = time.monotonic()
         self._failures += 1
         if self._failures == 1:
-            self._since = self._told_at = now
+            self._since = self._logged_at = now
             self._log.warning(self._began, reason=reason)
-        elif now - self._told_at >= REMINDER_S:
-            self._told_at = now
+        elif now - self._logged_at >= REMINDER_S:
+            self._logged_at = now
             self._log.warning(self._lasts, down=f"{now - self._since:.0f}s", reason=reason)
         return self._failures == 1
 
@@ -55,7 +67,6 @@ class Outage:
             self._failures = 0
 
     async def back_off(self) -> None:
-        """Wait: longer after each failure, with jitter; not at all when the last attempt succeeded."""
+        """Wait, longer after each failure; return at once when the last attempt succeeded."""
         if self._failures:
-            ceiling = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(self._failures, 10))
-            await asyncio.sleep(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret
+            await asyncio.sleep(back_off_s(self._failures - 1, DELAY_S))

@@ -1,12 +1,12 @@
-"""Tokens: sign a secret, verify a token. Pure, without a database.
+"""Signs secrets and verifies tokens, without a database.
 
 A token is ``base64url(secret ‖ HMAC-SHA256(key, prefix ‖ secret [‖ code]))`` without padding:
-32 + 32 bytes, 86 characters (RFC 4648 section 5, RFC 2104). The prefix binds it to its action, and
-where the action needs a code the signature covers that too. So a token shows by itself that we
-issued it; whether it is still good, unexpired and unconsumed, only the database knows: see
+32 + 32 bytes, 86 characters (RFC 4648 section 5, RFC 2104). The prefix binds it to its action. Where
+the action needs a code, the signature covers the code too. So a token proves by itself that a holder of
+the key issued it. Whether it is expired or was consumed, only the database knows: see
 ``mailroom.consume``.
 
-Comparison takes the same time wherever the first difference is, and every key is tried.
+Comparison takes constant time, and every key is tried.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ Keys = str | bytes | Sequence[bytes]
 
 
 def new_key() -> str:
-    """A fresh key of 32 bytes from the operating system's CSPRNG, in hexadecimal."""
+    """A new random key of 32 bytes from the operating system, in hexadecimal."""
     return secrets.token_hex(MIN_KEY_BYTES)
 
 
 def parse_keys(text: str) -> tuple[bytes, ...]:
-    """Read ``MAILROOM_SECRET_KEY``: hexadecimal keys of at least 32 bytes, separated by commas.
+    """The keys in ``MAILROOM_SECRET_KEY``: hexadecimal, at least 32 bytes each, separated by commas.
 
     Raises:
-        ValueError: one is not; the text says which, by its place, and never shows it.
+        ValueError: a key is not valid; the text gives its position and never shows it.
     """
     keys = []
     for place, part in enumerate(text.split(","), start=1):
@@ -55,7 +55,7 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
             raise ValueError(f"{which} is not hexadecimal (pairs of 0-9 and a-f)")
         if len(digits) < 2 * MIN_KEY_BYTES:
             raise ValueError(
-                f"{which} has {len(digits)} hexadecimal digits, and {2 * MIN_KEY_BYTES} are the least"
+                f"{which} has {len(digits)} hexadecimal digits, and needs at least {2 * MIN_KEY_BYTES}"
             )
         keys.append(bytes.fromhex(digits))
     return tuple(keys)
@@ -68,62 +68,60 @@ def sign(secret: bytes, action: Action | str, *, keys: Keys, code: str | None = 
         secret: 32 bytes.
         action: an action or its name.
         keys: see ``Keys``.
-        code: the five digits, for an action that needs them; ignored by the others.
+        code: the five digits, for an action that needs them; ignored for the others.
 
     Raises:
-        ValueError: the secret, the code, the action or a key has not its shape.
+        ValueError: the secret, the code, the action or a key is not valid.
     """
     action = action if isinstance(action, Action) else action_named(action)
-    if len(secret) != SECRET_BYTES:
-        raise ValueError(f"a secret has {SECRET_BYTES} bytes, not {len(secret)}")
-    if action.needs_code and (code is None or not _CODE.fullmatch(code)):
-        raise ValueError(f"signing {action.name} takes a code of five digits")
-    signature = _signature(_key_list(keys)[0], action, secret, code)
-    encoded = binascii.b2a_base64(secret + signature, newline=False)
-    return encoded[:TOKEN_CHARACTERS].translate(_TO_URL).decode("ascii")
+    return sign_all([secret], [action], [code], keys=keys)[0]
 
 
 def sign_all(
-    secrets: Sequence[bytes], actions: Sequence[Action], codes: Sequence[str], *, keys: Keys
+    secrets: Sequence[bytes], actions: Sequence[Action], codes: Sequence[str | None], *, keys: Keys
 ) -> list[str]:
-    """What ``sign`` makes of each, in less than a third of the time.
+    """The token of each secret with its action and its code, signed with the first key.
 
     Raises:
-        ValueError: as ``sign`` does, for any of them.
+        ValueError: as for ``sign``, for any of them.
     """
-    # RFC 2104 by hand, with both keyed hashes made once: hmac's objects take twice the time to copy.
+    # HMAC by its definition (RFC 2104), with both keyed hashes computed once: copying an object of
+    # hmac's takes twice as long.
     key = _key_list(keys)[0]
     key = (hashlib.sha256(key).digest() if len(key) > BLOCK_BYTES else key).ljust(BLOCK_BYTES, b"\0")
     inner, outer = (hashlib.sha256(bytes(byte ^ pad for byte in key)) for pad in (0x36, 0x5C))
     padded: list[bytes] = []
     for secret, action, code in zip(secrets, actions, codes, strict=True):
-        if len(secret) != SECRET_BYTES or (action.needs_code and not _CODE.fullmatch(code)):
-            sign(secret, action, keys=keys, code=code)  # says what is wrong
+        if len(secret) != SECRET_BYTES:
+            raise ValueError(f"a secret has {SECRET_BYTES} bytes, not {len(secret)}")
+        signed = action.prefix + secret
+        if action.needs_code:
+            if code is None or not _CODE.fullmatch(code):
+                raise ValueError(f"signing {action.name} takes a code of five digits")
+            signed += code.encode("ascii")
         message, signature = inner.copy(), outer.copy()
-        message.update(
-            action.prefix + secret + code.encode("ascii") if action.needs_code else action.prefix + secret
-        )
+        message.update(signed)
         signature.update(message.digest())
         padded += secret, signature.digest(), b"\0\0"
-    # 64 bytes and two zeros are 88 characters, of which the last two are the zeros'.
+    # 64 bytes and two zeros are 88 characters, of which the last two encode zeros only.
     encoded = binascii.b2a_base64(b"".join(padded), newline=False).translate(_TO_URL).decode("ascii")
     return [encoded[at : at + TOKEN_CHARACTERS] for at in range(0, len(encoded), TOKEN_CHARACTERS + 2)]
 
 
 def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = None) -> bytes:
-    """Check that we issued this token for this action (and this code), and give back its secret.
+    """The secret of a token, after checking that it was issued for this action (and this code).
 
     Args:
         token: what the link carried.
         action: an action or its name.
-        keys: see ``Keys``; a token signed with any of them is genuine.
-        code: what the user typed, for an action that needs it; ignored by the others.
+        keys: see ``Keys``; a token signed with any of them is accepted.
+        code: what the user typed, for an action that needs it; ignored for the others.
 
     Raises:
-        MalformedToken: it has not the shape of a token, or the code not that of a code.
-        WrongAction: it is genuine, for another action.
+        MalformedToken: it is not a token by its form, or the code is not five digits.
+        WrongAction: it was issued for another action.
         ForgedToken: none of the keys signed it, or the code is not the one that was mailed.
-        ValueError: the action or a key has not its shape.
+        ValueError: the action or a key is not valid.
     """
     action = action if isinstance(action, Action) else action_named(action)
     key_list = _key_list(keys)
@@ -138,32 +136,32 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
         if _signed_by_any(key_list, other, secret, signature, code):
             raise WrongAction(
                 f"the token is for {other.name}, not for {action.name}",
-                hint="check that the link leads to the page of its own action",
+                hint="check that the link leads to the page for its action",
             )
     raise ForgedToken(
         "the signature is not ours" + (", or the code is wrong" if action.needs_code else ""),
-        hint="if keys were rotated lately, keep the old one in MAILROOM_SECRET_KEY behind the new",
+        hint="if the key was rotated recently, keep the old one in MAILROOM_SECRET_KEY after the new one",
     )
 
 
 def split(token: str) -> tuple[bytes, bytes]:
-    """A token's secret and signature, neither of them checked.
+    """A token's secret and signature, without checking the signature.
 
     Raises:
-        MalformedToken: it has not the shape of a token.
+        MalformedToken: it is not a token by its form.
     """
     if not _TOKEN.fullmatch(token):
         raise MalformedToken(
             f"a token has {TOKEN_CHARACTERS} characters of A-Z a-z 0-9 - _",
-            hint="the link may have been cut or changed on its way",
+            hint="the link may have been cut off or changed on its way",
         )
     raw = binascii.a2b_base64(token.encode("ascii").translate(_FROM_URL) + b"==")
-    # 86 characters carry 516 bits, 4 more than 64 bytes: these must be zero, or two texts would
-    # stand for one token.
+    # 86 characters carry 516 bits, 4 more than 64 bytes: these must be zero, or several texts would be
+    # the same token.
     canonical = binascii.b2a_base64(raw, newline=False)[:TOKEN_CHARACTERS].translate(_TO_URL)
     if canonical.decode("ascii") != token:
         raise MalformedToken(
-            "the token's last character is not one that encoding yields",
+            "the token's last character is not one that the encoding produces",
             hint="the link may have been changed on its way",
         )
     return raw[:SECRET_BYTES], raw[SECRET_BYTES:]
@@ -175,7 +173,7 @@ def _key_list(keys: Keys) -> Sequence[bytes]:
     if isinstance(keys, bytes):
         keys = (keys,)
     if not keys or any(len(key) < MIN_KEY_BYTES for key in keys):
-        raise ValueError(f"keys are one or more, each of at least {MIN_KEY_BYTES} bytes")
+        raise ValueError(f"at least one key is needed, and each has at least {MIN_KEY_BYTES} bytes")
     return keys
 
 

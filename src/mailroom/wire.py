@@ -1,11 +1,11 @@
-r"""The line: batches of messages as text, for a pipe between two programs.
+r"""Encodes and decodes the line: a batch of messages as text, for a pipe between two programs.
 
-A batch is one line: ``action,email,username,secret,code`` for each message, one after the other,
-separated by commas, in UTF-8, ended by ``\n``. A field that holds ``,`` or ``"`` is quoted as in
-RFC 4180. No field holds a control character, so a line break always ends a batch, and what is
-inside a field never becomes another.
+A batch is one line in UTF-8, ended by ``\n``: ``action,email,username,secret,code`` for each message,
+separated by commas. The field ``secret`` holds the signed token. A field with ``,`` or ``"`` is quoted
+as in RFC 4180. No field holds a control character, so a line break always ends a batch, and the content
+of one field never becomes another.
 
-The encoder refuses what it cannot write so; the decoder accepts just what the encoder writes.
+The encoder refuses what this format cannot hold. The decoder accepts exactly what the encoder writes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from mailroom.actions import BY_NAME, BY_NUMBER, Action
+from mailroom.actions import BY_NAME, BY_NUMBER
 from mailroom.errors import WireError
 from mailroom.tokens import TOKEN_CHARACTERS
 
@@ -29,83 +29,63 @@ _TOKEN: Final = re.compile(f"[A-Za-z0-9_-]{{{TOKEN_CHARACTERS}}}")
 _CODE: Final = re.compile(f"[0-9]{{{CODE_DIGITS}}}")
 _DIGITS: Final = string.digits.encode()
 _TOKEN_ALPHABET: Final = string.ascii_letters.encode() + _DIGITS + b"_-"
-# Possessive, so that no field is tried in more than one way.
+# Possessive quantifiers: without backtracking the time is linear.
 _FIELD: Final = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^",]*+))(,|\Z)')
 
 
 class Message(NamedTuple):
-    """One recipient of one mail, as the collector hands it on.
+    """One mail to one recipient.
 
     Attributes:
         action: the action's name.
         email: the address.
         username: the account's login.
-        secret: the signed token that the link carries (86 characters).
+        token: what the link in the mail carries (86 characters); the line calls it ``secret``.
         code: five digits.
     """
 
     action: str
     email: str
     username: str
-    secret: str
+    token: str
     code: str
 
     def __repr__(self) -> str:
         return f"Message(action={self.action!r}, …)"  # no address, token or code in a log
 
 
-def encode_message(message: Message) -> str:
-    """A message as its five fields.
-
-    Raises:
-        WireError: a field is empty, or holds a control character or half a surrogate pair; or the
-            action is unknown. The text names the field and never shows its value.
-    """
-    action, email, username, secret, code = message
-    known = BY_NAME.get(action)
-    if known is None:
-        raise WireError(f"action: {action!r} is unknown")
-    if _NEEDS_CARE.search(email) or not email:
-        email = _careful("email", email)
-    if _NEEDS_CARE.search(username) or not username:
-        username = _careful("username", username)
-    if not _TOKEN.fullmatch(secret):
-        raise WireError("secret: not a token")
-    if not _CODE.fullmatch(code):
-        raise WireError("code: not five digits")
-    return f"{known.number},{email},{username},{secret},{code}"
-
-
 def encode_all(
-    actions: Sequence[Action],
+    actions: Sequence[str],
     emails: Sequence[str],
     usernames: Sequence[str],
-    secrets: Sequence[str],
+    tokens: Sequence[str],
     codes: Sequence[str],
 ) -> list[str]:
-    """What ``encode_message`` makes of each, in less time where no field needs care.
+    """Messages, given as columns, each as the text of its five fields.
 
     Raises:
-        WireError: as ``encode_message`` does, for any of them.
+        WireError: a field is empty, or holds a control character or half a surrogate pair; or an
+            action is unknown. The text names the field and never shows its value.
     """
-    columns = zip(actions, emails, usernames, secrets, codes, strict=True)
-    if (
-        all(emails)
-        and all(usernames)
-        and not _NEEDS_CARE.search("".join(emails))
-        and not _NEEDS_CARE.search("".join(usernames))
-        and _all_of(secrets, TOKEN_CHARACTERS, _TOKEN_ALPHABET)
-        and _all_of(codes, CODE_DIGITS, _DIGITS)
-    ):
-        return [
-            f"{action.number},{email},{username},{secret},{code}"
-            for action, email, username, secret, code in columns
-        ]
-    return [encode_message(Message(action.name, *fields)) for action, *fields in columns]
+    try:
+        numbers = [BY_NAME[action].number for action in actions]
+    except KeyError as error:
+        raise WireError(f"action: {error.args[0]!r} is unknown") from None
+    emails, usernames = _quoted("email", emails), _quoted("username", usernames)
+    if not _all_of(tokens, TOKEN_CHARACTERS, _TOKEN_ALPHABET):
+        raise WireError("secret: not a token")
+    if not _all_of(codes, CODE_DIGITS, _DIGITS):
+        raise WireError("code: not five digits")
+    return [
+        f"{number},{email},{username},{token},{code}"
+        for number, email, username, token, code in zip(
+            numbers, emails, usernames, tokens, codes, strict=True
+        )
+    ]
 
 
 def join_line(encoded: Iterable[str]) -> bytes:
-    """The line of messages that ``encode_message`` made."""
+    """The line of messages that ``encode_all`` encoded."""
     return (",".join(encoded) + "\n").encode()
 
 
@@ -113,22 +93,21 @@ def encode(batch: Sequence[Message]) -> bytes:
     """A batch as its line.
 
     Raises:
-        WireError: the batch is empty or has more than ``MAX_MESSAGES``, or ``encode_message`` refuses
-            one of them.
+        WireError: the batch is empty or has more than ``MAX_MESSAGES``, or ``encode_all`` refuses it.
     """
     if not batch:
         raise WireError("a line has at least one message")
     if len(batch) > MAX_MESSAGES:
         raise WireError(f"a line has at most {MAX_MESSAGES} messages")
-    return join_line(map(encode_message, batch))
+    return join_line(encode_all(*zip(*batch, strict=True)))
 
 
 def decode(line: bytes) -> list[Message]:
     r"""A line (with its ``\n``) as its batch.
 
     Raises:
-        WireError: the encoder would not have written it; the text gives the column, counted in
-            characters from 1, and the field at fault.
+        WireError: the encoder does not write such a line; the text gives the column, counted in
+            characters from 1, and the field.
     """
     try:
         text = line.decode()
@@ -141,20 +120,25 @@ def decode(line: bytes) -> list[Message]:
         raise WireError(f"column {control.start() + 1}: a control character")
     fields = _split(text)
     if len(fields) % len(FIELDS):
-        raise WireError(
-            f"column {len(text) + 1}: {len(fields)} fields, which is no multiple of {len(FIELDS)}"
-        )
+        raise WireError(f"column {len(text) + 1}: {len(fields)} fields, not a multiple of {len(FIELDS)}")
     return [_read(fields[at : at + len(FIELDS)]) for at in range(0, len(fields), len(FIELDS))]
 
 
 def _all_of(texts: Sequence[str], length: int, alphabet: bytes) -> bool:
-    """Whether each has this length, and none another character."""
+    """Whether each text has this length and consists of these characters."""
     joined = "".join(texts)
     return (
         set(map(len, texts)) <= {length}
         and joined.isascii()
         and not joined.encode().translate(None, delete=alphabet)
     )
+
+
+def _quoted(name: str, values: Sequence[str]) -> Sequence[str]:
+    """The values of a column, quoted where they need it."""
+    if all(values) and not _NEEDS_CARE.search("".join(values)):
+        return values
+    return [_careful(name, value) if not value or _NEEDS_CARE.search(value) else value for value in values]
 
 
 def _careful(name: str, value: str) -> str:
@@ -176,10 +160,10 @@ def _split(text: str) -> list[tuple[int, str]]:
     while True:
         found = _FIELD.match(text, at)
         if not found:
-            raise WireError(f"column {at + 1}: a field that is quoted wrongly")
+            raise WireError(f"column {at + 1}: a field is quoted wrongly")
         quoted, plain, end = found.groups()
         if quoted is not None and not re.search('[,"]', quoted):
-            raise WireError(f"column {at + 1}: a field that is quoted and need not be")
+            raise WireError(f"column {at + 1}: a field is quoted without need")
         if len(fields) == MAX_MESSAGES * len(FIELDS):
             raise WireError(f"column {at + 1}: more than {MAX_MESSAGES} messages")
         fields.append((at + 1, plain if quoted is None else quoted.replace('""', '"')))
@@ -189,16 +173,16 @@ def _split(text: str) -> list[tuple[int, str]]:
 
 
 def _read(fields: list[tuple[int, str]]) -> Message:
-    (at_action, number), (at_email, email), (at_name, username), (at_secret, secret), (at_code, code) = fields
+    (at_action, number), (at_email, email), (at_name, username), (at_token, token), (at_code, code) = fields
     action = BY_NUMBER.get(int(number)) if re.fullmatch("[1-9][0-9]?", number) else None
     if action is None:
-        raise WireError(f"column {at_action}: action: not the number of one")
+        raise WireError(f"column {at_action}: action: not the number of an action")
     if not email:
         raise WireError(f"column {at_email}: email: empty")
     if not username:
         raise WireError(f"column {at_name}: username: empty")
-    if not _TOKEN.fullmatch(secret):
-        raise WireError(f"column {at_secret}: secret: not a token")
+    if not _TOKEN.fullmatch(token):
+        raise WireError(f"column {at_token}: secret: not a token")
     if not _CODE.fullmatch(code):
         raise WireError(f"column {at_code}: code: not five digits")
-    return Message(action.name, email, username, secret, code)
+    return Message(action.name, email, username, token, code)

@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mailroom.database.connection import Database
 from mailroom.demo.postgres import PostgresServer
-from mailroom.queue.listener import Doorbell
+from mailroom.queue.listener import Listener
 from mailroom.wire import decode
 from support.processes import PATIENCE_S, CollectorProcess, environment
 from support.proxy import Proxy
@@ -305,7 +305,7 @@ def test_the_bell_is_passed_on_by_one_whose_reader_is_stuck(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         other = start_collector(BATCH_TIMEOUT=0, level="debug")
-        other.wait_for_log("doorbell.listening")
+        other.wait_for_log("listener.listening")
         for number in range(3):
             sign_up(db, f"later{number}")
             wait_for_email(other, f"later{number}", 10)
@@ -355,27 +355,27 @@ def test_sleep_is_let_go_when_the_cancellation_comes_after_the_grant(database: s
     """A lock that a cancelled statement had taken stays taken: awake, nobody holds SLEEP."""
 
     async def scenario() -> None:
-        bell = Doorbell(
+        listener = Listener(
             Database(database, program="mailroom test", answer_limit_s=30),
             channel="token_insert",
             batch_limit=10,
             batch_timeout_s=0,
             check_interval_s=30,
         )
-        running = asyncio.create_task(bell.run())
+        running = asyncio.create_task(listener.run())
         try:
             for _ in range(300):
-                waiting = asyncio.create_task(bell.due(None))
+                waiting = asyncio.create_task(listener.due(None))
                 await asyncio.sleep(0.001)
                 waiting.cancel()
-                bell.clear()
-                bell.claimed(10, more=True)
-                bell.claimed(10, more=True)  # a backlog: awake
+                listener.clear()
+                listener.claimed(10, more=True)
+                listener.claimed(10, more=True)  # a backlog: awake
                 await asyncio.sleep(0.001)
             deadline = time.monotonic() + PATIENCE_S
             while holder(db, "sleep_lock"):
                 assert time.monotonic() < deadline, "it is awake and holds SLEEP"
-                bell.clear()
+                listener.clear()
                 await asyncio.sleep(0.05)
         finally:
             running.cancel()

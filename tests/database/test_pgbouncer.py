@@ -115,7 +115,7 @@ def test_tokens_are_consumed_through_it(pooled: Pooled, database: str, db: Db, t
             sign_up(application, f"zoe{number}")
         with CollectorProcess(database, log=tmp_path / "log") as collector:
             for message in collector.wait_for_messages(10):
-                assert mailroom.consume(application, message.secret, message.action, keys=KEY).account
+                assert mailroom.consume(application, message.token, message.action, keys=KEY).account
     assert [("active", 10)] == db.execute("SELECT status::text, count(*) FROM accounts GROUP BY 1").fetchall()
 
 

@@ -271,12 +271,12 @@ def test_the_application_signs_up_and_consumes(with_roles: str, app: Db, db: Db,
 
     activation = mailed()
     assert "activation" == activation.action
-    assert account == mailroom.consume(app, activation.secret, "activation", keys=KEY).account
+    assert account == mailroom.consume(app, activation.token, "activation", keys=KEY).account
     app.execute("INSERT INTO tokens (action, account) VALUES ('password_recovery', %s)", [account])
     recovery = mailed()
     with pytest.raises(mailroom.TokenError):
-        mailroom.consume(app, recovery.secret, "password_recovery", keys=KEY, code="x")
-    mailroom.consume(app, recovery.secret, "password_recovery", keys=KEY, code=recovery.code)
+        mailroom.consume(app, recovery.token, "password_recovery", keys=KEY, code="x")
+    mailroom.consume(app, recovery.token, "password_recovery", keys=KEY, code=recovery.code)
     assert [("active",)] == app.execute("SELECT status::text FROM accounts").fetchall()
     app.execute("UPDATE accounts SET status = 'suspended', email = 'z@example.com' WHERE id = %s", [account])
     assert [(2,)] == app.execute("SELECT count(*) FROM tokens WHERE consumed_at < now()").fetchall()

@@ -54,7 +54,7 @@ def test_mailrooms_own_transport_shows_as_over_the_api(
     server: InboxServer, tmp_path: Path, user: str
 ) -> None:
     mine = message(1)
-    mail(server, mine.email, login=mine.username, login_html=mine.username, secret=mine.secret)
+    mail(server, mine.email, login=mine.username, login_html=mine.username, secret=mine.token)
     address = server.smtp_url.replace("smtp://", f"smtp://{user}")
     chosen = settings(tmp_path, TRANSPORT=address, SES_SOURCE="Acme <noreply@acme.example>", SEND_RATE=100)
     assert {"sent": 1} == send(chosen, [mine]).count()

@@ -53,7 +53,7 @@ def test_a_committed_account_comes_out_as_a_signed_line(db: Db, start: Start) ->
     sign_up(db, "zoë")
     (message,) = collector.wait_for_messages(1)
     assert ("activation", "zoë@example.com", "zoë") == message[:3]
-    secret = verify(message.secret, "activation", keys=KEY)
+    secret = verify(message.token, "activation", keys=KEY)
     assert [(secret, message.code)] == db.execute("SELECT secret, code FROM tokens").fetchall()
     assert 0 == collector.stop()
     assert (0, 0) == backlog(db)

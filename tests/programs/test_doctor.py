@@ -34,7 +34,7 @@ from mailroom.inbox import ses as inbox_actions
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.inbox.ses_protocol import Refusal
-from mailroom.sender.rejected import Rejected, Row
+from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.collector import CollectorSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import read_settings
@@ -694,7 +694,7 @@ def test_an_endpoint_that_is_not_ses(
     monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"{os.environ['AWS_ENDPOINT_URL_SES']}/nowhere")
     findings = the_account(sending)
     assert ["ses"] == faults(findings)
-    assert "SES: what answers is something else: its answer cannot be read" == findings["ses"].detail
+    assert "SES: the answer cannot be read, so it is not from SES" == findings["ses"].detail
     assert "HTTPS_PROXY" in findings["ses"].remedy
 
 
@@ -926,7 +926,11 @@ def test_mails_that_were_set_aside(sending: dict[str, str], tmp_path: Path) -> N
     rejected = Rejected(folder)
     assert OK is the_account(sending)["set-aside"].state
     rejected.add(
-        [Row("expired", "late", b"a@b"), Row("expired", "late", b"c@d"), Row("rejected", "x", b"e@f")]
+        [
+            RejectedRow("expired", "late", b"a@b"),
+            RejectedRow("expired", "late", b"c@d"),
+            RejectedRow("rejected", "x", b"e@f"),
+        ]
     )
     finding = the_account(sending)["set-aside"]
     assert (WARNING, True) == (

@@ -148,7 +148,7 @@ def test_green_again_when_no_mail_is_left_to_try(db: Db, ses: InboxServer, start
     wait_for_readiness(port, None)
     assert 0 == ses.inbox.counts.accepted
     assert 0 == metric(port, "mailroom_sending_paused_seconds")
-    worker.wait_for_log("sender.lapsed")
+    worker.wait_for_log("sender.reset")
     wait_until(db, "SELECT trouble FROM mailroom.workers", "")
 
 
@@ -161,7 +161,7 @@ def test_the_trouble_of_one_action_is_called_so(db: Db, ses: InboxServer, start:
     wait_for_readiness(port, "sending", SECONDS)
     found = readiness(port)
     assert found
-    assert found["sending"].startswith("no mail of the action activation can be sent for ")
+    assert found["sending"].startswith("no mail of the action activation could be sent for ")
     assert 0 == metric(port, "mailroom_sending_paused_seconds")
     wait_until(db, "SELECT trouble LIKE 'activation: paused: %' FROM mailroom.workers", True)
     ses.inbox.faults.clear()
@@ -186,7 +186,7 @@ def test_red_while_every_mail_fails(db: Db, ses: InboxServer, start: Start) -> N
 
 
 def test_what_was_not_tried_is_not_counted(db: Db, ses: InboxServer, start: Start) -> None:
-    """Two actions in a lease, and a closed gate that lets one of them try."""
+    """Two actions in a lease, and a tripped breaker that lets one of them try."""
     port = free_port()
     ses.inbox.account.paused = True
     sign_up_many(db, 2)

@@ -32,7 +32,7 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.sender.program import Pipe
-from mailroom.sender.rejected import Row, read
+from mailroom.sender.rejected import RejectedRow, read
 from mailroom.sender.stdin import Input
 from mailroom.transports.ses import bad_addresses
 from mailroom.transports.transport import open_transport
@@ -116,7 +116,7 @@ def collect(database: str, tmp_path: Path) -> Iterator[Callable[..., Collector]]
         yield start_one
 
 
-def set_aside(output: Path) -> list[Row]:
+def set_aside(output: Path) -> list[RejectedRow]:
     return [row for _, row, _ in read(output / "rejected.csv")]
 
 
@@ -154,7 +154,7 @@ def test_a_malformed_line_is_told_and_set_aside_and_the_next_is_mailed(
     rows = set_aside(tmp_path / "output")
     assert [bad, b"\xff\r", b"1,cut off"] == [line for _, _, line in rows]
     assert ["malformed"] * 3 == [outcome for outcome, _, _ in rows]
-    assert "line 2, column 3: a field that is quoted wrongly" == rows[0][1]
+    assert "line 2, column 3: a field is quoted wrongly" == rows[0][1]
     assert "line 4, byte 1: not UTF-8" == rows[1][1]
     for _, reason, _ in rows:
         assert f"sender.malformed reason={json.dumps(reason)}" in sender.log()
@@ -221,7 +221,7 @@ def test_debug_mode_prints_the_calls_and_needs_no_account(tmp_path: Path) -> Non
     request = second["request"]
     assert ("passwordrecoveryv1", "default") == (request["Template"], request["ConfigurationSetName"])
     data = json.loads(request["Destinations"][0]["ReplacementTemplateData"])
-    assert {"login": "person3", "login_html": "person3", "secret": other.secret, "code": "00003"} == data
+    assert {"login": "person3", "login_html": "person3", "secret": other.token, "code": "00003"} == data
 
 
 def test_the_whole_pipe_against_an_independent_ses(
@@ -404,7 +404,7 @@ def test_nothing_is_read_while_the_account_is_paused(ses: InboxServer, start: St
     ses.inbox.account.paused = True
     sender = start()
     sender.send(mixed(10))
-    sender.wait_for_log("sender.paused gate=account")
+    sender.wait_for_log("sender.paused breaker=account")
     assert sender.process.stdin
     os.set_blocking(sender.process.stdin.fileno(), False)
     taken = 0
@@ -416,7 +416,7 @@ def test_nothing_is_read_while_the_account_is_paused(ses: InboxServer, start: St
     assert 1 == sender.log().count("sender.paused")
     ses.inbox.account.paused = False
     ses.wait_for(lambda inbox: inbox.counts.accepted >= 400)
-    assert "sender.resumed gate=account" in sender.log()
+    assert "sender.resumed breaker=account" in sender.log()
 
 
 def test_a_signal_lets_it_finish_what_it_has_and_leaves_the_rest_in_the_pipe(
@@ -503,7 +503,7 @@ def test_an_answer_that_quotes_the_data_shows_no_token(
     ses: InboxServer, start: Start, tmp_path: Path
 ) -> None:
     one = message(1)
-    words = f'cannot render {{"secret": "{one.secret}", "code":"{one.code}"}} for "john doe"@example.com'
+    words = f'cannot render {{"secret": "{one.token}", "code":"{one.code}"}} for "john doe"@example.com'
     ses.inbox.faults.add(Fault("error", code="MessageRejected", message=words))
     sender = start()
     sender.send([one])
@@ -511,7 +511,7 @@ def test_an_answer_that_quotes_the_data_shows_no_token(
     (saved,) = (tmp_path / "output").glob("*.http")
     (row,) = set_aside(tmp_path / "output")
     for text in (sender.log(), saved.read_text(), row.reason):
-        assert one.secret not in text
+        assert one.token not in text
         assert f'"code":"{one.code}"' not in text
     assert "cannot render" in sender.log()
     assert "john" not in sender.log()
@@ -563,7 +563,7 @@ def test_debug_into_a_full_disk_ends_with_a_remedy(tmp_path: Path) -> None:
             check=False,
         )
     assert 69 == done.returncode
-    assert b"Error: standard output takes nothing more: [Errno 28] No space left on device" in done.stderr
+    assert b"Error: cannot write to standard output: [Errno 28] No space left on device" in done.stderr
     assert b"Traceback" not in done.stderr
 
 
@@ -625,7 +625,8 @@ def test_a_template_that_would_lose_mail_is_refused_at_the_start(ses: InboxServe
     sender = start()
     assert 78 == sender.wait()
     assert (
-        "Error: the template 'activationv1' in SES does not fit activation: subject: {{name}}" in sender.log()
+        "Error: the template 'activationv1' in SES does not match activation: subject: {{name}}"
+        in sender.log()
     )
     assert "Try: `mailroom templates push`" in sender.log()
 
@@ -673,7 +674,7 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     sender.wait_for_log("sender.rejected")
     collector.process.terminate()
     sender.wait()
-    tokens = [one.secret for row in set_aside(tmp_path / "output") for one in decode(row.line + b"\n")]
+    tokens = [one.token for row in set_aside(tmp_path / "output") for one in decode(row.line + b"\n")]
     assert tokens
     assert 4 <= len(list((tmp_path / "output").glob("*.http")))
     for path in [*tmp_path.rglob("*")]:

@@ -16,7 +16,7 @@ import pytest
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.lease import LEASE_MS
-from mailroom.worker.delivery import MAX_AT_GATE_S
+from mailroom.worker.delivery import MAX_AT_BREAKER_S
 from support.processes import environment as collector_environment
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until
@@ -115,8 +115,8 @@ def test_what_expires_during_an_outage_is_written_down_and_never_sent(
     sign_up_many(db, 200)
     ses.wait_for(lambda inbox: inbox.counts.calls >= 1)
     db.execute("UPDATE tokens SET expires_at = clock_timestamp() + interval '100 milliseconds'")
-    # What was claimed before stands at the gate for as long; then it is claimed anew.
-    time.sleep(0.1 + MAX_AT_GATE_S)
+    # What was claimed before waits at the breaker for this time; then it is claimed again.
+    time.sleep(0.1 + MAX_AT_BREAKER_S)
     ses.inbox.account.paused = False
     wait_until(db, "SELECT count(*) FROM mailroom.deliveries WHERE outcome = 'expired'", 200)
     wait_until(db, UNSETTLED, 0)

@@ -69,13 +69,13 @@ def test_another_queue(database: str) -> None:
 
 def test_a_channel_that_no_trigger_rings(database: str) -> None:
     message = refused(database, CHANNEL_NAME="tokens")
-    assert "MAILROOM_CHANNEL_NAME: no trigger rings 'tokens'" in message
+    assert "MAILROOM_CHANNEL_NAME: no trigger notifies 'tokens'" in message
     assert "'token_insert'" in message
 
 
 def test_a_disabled_trigger(database: str, db: Db) -> None:
     db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_ring")
-    assert "MAILROOM_CHANNEL_NAME: no trigger rings 'token_insert'" in refused(database)
+    assert "MAILROOM_CHANNEL_NAME: no trigger notifies 'token_insert'" in refused(database)
 
 
 def test_a_channel_of_ones_own(database: str, db: Db) -> None:

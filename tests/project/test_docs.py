@@ -28,7 +28,7 @@ from mailroom.operations.pause import PAUSE, RESUME
 from mailroom.queue.client import CALLED
 from mailroom.queue.pulse import PULSE
 from mailroom.sender.policy import Verdict
-from mailroom.sender.rejected import Rejected, Row
+from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.variables import variables
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
@@ -189,7 +189,7 @@ def test_the_commands_for_replaying_work(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "when-a-mail-did-not-arrive.md").read_text()
     script = textwrap.dedent(block(text, "sh", "mailroom replay"))
     rejected = Rejected(tmp_path / "output")
-    rejected.add([Row.of(message(1), "unsent", "stopped before it was sent")])
+    rejected.add([RejectedRow.of(message(1), "unsent", "stopped before it was sent")])
     with shell(script, tmp_path, MAILROOM_DEBUG="true") as process:
         assert process.stdout
         assert b"person1@example.com" in process.stdout.read()
@@ -274,7 +274,7 @@ def test_every_log_event_is_in_the_reference_and_no_other() -> None:
         for name in re.findall(r'^log = EventLogger\("(\w+)"\)', source, re.MULTILINE):
             events |= {
                 f"{name}.{event}"
-                for event in re.findall(r'(?:log\.\w+|say|self\._tell_once)\(\s*"(\w+)"', source)
+                for event in re.findall(r'(?:log\.\w+|self\._warn_once)\(\s*"(\w+)"', source)
             }
             for outage in re.findall(r"Outage\(log, (.*)\)", source):
                 events |= {f"{name}.{event}" for event in re.findall(r"\w+", outage)}

@@ -13,8 +13,8 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), mi
 
 def message(number: int = 0, action: str = "activation") -> Message:
     code = f"{number % 100_000:05}"
-    secret = sign(number.to_bytes(32, "big"), action, keys=KEY, code=code)
-    return Message(action, f"person{number}@example.com", f"person{number}", secret, code)
+    token = sign(number.to_bytes(32, "big"), action, keys=KEY, code=code)
+    return Message(action, f"person{number}@example.com", f"person{number}", token, code)
 
 
 def mixed(count: int, first: int = 0) -> list[Message]:

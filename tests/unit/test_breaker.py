@@ -1,4 +1,4 @@
-"""The gate: one call at a time while it is closed, and no flood in the log."""
+"""The circuit breaker: one call at a time while it is tripped, and no flood in the log."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Clock:
         self.now = 1000.0
         patch.setattr("mailroom.sender.breaker.time.monotonic", lambda: self.now)
 
-    def at_next_try(self, closed: Breaker) -> None:
-        self.now = closed._try_at
+    def at_next_try(self, tripped: Breaker) -> None:
+        self.now = tripped._try_at
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str, Any]]:
     return [(record.levelno, record.getMessage(), vars(record)["fields"]) for record in caplog.records]
 
 
-def test_an_open_gate_lets_everybody_through() -> None:
+def test_a_breaker_that_is_not_tripped_lets_all_calls_through() -> None:
     async def run() -> None:
         one = Breaker("account")
         async with one.turn() as first, one.turn() as second:
@@ -45,7 +45,7 @@ def test_an_open_gate_lets_everybody_through() -> None:
     asyncio.run(run())
 
 
-def test_a_closed_gate_lets_one_through_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tripped_breaker_lets_one_call_through_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "BACK_OFF_S", {Result.TRANSIENT: (0.01, 0.01)})
     under_way, most = 0, 0
 
@@ -57,12 +57,12 @@ def test_a_closed_gate_lets_one_through_at_a_time(monkeypatch: pytest.MonkeyPatc
             await asyncio.sleep(0)
             under_way -= 1
             if tries:
-                one.close(AWAY)
+                one.trip(AWAY)
             return tries
 
     async def run() -> list[bool]:
         one = Breaker("account")
-        one.close(AWAY)
+        one.trip(AWAY)
         return await asyncio.gather(*(call(one) for _ in range(5)))
 
     assert [True] * 5 == asyncio.run(run())
@@ -79,9 +79,9 @@ def test_success_lets_all_who_wait_go_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def run() -> list[bool]:
         one = Breaker("account")
-        one.close(AWAY)
+        one.trip(AWAY)
         tries = await asyncio.gather(*(call(one) for _ in range(5)))
-        assert one.is_open
+        assert not one.is_tripped
         return tries
 
     assert 1 == asyncio.run(run()).count(True)
@@ -91,7 +91,7 @@ def test_back_off_grows_to_its_limit(clock: Clock) -> None:
     one = Breaker("account")
     waits = []
     for _ in range(12):
-        one.close(AWAY)
+        one.trip(AWAY)
         waits.append(one._try_at - clock.now)
         clock.at_next_try(one)
     first_s, longest_s = breaker.BACK_OFF_S[Result.TRANSIENT]
@@ -106,7 +106,7 @@ def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
     one = Breaker("account")
     began = clock.now
     while clock.now < began + 600:
-        one.close(PAUSED)
+        one.trip(PAUSED)
         clock.at_next_try(one)
     one.succeeded()
     *pauses, resumed = told(caplog)
@@ -119,7 +119,7 @@ def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
 def test_a_moments_trouble_is_not_told(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     one = Breaker("account")
-    one.close(AWAY)
+    one.trip(AWAY)
     clock.at_next_try(one)
     one.succeeded()
     assert [] == told(caplog)
@@ -130,22 +130,22 @@ def test_a_trouble_that_comes_and_goes_is_told_once_a_minute(
 ) -> None:
     one = Breaker("account")
     for _ in range(100):
-        one.close(PAUSED)
+        one.trip(PAUSED)
         clock.now += 0.5
         one.succeeded()
     assert 1 == sum(event == "sender.paused" for _, event, _ in told(caplog))
 
 
-def test_calls_that_were_under_way_when_it_closed_do_not_count(clock: Clock) -> None:
+def test_calls_that_were_under_way_when_it_tripped_do_not_count(clock: Clock) -> None:
     one = Breaker("account")
-    one.close(AWAY)
+    one.trip(AWAY)
     try_at = one._try_at
     for _ in range(8):
-        one.close(AWAY)
+        one.trip(AWAY)
     assert try_at == one._try_at
 
 
-def test_who_waits_goes_on_as_soon_as_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_calls_go_on_as_soon_as_it_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "BACK_OFF_S", {Result.TRANSIENT: (300.0, 300.0)})
 
     async def call(one: Breaker) -> bool:
@@ -154,42 +154,44 @@ def test_who_waits_goes_on_as_soon_as_it_opens(monkeypatch: pytest.MonkeyPatch) 
 
     async def run() -> list[bool]:
         one = Breaker("account")
-        one.close(AWAY)
+        one.trip(AWAY)
         waiting = [asyncio.create_task(call(one)) for _ in range(3)]
         await asyncio.sleep(0)
-        one.succeeded()  # a call that was under way when it closed
+        one.succeeded()  # a call that was under way when it tripped
         async with asyncio.timeout(10):
             return await asyncio.gather(*waiting)
 
     assert [False] * 3 == asyncio.run(run())
 
 
-def test_a_trouble_that_nobody_is_left_to_try_lapses(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trouble_that_no_call_is_left_to_try_is_reset(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     one = Breaker("account")
-    one.close(PAUSED)
+    one.trip(PAUSED)
 
-    def lapses(untried_s: float) -> bool:
-        one.lapse(untried_s)
-        return one.is_open
+    def is_reset_after(untried_s: float) -> bool:
+        one.reset_if_untried(untried_s)
+        return not one.is_tripped
 
-    assert not lapses(0)  # it is not time to try yet
+    assert not is_reset_after(0)  # it is not time to try yet
     clock.at_next_try(one)
-    assert not lapses(10)
+    assert not is_reset_after(10)
     clock.now += 10
-    assert lapses(10)
+    assert is_reset_after(10)
     assert one.trouble is None
-    assert "sender.lapsed" == told(caplog)[-1][1]
+    assert "sender.reset" == told(caplog)[-1][1]
 
 
-def test_a_trouble_that_somebody_tries_does_not_lapse(clock: Clock) -> None:
+def test_a_trouble_that_a_call_tries_is_not_reset(clock: Clock) -> None:
     async def run() -> None:
         one = Breaker("account")
-        one.close(AWAY)
+        one.trip(AWAY)
         clock.at_next_try(one)
         async with one.turn() as tries:
             assert tries
-            one.lapse(0)
-            assert not one.is_open
+            one.reset_if_untried(0)
+            assert one.is_tripped
 
     asyncio.run(run())

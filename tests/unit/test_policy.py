@@ -121,7 +121,7 @@ def test_one_bad_address_among_fifty_costs_no_other_its_mail(
 
 def test_a_providers_words_are_told_without_the_token_and_the_code(ses: InboxServer, tmp_path: Path) -> None:
     one = message(7)
-    words = f"a blocked URL: https://x.example/?token={one.secret} near text {one.code} for 1{one.code}"
+    words = f"a blocked URL: https://x.example/?token={one.token} near text {one.code} for 1{one.code}"
     ses.inbox.faults.add(Fault("status", recipient=BAD, status="MessageRejected", message=words))
     told = send(settings(tmp_path), [one]).reasons[one]
     assert f"token=[redacted] near text [redacted] for 1{one.code}" in told
@@ -333,7 +333,7 @@ def test_two_thousand_arrive_while_the_server_throttles_fails_and_hangs(
     assert lost == counts.duplicates > 0  # whose answer was lost, and nobody else
 
 
-def test_what_expired_at_a_closed_gate_is_not_sent_when_it_opens(
+def test_what_expired_at_a_tripped_breaker_is_not_sent_when_it_is_reset(
     ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "BACK_OFF_S", dict.fromkeys(breaker.BACK_OFF_S, (2.0, 2.0)))
@@ -343,7 +343,7 @@ def test_what_expired_at_a_closed_gate_is_not_sent_when_it_opens(
     assert 0 == ses.inbox.counts.accepted
 
 
-def test_expiry_does_not_wait_for_a_turn_at_the_gate(
+def test_expiry_does_not_wait_for_a_turn_at_the_breaker(
     ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "BACK_OFF_S", dict.fromkeys(breaker.BACK_OFF_S, (60.0, 60.0)))
@@ -533,7 +533,7 @@ def test_a_template_that_iam_does_not_allow_stops_its_own_action_alone(
     assert {"sent": 2, "expired": 1} == sent.count()
     assert once_each(ses, [2, 3])
     told = [record for record in caplog.records if "sender.paused" == record.getMessage()]
-    assert {"password_recovery"} == {getattr(record, "fields", {})["gate"] for record in told}
+    assert {"password_recovery"} == {getattr(record, "fields", {})["breaker"] for record in told}
 
 
 def test_addresses_that_are_refused_here_say_nothing_of_the_account(

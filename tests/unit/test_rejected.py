@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailroom.errors import ReplayError, SetAsideError, WireError
-from mailroom.sender.rejected import Rejected, Row, read
+from mailroom.sender.rejected import Rejected, RejectedRow, read
 from mailroom.wire import Message, encode
 from support.messages import message, messages
 
@@ -34,8 +34,12 @@ def replay(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.builds(Row, st.just("malformed"), st.text(st.characters(codec="utf-8")), ANY_LINE)))
-def test_any_line_comes_back_byte_for_byte(tmp_path: Path, rows: list[Row]) -> None:
+@given(
+    rows=st.lists(
+        st.builds(RejectedRow, st.just("malformed"), st.text(st.characters(codec="utf-8")), ANY_LINE)
+    )
+)
+def test_any_line_comes_back_byte_for_byte(tmp_path: Path, rows: list[RejectedRow]) -> None:
     rejected = Rejected(tmp_path)
     rejected.path.unlink()
     for row in rows:
@@ -49,21 +53,21 @@ def test_any_line_comes_back_byte_for_byte(tmp_path: Path, rows: list[Row]) -> N
 def test_recipients_come_back_as_messages(tmp_path: Path, batch: list[Message]) -> None:
     rejected = Rejected(tmp_path)
     rejected.path.unlink()
-    rejected.add([Row.of(one, "rejected", "says SES") for one in batch])
+    rejected.add([RejectedRow.of(one, "rejected", "says SES") for one in batch])
     assert [[one] for one in batch] == [found for _, _, found in read(rejected.path)]
 
 
 def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
     rejected = Rejected(tmp_path / "new" / "folder")
-    rejected.add([Row.of(message(), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(), "rejected", "x")])
     assert 0o600 == stat.S_IMODE(rejected.path.stat().st_mode)
 
 
 def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
     rejected = Rejected(tmp_path)
-    rejected.add([Row.of(message(1), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(1), "rejected", "x")])
     rejected.path.rename(tmp_path / "again.csv")
-    rejected.add([Row.of(message(2), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(2), "rejected", "x")])
     assert [[message(1)]] == [found for _, _, found in read(tmp_path / "again.csv")]
     assert [[message(2)]] == [found for _, _, found in read(rejected.path)]
 
@@ -84,26 +88,26 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     rejected = Rejected(tmp_path)
-    rejected.add([Row.of(message(1), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(1), "rejected", "x")])
     before = rejected.path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
     try:
         with pytest.raises(SetAsideError, match="File too large"):
-            rejected.add([Row.of(message(number), "rejected", "x") for number in range(5)])
+            rejected.add([RejectedRow.of(message(number), "rejected", "x") for number in range(5)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert before == rejected.path.read_bytes()
-    rejected.add([Row.of(message(2), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(2), "rejected", "x")])
     assert [[message(1)], [message(2)]] == [found for _, _, found in read(rejected.path)]
 
 
 def test_replay_gives_lines_for_the_sender(tmp_path: Path) -> None:
     rejected = Rejected(tmp_path)
-    rejected.add([Row.of(message(number), "rejected", "says SES") for number in range(5)])
-    rejected.add([Row.of(message(9), "expired", "not sent within 900 s")])
+    rejected.add([RejectedRow.of(message(number), "rejected", "says SES") for number in range(5)])
+    rejected.add([RejectedRow.of(message(9), "expired", "not sent within 900 s")])
     done = replay(rejected.path, "--batch", "4")
     expected = encode([message(n) for n in range(4)]) + encode([message(4), message(9)])
     assert (0, expected, b"") == (done.returncode, done.stdout, done.stderr)
@@ -113,7 +117,12 @@ def test_replay_gives_lines_for_the_sender(tmp_path: Path) -> None:
 
 def test_replay_tells_what_it_leaves_out(tmp_path: Path) -> None:
     rejected = Rejected(tmp_path)
-    rejected.add([Row("malformed", "line 1, …", b"nonsense \xff \r \x00"), Row.of(message(), "unsent", "x")])
+    rejected.add(
+        [
+            RejectedRow("malformed", "line 1, …", b"nonsense \xff \r \x00"),
+            RejectedRow.of(message(), "unsent", "x"),
+        ]
+    )
     done = replay(rejected.path)
     assert (65, encode([message()])) == (done.returncode, done.stdout)
     assert done.stderr.startswith(b"row 1 is left out: ")
@@ -122,7 +131,10 @@ def test_replay_tells_what_it_leaves_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"action,email\n1,2\n", b"has not the header"), (b'time,outcome,reason,line\n"a"b\xff', b"")],
+    [
+        (b"action,email\n1,2\n", b"does not begin with the header"),
+        (b'time,outcome,reason,line\n"a"b\xff', b""),
+    ],
 )
 def test_replay_refuses_what_is_no_such_file(tmp_path: Path, content: bytes, told: bytes) -> None:
     (tmp_path / "file.csv").write_bytes(content)
@@ -142,9 +154,9 @@ def test_replay_of_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 )
 def test_a_torn_row_costs_no_other(tmp_path: Path, torn: bytes) -> None:
     rejected = Rejected(tmp_path)
-    rejected.add([Row.of(message(1), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(1), "rejected", "x")])
     rejected.path.write_bytes(rejected.path.read_bytes() + torn)
-    rejected.add([Row.of(message(2), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(2), "rejected", "x")])
     first, broken, last = [found for _, _, found in read(rejected.path)]
     assert ([message(1)], [message(2)]) == (first, last)
     assert isinstance(broken, WireError)
@@ -166,7 +178,7 @@ def test_two_senders_may_share_a_folder(tmp_path: Path) -> None:
 
     def add(rejected: Rejected, first: int) -> None:
         for number in range(first, first + 100):
-            rejected.add([Row.of(message(number), "rejected", "x")])
+            rejected.add([RejectedRow.of(message(number), "rejected", "x")])
 
     threads = [threading.Thread(target=add, args=[one, at * 100]) for at, one in enumerate(both)]
     for thread in threads:
@@ -183,16 +195,16 @@ def test_two_senders_may_share_a_folder(tmp_path: Path) -> None:
 def test_a_torn_header_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "rejected.csv").write_bytes(b"time,outc")
     rejected = Rejected(tmp_path)
-    rejected.add([Row.of(message(1), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(1), "rejected", "x")])
     assert [[message(1)]] == [found for _, _, found in read(rejected.path)]
 
 
 def test_a_file_that_is_moved_away_while_it_is_waited_for_gets_no_row(tmp_path: Path) -> None:
     rejected = Rejected(tmp_path)
-    rejected.add([Row.of(message(1), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(1), "rejected", "x")])
     with rejected.path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        adding = threading.Thread(target=rejected.add, args=[[Row.of(message(2), "rejected", "x")]])
+        adding = threading.Thread(target=rejected.add, args=[[RejectedRow.of(message(2), "rejected", "x")]])
         adding.start()
         rejected.path.rename(tmp_path / "again.csv")
     adding.join()
@@ -204,7 +216,7 @@ def test_an_interrupt_while_it_is_written_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rejected = Rejected(tmp_path)
-    rejected.add([Row.of(message(1), "rejected", "x")])
+    rejected.add([RejectedRow.of(message(1), "rejected", "x")])
     before = rejected.path.read_bytes()
 
     def interrupted(_: int) -> None:
@@ -213,5 +225,5 @@ def test_an_interrupt_while_it_is_written_leaves_the_file_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            rejected.add([Row.of(message(2), "rejected", "x")])
+            rejected.add([RejectedRow.of(message(2), "rejected", "x")])
     assert before == rejected.path.read_bytes()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailroom.transports import saved_answers
-from mailroom.transports.saved_answers import Responses
+from mailroom.transports.saved_answers import SavedAnswers
 
 HEADERS = {"Content-Type": "text/xml", "x-amzn-RequestId": "1"}
 
@@ -21,7 +21,7 @@ def names(folder: Path) -> list[str]:
 
 def test_an_answer_is_saved_whole_and_for_its_owner_alone(tmp_path: Path) -> None:
     body = bytes(range(256)) + "é".encode()
-    Responses(tmp_path / "new", "ses").save("activation", 503, HEADERS, body)
+    SavedAnswers(tmp_path / "new", "ses").save("activation", 503, HEADERS, body)
     (path,) = (tmp_path / "new").iterdir()
     assert (
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/xml\r\nx-amzn-RequestId: 1\r\n\r\n" + body
@@ -31,7 +31,7 @@ def test_an_answer_is_saved_whole_and_for_its_owner_alone(tmp_path: Path) -> Non
 
 
 def test_a_status_without_a_name_is_saved_too(tmp_path: Path) -> None:
-    Responses(tmp_path, "ses").save("activation", 599, {}, b"")
+    SavedAnswers(tmp_path, "ses").save("activation", 599, {}, b"")
     (path,) = tmp_path.iterdir()
     assert b"HTTP/1.1 599\r\n\r\n" == path.read_bytes()
 
@@ -39,7 +39,7 @@ def test_a_status_without_a_name_is_saved_too(tmp_path: Path) -> None:
 def test_credentials_are_blotted_out_wherever_they_stand(tmp_path: Path) -> None:
     secrets = ["AKIA12", "s3cr3t/+", None, "", "i"]
     headers = {"X-Echo": "AKIA12"}
-    Responses(tmp_path, "ses").save("activation", 400, headers, b"AKIA12 with s3cr3t/+", secrets)
+    SavedAnswers(tmp_path, "ses").save("activation", 400, headers, b"AKIA12 with s3cr3t/+", secrets)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     assert b"AKIA1" not in content
@@ -50,7 +50,7 @@ def test_credentials_are_blotted_out_wherever_they_stand(tmp_path: Path) -> None
 
 def test_a_code_is_blotted_out_where_it_is_a_word(tmp_path: Path) -> None:
     body = b"near 36829 (36829) in 136829 or a36829, not 36828"
-    Responses(tmp_path, "ses").save("password_recovery", 400, {}, body, ["36829"])
+    SavedAnswers(tmp_path, "ses").save("password_recovery", 400, {}, body, ["36829"])
     (path,) = tmp_path.iterdir()
     assert path.read_bytes().endswith(b"near [redacted] ([redacted]) in 136829 or a36829, not 36828")
 
@@ -59,7 +59,7 @@ def test_the_oldest_go_when_there_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(saved_answers, "MAX_FILES", 3)
-    keeper = Responses(tmp_path, "ses")
+    keeper = SavedAnswers(tmp_path, "ses")
     (tmp_path / "rejected.csv").touch()
     seen = []
     for number in range(5):
@@ -72,7 +72,7 @@ def test_the_oldest_go_when_there_are_too_many(
 
 def test_the_oldest_go_when_they_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saved_answers, "MAX_BYTES", 1000)
-    keeper = Responses(tmp_path, "ses")
+    keeper = SavedAnswers(tmp_path, "ses")
     for _ in range(4):
         keeper.save("activation", 500, {}, b"x" * 400)
     assert 2 == len(names(tmp_path))
@@ -85,7 +85,7 @@ def test_a_folder_that_takes_nothing_costs_the_file_and_no_more(
 ) -> None:
     caplog.set_level(logging.INFO)
     (tmp_path / "file").touch()
-    keeper = Responses(tmp_path / "file" / "output", "ses")
+    keeper = SavedAnswers(tmp_path / "file" / "output", "ses")
     keeper.save("activation", 500, {}, b"")
     keeper.save("activation", 500, {}, b"")
     assert ["responses.not_saved"] == [record.getMessage() for record in caplog.records]
@@ -93,7 +93,7 @@ def test_a_folder_that_takes_nothing_costs_the_file_and_no_more(
 
 def test_a_huge_answer_is_cut_and_says_so(tmp_path: Path) -> None:
     body = b"y" * (1024 * 1024 - 10) + b"s3cr3t-that-straddles-the-cut" + b"z" * 5_000_000
-    Responses(tmp_path, "ses").save("activation", 500, {}, body, ["s3cr3t-that-straddles-the-cut"])
+    SavedAnswers(tmp_path, "ses").save("activation", 500, {}, body, ["s3cr3t-that-straddles-the-cut"])
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     assert len(content) < 1_100_000
@@ -105,7 +105,7 @@ def test_several_threads_may_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(saved_answers, "MAX_FILES", 5)
-    keeper = Responses(tmp_path, "ses")
+    keeper = SavedAnswers(tmp_path, "ses")
 
     def save() -> None:
         for _ in range(50):

@@ -109,7 +109,7 @@ def test_a_mail_has_what_it_should(server: MailServer, transport: SmtpTransport)
     assert expected == {name: mail.message[name] for name in expected}
     assert mail.message["Date"].datetime.tzinfo is not None
     assert outcome.message_id.endswith("@example.com")
-    assert one.secret not in str(mail.message["Message-ID"])
+    assert one.token not in str(mail.message["Message-ID"])
     assert (SENT, Scope.RECIPIENT) == (outcome.result, outcome.scope)
     assert mail.content.isascii()
     assert max(map(len, mail.content.split(b"\r\n"))) <= 998
@@ -188,7 +188,7 @@ def arrives_as_itself(greeter: tuple[MailServer, SmtpTransport], login: str) -> 
     }
     assert headers == set(mail.message.keys())
     assert 8 == len(mail.message.keys())
-    assert f"{login}\n{message().secret}\n.\n..\n{login}\n" == mail.parts[0]
+    assert f"{login}\n{message().token}\n.\n..\n{login}\n" == mail.parts[0]
     subject = " ".join(f"{login} for {login}".splitlines())
     read = make_header(decode_header(message_from_bytes(mail.content, policy=policy.compat32)["Subject"]))
     assert subject.strip(" ") == str(read).strip(" ")
@@ -467,7 +467,7 @@ def test_a_detail_keeps_the_recipient_and_the_token_to_itself(
     server: MailServer, transport: SmtpTransport
 ) -> None:
     one = message(1)._replace(email="Person1@BÜCHER.example")
-    words = f"550 <person1@xn--bcher-kva.example> {one.secret} {one.email} near {one.code}: {'long ' * 100}"
+    words = f"550 <person1@xn--bcher-kva.example> {one.token} {one.email} near {one.code}: {'long ' * 100}"
     server.answer("message", words)
     (outcome,) = transport.send([one])
     assert outcome.detail.startswith("550 <recipient> <token> <recipient> near [redacted]: long long")

@@ -28,7 +28,7 @@ from mailroom.templates.mails import fields, for_ses, render, ses_data
 from mailroom.templates.remote import due_change, fetch, push
 from mailroom.templates.sources import PARTS, Template, load, write_built_in
 from mailroom.templates.tags import _compiled, placeholders, render_source
-from mailroom.wire import Message, encode_message
+from mailroom.wire import Message, encode
 
 CONSTANTS = {"app_name": "Example & Sons", "app_url": "https://app.example.com"}
 BUILT_IN = load(None, CONSTANTS)
@@ -106,7 +106,7 @@ def test_a_login_is_itself_in_text_and_no_more_than_text_in_html(action: Action,
 @settings(deadline=None)
 @given(actions, logins | hostile)
 def test_ses_and_smtp_send_the_same(action: Action, login: str) -> None:
-    encode_message(message(action, login))
+    encode([message(action, login)])
     data = json.loads(ses_data(action, message(action, login)))
     parts = for_ses(BUILT_IN[action.name], "x")
     from_ses = [render_source(parts[part], data) for part in ("SubjectPart", "TextPart", "HtmlPart")]

@@ -26,7 +26,7 @@ from support.smtp import DROP, HANG, mail_server
 
 TEN = [message(number) for number in range(10)]
 PASSWORD = "pass-word-2"
-SECRETS = (AWS_KEY_ID, AWS_SECRET, PASSWORD, *(one.secret for one in TEN))
+SECRETS = (AWS_KEY_ID, AWS_SECRET, PASSWORD, *(one.token for one in TEN))
 
 
 @dataclass(frozen=True)

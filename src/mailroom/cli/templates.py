@@ -76,10 +76,10 @@ def templates_render(action: str, part: str, login: str, as_json: bool) -> None:
     To view it in a browser: mailroom templates render activation --part html > mail.html
     """
     from mailroom.templates.mails import render
-    from mailroom.wire import Message, encode_message
+    from mailroom.wire import Message, encode
 
     message = Message(action, "peter.pan@example.com", login, SAMPLE_TOKEN, SAMPLE_CODE)
-    encode_message(message)  # refuses a login that a message cannot hold
+    encode([message])  # refuses a login that a message cannot hold
     _, loaded = _loaded()
     mail = render(_fit(loaded, (action,))[action], message)._asdict()
     shown = mail if part == "all" else {part: mail[part]}

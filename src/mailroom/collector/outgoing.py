@@ -1,8 +1,4 @@
-"""A lease on its way out: its tokens signed, encoded, and cut into lines.
-
-A token that the line cannot hold is refused and logged by its id, and its neighbours go out. One
-whose action this version does not know is left to a newer worker.
-"""
+"""A lease on its way out: the lines to write, and which tokens they settle."""
 
 from __future__ import annotations
 
@@ -10,12 +6,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from mailroom.actions import BY_NAME
-from mailroom.errors import WireError
 from mailroom.logs import EventLogger
-from mailroom.queue.lease import Claimed, Lease
-from mailroom.tokens import sign, sign_all
-from mailroom.wire import Message, encode_all, encode_message, join_line
+from mailroom.queue.lease import Lease
+from mailroom.queue.signing import sign_claimed
+from mailroom.wire import join_line
 
 log = EventLogger("collector")
 
@@ -32,9 +26,10 @@ class Outgoing:
     def __init__(self, lease: Lease, *, keys: Sequence[bytes], batch_limit: int) -> None:
         self.lease = lease
         self.is_settling = False
-        self._refused: list[int] = []
-        self._tokens, encoded = self._encoded(lease.claimed, keys)
-        self.lines = [join_line(encoded[at : at + batch_limit]) for at in range(0, len(encoded), batch_limit)]
+        signed = sign_claimed(lease.claimed, keys, log)
+        self._ids, self._refused = list(signed.ids), list(signed.refused)
+        texts = signed.encoded
+        self.lines = [join_line(texts[at : at + batch_limit]) for at in range(0, len(texts), batch_limit)]
         self._batch_limit = batch_limit
         self._ends: list[int] = []
 
@@ -43,40 +38,14 @@ class Outgoing:
         self._ends = list(accumulate(map(len, self.lines), initial=start))[1:]
 
     def whole_lines(self, offset: int) -> int:
-        """How many lines end at this offset of the output or before."""
+        """How many lines end at this offset of the output or before it."""
         return bisect_right(self._ends, offset)
 
     def count(self, offset: int) -> int:
-        """How many messages those are."""
-        return min(self.whole_lines(offset) * self._batch_limit, len(self._tokens))
+        """How many messages are in those lines."""
+        return min(self.whole_lines(offset) * self._batch_limit, len(self._ids))
 
     def done(self, offset: int) -> list[int] | None:
-        """The tokens that are settled once the output is read so far; None for the whole lease."""
-        done = self._tokens[: self.count(offset)] + self._refused
+        """The tokens that are settled once the output is read up to here; None for the whole lease."""
+        done = self._ids[: self.count(offset)] + self._refused
         return None if len(done) == len(self.lease.claimed) else done
-
-    def _encoded(self, claimed: Sequence[Claimed], keys: Sequence[bytes]) -> tuple[list[int], list[str]]:
-        tokens, names, emails, logins, secrets, codes = zip(*claimed, strict=True)
-        try:
-            actions = [BY_NAME[name] for name in names]
-            signatures = sign_all(secrets, actions, codes, keys=keys)
-            return list(tokens), encode_all(actions, emails, logins, signatures, codes)
-        except (KeyError, WireError, ValueError):
-            return self._encoded_one_by_one(claimed, keys)
-
-    def _encoded_one_by_one(
-        self, claimed: Sequence[Claimed], keys: Sequence[bytes]
-    ) -> tuple[list[int], list[str]]:
-        tokens, encoded = [], []
-        for token, action, email, login, secret, code in claimed:
-            if action not in BY_NAME:
-                log.warning("unknown_action", token=token, action=action)
-                continue
-            try:
-                signature = sign(secret, BY_NAME[action], keys=keys, code=code)
-                encoded.append(encode_message(Message(action, email, login, signature, code)))
-                tokens.append(token)
-            except (WireError, ValueError) as error:
-                log.warning("rejected", token=token, reason=error)
-                self._refused.append(token)
-        return tokens, encoded

@@ -1,16 +1,15 @@
-"""The collector: from hints to claims to signed batches on standard output.
+"""The collector: claims tokens and writes them, signed, in batches to standard output.
 
-It waits for the doorbell, then claims, signs and writes until a claim comes back short, and settles
-a lease once its lines are written and, into a pipe, read.
+It waits until the listener reports that a claim is due. Then it claims, signs and writes until a claim
+comes back short. It settles a lease once its lines are written and, for a pipe, read.
 
-Promises: a token is settled only after its line was written whole and taken out of the pipe; what
-was claimed and not taken is given back, or falls due by itself. While a slow reader holds a line
-up, leases are renewed from beside it and no transaction is open. A lease that another worker may
-have taken over in the meantime is not written. After a ``kill -9`` at most ``REPEATED_TOKENS``
-tokens, or one batch where that is more, are written a second time.
+Promises: a token is settled only after its line was written completely and read from the pipe; what was
+claimed and not read is given back, or falls due by itself. While a slow reader delays a line, the leases
+are renewed and no transaction is open. A lease that another worker may have taken over is not written.
+After a ``kill -9`` at most ``REPEATED_TOKENS`` tokens, or one batch where that is more, are written again.
 
-A token that the line cannot hold is settled and logged by its id, and its neighbours go out. One
-whose action this version does not know stays in the queue for a newer worker, until it expires.
+A token that no line can hold is settled and logged by its id. One whose action this version does not
+know stays in the queue for a newer worker, until it expires. Neither affects the others.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ class Collector:
     """One worker of a queue that writes to ``output``."""
 
     def __init__(self, settings: CollectorSettings, output: Output) -> None:
-        self._database, self._queue, self._doorbell = open_worker(settings, "mailroom collector")
+        self._database, self._queue, self._listener = open_worker(settings, "mailroom collector")
         self._output = output
         self._keys = settings.keys
         self._batch_limit = settings.batch_limit
-        # A lease is settled as a whole, after whole batches, before the next is written: it is what a
-        # crash repeats.
+        # A lease is settled as a whole, after complete batches, before the next lease is written. So a
+        # crash repeats one lease.
         self._lease_tokens = max(REPEATED_TOKENS // self._batch_limit, 1) * self._batch_limit
         self._outgoing: Outgoing | None = None
         self._writing = False
@@ -54,8 +53,8 @@ class Collector:
         """Collect until ``stop`` is set, then finish the line in hand and give back the rest.
 
         Raises:
-            OutputClosed: nobody takes the lines any more.
-            DatabaseError: at the start, when waiting will not help.
+            OutputClosed: the reader is gone.
+            DatabaseError: at the start, for an error that retrying cannot fix.
         """
         working = asyncio.create_task(self._work())
         stopping = asyncio.create_task(stop.wait())
@@ -75,21 +74,21 @@ class Collector:
     async def _work(self) -> None:
         await self._queue.check()
         log.info("started", worker=self._queue.worker)
-        await first(self._doorbell.run(), keep_renewing(self._queue), self._collect())
+        await first(self._listener.run(), keep_renewing(self._queue), self._collect())
 
     async def _collect(self) -> None:
         while not self._stopping:
-            waited_s = await self._doorbell.due(await self._queue.next_due())
+            waited_s = await self._listener.due(await self._queue.next_due())
             await self._drain(waited_s)
 
     async def _drain(self, waited_s: float) -> None:
-        """Claim until a claim comes back short; the deeper the backlog, the larger the claims.
+        """Claim until a claim comes back short, each time twice as much.
 
-        While one claim's leases are written, the next is under way; while one lease is settled, the
-        next is signed.
+        While the leases of one claim are written, the next claim is under way. While one lease is
+        settled, the next is signed.
         """
         largest = max(MAX_CLAIM_TOKENS, self._batch_limit)
-        size = largest if self._doorbell.is_busy else self._batch_limit
+        size = largest if self._listener.is_busy else self._batch_limit
         claiming = asyncio.create_task(self._claim(size))
         settling = asyncio.create_task(asyncio.sleep(0))
         try:
@@ -99,9 +98,9 @@ class Collector:
                 if more:
                     size = min(size * 2, largest)
                     claiming = asyncio.create_task(self._claim(size))
-                    await asyncio.sleep(0)  # lets it be sent before the reading keeps us busy
+                    await asyncio.sleep(0)  # lets it be sent before the rows are read
                 for lease in await claim.leases():
-                    await asyncio.sleep(0)  # lets both be sent before the signing keeps us busy
+                    await asyncio.sleep(0)  # lets both be sent before the lease is signed
                     outgoing = Outgoing(lease, keys=self._keys, batch_limit=self._batch_limit)
                     await settling
                     if self._stopping:
@@ -115,9 +114,9 @@ class Collector:
             await end(claiming, settling)
 
     async def _claim(self, size: int) -> Claim:
-        self._doorbell.clear()
+        self._listener.clear()
         claim = await self._queue.claim(size, self._lease_tokens)
-        self._doorbell.claimed(claim.messages, more=claim.messages >= size)
+        self._listener.claimed(claim.messages, more=claim.messages >= size)
         return claim
 
     async def _write(self, outgoing: Outgoing) -> None:
@@ -140,7 +139,7 @@ class Collector:
         log.info("batch", count=outgoing.count(written), waited=f"{waited_s:.1f}s")
 
     async def _settle(self, outgoing: Outgoing) -> None:
-        """Settle what of a lease was read, and what no line can hold."""
+        """Settle the tokens of a lease that were read, and those that no line can hold."""
         again, outgoing.is_settling = outgoing.is_settling, True
         await self._queue.settle(outgoing.lease, outgoing.done(self._output.read), again=again)
 

@@ -1,12 +1,11 @@
-"""Standard output for whole lines, without ever blocking the event loop.
+"""Writes complete lines to standard output, without blocking the event loop.
 
-A full pipe is waited for; then at most PIPE_BUF bytes are written at a time, which POSIX promises
-not to block once the pipe is writable. So the descriptor stays in blocking mode, which matters: it
-is shared with whoever else has this pipe or terminal open.
+It waits until a pipe is writable, then writes at most PIPE_BUF bytes at a time, which by POSIX does not
+block. So the descriptor stays in blocking mode, which other processes with this pipe or terminal open may
+rely on.
 
-A reader that goes away is noticed at once, even while nothing is written, and what it left unread
-in the pipe is known to the byte. A line that cannot be finished on a file (a full disk) is taken
-back.
+Promises: a reader that goes away is noticed at once, even while nothing is written, and the number of
+bytes that it left unread is known. A line that cannot be finished on a file (a full disk) is removed.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from typing import Final
 from mailroom.errors import OutputClosed
 
 CHUNK_BYTES: Final = select.PIPE_BUF
-LOOKS_AT_ONCE: Final = 20  # at whether a pipe was read, before it is slept over
-LOOK_S: Final = (0.0002, 0.25)  # how long to sleep between looks: at first, at last
+LOOKS_AT_ONCE: Final = 20  # checks whether a pipe was read, before the first pause
+LOOK_S: Final = (0.0002, 0.25)  # the pause between two checks: the first and the longest
 
 
 class Output:
-    """A file descriptor that takes lines.
+    """A file descriptor, written to in lines.
 
     Attributes:
-        written: how many bytes it has taken so far.
+        written: how many bytes were written so far.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -46,10 +45,10 @@ class Output:
         self._poll.register(descriptor, select.POLLOUT)
 
     async def write(self, lines: Sequence[bytes], go_on: Callable[[], bool] = lambda: True) -> None:
-        """Write lines whole, in as few pieces as it can, as long as ``go_on`` says so before each.
+        """Write complete lines, in as few pieces as possible, as long as ``go_on`` is true before each piece.
 
         Raises:
-            OutputClosed: the reader is gone, or the file takes no more.
+            OutputClosed: the reader is gone, or the file cannot be written.
         """
         ends = list(accumulate(map(len, lines)))
         content, start, done = memoryview(b"".join(lines)), 0, self.written
@@ -58,7 +57,7 @@ class Output:
                 if not self._poll.poll(0):
                     await self._writable()
                 end = start + CHUNK_BYTES
-                if not go_on():  # no more than the line in hand
+                if not go_on():  # finish only the line that has begun
                     begun = bisect_right(ends, start)
                     if start == (ends[begun - 1] if begun else 0):
                         return
@@ -73,16 +72,16 @@ class Output:
 
     @property
     def read(self) -> int:
-        """How many of the bytes written the reader of the pipe has taken; all, if it is no pipe."""
+        """How many of the written bytes the reader of the pipe has read; all, if it is not a pipe."""
         unread = array.array("i", [0])
         if stat.S_ISFIFO(self._mode):
             fcntl.ioctl(self._descriptor, termios.FIONREAD, unread)
         return self.written - unread[0]
 
     async def read_up_to(self, end: int) -> None:
-        """Return when the reader of the pipe has taken so many of the bytes that were written.
+        """Return when the reader of the pipe has read this number of the written bytes.
 
-        No event tells of it, so this looks again and again, the less often the longer it takes.
+        There is no event for that, so this checks repeatedly, with growing pauses.
         """
         for _ in range(LOOKS_AT_ONCE):
             if self.read >= end:
@@ -94,10 +93,10 @@ class Output:
             pause_s = min(pause_s * 1.25, longest_s)
 
     async def closed(self) -> None:
-        """Return when the reader of a pipe has gone away; never on anything else."""
+        """Return when the reader of a pipe has gone away; never for anything else."""
         gone = asyncio.Event()
         if stat.S_ISFIFO(self._mode):
-            # The writing end of a pipe is never readable, except to say that the reader is gone.
+            # The writing end of a pipe becomes readable only when the reader is gone.
             asyncio.get_running_loop().add_reader(self._descriptor, gone.set)
         try:
             await gone.wait()
@@ -124,7 +123,7 @@ def _closed(error: OSError) -> OutputClosed:
         return reader_gone()
     return OutputClosed(
         f"cannot write to standard output: {error.strerror}",
-        hint="make room or give it another place, and start again: unwritten tokens are not lost",
+        hint="free disk space or write to another place, and start again; unwritten tokens are not lost",
     )
 
 
@@ -135,7 +134,9 @@ def standard_output() -> Output:
         OutputClosed: it has none.
     """
     if sys.stdout is None:
-        raise OutputClosed("standard output is closed", hint="send it to a sender, or to a file")
+        raise OutputClosed(
+            "standard output is closed", hint="pipe it into a sender, or redirect it to a file"
+        )
     return Output(sys.stdout.fileno())
 
 
@@ -143,5 +144,5 @@ def reader_gone() -> OutputClosed:
     """The error for a pipe whose reader ended."""
     return OutputClosed(
         "the reader of standard output is gone",
-        hint="see why it ended (its own log tells), and start both again: unwritten tokens are not lost",
+        hint="see its log for why it ended, and start both again; unwritten tokens are not lost",
     )

@@ -1,1 +1,1 @@
-"""What speaks to the queue: claim, lease, listener, leader."""
+"""The queue: claims, leases, and the signal that a claim is due."""

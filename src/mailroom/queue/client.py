@@ -1,13 +1,13 @@
-"""The queue's SQL functions, spoken in one place: claim, settle, renew, release.
+"""Calls the queue's SQL functions: claim, settle, record, renew, release.
 
-Promises: a claim is one statement that moves the cursor and writes the leases, or does nothing. A
-statement that gets no answer because the database went away is asked again when it is back; one
-that was carried out all the same costs a delay (a claim: until its leases are given back at the
-reconnect) or nothing (a settling). Nothing is held open between two statements. After an outage, or
-when this process stood still, what we hold is renewed before anything is claimed, so that we never
-claim from ourselves what we have sent and not settled yet.
+Promises: a claim is one statement that moves the cursor and writes the leases, or does nothing. No
+transaction stays open between two statements. A statement whose answer was lost with the connection is
+sent again after the reconnect. If the first one was executed, that costs nothing for a settlement, and a
+delay for a claim: its leases are given back first. After an outage, or after this process was suspended,
+the held leases are renewed before the next claim, so a worker never claims from itself what it has sent
+and not settled yet.
 
-Does not promise that a lease is still ours: ``settle`` and ``renew`` say so.
+Does not promise that a held lease is still this worker's: ``settle`` and ``renew`` find out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.queue.lease import LEASE_MS, Lease, read_leases
 
-# With less than this share of a lease's time left, it is renewed before a claim.
+# A lease with less than this share of its time left is renewed before a claim.
 LATE_SHARE: Final = 1 / 3
 
 CLAIM: Final = (
@@ -42,7 +42,7 @@ RECORD: Final = (
     "SELECT token, outcome, settled, age FROM mailroom.record("
     "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
 )
-# A charge that a crash of the database forgets does no harm: nobody waits for its way to the disk.
+# A charge that is lost in a crash of the database does no harm, so it does not wait for the disk.
 RESERVE: Final = (
     "SELECT wait_s, rate"
     " FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s, %s, %s)"
@@ -88,9 +88,9 @@ log = EventLogger("queue")
 
 
 class Claim(NamedTuple):
-    """A claim's answer: how many messages there are, and the way to read them.
+    """A claim's result: how many messages there are, and how to read them.
 
-    The reading takes a while, so that the next claim may be asked for before.
+    Reading takes a while, so the next claim can be sent before.
     """
 
     messages: int
@@ -106,7 +106,7 @@ class Backlog(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What was written down of a token (sent, rejected, retried, unknown), and its age in seconds."""
+    """A token's outcome in the ledger (sent, rejected, retried, unknown), and its age in seconds."""
 
     outcome: str
     age_s: float | None
@@ -150,19 +150,19 @@ def schema_fault(unusable: dict[str, bool], version: int | None) -> DatabaseErro
 
 
 class Queue:
-    """The queue, seen by one worker over two connections that come back.
+    """The queue, used by one worker over two connections that reconnect.
 
     Args:
-        database: where it is.
-        channel: the channel to ring when work is given back.
-        worker: this worker's name; no two that live may share one.
+        database: where the queue is.
+        channel: the channel to notify when tokens are given back.
+        worker: this worker's name; no two running workers may share one.
     """
 
     def __init__(self, database: Database, *, channel: str, worker: str = "") -> None:
         self._database = database
         self._channel = channel
         self.worker = worker or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        # Two, so that a settling does not wait for a claim.
+        # Two, so that a settlement does not wait for a claim.
         self._claims, self._settlings = Session(database), Session(database)
         self._ever_claimed = False
         self._forgotten = False
@@ -170,11 +170,11 @@ class Queue:
 
     @property
     def held(self) -> list[Lease]:
-        """The leases that were claimed and neither settled nor lost nor given back."""
+        """The leases that were claimed, and not settled, lost or given back."""
         return list(self._held.values())
 
     async def check(self) -> None:
-        """Check that the schema is the one that this version needs, and that the trigger rings the channel.
+        """Check that this version can use the schema, and that its trigger notifies the channel.
 
         Raises:
             DatabaseError: it is not; the hint says how to fix it.
@@ -189,9 +189,10 @@ class Queue:
         rung = [channel for _, _, is_enabled, channel in triggers if is_enabled]
         if self._channel not in rung:
             raise DatabaseError(
-                f"MAILROOM_CHANNEL_NAME: no trigger rings {self._channel!r}, so no new token would be heard"
-                + (f"; the trigger on tokens rings {', '.join(map(repr, rung))}" if rung else ""),
-                hint="correct the name, or make the trigger tokens_ring anew with this argument",
+                f"MAILROOM_CHANNEL_NAME: no trigger notifies {self._channel!r},"
+                " so new tokens would not be noticed"
+                + (f"; the trigger on tokens notifies {', '.join(map(repr, rung))}" if rung else ""),
+                hint="correct the name, or create the trigger tokens_ring again with this argument",
             )
 
     async def _refuse_pooler(self) -> None:
@@ -200,27 +201,27 @@ class Queue:
             try:
                 kept = await self._database.limited(listener, keeps_sessions(listener, ringer))
             except LOST as error:
-                self._database.lost(error)  # both connect anew
+                self._database.lost(error)  # both reconnect
             else:
                 break
         if not kept:
             raise DatabaseError(
                 "MAILROOM_DATABASE_URL names a pooler that keeps no sessions, such as PgBouncer in"
-                " transaction mode, so no new token would be heard",
-                hint="let it name PostgreSQL itself, or a pool in session mode; the application may stay"
-                " behind the pooler",
+                " transaction mode, so new tokens would not be noticed",
+                hint="let it name PostgreSQL itself, or a pool in session mode; the application may keep"
+                " using the pooler",
             )
 
     async def claim(self, tokens: int, lease_tokens: int) -> Claim:
         """Claim up to ``tokens`` messages, in leases of up to ``lease_tokens``.
 
-        Fewer in sum than asked for means that nothing more was pending, unless ``next_due`` says 0: a claim
-        that comes across much that expired stops early. The leases are held once they are read.
+        Fewer messages than asked for mean that nothing more was pending, unless ``next_due`` returns 0: a
+        claim that meets many expired tokens stops early. The leases are held once they are read.
         """
         self._ever_claimed = True
         while True:
             if self._forgotten:
-                # A claim whose answer we never got has made leases that only the database knows.
+                # A claim whose answer was lost may have made leases that this worker does not know.
                 await self._claims.ask(RELEASE, [self.worker, list(self._held)])
                 self._forgotten = False
             if self._is_late():
@@ -246,10 +247,11 @@ class Queue:
         return Claim(answer.rowcount, leases)
 
     async def settle(self, lease: Lease, tokens: Sequence[int] | None = None, *, again: bool = False) -> bool:
-        """End a lease, or only these tokens of it, and hold it no longer.
+        """Settle a lease, or only these tokens of it, and stop holding it.
 
-        The rest of it is due when its time is over. False when it was not ours any more, which is
-        told, unless it was asked ``again``: then the first time may have settled it.
+        The other tokens are due when the lease's time is over. Returns False, and logs it, when another
+        worker has the lease by now. It is not logged for a call that is made ``again``, since the first
+        one may have settled it.
         """
         rows = await self._settlings.ask(
             SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)]
@@ -262,25 +264,25 @@ class Queue:
     async def record(
         self,
         lease: Lease,
-        outcomes: Mapping[int, Answer | None],
+        answers: Mapping[int, Answer | None],
         *,
         provider: str,
         retry_ms: int,
         retry_limit: int,
     ) -> dict[int, Recorded]:
-        """Settle a lease with the outcomes of an attempt, and hold it no longer.
+        """Settle a lease with the answers of an attempt, and stop holding it.
 
         Args:
             lease: the lease.
-            outcomes: one for each of its tokens; None where there was no attempt.
-            provider: what the transport calls itself.
-            retry_ms: after so many milliseconds, what is to be tried again is due.
-            retry_limit: so many failures without a stated reason are a rejection.
+            answers: one for each of its tokens; None where there was no attempt.
+            provider: the transport's name.
+            retry_ms: in how many milliseconds the tokens to be tried again are due.
+            retry_limit: after this number of failures without a stated reason a token is rejected.
 
         Returns:
-            For each token what was written down.
+            For each token its record in the ledger.
         """
-        answers = [one or Answer(Result.TRANSIENT) for one in outcomes.values()]
+        given = [one or Answer(Result.TRANSIENT) for one in answers.values()]
         rows = await self._settlings.ask(
             RECORD,
             [
@@ -288,10 +290,10 @@ class Queue:
                 lease.generation,
                 self.worker,
                 provider,
-                list(outcomes),
-                [one.result.value if one else "" for one in outcomes.values()],
-                [one.message_id for one in answers],
-                [one.detail for one in answers],
+                list(answers),
+                [one.result.value if one else "" for one in answers.values()],
+                [one.message_id for one in given],
+                [one.detail for one in given],
                 retry_ms,
                 retry_limit,
             ],
@@ -327,7 +329,7 @@ class Queue:
         await self._settlings.ask(THROTTLE, [ceiling, factor, lowest_share, grace_s])
 
     async def renew(self) -> None:
-        """Move the time of every lease we hold; those that are not ours any more are let go."""
+        """Renew every held lease; stop holding those that another worker has by now."""
         leases = self.held
         if not leases:
             return
@@ -341,11 +343,11 @@ class Queue:
                 log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
 
     def holds(self, lease: Lease) -> bool:
-        """Whether a lease is ours for certain, as far as the clock can tell."""
+        """Whether a lease is certainly still this worker's, by the clock."""
         return self._held.get(lease.id) is lease and time.monotonic() < lease.valid_until
 
     async def release(self, keep: Iterable[Lease] = ()) -> int:
-        """Give back every lease but these, due at once, and ring for another worker; how many tokens."""
+        """Give back every lease but these, due now, and notify the workers; returns how many tokens."""
         self._held = {lease.id: lease for lease in keep if self._held.get(lease.id) is lease}
         if not self._ever_claimed:
             return 0
@@ -355,31 +357,31 @@ class Queue:
         return freed
 
     async def ring(self, tokens: int) -> None:
-        """Let another worker hear of tokens that were given back."""
+        """Notify the workers of tokens that were given back."""
         await self._claims.ask(RING, [self._channel, str(tokens)])
 
     async def next_due(self) -> float | None:
-        """Seconds until a claim is due: 0 after one that stopped early, else for the first lease, anybody's.
+        """Seconds until the first lease of any worker is due; 0 after a claim that stopped early.
 
-        None when there is none, and while the queue is paused.
+        None when there is no lease, and while the queue is paused.
         """
         due: float | None = (await self._claims.ask(NEXT_DUE, []))[0][0]
         return due
 
     async def heartbeat(self, trouble: str) -> None:
-        """Say that this worker lives, to be said every few seconds.
+        """Record that this worker is alive; to be called every few seconds.
 
         Args:
-            trouble: what keeps it from sending, for people; empty when nothing does.
+            trouble: why it cannot send, for people; empty when it can.
         """
         await self._settlings.ask(HEARTBEAT, [self.worker, __version__, trouble])
 
     async def leave(self) -> None:
-        """Say that this worker ends."""
+        """Record that this worker ends."""
         await self._settlings.ask(LEAVE, [self.worker])
 
     async def backlog(self) -> Backlog:
-        """What is to be mailed."""
+        """The tokens that are to be mailed."""
         return Backlog._make((await self._claims.ask(BACKLOG, []))[0])
 
     async def close(self) -> None:
@@ -388,12 +390,12 @@ class Queue:
         await self._settlings.close()
 
     def _is_late(self) -> bool:
-        """Whether a lease that we hold may soon be anybody's, our own claim's included."""
+        """Whether a held lease may soon be due, and so be claimed by any worker, this one included."""
         soon = time.monotonic() + LATE_SHARE * LEASE_MS / 1000
         return any(lease.valid_until < soon for lease in self._held.values())
 
     def _let_go(self, lease: Lease) -> bool:
-        """Hold a lease no longer; False if we did not, or hold a later generation of it."""
+        """Stop holding a lease; False if it was not held, or is held in a later generation."""
         if self._held.get(lease.id) is not lease:
             return False
         del self._held[lease.id]

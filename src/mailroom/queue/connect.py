@@ -1,7 +1,4 @@
-"""What a worker of a queue is made of, whether it prints its leases or sends them.
-
-``open_worker`` wires the database, the queue and the doorbell by the settings.
-"""
+"""Builds the parts that the collector and ``mailroom run`` have in common: database, queue, listener."""
 
 from __future__ import annotations
 
@@ -11,38 +8,40 @@ from typing import Final, NamedTuple
 from mailroom.database.connection import Database
 from mailroom.queue.client import Queue
 from mailroom.queue.lease import LEASE_MS
-from mailroom.queue.listener import Doorbell
+from mailroom.queue.listener import Listener
 from mailroom.settings.collector import CollectorSettings
 
 MAX_ANSWER_S: Final = 30.0
 RENEW_INTERVAL_S: Final = LEASE_MS / 1000 / 3
 
 
-class Worker(NamedTuple):
-    """One worker's parts."""
+class WorkerParts(NamedTuple):
+    """The parts of one worker."""
 
     database: Database
     queue: Queue
-    doorbell: Doorbell
+    listener: Listener
 
 
-def open_worker(settings: CollectorSettings, program: str, longest_check_s: float = float("inf")) -> Worker:
-    """A worker's parts; they connect when they are used.
+def open_worker(
+    settings: CollectorSettings, program: str, longest_check_s: float = float("inf")
+) -> WorkerParts:
+    """The parts of a worker; they connect when they are first used.
 
     Args:
-        settings: where the queue is, and how it is worked on.
-        program: what its connections are called.
-        longest_check_s: a dead connection of the doorbell's is noticed within so many seconds, even if
-            the settings leave it longer.
+        settings: where the queue is, and how to work on it.
+        program: the name of its connections.
+        longest_check_s: the listener notices a dead connection within this time, even if the settings
+            allow longer.
     """
     interval_s = settings.healthcheck_interval_ms / 1000
     database = Database(
         settings.database_url, program=program, answer_limit_s=min(interval_s / 3, MAX_ANSWER_S)
     )
-    return Worker(
+    return WorkerParts(
         database,
         Queue(database, channel=settings.channel_name),
-        Doorbell(
+        Listener(
             database,
             channel=settings.channel_name,
             batch_limit=settings.batch_limit,
@@ -53,7 +52,7 @@ def open_worker(settings: CollectorSettings, program: str, longest_check_s: floa
 
 
 async def keep_renewing(queue: Queue) -> None:
-    """Move the time of the leases that are held, for ever."""
+    """Renew the leases that are held, for ever."""
     while True:
         await asyncio.sleep(RENEW_INTERVAL_S)
         await queue.renew()

@@ -1,4 +1,4 @@
-"""What a claim hands out: tokens under leases, read out of its answer when somebody needs them."""
+"""Leases: the tokens that a claim returns, read from its rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEASE_MS: Final = 15_000
 
 
 class Claimed(NamedTuple):
-    """One token as the database hands it out, unsigned."""
+    """One token as a claim returns it, not signed yet."""
 
     token: int
     action: str
@@ -28,7 +28,7 @@ class Claimed(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """Tokens that are ours until ``valid_until`` (of ``time.monotonic``), unless renewed."""
+    """Tokens that this worker holds until ``valid_until`` (of ``time.monotonic``), unless it renews them."""
 
     id: int
     generation: int
@@ -37,13 +37,13 @@ class Lease:
 
 
 def read_leases(rows: Sequence[tuple[Any, ...]], valid_until: float) -> list[Lease]:
-    """The leases in a claim's answer.
+    """The leases in the rows of a claim.
 
     Args:
-        rows: lease, generation, and the fields of ``Claimed``; one lease's after the other's.
+        rows: lease, generation, and the fields of ``Claimed``; sorted by lease.
         valid_until: of ``time.monotonic``, for all of them.
     """
-    as_claimed = partial(tuple.__new__, Claimed)  # in a third of _make's time
+    as_claimed = partial(tuple.__new__, Claimed)  # a third of the time of _make
     return [
         Lease(lease, generation, [as_claimed(row[2:]) for row in group], valid_until)
         for (lease, generation), group in groupby(rows, itemgetter(0, 1))

@@ -1,7 +1,7 @@
-"""How a queue is at this moment, asked often: for health and for metrics.
+"""Reads the state of a queue, for health and for metrics.
 
-It has a connection of its own, so that an answer never waits behind a claim, and asks only when
-somebody wants to know, at most once a second.
+It uses a connection of its own, so that a reading never waits for a claim. It reads only on request, and
+at most once a second.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ LIMIT_S: Final = 2.0
 
 
 class Pulse(NamedTuple):
-    """One look at a queue.
+    """One reading of a queue.
 
     Attributes:
-        waiting: tokens that no worker has claimed; ``COUNT_LIMIT`` is that or more.
-        in_flight: tokens that a worker has in hand.
-        retrying: tokens that wait to be tried again.
-        oldest_due_s: for how many seconds the oldest mail has waited that could be on its way.
+        waiting: tokens that no worker has claimed; ``COUNT_LIMIT`` means that many or more.
+        in_flight: tokens that are leased to a worker.
+        retrying: tokens that wait for a retry.
+        oldest_due_s: for how many seconds the oldest mail that could be sent has waited.
         is_paused: whether a person paused the queue; then nothing is due.
-        rate: recipients a second that all workers share; None before the first.
-        oldest_unsettled_s: how many seconds ago the oldest mail was asked for that is neither sent nor
-            given up, tried or not, whether or not the queue is paused.
+        rate: recipients a second that all workers share; None before the first charge.
+        oldest_unsettled_s: how many seconds ago the oldest mail that is neither sent nor given up was
+            requested, whether or not the queue is paused.
     """
 
     waiting: int
@@ -47,7 +47,7 @@ class Pulse(NamedTuple):
 
 
 class Pulses:
-    """Looks at the queue of a database."""
+    """Reads the queue of a database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -57,10 +57,10 @@ class Pulses:
         self._looked_at = float("-inf")
 
     async def look(self) -> Pulse | None:
-        """The queue, at most a second ago; None when the database does not tell within two.
+        """A reading at most a second old; None when the database does not answer within two.
 
         Raises:
-            DatabaseError: the schema is not Mailroom's, or the user may not look.
+            DatabaseError: the schema is not Mailroom's, or the user may not read it.
         """
         async with self._one_at_a_time:
             if time.monotonic() - self._looked_at >= FRESH_S:
@@ -86,7 +86,7 @@ class Pulses:
         if self._connection is None or self._connection.closed:
             async with asyncio.timeout_at(ends_at):
                 self._connection = await self._database.connect()
-        # Cancelled, psycopg would ask the server to cancel, and wait for it.
+        # A cancelled statement would make psycopg wait for the server, so this hangs up instead.
         timer = loop.call_at(ends_at, hang_up, self._connection)
         try:
             cursor = await self._connection.execute(PULSE, [COUNT_LIMIT])

@@ -1,1 +1,1 @@
-"""``mailroom sender``: reads lines and sends them; ``program`` begins, ``policy`` decides on retries."""
+"""``mailroom sender``: sends the mails of lines. It begins in ``program``; ``policy`` decides on retries."""

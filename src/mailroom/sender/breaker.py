@@ -1,16 +1,16 @@
-"""The gate before a transport that refuses everybody for a while: throttled, paused, away.
+"""A circuit breaker before a transport that refuses every mail for a while: throttled, paused, unreachable.
 
-While it is closed one call at a time is let through, after a back-off with jitter, to see whether
-the trouble is over; everybody else waits. When there is nobody left to try, it is open to whoever
-comes next: nobody knows any more. What a person must mend is told as an error when it
-begins and once a minute while it lasts, and so is, as a warning, every other trouble of more than a
-moment.
+It trips when an answer says that every other call would get the same one. While it is tripped, one
+call at a time goes through, after a back-off with jitter, and all others wait. A call that succeeds
+resets it. When no mail is left to try, it is reset without a call, since its state is unknown by then.
+
+Logs: a trouble that a person must fix is an error when it begins and once a minute while it lasts. Any
+other trouble is a warning, once it has lasted longer than a moment.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +18,7 @@ from typing import Final
 
 from mailroom.answers import Answer, Result
 from mailroom.logs import EventLogger, without_addresses
+from mailroom.outage import back_off_s
 
 REMINDER_S: Final = 60.0
 MOMENT_S: Final = 1.0
@@ -33,94 +34,97 @@ log = EventLogger("sender")
 
 
 class Breaker:
-    """Open at first; ``name`` says in the log what stands behind it."""
+    """One breaker, not tripped at first; the log calls it ``name``."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._turn = asyncio.Lock()
-        self._opened = asyncio.Event()
+        self._was_reset = asyncio.Event()
         self._failures = 0
-        self._closed_at = self._try_at = 0.0
-        self._told_at = float("-inf")
-        self._told = False
+        self._tripped_at = self._try_at = 0.0
+        self._logged_at = float("-inf")
+        self._was_logged = False
         self._reason = ""
 
     @property
-    def is_open(self) -> bool:
-        """Whether calls go through freely."""
-        return self._failures == 0
+    def is_tripped(self) -> bool:
+        """Whether calls have to wait."""
+        return self._failures > 0
 
     @property
     def trouble(self) -> tuple[str, float] | None:
-        """Why it is closed, and for how many seconds; None when it is open."""
-        return None if self.is_open else (self._reason, time.monotonic() - self._closed_at)
+        """Why it is tripped, and for how many seconds; None when it is not."""
+        return (self._reason, time.monotonic() - self._tripped_at) if self.is_tripped else None
 
     async def ready(self) -> None:
-        """Wait until it is open, or time for the next try."""
-        if not self.is_open:
+        """Wait until it is reset, or until the next try is due."""
+        if self.is_tripped:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, self._try_at - time.monotonic())):
-                    await self._opened.wait()
+                    await self._was_reset.wait()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
-        """Wait for leave to make one call; True for the one that tries a closed gate."""
-        if not self.is_open:
+        """Wait until one call may be made; True for the call that tries while it is tripped."""
+        if self.is_tripped:
             async with self._turn:
                 await self.ready()
-                if not self.is_open:
+                if self.is_tripped:
                     yield True
                     return
         yield False
 
-    def close(self, outcome: Answer) -> None:
-        """Note that a call was refused, for a reason that holds for every other as well."""
+    def trip(self, answer: Answer) -> None:
+        """Note an answer that every other call would get as well."""
         now = time.monotonic()
-        if self.is_open:
-            self._closed_at, self._told = now, False
-            self._opened.clear()
+        if not self.is_tripped:
+            self._tripped_at, self._was_logged = now, False
+            self._was_reset.clear()
         elif now < self._try_at:
-            return  # a call that was under way already when the gate closed
-        first_s, longest_s = BACK_OFF_S.get(outcome.result, BACK_OFF_S[Result.TRANSIENT])
-        ceiling = min(longest_s, first_s * 2 ** min(self._failures, 10))
-        self._try_at = now + random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
+            return  # this call began before the breaker tripped
+        limits_s = BACK_OFF_S.get(answer.result, BACK_OFF_S[Result.TRANSIENT])
+        self._try_at = now + back_off_s(self._failures, limits_s)
         self._failures += 1
-        self._reason = without_addresses(f"{outcome.result.value}: {outcome.detail}")
-        self._tell(now, outcome)
+        self._reason = without_addresses(f"{answer.result.value}: {answer.detail}")
+        self._log_trouble(now, answer)
 
     def succeeded(self) -> None:
-        """Note that a call was answered in a way that says nothing against the next."""
-        if self.is_open:
-            return
-        if self._told:
-            after_s = time.monotonic() - self._closed_at
-            log.info("resumed", gate=self._name, after=f"{after_s:.1f}s", tries=self._failures)
-        self._failures = 0
-        self._opened.set()
+        """Note an answer that says nothing against the next call."""
+        if fields := self._reset():
+            log.info("resumed", **fields)
 
-    def lapse(self, untried_s: float) -> None:
-        """Open, when nobody has tried for so long after it was time to: the next call will tell."""
-        now = time.monotonic()
-        if self.is_open or self._turn.locked() or now < self._try_at + untried_s:
+    def reset_if_untried(self, untried_s: float) -> None:
+        """Reset it when no call has tried for ``untried_s`` seconds after a try was due."""
+        if self._turn.locked() or time.monotonic() < self._try_at + untried_s:
             return
-        if self._told:
-            log.info("lapsed", gate=self._name, after=f"{now - self._closed_at:.1f}s", tries=self._failures)
-        self._failures = 0
-        self._opened.set()
+        if fields := self._reset():
+            log.info("reset", **fields)
 
-    def _tell(self, now: float, outcome: Answer) -> None:
-        lasted_s = now - self._closed_at
-        # A trouble that comes and goes is no more often told than one that stays.
-        if now - self._told_at < REMINDER_S:
+    def _reset(self) -> dict[str, object]:
+        """The fields to log; none when it was not tripped, or its trouble not logged."""
+        fields: dict[str, object] = {}
+        if self.is_tripped and self._was_logged:
+            after_s = time.monotonic() - self._tripped_at
+            fields = {"breaker": self._name, "after": f"{after_s:.1f}s", "tries": self._failures}
+        self._failures = 0
+        self._was_reset.set()
+        return fields
+
+    def _log_trouble(self, now: float, answer: Answer) -> None:
+        lasted_s = now - self._tripped_at
+        # A trouble that comes and goes is logged no more often than one that stays.
+        if now - self._logged_at < REMINDER_S:
             return
-        if outcome.result is Result.PAUSED or lasted_s >= MOMENT_S:
-            say = log.error if outcome.result is Result.PAUSED else log.warning
-            say(
-                "paused",
-                gate=self._name,
-                reason=self._reason,
-                since=f"{lasted_s:.0f}s",
-                tries=self._failures,
-                **({"remedy": "mailroom doctor"} if outcome.result is Result.PAUSED else {}),
-            )
-            self._told, self._told_at = True, now
+        needs_person = answer.result is Result.PAUSED
+        if needs_person or lasted_s >= MOMENT_S:
+            fields: dict[str, object] = {
+                "breaker": self._name,
+                "reason": self._reason,
+                "since": f"{lasted_s:.0f}s",
+                "tries": self._failures,
+            }
+            if needs_person:
+                log.error("paused", **fields, remedy="mailroom doctor")
+            else:
+                log.warning("paused", **fields)
+            self._was_logged, self._logged_at = True, now

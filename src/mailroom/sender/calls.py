@@ -1,10 +1,10 @@
-"""One attempt for some messages, when everything allows it: the gates, the rate, a free thread.
+"""One attempt for some messages: waits for the breakers, the rate and a free thread, then makes one call.
 
-Two gates stand before a call: the account's and the action's. They close when an answer says that
-everybody would get the same, and while one is closed, one call at a time looks whether the trouble
-is over.
+Two breakers stand before a call: the account's and the action's. An answer trips one when every other
+mail of the account, or of the action, would get the same answer. While one is tripped, one call at a
+time tries whether the trouble is over.
 
-Promises: an attempt is one call, and gives one outcome for each message. Does not retry.
+Promises: an attempt is one call and yields one answer for each message. Does not retry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from mailroom.actions import ACTIONS
 from mailroom.answers import Answer, Result, Scope
@@ -33,19 +33,34 @@ QUOTA_INTERVAL_S: Final = 300.0
 MAX_WAITS: Final = 4
 ACCOUNT: Final = ""
 
+Item = TypeVar("Item")
+
 log = EventLogger("sender")
 
 
 class Attempt(NamedTuple):
-    """What came of it.
+    """The result of one call.
 
     Attributes:
-        outcomes: one for each message, in their order.
-        gated: whether a gate was closed by it, which then decides when to try again.
+        answers: one for each message, in their order.
+        tripped: whether it tripped a breaker, which then decides when to try again.
     """
 
-    outcomes: list[Answer]
-    gated: bool
+    answers: list[Answer]
+    tripped: bool
+
+    def halves(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        """Those that the call was refused for, without saying for which of them, in two halves.
+
+        Args:
+            items: one for each message. Sending the halves separately narrows down whose fault it is.
+
+        Returns:
+            Two halves; nothing when the call was refused for one message alone, or for none.
+        """
+        blamed = [item for item, one in zip(items, self.answers, strict=True) if one.scope is Scope.CALL]
+        half = len(blamed) // 2
+        return [blamed[:half], blamed[half:]] if half else []
 
 
 class Calls:
@@ -54,12 +69,12 @@ class Calls:
     Args:
         transport: what sends.
         settings: rate and concurrency.
-        changed: is set whenever ``is_open`` or ``waiting`` may have changed.
-        bucket: the rate that others have a share in; one of its own for None.
-        called: is told of each call: the action, the outcomes, how many seconds it took.
+        changed: is set whenever ``can_send`` or ``waiting`` may have changed.
+        bucket: a rate that is shared with others; by default one of its own.
+        called: is called after each call with the action, the answers and the seconds it took.
 
     Attributes:
-        waiting: how many attempts wait at a closed gate.
+        waiting: how many attempts wait at a tripped breaker.
         answers: how many answers of each class recipients got.
     """
 
@@ -74,35 +89,32 @@ class Calls:
         self._transport = transport
         self._asks_quota = settings.send_rate is None
         self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
-        self._gate = Breaker("account")
-        self._action_gates = {action.name: Breaker(action.name) for action in ACTIONS}
+        self._breaker = Breaker("account")
+        self._action_breakers = {action.name: Breaker(action.name) for action in ACTIONS}
         self._slots = asyncio.Semaphore(settings.send_concurrency)
         # A call has several waits, each with a limit of its own; together they have this one.
         self._longest_s = CONNECT_TIMEOUT_S + MAX_WAITS * settings.send_timeout_ms / 1000
-        self._in_calls: set[int] = set()  # of id(): one mail may be asked for twice
+        self._in_calls: set[int] = set()  # of id(): equal messages may be sent at the same time
         self._changed = changed
         self._called = called
         self.waiting = 0
         self.answers: Counter[Result] = Counter()
 
     @property
-    def is_open(self) -> bool:
-        """Whether nothing is known that would keep every mail from going out."""
-        return self._gate.is_open and any(gate.is_open for gate in self._action_gates.values())
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether nothing is known that would keep any mail from going out."""
-        return self._gate.is_open and all(gate.is_open for gate in self._action_gates.values())
+    def can_send(self) -> bool:
+        """Whether the breakers let mail of at least one action through."""
+        return not self._breaker.is_tripped and not all(
+            breaker.is_tripped for breaker in self._action_breakers.values()
+        )
 
     @property
     def troubles(self) -> dict[str, tuple[str, float]]:
-        """What keeps mail from going out, and for how many seconds it has.
+        """Why mail cannot be sent, and for how many seconds it could not.
 
-        Of every mail under ``ACCOUNT``, of an action's under its name.
+        All mail under the key ``ACCOUNT``, one action's mail under the action's name.
         """
-        gates = {ACCOUNT: self._gate} | self._action_gates
-        return {name: trouble for name, gate in gates.items() if (trouble := gate.trouble)}
+        breakers = {ACCOUNT: self._breaker} | self._action_breakers
+        return {name: trouble for name, breaker in breakers.items() if (trouble := breaker.trouble)}
 
     @property
     def largest(self) -> int:
@@ -117,9 +129,9 @@ class Calls:
         """Check the transport and ask for its rate.
 
         Raises:
-            MailroomError: mails would be dropped for the way the transport is set up.
+            MailroomError: the transport's configuration would lose mails.
         """
-        with suppress(TimeoutError):  # it is no answer that would say more
+        with suppress(TimeoutError):  # a provider that does not answer is found by the first call
             async with asyncio.timeout(self._longest_s):
                 await in_thread(self._transport.check)
         if self._asks_quota:
@@ -127,44 +139,44 @@ class Calls:
         log.info("started", transport=self._transport.name, rate=f"{self._bucket.rate:.10g}/s")
 
     async def keep_asking(self) -> None:
-        """Follow the provider's rate, for ever, unless it was set."""
+        """Follow the provider's rate for ever, unless the settings fix it."""
         while True:
             await asyncio.sleep(QUOTA_INTERVAL_S)
             if self._asks_quota:
                 await self._ask_quota()
 
     async def ready(self) -> None:
-        """Wait until the account's gate is open, or time for the next try."""
-        await self._gate.ready()
+        """Wait until the account's breaker is reset, or until its next try is due."""
+        await self._breaker.ready()
 
-    def lapse(self, untried_s: float) -> None:
-        """Forget the troubles that nobody looked at again for so long after it was time to."""
-        for gate in (self._gate, *self._action_gates.values()):
-            gate.lapse(untried_s)
+    def reset_if_untried(self, untried_s: float) -> None:
+        """Reset the breakers that no call has tried for ``untried_s`` seconds after a try was due."""
+        for breaker in (self._breaker, *self._action_breakers.values()):
+            breaker.reset_if_untried(untried_s)
         self._changed.set()
 
     async def attempt(
-        self, messages: Sequence[Message], give_up_at: float, *, gate_s: float = math.inf
+        self, messages: Sequence[Message], give_up_at: float, *, max_wait_s: float = math.inf
     ) -> Attempt | None:
-        """Send messages of one action, each in one attempt; None when there was no leave in time.
+        """Send messages of one action in one call; None when no call could begin in time.
 
         Args:
             messages: at most ``largest`` of them.
             give_up_at: of ``time.monotonic``; a call that has begun by then is waited for.
-            gate_s: at a closed gate it waits for so many seconds, at most.
+            max_wait_s: how long to wait at a tripped breaker.
         """
         action = messages[0].action
-        gates = (self._gate, self._action_gates[action])
-        outcomes = await self._call(messages, gates, give_up_at, gate_s)
-        return None if outcomes is None else Attempt(outcomes, self._learn(action, outcomes))
+        breakers = (self._breaker, self._action_breakers[action])
+        answers = await self._call(messages, breakers, give_up_at, max_wait_s)
+        return None if answers is None else Attempt(answers, self._learn(action, answers))
 
     def close(self) -> None:
-        """Let go of the transport, unless a thread is still at it."""
+        """Close the transport, unless a thread still uses it."""
         if not self._in_calls:
             self._transport.close()
 
     async def _call(
-        self, messages: Sequence[Message], gates: Sequence[Breaker], give_up_at: float, gate_s: float
+        self, messages: Sequence[Message], breakers: Sequence[Breaker], give_up_at: float, max_wait_s: float
     ) -> list[Answer] | None:
         loop = asyncio.get_running_loop()
         last = loop.time() + max(give_up_at - time.monotonic(), 0)
@@ -172,69 +184,73 @@ class Calls:
             async with asyncio.timeout(None) as limit:
                 while True:
                     async with AsyncExitStack() as stack:
-                        limit.reschedule(min(last, loop.time() + gate_s))
-                        leave = [await self._turn(gate, stack) for gate in gates]
+                        limit.reschedule(min(last, loop.time() + max_wait_s))
+                        tries = [await self._turn(breaker, stack) for breaker in breakers]
                         limit.reschedule(last)
                         await stack.enter_async_context(self._slots)
-                        if not all(tries or gate.is_open for tries, gate in zip(leave, gates, strict=True)):
+                        # Another call may have tripped a breaker since.
+                        if any(
+                            breaker.is_tripped and not is_try
+                            for is_try, breaker in zip(tries, breakers, strict=True)
+                        ):
                             continue
                         await self._bucket.take(len(messages), give_up_at)
-                        if time.monotonic() >= give_up_at:  # after a sleep of the whole process
+                        if time.monotonic() >= give_up_at:  # the process was suspended
                             return None
                         limit.reschedule(None)
                         return await self._send(messages)
         except TimeoutError:
             return None
 
-    async def _turn(self, gate: Breaker, stack: AsyncExitStack) -> bool:
+    async def _turn(self, breaker: Breaker, stack: AsyncExitStack) -> bool:
         self.waiting += 1
         self._changed.set()
         try:
-            return await stack.enter_async_context(gate.turn())
+            return await stack.enter_async_context(breaker.turn())
         finally:
             self.waiting -= 1
 
     async def _send(self, messages: Sequence[Message]) -> list[Answer]:
         started = time.monotonic()
         self._in_calls.update(map(id, messages))
-        # Cancelled, it leaves them there: nobody knows what will have become of them.
+        # A cancellation leaves them in there: it is unknown whether they will be accepted.
         try:
             async with asyncio.timeout(self._longest_s):
-                outcomes = await in_thread(self._transport.send, messages)
+                answers = await in_thread(self._transport.send, messages)
         except TimeoutError:
             detail = f"no whole answer within {self._longest_s:g} s"
-            outcomes = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
+            answers = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         self._in_calls.difference_update(map(id, messages))
-        self.answers.update(outcome.result for outcome in outcomes)
+        self.answers.update(answer.result for answer in answers)
         took_s = time.monotonic() - started
         if self._called:
-            self._called(messages[0].action, outcomes, took_s)
-        self._tell(messages[0].action, outcomes, took_s)
-        return outcomes
+            self._called(messages[0].action, answers, took_s)
+        self._log_answers(messages[0].action, answers, took_s)
+        return answers
 
-    def _learn(self, action: str, outcomes: Sequence[Answer]) -> bool:
-        """Slow down, and open or close gates, by what a call's answer says; True if one closed."""
-        if any(outcome.result is Result.THROTTLED for outcome in outcomes):
+    def _learn(self, action: str, answers: Sequence[Answer]) -> bool:
+        """Adapt the rate and the breakers to a call's answers; True if one tripped."""
+        if any(answer.result is Result.THROTTLED for answer in answers):
             self._bucket.slow()
-        if all(one.is_ours for one in outcomes):
+        if all(answer.is_ours for answer in answers):
             return False
-        everybodys = [one for one in outcomes if one.scope in {Scope.ACTION, Scope.ACCOUNT}]
-        closes = bool(everybodys) and all(one.result is not Result.SENT for one in outcomes)
-        if not closes:
-            self._gate.succeeded()
-            self._action_gates[action].succeeded()
-        elif everybodys[0].scope is Scope.ACTION:
-            self._gate.succeeded()
-            self._action_gates[action].close(everybodys[0])
+        general = [one for one in answers if one.scope in {Scope.ACTION, Scope.ACCOUNT}]
+        trips = bool(general) and all(answer.result is not Result.SENT for answer in answers)
+        if not trips:
+            self._breaker.succeeded()
+            self._action_breakers[action].succeeded()
+        elif general[0].scope is Scope.ACTION:
+            self._breaker.succeeded()
+            self._action_breakers[action].trip(general[0])
         else:
-            self._gate.close(everybodys[0])
+            self._breaker.trip(general[0])
         self._changed.set()
-        return closes
+        return trips
 
-    def _tell(self, action: str, outcomes: Sequence[Answer], took_s: float) -> None:
-        kinds = Counter((outcome.result, outcome.scope) for outcome in outcomes)
+    def _log_answers(self, action: str, answers: Sequence[Answer], took_s: float) -> None:
+        kinds = Counter((answer.result, answer.scope) for answer in answers)
         for (result, scope), count in kinds.items():
-            detail = next(one.detail for one in outcomes if (one.result, one.scope) == (result, scope))
+            detail = next(one.detail for one in answers if (one.result, one.scope) == (result, scope))
             why = without_addresses(detail)
             if count > 1 and scope is Scope.CALL:
                 log.info("halved", count=count, action=action, reason=why)
@@ -242,7 +258,7 @@ class Calls:
                 log.info("sent", count=count, action=action, took=f"{took_s:.2f}s")
             elif result is Result.REJECTED:
                 log.warning("rejected", count=count, action=action, reason=why)
-            elif result is Result.UNKNOWN and self._gate.is_open:  # else the gate tells
+            elif result is Result.UNKNOWN and not self._breaker.is_tripped:  # else the breaker logs it
                 log.warning("unknown", count=count, action=action, reason=why)
             else:
                 log.debug("retried", count=count, action=action, reason=why)

@@ -1,25 +1,25 @@
-"""The sending policy: from messages to one verdict on every recipient.
+"""The sending policy: takes messages and reports one verdict on every recipient.
 
-Messages are grouped by action, cut to what a call takes and to what the rate allows at once, and
-given to the transport in a few threads. What comes back decides:
+Messages are grouped by action, cut to what one call takes and to what the rate allows at once, and
+given to the transport in a few threads. The answers decide what happens next:
 
 - sent or rejected: final, and reported;
-- a call that was refused for somebody in it: cut in halves, until it is known for whom;
-- transient, throttled, lost answer: tried again, after a back-off with jitter, until the mail is of
-  no use any more; a failure without a stated reason only a few times;
-- trouble that everybody would have (throttled, paused, away): nothing more is begun, and ``room``
-  waits until it is over, so that whoever reads stops reading.
+- the call was refused because of one of its recipients: send it again in halves, until the recipient
+  is known;
+- transient, throttled, answer lost: retry after a back-off with jitter, until the mail is too old to be
+  useful. A failure without a stated reason, and a lost answer, is retried a few times only;
+- a trouble that every mail would meet (throttled, paused, unreachable): begin nothing more. ``room``
+  waits until it is over, so that the caller stops reading.
 
-Promises: every message that was submitted is reported once with its verdict; ``abandon`` does so for
-those still in hand. Does not promise that a mail goes out once: an answer that was lost is counted
-and told as unknown, and the mail is sent again.
+Promises: every submitted message is reported once with its verdict; ``abandon`` reports those still in
+hand. Does not promise that a mail goes out once: a lost answer is counted and logged as unknown, and
+the mail is sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,16 +29,17 @@ from typing import Final
 
 from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
+from mailroom.outage import back_off_s
 from mailroom.sender.calls import Calls
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
 from mailroom.wire import Message
 
-# So many recipients may be in hand, most of them waiting for a retry, before no more are taken.
+# No more recipients are taken once this many are in hand, most of them waiting for a retry.
 MAX_IN_HAND: Final = 1000
-# And so many while one action's mails cannot go out, since these would be most of them.
-MAX_WHILE_GATED: Final = 100
-# Before a recipient is tried again: at first, at last.
+# The same while one action's mails cannot be sent, since those would soon be most of them.
+MAX_IN_TROUBLE: Final = 100
+# Before a recipient is tried again: the first wait and the longest.
 BACK_OFF_S: Final = (0.5, 60.0)
 # A mail is given up this long after it was read, when its token has expired.
 USEFUL_S: Final = 900.0
@@ -47,7 +48,7 @@ log = EventLogger("sender")
 
 
 class Verdict(enum.Enum):
-    """What finally became of a recipient; UNKNOWN may have been sent to, UNSENT was not tried in time."""
+    """The final state of a recipient. UNKNOWN: it may have been sent. UNSENT: it was not tried in time."""
 
     SENT = "sent"
     REJECTED = "rejected"
@@ -63,8 +64,8 @@ class Recipient:
     Attributes:
         useful_until: of ``time.monotonic``; after that it is given up.
         failures: how often it failed without a stated reason, or its answer was lost.
-        last: the last outcome.
-        lost: the last one whose answer was lost, so that the mail may have been accepted.
+        last: the last answer.
+        lost: the last UNKNOWN answer: the mail may have been accepted.
     """
 
     message: Message
@@ -75,7 +76,7 @@ class Recipient:
 
 
 Report = Callable[[list[tuple[Message, Verdict, str]]], None]
-"""Is given recipients with their verdicts and the reasons for them, in one sentence each."""
+"""Is called with recipients, their verdicts and a reason for each, in one sentence."""
 
 
 class Sender:
@@ -89,7 +90,7 @@ class Sender:
         useful_s: how long after ``submit`` a message is given up.
 
     Attributes:
-        verdicts: how many recipients there were of each.
+        verdicts: how many recipients got each of them.
     """
 
     def __init__(
@@ -124,17 +125,17 @@ class Sender:
     def has_room(self) -> bool:
         """Whether more may be submitted."""
         return (
-            # Somebody has to look whether the trouble is over.
-            (self._calls.is_open or not self._in_hand)
+            # In trouble, one message is needed to try whether it is over.
+            (self._calls.can_send or not self._in_hand)
             and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
-            and len(self._in_hand) < (MAX_IN_HAND if self._calls.is_clear else MAX_WHILE_GATED)
+            and len(self._in_hand) < (MAX_IN_TROUBLE if self._calls.troubles else MAX_IN_HAND)
         )
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.
 
         Raises:
-            MailroomError: mails would be dropped for the way the transport is set up.
+            MailroomError: the transport's configuration would lose mails.
         """
         await self._calls.start()
         self._background = self._run(self._calls.keep_asking())
@@ -143,12 +144,12 @@ class Sender:
         """Wait until more may be submitted.
 
         Raises:
-            Exception: a fault of ours ended the sending of an earlier message.
+            Exception: an internal error ended the sending of an earlier message.
         """
         await self._until(lambda: self.has_room)
 
     async def submit(self, messages: Sequence[Message]) -> None:
-        """Take messages, and begin to send them as there is room; gives back when all are begun.
+        """Take messages and begin to send them as there is room; returns when all have begun.
 
         Raises:
             Exception: see ``room``.
@@ -165,10 +166,10 @@ class Sender:
                 del rest[:size]
 
     async def failed(self) -> None:
-        """Wait until a fault of ours ends the sending, and raise it.
+        """Wait until an internal error ends the sending, and raise it.
 
         Raises:
-            Exception: that one.
+            Exception: that error.
         """
         await self._until(lambda: False)
 
@@ -181,7 +182,7 @@ class Sender:
         await self._until(lambda: not self._in_hand and not self._submitted)
 
     async def abandon(self) -> None:
-        """Stop at once, and report what is in hand as unsent, or unknown where a call is under way."""
+        """Stop at once. Reports what is in hand as unsent, or as unknown where a call is under way."""
         tasks = [*self._deliveries, *([self._background] if self._background else [])]
         for task in tasks:
             task.cancel()
@@ -202,21 +203,21 @@ class Sender:
         self._in_hand.update(recipients)
         self._start(recipients)
 
-    def _start(self, recipients: list[Recipient], tries: int = 0, lost: int = 0) -> None:
+    def _start(self, recipients: Sequence[Recipient], tries: int = 0, lost: int = 0) -> None:
         task = self._run(self._deliver(recipients, tries, lost))
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
 
-    async def _deliver(self, recipients: list[Recipient], tries: int, lost: int) -> None:
-        """Try until there is a verdict on each of them.
+    async def _deliver(self, recipients: Sequence[Recipient], tries: int, lost: int) -> None:
+        """Try until each recipient has a verdict.
 
         Args:
             recipients: of one action.
             tries: how often they were tried before.
-            lost: how often in sequence all of them were without an answer.
+            lost: how often in a row the answer for all of them was lost.
         """
         while recipients := self._drop_expired(recipients):
-            # The rate may have gone down; and what is lost as a whole may be one recipient's fault.
+            # The rate may have gone down. A call that is lost repeatedly may be one recipient's fault.
             size = min(self._calls.largest, len(recipients) // 2 or 1 if lost > 1 else len(recipients))
             for first in range(size, len(recipients), size):
                 self._start(recipients[first : first + size], tries, lost)
@@ -225,30 +226,29 @@ class Sender:
             attempt = await self._calls.attempt([one.message for one in recipients], useful_until)
             if attempt is None:
                 continue
-            pairs = list(zip(recipients, attempt.outcomes, strict=True))
-            if len(blamed := [one for one, outcome in pairs if outcome.scope is Scope.CALL]) > 1:
-                # For somebody among these the call was refused: cut it, to see for whom.
-                self._start(blamed[len(blamed) // 2 :])
-                self._start(blamed[: len(blamed) // 2])
-                pairs = [pair for pair in pairs if pair[0] not in blamed]
-            lost = lost + 1 if all(outcome.result is Result.UNKNOWN for _, outcome in pairs) else 0
+            pairs = list(zip(recipients, attempt.answers, strict=True))
+            if halves := attempt.halves(recipients):
+                for half in halves:
+                    self._start(half)
+                pairs = [(one, answer) for one, answer in pairs if answer.scope is not Scope.CALL]
+            lost = lost + 1 if all(answer.result is Result.UNKNOWN for _, answer in pairs) else 0
             recipients = self._judge(pairs)
-            if recipients and not attempt.gated:
+            if recipients and not attempt.tripped:
                 await self._back_off(tries)
                 tries += 1
 
     def _judge(self, pairs: list[tuple[Recipient, Answer]]) -> list[Recipient]:
-        """Report those whose outcome is final, and give back the others."""
+        """The recipients to try again; the others are reported."""
         final, again = [], []
-        for recipient, outcome in pairs:
-            recipient.last = outcome
-            if outcome.result is Result.UNKNOWN:
-                recipient.lost = outcome
-            recipient.failures += outcome.result in {Result.FAILED, Result.UNKNOWN}
-            if outcome.result is Result.SENT:
+        for recipient, answer in pairs:
+            recipient.last = answer
+            if answer.result is Result.UNKNOWN:
+                recipient.lost = answer
+            recipient.failures += answer.result in {Result.FAILED, Result.UNKNOWN}
+            if answer.result is Result.SENT:
                 final.append((recipient, Verdict.SENT, ""))
-            elif outcome.result is Result.REJECTED:
-                final.append((recipient, Verdict.REJECTED, outcome.detail))
+            elif answer.result is Result.REJECTED:
+                final.append((recipient, Verdict.REJECTED, answer.detail))
             elif recipient.failures >= self._retry_limit:
                 final.append(_given_up(recipient, Verdict.REJECTED, f"given up at try {recipient.failures}"))
             else:
@@ -256,7 +256,7 @@ class Sender:
         self._finish(final)
         return again
 
-    def _drop_expired(self, recipients: list[Recipient]) -> list[Recipient]:
+    def _drop_expired(self, recipients: Sequence[Recipient]) -> list[Recipient]:
         now = time.monotonic()
         expired = [recipient for recipient in recipients if recipient.useful_until <= now]
         if expired:
@@ -273,12 +273,10 @@ class Sender:
         self._changed.set()
 
     async def _back_off(self, tries: int) -> None:
-        first_s, longest_s = BACK_OFF_S
-        ceiling = min(longest_s, first_s * 2 ** min(tries, 10))
         self._backing_off += 1
         self._changed.set()
         try:
-            await asyncio.sleep(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret
+            await asyncio.sleep(back_off_s(tries, BACK_OFF_S))
         finally:
             self._backing_off -= 1
 
@@ -305,7 +303,7 @@ def _action(recipient: Recipient) -> str:
 
 
 def _given_up(recipient: Recipient, verdict: Verdict, why: str) -> tuple[Recipient, Verdict, str]:
-    """A verdict that is none of the provider's; UNKNOWN where the mail may have gone out all the same."""
+    """A verdict that is not the provider's; UNKNOWN where the mail may have been accepted."""
     if recipient.lost:
         why += f"; it may have been accepted, since an answer was lost: {recipient.lost.detail}"
         return recipient, Verdict.UNKNOWN, why

@@ -1,47 +1,44 @@
-"""The sender's end of the pipe: lines from standard input, mails out, what is not mailed set aside.
+"""The sender's end of the pipe: reads lines, sends their mails, and sets aside what is not mailed.
 
-A line is read when there is room for it, and not before: while nothing can be sent the pipe fills,
+A line is read when there is room for it, and not before. While nothing can be sent the pipe fills up,
 the collector waits, and PostgreSQL keeps the queue.
 
-Promises: every recipient that was read is sent or stands in ``rejected.csv``, and so does every line
-that cannot be read; the file is on the disk before the next line is read. At the end of the input
-what is in hand is finished. After a signal the line that had begun to arrive is still taken, and
-what cannot be finished in time is set aside. What a ``kill -9`` finds in hand is lost: it had left
-the pipe.
+Promises: every recipient that was read is either sent or in ``rejected.csv``, and so is every line that
+cannot be decoded; the file is on the disk before the next line is read. At the end of the input, mails
+in hand are finished. After a signal, a line that has begun to arrive is still taken, and what cannot be
+finished in time is set aside.
+
+Does not promise anything for mails in hand at a ``kill -9``: they are lost, as they had left the pipe.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Literal, TypeVar
 
 from mailroom.answers import Result
-from mailroom.concurrency import end
+from mailroom.concurrency import before, end
 from mailroom.errors import SetAsideError, WireError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
 from mailroom.sender.policy import Sender, Verdict
-from mailroom.sender.rejected import Rejected, Row
+from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.sender.stdin import Input, Line
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
 from mailroom.wire import Message, decode
 
-Answer = TypeVar("Answer")
-
 log = EventLogger("sender")
 
 
 class Pipe:
-    """Sends what ``lines`` holds."""
+    """Sends the mails of the lines that ``lines`` reads."""
 
     def __init__(self, settings: SenderSettings, lines: Input, transport: Transport) -> None:
         self._lines = lines
         self._rejected = Rejected(settings.output_path)
         self._sender = Sender(transport, settings, self._report)
         self._shutdown_s = settings.shutdown_timeout_ms / 1000
-        self._unsaved: list[Row] = []
+        self._unsaved: list[RejectedRow] = []
         self._saved, self._not_saved = asyncio.Event(), asyncio.Event()
         self._saved.set()
         self._malformed = 0
@@ -49,11 +46,11 @@ class Pipe:
         self._full_disk = Outage(log, "not_set_aside", "still_not_set_aside", "set_aside_again")
 
     async def run(self, stop: asyncio.Event) -> bool:
-        """Send until the input ends or ``stop`` is set; True if every mail went out.
+        """Send until the input ends or ``stop`` is set; True if every mail was sent.
 
         Raises:
-            SetAsideError: what was not mailed could not be written down.
-            MailroomError: the transport cannot be used as it is set up.
+            SetAsideError: what was not mailed could not be saved.
+            MailroomError: the transport's configuration cannot be used.
         """
         working = asyncio.create_task(self._work(stop))
         stopping = asyncio.create_task(stop.wait())
@@ -69,8 +66,8 @@ class Pipe:
             await end(working, stopping, saving)
             await self._sender.abandon()
             self._set_aside_unread()
-            self._set_aside([])  # once more what was not taken before
-            self._sum_up()
+            self._set_aside([])  # one more try for the rows that could not be saved before
+            self._log_summary()
         if self._unsaved:
             raise SetAsideError(
                 f"{len(self._unsaved)} recipients and lines that were not mailed could not be set aside",
@@ -80,38 +77,28 @@ class Pipe:
 
     async def _work(self, stop: asyncio.Event) -> None:
         await self._sender.start()
-        stopping = asyncio.create_task(stop.wait())
-        failing = asyncio.create_task(self._sender.failed())
-        try:
-            while (line := await self._next_line(stop, stopping, failing)) is not None:
-                await self._take(line)
-        finally:
-            await end(stopping, failing)
+        while (line := await self._next_line(stop)) is not None:
+            if messages := self._decoded(line):
+                await self._sender.submit(messages)
         await self._sender.drain()
         await self._saved.wait()
 
-    async def _next_line(
-        self, stop: asyncio.Event, stopping: asyncio.Task[Literal[True]], failing: asyncio.Task[None]
-    ) -> Line | None:
-        """The next line, when there is room for it; after the signal only what had begun to arrive."""
+    async def _next_line(self, stop: asyncio.Event) -> Line | None:
+        """The next line, when there is room for it; after a signal, only a line that has begun to arrive."""
         line = None
         if not self._saved.is_set():
-            await _first(self._saved.wait(), stopping, failing)
+            await before(self._saved.wait(), stop.wait(), self._sender.failed())
         if not self._sender.has_room:
-            await _first(self._sender.room(), stopping, failing)
+            await before(self._sender.room(), stop.wait(), self._sender.failed())
         if not stop.is_set():
-            line = await _first(self._lines.line(), stopping, failing)
+            line = await before(self._lines.line(), stop.wait(), self._sender.failed())
         if line is None and stop.is_set() and self._lines.begun:
             self._lines.reads_ahead = False
-            line = await _first(self._lines.line(), failing)
+            line = await before(self._lines.line(), self._sender.failed())
         return line
 
-    async def _take(self, line: Line) -> None:
-        if messages := self._decoded(line):
-            await self._sender.submit(messages)
-
     def _decoded(self, line: Line) -> list[Message]:
-        """A line's messages; none if it cannot be read, which is told, and the line set aside."""
+        """A line's messages; none if it cannot be decoded, in which case it is logged and set aside."""
         fault = "the rest of a line that is too long"
         if not line.is_rest:
             try:
@@ -121,27 +108,25 @@ class Pipe:
         fault = f"line {line.number}, {fault}"
         self._malformed += 1
         log.error("malformed", reason=fault)
-        self._set_aside([Row("malformed", fault, line.content.removesuffix(b"\n"))])
+        self._set_aside([RejectedRow("malformed", fault, line.content.removesuffix(b"\n"))])
         return []
 
     def _set_aside_unread(self) -> None:
-        """Set aside what was read ahead, and not taken in time."""
+        """Set aside what was read ahead and not submitted in time."""
         for line in self._lines.rest():
-            messages = self._decoded(line)
-            self._set_aside(
-                [Row.of(one, Verdict.UNSENT.value, "stopped before it was sent") for one in messages]
-            )
+            why = "stopped before it was sent"
+            self._report([(message, Verdict.UNSENT, why) for message in self._decoded(line)])
 
     def _report(self, verdicts: list[tuple[Message, Verdict, str]]) -> None:
         self._set_aside(
             [
-                Row.of(message, verdict.value, why)
+                RejectedRow.of(message, verdict.value, why)
                 for message, verdict, why in verdicts
                 if verdict is not Verdict.SENT
             ]
         )
 
-    def _set_aside(self, rows: list[Row]) -> None:
+    def _set_aside(self, rows: list[RejectedRow]) -> None:
         self._unsaved += rows
         self._has_set_aside |= bool(rows)
         if self._unsaved:
@@ -158,33 +143,14 @@ class Pipe:
                 self._saved.set()
 
     async def _keep_saving(self) -> None:
-        """Try again to set aside what a full disk did not take."""
+        """Retry to set aside what a full disk refused."""
         while True:
             await self._not_saved.wait()
             await self._full_disk.back_off()
             self._set_aside([])
 
-    def _sum_up(self) -> None:
+    def _log_summary(self) -> None:
         counts = {verdict.value: self._sender.verdicts[verdict] for verdict in Verdict}
-        # Answers that never came: so many mails may have gone out once more.
+        # Each lost answer may be a mail that went out once more than is known.
         counts["unknown_answers"] = self._sender.answers[Result.UNKNOWN]
         log.info("finished", **counts, malformed=self._malformed)
-
-
-async def _first(work: Coroutine[object, object, Answer], *others: asyncio.Task[Any]) -> Answer | None:
-    """What the work gives back, or None when one of the others ended before that.
-
-    Raises:
-        Exception: what that one raised.
-    """
-    working: asyncio.Task[Answer] = asyncio.create_task(work)
-    try:
-        await asyncio.wait({working, *others}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():  # first, since a line that was taken is nowhere else
-            return await working
-        for other in others:
-            if other.done():
-                other.result()
-        return None
-    finally:
-        await end(working)

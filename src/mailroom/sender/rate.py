@@ -1,13 +1,13 @@
-"""The rate of sending: a token bucket, charged per recipient, that gives way to throttles.
+"""The sending rate: a token bucket, charged per recipient, that slows down when throttled.
 
 The ceiling is what the provider allows, in recipients a second. A throttle takes 30 % off the
-current rate, at most once a second, down to 2 % of the ceiling. After a minute without one, every
-second gives 1 % of the ceiling back: a provider that allows less than we believe is asked for more
-once in a while and not all the time.
+current rate, at most once a second, down to 2 % of the ceiling. After a minute without a throttle the
+rate rises by 1 % of the ceiling a second. So a provider that allows less than the ceiling throttles
+now and then, and not all the time.
 
-The bucket holds half a second's worth, so that a provider that counts a whole second's is never
-asked for more than it allows, however the network bunches calls up. A charge that is larger than
-what the bucket holds waits for a full one and leaves a debt.
+The bucket holds half a second's worth. A provider that counts whole seconds therefore never sees more
+than it allows, even if the network delays some calls and delivers them together. A charge larger than
+the bucket waits until the bucket is full and leaves a debt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROUNDING: Final = 1e-6
 
 
 class Rate(Protocol):
-    """What limits the sending: a ``Bucket``, or the one that workers share."""
+    """A limit on the sending rate: a ``Bucket``, or the rate that workers share."""
 
     @property
     def rate(self) -> float:
@@ -39,29 +39,29 @@ class Rate(Protocol):
         """The most recipients that one charge should ask for."""
 
     def limit(self, ceiling: float) -> None:
-        """Take another ceiling."""
+        """Change the ceiling."""
 
     def slow(self) -> object:
-        """Give way to a throttle."""
+        """Lower the rate after a throttle."""
 
     async def take(self, recipients: int, until: float = math.inf) -> None:
-        """Wait until so many recipients may be sent to.
+        """Wait until mails to this number of recipients may be sent.
 
         Args:
             recipients: how many.
-            until: of ``time.monotonic``; the caller will have given up by then.
+            until: of ``time.monotonic``; the caller gives up then.
 
         Raises:
-            TimeoutError: it is known that they may not, by then.
+            TimeoutError: it is already known that they may not be sent by then.
         """
 
 
 class Bucket:
-    """Lets ``ceiling`` recipients a second through, or fewer after throttles.
+    """Allows ``ceiling`` recipients a second, or fewer after throttles.
 
     Args:
         ceiling: recipients a second.
-        clock: seconds that never go back.
+        clock: returns seconds, monotonic.
     """
 
     def __init__(self, ceiling: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,13 +83,13 @@ class Bucket:
         return max(1, int(self._rate * BURST_S))
 
     def limit(self, ceiling: float) -> None:
-        """Take another ceiling; a rate that had reached the old one moves along."""
+        """Change the ceiling; a rate at the old ceiling moves to the new one."""
         self._refill()
         self._rate = ceiling if self._rate >= self._ceiling else min(self._rate, ceiling)
         self._ceiling = ceiling
 
     def slow(self) -> bool:
-        """Give way to a throttle; False within a second of the last time."""
+        """Lower the rate after a throttle; False within a second of the last time."""
         now = self._clock()
         if now - self._slowed_at < GRACE_S:
             return False
@@ -99,9 +99,9 @@ class Bucket:
         return True
 
     async def take(self, recipients: int, until: float = math.inf) -> None:  # noqa: ARG002
-        """Wait until so many recipients may be sent to; waiters go in the order of their coming.
+        """Wait until mails to this number of recipients may be sent; first come, first served.
 
-        Cancelled, it has charged nothing, so it need not know ``until`` when it is waited for.
+        A cancelled wait has charged nothing, so ``until`` is not needed.
         """
         async with self._turn:
             while True:

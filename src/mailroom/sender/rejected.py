@@ -1,10 +1,10 @@
-r"""``rejected.csv``: what was not mailed, where a person can see it and ``mailroom replay`` can read it.
+r"""Writes and reads ``rejected.csv``, which holds what was not mailed; ``mailroom replay`` sends it again.
 
-One row a recipient or a malformed line: ``time,outcome,reason,line``. The line is what the sender
-had read, byte for byte, without its ``\n``. The file holds live tokens: its mode is 0600.
+There is one row for each recipient or malformed line: ``time,outcome,reason,line``. The line is what
+the sender had read, byte for byte, without its ``\n``. The file holds live tokens: its mode is 0600.
 
-Promises: ``add`` returns when the rows are on the disk (fsync), or leaves the file as it was. It may
-be moved away at any time, to be replayed or deleted; the next row begins a new one.
+Promises: ``add`` returns when the rows are on the disk (fsync), or else leaves the file as it was. The
+file may be moved or deleted at any time; the next row begins a new one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FILE_NAME: Final = "rejected.csv"
 HEADER: Final = ("time", "outcome", "reason", "line")
 
 
-class Row(NamedTuple):
-    """What was not mailed.
+class RejectedRow(NamedTuple):
+    """A recipient or a line that was not mailed.
 
     Attributes:
         outcome: rejected, expired, unsent, unknown (its answer was lost) or malformed.
@@ -42,13 +42,13 @@ class Row(NamedTuple):
     line: bytes
 
     @classmethod
-    def of(cls, message: Message, outcome: str, reason: str) -> Row:
+    def of(cls, message: Message, outcome: str, reason: str) -> RejectedRow:
         """The row of a recipient."""
         return cls(outcome, reason, encode([message])[:-1])
 
 
 class Rejected:
-    """The file in one folder, which is made if need be.
+    """The file in one folder; the folder is made if it does not exist.
 
     Raises:
         SetAsideError: the folder or the file cannot be written.
@@ -63,11 +63,11 @@ class Rejected:
         except OSError as error:
             raise self._error(error) from error
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[RejectedRow]) -> None:
         """Append rows, all or none of them.
 
         Raises:
-            SetAsideError: the file takes no more.
+            SetAsideError: the file cannot be written.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = io.StringIO(newline="")
@@ -81,7 +81,9 @@ class Rejected:
                 rest = memoryview((header + text.getvalue()).encode(errors="surrogateescape"))
                 try:
                     if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                        os.write(descriptor, b"\n")  # ends a row that was torn: let it cost no other
+                        os.write(
+                            descriptor, b"\n"
+                        )  # ends a row that was cut off, so that the next row is not lost too
                     while rest:
                         rest = rest[os.write(descriptor, rest) :]
                     os.fsync(descriptor)
@@ -95,7 +97,7 @@ class Rejected:
 
     @staticmethod
     def _whole_bytes(descriptor: int) -> int:
-        """The file's size; a header that was torn is taken away."""
+        """The file's size; a header that was cut off is removed."""
         size = os.fstat(descriptor).st_size
         header = (",".join(HEADER) + "\n").encode()
         if 0 < size < len(header) and header.startswith(os.pread(descriptor, size, 0)):
@@ -105,7 +107,7 @@ class Rejected:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """The file, for its owner's eyes, and for nobody else to write meanwhile."""
+        """The file's descriptor: mode 0600, and locked against other writers."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
         while True:
             descriptor = os.open(self.path, flags, 0o600)
@@ -114,7 +116,7 @@ class Rejected:
                 if not stat.S_ISREG(found.st_mode):
                     raise OSError(errno.EINVAL, "not a regular file")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # While the lock was waited for, it may have been moved away.
+                # It may have been moved away while this waited for the lock.
                 if not self.path.exists() or not os.path.samestat(found, self.path.stat()):
                     continue
                 os.fchmod(descriptor, 0o600)
@@ -124,7 +126,7 @@ class Rejected:
                 os.close(descriptor)
 
     def _keep_name(self) -> None:
-        """Let the file's name be on the disk too."""
+        """Sync the folder, so that the file's name is on the disk too."""
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -133,22 +135,22 @@ class Rejected:
 
     def _error(self, error: OSError) -> SetAsideError:
         return SetAsideError(
-            f"cannot write {str(self.path)!r}, where what is not mailed is set aside: {error.strerror}",
-            hint="make room, or let MAILROOM_SES_OUTPUT_PATH name a folder that can be written",
+            f"cannot write {str(self.path)!r}, the file for what is not mailed: {error.strerror}",
+            hint="free disk space, or set MAILROOM_SES_OUTPUT_PATH to a folder that can be written",
         )
 
 
-def read(path: Path) -> Iterator[tuple[int, Row, list[Message] | WireError]]:
-    """The rows that the file has now, with their numbers and what each can be mailed as.
+def read(path: Path) -> Iterator[tuple[int, RejectedRow, list[Message] | WireError]]:
+    """The rows that the file has now: each with its number, and its messages or why it has none.
 
-    Rows that are added meanwhile are not read: a sender that rejects what is replayed adds them.
+    Rows that are added during the replay are not read: they are replayed mails that failed again.
 
     Raises:
-        ReplayError: the file cannot be read or is none of ours.
+        ReplayError: the file cannot be read, or is not a ``rejected.csv``.
     """
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # whoever is at it ends first
+            fcntl.flock(file, fcntl.LOCK_SH)  # waits for a writer
             content = file.read().decode(errors="surrogateescape")
     except OSError as error:
         raise ReplayError(f"cannot read {str(path)!r}: {error.strerror}") from error
@@ -156,17 +158,17 @@ def read(path: Path) -> Iterator[tuple[int, Row, list[Message] | WireError]]:
     csv.field_size_limit(max(len(content), csv.field_size_limit()))
     if content and lines[0] != ",".join(HEADER):
         raise ReplayError(
-            f"{str(path)!r} has not the header {','.join(HEADER)}",
-            hint=f"give it a {FILE_NAME} that `mailroom sender` wrote",
+            f"{str(path)!r} does not begin with the header {','.join(HEADER)}",
+            hint=f"name a {FILE_NAME} that `mailroom sender` wrote",
         )
-    # No row holds a line break, so that one that is torn is one line.
+    # No row holds a line break, so a row that was cut off is one line.
     for number, line in enumerate(filter(None, lines[1:]), start=1):
         try:
             ((_, outcome, reason, sent),) = csv.reader([line], strict=True)
         except (ValueError, csv.Error):
-            yield number, Row("malformed", "", b""), WireError("it is no row of this file's")
+            yield number, RejectedRow("malformed", "", b""), WireError("not a row of this file")
             continue
-        row = Row(outcome, reason, sent.encode(errors="surrogateescape"))
+        row = RejectedRow(outcome, reason, sent.encode(errors="surrogateescape"))
         try:
             yield number, row, decode(row.line + b"\n")
         except WireError as fault:

@@ -1,7 +1,7 @@
-r"""Standard input as lines, without ever blocking the event loop.
+r"""Reads standard input as lines, without blocking the event loop.
 
-Reads are small, and none is made before the last line was taken: what a killed sender had read and
-not yet sent is little, and what it had not read stays in the pipe, whose writer knows.
+Reads are small, and there is none before the last line was taken. So a killed sender has read little
+that it had not sent, and the rest stays in the pipe, where the collector sees that it was not read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from mailroom.errors import InputClosed
 
 CHUNK_BYTES: Final = select.PIPE_BUF
-# Ten thousand messages of the largest possible fields are half of it.
+# Twice what ten thousand messages of the largest possible fields need.
 MAX_LINE: Final = 64 * 1024 * 1024
 
 
@@ -24,8 +24,9 @@ class Line(NamedTuple):
 
     Attributes:
         number: from 1.
-        content: its bytes with the ``\n``; the end of the input or an endless line may cut it off.
-        is_rest: whether it is what follows of a line that was too long.
+        content: its bytes with the ``\n``, which is missing at the end of the input and when the line
+            is too long.
+        is_rest: whether it is the rest of a line that was too long.
     """
 
     number: int
@@ -34,10 +35,10 @@ class Line(NamedTuple):
 
 
 class Input:
-    """A file descriptor that gives lines.
+    """A file descriptor, read as lines.
 
     Attributes:
-        reads_ahead: False to read no byte beyond the line that has begun, one at a time.
+        reads_ahead: False to read byte by byte, and none beyond the line that has begun.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -53,13 +54,13 @@ class Input:
 
     @property
     def begun(self) -> bytes:
-        """What was read of the next line."""
+        """The part of the next line that was read."""
         return bytes(self._read)
 
     async def line(self) -> Line | None:
         """The next line; None at the end of the input.
 
-        May be cancelled at any time, and asked again, without losing a byte.
+        May be cancelled and called again at any time, without losing a byte.
         """
         while True:
             end = self._read.find(b"\n", self._searched) + 1
@@ -77,7 +78,7 @@ class Input:
             self._ended = not chunk
 
     def rest(self) -> list[Line]:
-        """What was read ahead and not given yet, the last of it perhaps cut off."""
+        """The lines that were read ahead and not taken; the last may be cut off."""
         lines = []
         while self._read:
             lines.append(self._taken(self._read.find(b"\n") + 1 or len(self._read)))
@@ -108,5 +109,7 @@ def standard_input() -> Input:
         InputClosed: it has none.
     """
     if sys.stdin is None:
-        raise InputClosed("standard input is closed", hint="pipe it in: mailroom collector | mailroom sender")
+        raise InputClosed(
+            "standard input is closed", hint="pipe lines into it: mailroom collector | mailroom sender"
+        )
     return Input(sys.stdin.fileno())

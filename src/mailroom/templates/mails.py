@@ -32,7 +32,7 @@ class Mail(NamedTuple):
 
 def fields(action: Action, message: Message) -> dict[str, str]:
     """The fields of a message that its action's template may show, and the escaped ones."""
-    every = {"login": message.username, "secret": message.secret, "code": message.code}
+    every = {"login": message.username, "secret": message.token, "code": message.code}
     every |= {f"{name}_html": html.escape(every[name]) for name in ESCAPED_FIELDS}
     return {name: every[name] for name in (*action.fields, *escaped_names(action))}
 

@@ -1,1 +1,1 @@
-"""One file a provider; ``transport`` says what each of them does."""
+"""The providers, one file each; ``transport`` defines what each of them does."""

@@ -1,6 +1,6 @@
-"""Addresses as providers want them: the domain in ASCII, by IDNA 2008.
+"""Converts addresses for providers: the domain becomes ASCII, by IDNA 2008.
 
-Python's own codec is IDNA 2003, to which faß.de is fass.de: another's domain.
+Python's own codec implements IDNA 2003, which maps faß.de to fass.de, a different domain.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ def wire_address(address: str) -> tuple[str, str]:
     """An address's local part, and its domain in ASCII.
 
     Raises:
-        ValueError: it has none that can go into a command and a header as it is.
+        ValueError: it cannot be written into a command and a header as it is.
     """
     local, domain = ascii_domain(address)
     if not _LOCAL_PART.fullmatch(local):
-        raise ValueError("the address's local part is no plain name")
+        raise ValueError("the address's local part is not a plain name")
     if not _DOMAIN.fullmatch(domain):
-        raise ValueError("the address's domain is no name that DNS could have")
+        raise ValueError("the address's domain is not a valid DNS name")
     return local, domain
 
 
 def ascii_domain(address: str) -> tuple[str, str]:
-    """An address in two, its domain in ASCII.
+    """An address's local part as it is, and its domain in ASCII.
 
     Raises:
-        ValueError: the domain is no name that DNS could have.
+        ValueError: the domain is not a valid DNS name.
     """
     local, _, domain = address.rpartition("@")
     if not domain.isascii():
         try:
             domain = idna.encode(domain, uts46=True).decode()
         except idna.IDNAError:
-            raise ValueError("the address's domain is no name that DNS could have") from None
+            raise ValueError("the address's domain is not a valid DNS name") from None
     return local, domain

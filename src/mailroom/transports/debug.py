@@ -1,7 +1,7 @@
-"""Prints the calls that would be made to SES, and an answer that says yes; sends nothing.
+"""Prints the calls that would be made to SES, each with a successful answer; sends nothing.
 
-One JSON object a line on standard output: ``{"call": …, "request": {…}, "response": {…}}``. It shows the
-links and codes of the mails, for that is what one wants to see: keep it out of shared logs.
+It writes one JSON object a line to standard output: ``{"call": …, "request": {…}, "response": {…}}``. The
+output contains the links and codes of the mails, so keep it out of shared logs.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class DebugTransport:
         self._settings = settings
 
     def check(self) -> None:
-        """Nothing is sent, so nothing can be dropped."""
+        """Nothing is sent, so no mail can be lost."""
 
     def quota(self) -> float | None:
-        """As fast as it can be printed."""
+        """The highest rate that a setting may have."""
         return MAX_RATE
 
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
         bad = bad_addresses(messages)
-        good = [message for message, outcome in zip(messages, bad, strict=True) if outcome is None]
+        good = [message for message, answer in zip(messages, bad, strict=True) if answer is None]
         statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in good]
         if good:
             self._print(request(self._settings, good), {"Status": statuses})
         sent = iter([Answer(Result.SENT, message_id=status["MessageId"]) for status in statuses])
-        return [outcome or next(sent) for outcome in bad]
+        return [answer or next(sent) for answer in bad]
 
     def close(self) -> None:
         """Nothing is open."""
@@ -57,6 +57,6 @@ class DebugTransport:
             sys.stdout.buffer.flush()
         except (OSError, ValueError, AttributeError) as error:
             raise OutputClosed(
-                f"standard output takes nothing more: {error}",
-                hint="send it to a terminal, a file or a reader",
+                f"cannot write to standard output: {error}",
+                hint="connect it to a terminal, a file or a pipe that is read",
             ) from None

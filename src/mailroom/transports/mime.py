@@ -1,4 +1,4 @@
-"""A rendered mail as the bytes that SMTP carries: multipart, text and HTML."""
+"""Composes a rendered mail for SMTP: multipart, with text and HTML."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Final
 
 from mailroom.templates.mails import Mail
 
-MAX_PLAIN_SUBJECT: Final = 68  # a header's line should not be longer than 78
+MAX_PLAIN_SUBJECT: Final = 68  # the line of a header should have at most 78 characters
 
 
 def compose(mail: Mail, sender: Address, recipient: Address, message_id: str) -> bytes:
-    """The mail's bytes, with a last line end."""
+    """The mail's bytes, ended by a line break."""
     utf8 = not recipient.username.isascii()
     message = EmailMessage(policy.SMTP.clone(cte_type="7bit", utf8=utf8))
     message["From"] = sender
@@ -25,7 +25,7 @@ def compose(mail: Mail, sender: Address, recipient: Address, message_id: str) ->
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(mail.text)
     message.add_alternative(mail.html, subtype="html")
-    # EmailMessage would take a login like =?utf-8?q?…?= for an encoded word, and decode it.
+    # EmailMessage would decode a login such as =?utf-8?q?…?=, as if it were an encoded word.
     subject = " ".join(mail.subject.splitlines())
     if not subject.isascii() or "=?" in subject or len(subject) > MAX_PLAIN_SUBJECT:
         subject = Header(subject, "utf-8", header_name="Subject").encode(linesep="\r\n")

@@ -1,4 +1,4 @@
-"""What providers say, as far as it is told and as far as it decides."""
+"""Prepares a provider's words for logs and the ledger: one short line, without secrets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 from mailroom.transports.saved_answers import redacted
 
 MAX_DETAIL: Final = 300
-# SES calls it a throttling, over its API and over SMTP, and it lasts for hours.
+# SES reports an exhausted quota as a throttle, over its API and over SMTP; it lasts for hours.
 DAILY_QUOTA: Final = "daily message quota"
 
 
-def as_told(text: str, secrets: Iterable[str]) -> str:
-    """A provider's words on one line, of bounded length, with every secret in them blotted out."""
-    # First whatever is secret goes, so that the cut cannot leave half of it.
+def shortened(text: str, secrets: Iterable[str]) -> str:
+    """A provider's words on one line of limited length, with every secret replaced."""
+    # Secrets are replaced before the text is cut, so that no half of a secret remains.
     text = " ".join(redacted(text[: 100 * MAX_DETAIL], secrets).split())
     return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 1] + "…"

@@ -1,8 +1,8 @@
-"""A provider's answers that tell of trouble, kept as files for whoever looks for the cause.
+"""Saves a provider's answers that report trouble as files, to help find the cause.
 
-``ses_<UTC time>_<action>.http`` holds the status line, the headers and the body as they came; a body
-of more than 1 MiB is cut, and says so. A bounded number of files and bytes is kept; beyond it the
-oldest go, and the log says so. A disk that takes no more costs the file and not the mail.
+``ses_<UTC time>_<action>.http`` holds the status line, the headers and the body as received. A body of more
+than 1 MiB is cut, with a note. A limited number of files and bytes is kept; the oldest are deleted, which is
+logged. When the disk is full the file is not written, and the mail is not affected.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ MAX_FILES: Final = 1000
 MAX_BYTES: Final = 64 * 1024 * 1024
 MAX_BODY_BYTES: Final = 1024 * 1024
 REDACTED: Final = "[redacted]"
-# What is shorter stands in many a word that is no secret.
+# Anything shorter occurs in words that are not secret.
 MIN_SECRET: Final = 6
 
 log = EventLogger("responses")
 
 
-class Responses:
-    """The files in one folder, which is made when the first one is.
+class SavedAnswers:
+    """The files in one folder, which is made with the first file.
 
     Args:
-        folder: where they are.
-        prefix: what their names begin with.
+        folder: the folder.
+        prefix: of the files' names.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
@@ -51,19 +51,19 @@ class Responses:
         body: bytes,
         secrets: Iterable[str | None] = (),
     ) -> None:
-        """Save one answer, with every secret in it blotted out.
+        """Save one answer, with every secret replaced.
 
         Args:
             action: the action's name.
             status: the HTTP status.
             headers: the headers.
             body: the body.
-            secrets: what must not be in the file.
+            secrets: texts that must not be in the file.
         """
         lines = [f"HTTP/1.1 {status} {reasons.get(status, '')}".rstrip()]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         head = "\r\n".join([*lines, "", ""])
-        # Latin-1 stands for bytes one to one.
+        # Latin-1 maps bytes to characters one to one.
         text = head.encode(errors="replace").decode("latin-1") + body[: 2 * MAX_BODY_BYTES].decode("latin-1")
         content = redacted(text, secrets)
         if len(body) > MAX_BODY_BYTES:
@@ -87,9 +87,9 @@ class Responses:
 
     def _make_room(self) -> None:
         files = [(path, path.stat().st_size) for path in sorted(self._folder.glob(f"{self._prefix}_*.http"))]
-        most, total, gone = MAX_FILES, sum(size for _, size in files), 0
+        total, gone = sum(size for _, size in files), 0
         for path, size in files[:-1]:
-            if len(files) - gone <= most and total <= MAX_BYTES:
+            if len(files) - gone <= MAX_FILES and total <= MAX_BYTES:
                 break
             path.unlink(missing_ok=True)
             total -= size
@@ -99,10 +99,10 @@ class Responses:
 
 
 def redacted(text: str, secrets: Iterable[str | None]) -> str:
-    """A text with every secret in it blotted out, and every code that is called one.
+    """A text with every secret replaced, and every five digits that follow the word "code".
 
-    A secret of digits alone, as a code is, is one where it stands as a word: not within a longer number.
-    Any other has ``MIN_SECRET`` characters at least: a shorter one would blot out parts of words.
+    A secret that consists of digits is replaced where it is a whole word, not inside a longer number. Any
+    other secret needs at least ``MIN_SECRET`` characters; a shorter one would replace parts of words.
     """
     for secret in filter(None, secrets):
         if secret.isdigit():

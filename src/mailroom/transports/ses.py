@@ -1,8 +1,8 @@
-"""AWS SES over botocore: one ``SendBulkTemplatedEmail`` a call, and one attempt.
+"""Sends through AWS SES with botocore: one ``SendBulkTemplatedEmail`` a call, in one attempt.
 
-botocore's own retries are off, since a bulk call that is made again mails people twice. Credentials,
-region, profile, proxy and endpoint are found as botocore finds them. Every answer that is not a clean
-success is saved whole (see ``responses``), without credentials.
+botocore's own retries are off, since a repeated bulk call mails people twice. Credentials, region, profile,
+proxy and endpoint come from botocore's usual settings. Every reply that is not a complete success is saved
+(see ``saved_answers``), without credentials.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mailroom.settings.sender import MAX_RATE, SenderSettings
 from mailroom.templates import checks, mails, remote
 from mailroom.transports import ses_answers
 from mailroom.transports.addresses import wire_address
-from mailroom.transports.redaction import as_told
-from mailroom.transports.saved_answers import Responses
+from mailroom.transports.redaction import shortened
+from mailroom.transports.saved_answers import SavedAnswers
 from mailroom.transports.ses_client import DENIED, asked, code_of, name_of, open_client
 from mailroom.wire import Message
 
@@ -39,7 +39,7 @@ log = EventLogger("ses")
 
 
 def request(settings: SenderSettings, messages: Sequence[Message]) -> dict[str, Any]:
-    """The parameters of the call for messages of one action, with addresses that are good."""
+    """The parameters of the call for messages of one action, whose addresses are valid."""
     action = BY_NAME[messages[0].action]
     names = [*action.fields, *mails.escaped_names(action)]
     parameters: dict[str, Any] = {
@@ -60,20 +60,23 @@ def request(settings: SenderSettings, messages: Sequence[Message]) -> dict[str, 
 
 
 def bad_addresses(messages: Sequence[Message]) -> list[Answer | None]:
-    """For each message the rejection of its address, where that could stand for another's or for several."""
-    outcomes: list[Answer | None] = []
+    """For each message the rejection of its address, or None for a valid address.
+
+    SES would read some malformed addresses as a different address, or as several.
+    """
+    answers: list[Answer | None] = []
     for message in messages:
         try:
             wire_address(message.email)
         except ValueError as error:
-            outcomes.append(Answer(Result.REJECTED, str(error), is_ours=True))
+            answers.append(Answer(Result.REJECTED, str(error), is_ours=True))
         else:
-            outcomes.append(None)
-    return outcomes
+            answers.append(None)
+    return answers
 
 
 def _source(source: str) -> str:
-    """The sender's address, as a header has it."""
+    """The sender's address, as written in a header."""
     name, address = parseaddr(source)
     try:
         return formataddr((name, "@".join(wire_address(address))))
@@ -95,19 +98,19 @@ class SesTransport:
             send_timeout_ms=settings.send_timeout_ms,
             connections=settings.send_concurrency,
         )
-        self._responses = Responses(settings.output_path, "ses")
-        self._answer = threading.local()
+        self._saved_answers = SavedAnswers(settings.output_path, "ses")
+        self._reply = threading.local()
         self._quota_fault = ""
         self._unchecked = {action.name for action in ACTIONS}
         self._last_credentials: list[str] = []
-        self._told: set[tuple[str, ...]] = set()
-        self._client.meta.events.register(f"before-parse.ses.{OPERATION}", self._keep_answer)
+        self._warned: set[tuple[str, ...]] = set()
+        self._client.meta.events.register(f"before-parse.ses.{OPERATION}", self._keep_reply)
 
     def check(self) -> None:
-        """See that SES's templates show just what their mails have.
+        """Check that each template in SES uses exactly the fields of its action.
 
         Raises:
-            TemplateError: one does not: SES would accept its mails and send nothing.
+            TemplateError: one does not, so SES would accept its mails and send nothing.
         """
         for action in ACTIONS:
             trouble = self._check_template(action)
@@ -122,7 +125,7 @@ class SesTransport:
         """Recipients a second that the account may send to; None when SES does not say."""
         try:
             rate = float(self._client.get_send_quota()["MaxSendRate"])
-        except Exception as error:  # noqa: BLE001 - no answer to this may end the sending
+        except Exception as error:  # noqa: BLE001 - no failure of this call may end the sending
             if self._quota_fault != (fault := name_of(error)):
                 log.warning("quota_unknown", reason=fault)
             self._quota_fault = fault
@@ -134,86 +137,88 @@ class SesTransport:
         """See ``Transport.send``."""
         action = BY_NAME[messages[0].action]
         if action.name in self._unchecked and (trouble := self._check_template(action)):
-            if trouble.result is Result.REJECTED:  # the template, and not those who would get it
+            if trouble.result is Result.REJECTED:  # the template is at fault, not the recipients
                 trouble = replace(trouble, result=Result.PAUSED)
             return [trouble] * len(messages)
-        outcomes = bad_addresses(messages)
-        good = [message for message, outcome in zip(messages, outcomes, strict=True) if outcome is None]
+        bad = bad_addresses(messages)
+        good = [message for message, answer in zip(messages, bad, strict=True) if answer is None]
         sent = iter(self._send(good) if good else ())
-        return [outcome or next(sent) for outcome in outcomes]
+        return [answer or next(sent) for answer in bad]
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         self._client.close()
 
     def _check_template(self, action: Action) -> Answer | None:
-        """What keeps the action's template from being used; None for nothing that we know of.
+        """Why the action's template cannot be used; None when no reason is known.
 
-        One that is not there, or that may not be looked at, is left to the call itself. One that SES
-        does not show for now is looked at again before the next mail.
+        A template that is missing, or that the role may not read, is left to the call itself. A template
+        that SES does not return for now is checked again before the next mail.
         """
         name = self._settings.templates.names[action.name]
         self._unchecked.add(action.name)
         try:
             parts = asked(partial(remote.fetch, self._client, name))
-        except Exception as error:  # noqa: BLE001 - what it is decides what happens to the mail
-            self._tell_once("template_not_checked", template=name, reason=name_of(error))
+        except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
+            self._warn_once("template_not_checked", template=name, reason=name_of(error))
             if code_of(error) in DENIED:
                 self._unchecked.discard(action.name)
             if ses_answers.of_exception(error, self._settings.source, 0).result is Result.PAUSED:
-                return None  # a call will meet it too, or does without the permission
-            detail = f"the template {name!r} cannot be looked at: {name_of(error)}"
+                return None  # the call will get it too, or does not need the permission
+            detail = f"the template {name!r} cannot be read: {name_of(error)}"
             return Answer(Result.TRANSIENT, detail, scope=Scope.ACCOUNT)
         if parts is None:
-            self._tell_once(
+            self._warn_once(
                 "template_missing", template=name, reason=f"`mailroom templates push {action.name}`"
             )
             return None
         findings = checks.check_fetched(parts, action)
         for finding in findings.warnings:
-            self._tell_once("template_warning", template=name, reason=finding)
+            self._warn_once("template_warning", template=name, reason=finding)
         if findings.faults:
-            detail = f"the template {name!r} in SES does not fit {action.name}: {'; '.join(findings.faults)}"
+            detail = (
+                f"the template {name!r} in SES does not match {action.name}: {'; '.join(findings.faults)}"
+            )
             return Answer(Result.REJECTED, detail, scope=Scope.ACTION)
         self._unchecked.discard(action.name)
         return None
 
-    def _tell_once(self, event: str, **fields: str) -> None:
-        told_before = (event, *fields.values())
-        if told_before not in self._told:
-            self._told.add(told_before)
+    def _warn_once(self, event: str, **fields: str) -> None:
+        warning = (event, *fields.values())
+        if warning not in self._warned:
+            self._warned.add(warning)
             log.warning(event, **fields)
 
     def _send(self, messages: Sequence[Message]) -> list[Answer]:
-        self._answer.kept = None
+        self._reply.kept = None
         parameters = request(self._settings, messages)
         try:
-            answer = self._client.send_bulk_templated_email(**parameters)
-            outcomes = [
+            reply = self._client.send_bulk_templated_email(**parameters)
+            answers = [
                 ses_answers.of_status(
                     entry.get("Status", ""), entry.get("Error", ""), entry.get("MessageId", "")
                 )
-                for entry in answer.get("Status", ())
+                for entry in reply.get("Status", ())
             ]
-            if len(outcomes) != len(messages):
-                detail = f"SES answered for {len(outcomes)} of {len(messages)} recipients"
-                outcomes = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
-        except Exception as error:  # noqa: BLE001 - what it is decides what happens to the mail
-            status = self._answer.kept[0] if self._answer.kept else 0
-            outcomes = [ses_answers.of_exception(error, self._settings.source, status)] * len(messages)
-        if all(outcome.result is Result.SENT for outcome in outcomes):
-            return outcomes
-        # SES quotes parts of the request when it doubts the signature or the data.
+            if len(answers) != len(messages):
+                detail = f"SES answered for {len(answers)} of {len(messages)} recipients"
+                answers = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
+        except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
+            status = self._reply.kept[0] if self._reply.kept else 0
+            answers = [ses_answers.of_exception(error, self._settings.source, status)] * len(messages)
+        if all(answer.result is Result.SENT for answer in answers):
+            return answers
+        # SES quotes parts of the request when it rejects the signature or the data.
         secrets = [*self._credentials()]
-        secrets += [word for message in messages for word in (message.secret, message.code)]
-        if self._answer.kept:
-            status, headers, body = self._answer.kept
-            self._responses.save(messages[0].action, status, headers, body, secrets)
-        return [replace(outcome, detail=as_told(outcome.detail, secrets)) for outcome in outcomes]
+        secrets += [word for message in messages for word in (message.token, message.code)]
+        if self._reply.kept:
+            status, headers, body = self._reply.kept
+            self._saved_answers.save(messages[0].action, status, headers, body, secrets)
+        return [replace(answer, detail=shortened(answer.detail, secrets)) for answer in answers]
 
     def _credentials(self) -> list[str]:
-        """Those that were signed with last, even where none can be had any more."""
-        with suppress(Exception):  # which the call has met too, and told
+        """The credentials of the last signature, even if none are available any more."""
+        with suppress(Exception):  # the call has met it too, and reports it
             if credentials := self._session.get_credentials():
                 frozen = credentials.get_frozen_credentials()
                 self._last_credentials = [
@@ -221,8 +226,8 @@ class SesTransport:
                 ]
         return self._last_credentials
 
-    def _keep_answer(self, response_dict: dict[str, Any], **_: object) -> None:
-        self._answer.kept = (
+    def _keep_reply(self, response_dict: dict[str, Any], **_: object) -> None:
+        self._reply.kept = (
             response_dict["status_code"],
             dict(response_dict["headers"]),
             response_dict["body"],

@@ -1,4 +1,4 @@
-"""SES's answers, translated: the table of DESIGN's sending policy, for calls and for recipients.
+"""Translates SES's replies into answers, for whole calls and for single recipients.
 
 Codes and statuses are those of SES's API version 2010-12-01, and the errors common to all AWS APIs.
 """
@@ -40,7 +40,7 @@ STATUSES: Final = {
     "InvalidSendingPoolName": PAUSED,
 }
 
-# What an error of a whole call means; one that is not here is looked at by its HTTP status.
+# What an error of a whole call means; an unknown error is classified by its HTTP status.
 CODES: Final = {
     "MessageRejected": REJECTED,
     "InvalidParameterValue": REJECTED,
@@ -81,7 +81,7 @@ CODES: Final = {
 
 DENIED: Final = ("AccessDenied", "AccessDeniedException")
 
-# botocore's exceptions that are raised before a request leaves this machine whole.
+# Exceptions that botocore raises before a request has left this machine completely.
 NOT_ASKED: Final = {
     aws.EndpointConnectionError: AWAY,
     aws.ConnectTimeoutError: AWAY,
@@ -97,15 +97,15 @@ NOT_ASKED: Final = {
     aws.ParamValidationError: REJECTED,
 }
 
-# An error that is new to us, by its HTTP status: who let nobody in, and who took too long.
+# The HTTP statuses by which unknown errors are classified: access refused, and took too long.
 CLOSED_STATUSES: Final = (401, 403, 404, 405, 407)
 LATE_STATUSES: Final = (408, 425)
 
 
 def of_status(status: str, error: str, message_id: str) -> Answer:
-    """What a recipient's entry says; a status that is new to us fails, and so is tried a few times.
+    """The answer in a recipient's entry; an unknown status is FAILED, and so is retried a few times.
 
-    An entry without a status, as some stand-ins for SES give it, counts by whether the mail has an id.
+    Some emulators of SES omit the status. Such an entry means success if the mail has an id.
     """
     if not status:
         status = "Success" if message_id else "NoStatus"
@@ -115,12 +115,12 @@ def of_status(status: str, error: str, message_id: str) -> Answer:
 
 
 def of_exception(error: Exception, source: str, status: int) -> Answer:
-    """What an exception of botocore's says of every recipient of the call.
+    """The answer for every recipient of a call in which botocore raised an exception.
 
     Args:
         error: the exception.
-        source: the sender's address: a rejection that names it is no recipient's fault.
-        status: the answer's HTTP status; 0 when there was none.
+        source: the sender's address; a rejection that names it is not a recipient's fault.
+        status: the HTTP status; 0 when there was no reply.
     """
     if isinstance(error, aws.ClientError):
         code = error.response.get("Error", {}).get("Code", "")
@@ -133,7 +133,7 @@ def of_exception(error: Exception, source: str, status: int) -> Answer:
     if result is Result.THROTTLED and DAILY_QUOTA in words.lower():
         result, scope = PAUSED
     if code in DENIED and ":template/" in words:
-        result, scope = NO_TEMPLATE  # IAM names the resource: other actions' templates may be allowed
+        result, scope = NO_TEMPLATE  # IAM names the resource, and other actions' templates may be allowed
     answered = f" (HTTP status {status})" if status and code not in CODES else ""
     return Answer(result, f"{code}: {words}{answered}", scope=scope)
 
@@ -151,17 +151,17 @@ def _class_of(error: Exception, code: str, words: str, status: int) -> tuple[Res
     if status in CLOSED_STATUSES:
         return PAUSED
     if isinstance(error, aws.ClientError) and code and words:
-        # The call is cut to see whose it is.
+        # The call is halved to find the recipient.
         return Result.FAILED, Scope.CALL
-    # The connection broke, the answer stayed out or made no sense: SES may have accepted.
+    # The connection broke, or the reply is missing or not readable: SES may have accepted.
     return UNKNOWN
 
 
 def _names_sender(words: str, source: str) -> bool:
-    """Whether a rejection is about the sender's identity: then it would be everybody's."""
+    """Whether a rejection is about the sender's identity, so that every mail would get it."""
     address = parseaddr(source)[1].lower()
     words = words.lower()
-    # Not in an address, which may be anybody's.
+    # Not within an address, which may be a recipient's.
     if re.search("paused|suspended", re.sub(r"\S+@\S+", "", words)):
         return True
     domain = address.rpartition("@")[2]

@@ -1,4 +1,4 @@
-"""botocore's client for SES, and its exceptions as ours, for whoever asks SES something."""
+"""Opens botocore's client for SES, and explains its exceptions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mailroom.errors import TransportError
 from mailroom.transports.ses_answers import CODES, THROTTLED
 from mailroom.transports.transport import CONNECT_TIMEOUT_S
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 Client = Any
-"""A client of botocore's for ``ses``, whose methods are made when it is."""
+"""botocore's client for ``ses``; its methods are generated at run time."""
 
-# Whatever botocore raises for a call. The last is none of its BotoCoreErrors, and quotes the answer.
+# What botocore raises for a call. The last is not a BotoCoreError, and its text quotes the answer.
 ERRORS: Final = (aws.ClientError, aws.BotoCoreError, ResponseParserError)
 DENIED: Final = ("AccessDenied", "AccessDeniedException", "NotAuthorized")
-# "You can execute this operation no more than once per second", says SES of GetTemplate and others.
+# SES on GetTemplate and others: "You can execute this operation no more than once per second".
 PAUSE_S: Final = 1.1
 
-# Of addresses of the web and of mail: who, and with which password.
+# The user, and a password, in URLs and in mail addresses.
 _USER_INFO: Final = re.compile(r"\S+@")
 
 
@@ -40,15 +40,15 @@ def open_client(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     session: Session | None = None,
 ) -> Client:
-    """A client whose calls are one attempt each; nothing is asked of AWS yet.
+    """A client that makes one attempt a call; it does not contact AWS yet.
 
     Raises:
-        TransportError: botocore's settings are incomplete.
+        TransportError: botocore's configuration is incomplete.
     """
     session = session or botocore.session.get_session()
-    # It would tell every failed refresh, with a traceback and in the middle of ours.
+    # botocore would log every failed refresh, with a traceback.
     logging.getLogger("botocore").setLevel(logging.CRITICAL)
-    # The name that containers and functions of AWS's are given; botocore reads only the older one.
+    # Containers and functions of AWS get this variable; botocore reads only AWS_DEFAULT_REGION.
     region = session.get_config_variable("region") or os.environ.get("AWS_REGION")
     config = Config(
         retries={"total_max_attempts": 1},
@@ -64,8 +64,8 @@ def open_client(
         raise explain(error) from error
 
 
-def asked(call: Callable[[], Answer]) -> Answer:
-    """What SES answers to a question, at the second try if the first one was throttled.
+def asked(call: Callable[[], Value]) -> Value:
+    """What a call to SES returns; a throttled call is made once more.
 
     Raises:
         Exception: one of ``ERRORS``.
@@ -80,7 +80,7 @@ def asked(call: Callable[[], Answer]) -> Answer:
 
 
 def explain(error: Exception) -> TransportError:
-    """The error to end with, for an exception of botocore's where no mail is at stake."""
+    """The error to end with, for an exception of botocore in a call that sends no mail."""
     text = " ".join(str(error).split())
     match error:
         case aws.NoRegionError():
@@ -90,22 +90,22 @@ def explain(error: Exception) -> TransportError:
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
             )
         case aws.EndpointConnectionError() | aws.ConnectTimeoutError() | aws.ReadTimeoutError():
-            hint = "see whether this machine reaches SES, and whether AWS_ENDPOINT_URL_SES is right"
+            hint = "check that this machine reaches SES, and that AWS_ENDPOINT_URL_SES is right"
         case aws.ClientError():
-            hint = "see whether the account, the region and the role's policy are the right ones"
+            hint = "check the account, the region and the role's policy"
         case ResponseParserError():
-            text = "what answers is something else: its answer cannot be read"
-            hint = "see whether AWS_ENDPOINT_URL_SES is right, and what a proxy (HTTPS_PROXY) makes of it"
+            text = "the answer cannot be read, so it is not from SES"
+            hint = "check AWS_ENDPOINT_URL_SES, and whether a proxy (HTTPS_PROXY) changes answers"
         case _:
-            hint = "see AWS's settings of this machine: variables, profile, role"
+            hint = "check this machine's AWS settings: variables, profile, role"
     return TransportError(_USER_INFO.sub("…@", f"SES: {text}"), hint=hint)
 
 
 def code_of(error: Exception) -> str:
-    """The code of a refusal; empty for anything else."""
+    """The error code in SES's answer; empty for any other exception."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, aws.ClientError) else ""
 
 
 def name_of(error: Exception) -> str:
-    """The code of a refusal, or the exception's name: what can be logged of it without a look."""
+    """The error code in SES's answer, or the exception's name; both can be logged safely."""
     return code_of(error) or type(error).__name__

@@ -1,11 +1,11 @@
-"""SMTP: one mail a recipient, rendered here, over a few connections that are kept.
+"""Sends over SMTP: renders one mail for each recipient, and keeps a few connections open.
 
-Each step of the protocol is made by itself, so that each failure gets its class. Nothing is repeated
-here. After a trouble that every mail would meet, the rest of a call gets that same outcome without
-a try, and what was sent before stays sent.
+Each step of the protocol is separate, so that each failure is classified by its step. Nothing is retried
+here. After a trouble that every mail would meet, the rest of a call gets the same answer without a try;
+mails sent before stay sent.
 
-A mail is UNKNOWN when the connection is lost between its last byte and the server's answer: nobody
-can tell whether the server took it.
+A mail is UNKNOWN when the connection is lost between its last byte and the server's reply, since the server
+may have accepted it.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.templates import checks, mails, sources
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
-from mailroom.transports.redaction import DAILY_QUOTA, MAX_DETAIL, as_told
+from mailroom.transports.redaction import DAILY_QUOTA, MAX_DETAIL, shortened
 from mailroom.transports.transport import CONNECT_TIMEOUT_S
 from mailroom.wire import Message
 
-# Servers end connections that are silent or busy for long; no mail should meet that moment.
+# Servers close connections that are idle or in use for long; this closes them first.
 MAX_IDLE_S: Final = 30.0
 MAILS_PER_CONNECTION: Final = 100
 MAX_WAITS: Final = 2
 # Authentication required, credentials invalid, encryption required (RFC 4954).
-NOT_LET_IN: Final = (530, 535, 538)
+ACCESS_REFUSED: Final = (530, 535, 538)
 
 # SES: "454 Throttling failure: Maximum sending rate exceeded"; elsewhere 4.7.28 is a limit on the rate.
 _THROTTLE: Final = re.compile(r"throttl|\brate|\btoo (many|fast)|\b4\.7\.28\b", re.IGNORECASE)
 
 
 class _Trouble(Exception):
-    """Why nothing more can be sent in this call; ``own`` is about the mail in hand, if that differs."""
+    """Why nothing more can be sent in this call; ``own`` is the current mail's answer, if that differs."""
 
     def __init__(
         self, result: Result, detail: str, scope: Scope = Scope.ACCOUNT, own: Answer | None = None
@@ -55,7 +55,7 @@ class _Trouble(Exception):
 
 
 class _Connection:
-    """A connection to the server, since when it is idle, and how much it has done."""
+    """A connection to the server, with its last use and the number of its mails."""
 
     def __init__(self, smtp: smtplib.SMTP) -> None:
         self.smtp = smtp
@@ -63,7 +63,7 @@ class _Connection:
         self.used_at = time.monotonic()
 
     def fit(self) -> bool:
-        """Whether it can take another mail."""
+        """Whether it can be used for another mail."""
         if time.monotonic() - self.used_at > MAX_IDLE_S or self.mails >= MAILS_PER_CONNECTION:
             return False
         with contextlib.suppress(OSError):
@@ -71,7 +71,7 @@ class _Connection:
         return False
 
     def quit(self) -> None:
-        """Take leave; that it may be lost already is no matter."""
+        """Quit and close; a connection that is already lost is not an error."""
         with contextlib.suppress(OSError):
             self.smtp.docmd("QUIT")
         self.smtp.close()
@@ -108,7 +108,7 @@ class SmtpTransport:
         self._closed = False
 
     def check(self) -> None:
-        """See that the templates show just what the mails have.
+        """Check that each template uses exactly the fields of its action.
 
         Raises:
             TemplateError: one does not.
@@ -117,43 +117,43 @@ class SmtpTransport:
             if faults := checks.check(template):
                 raise TemplateError(
                     f"the template for {name} may not be used: {'; '.join(faults)}",
-                    hint="mend it; `mailroom templates check` looks again",
+                    hint="correct it; `mailroom templates check` checks again",
                 )
 
     def quota(self) -> float | None:
-        """SMTP does not tell."""
+        """None: SMTP has no such reply."""
         return None
 
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
-        outcomes: list[Answer] = []
-        # Whoever called does not wait for ever, and must not find us still sending then.
+        answers: list[Answer] = []
+        # The caller gives up at some time, and nothing may be sent after that.
         last = time.monotonic() + MAX_WAITS * self._send_timeout_s
         try:
             with self._slots, self._connection() as connection:
                 for message in messages:
                     if time.monotonic() >= last:
                         slow = Answer(Result.TRANSIENT, "not begun: the server is slow")
-                        outcomes += [slow] * (len(messages) - len(outcomes))
+                        answers += [slow] * (len(messages) - len(answers))
                         break
-                    outcomes.append(self._deliver(connection.smtp, message))
+                    answers.append(self._deliver(connection.smtp, message))
                     connection.mails += 1
-                    if outcomes[-1].result is not Result.SENT:
+                    if answers[-1].result is not Result.SENT:
                         self._reset(connection.smtp)
         except _Trouble as trouble:
-            rest = len(messages) - len(outcomes)
-            outcomes += [trouble.own, *[trouble.others] * rest][:rest]
-        return outcomes
+            rest = len(messages) - len(answers)
+            answers += [trouble.own, *[trouble.others] * rest][:rest]
+        return answers
 
     def close(self) -> None:
-        """Let go of connections; those in use are ended with their call."""
+        """Close the connections; one in use is closed after its call."""
         self._closed = True
         while (connection := self._pop()) is not None:
             connection.quit()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[_Connection]:
-        """A connection of one's own: one that was kept, if it still answers, or a new one."""
+        """A connection for one call: an idle one that still answers, or a new one."""
         while (connection := self._pop()) is not None and not connection.fit():
             connection.quit()
         connection = connection or _Connection(self._open())
@@ -177,14 +177,14 @@ class SmtpTransport:
         """A connection that is ready for mail.
 
         Raises:
-            _Trouble: there is none to be had.
+            _Trouble: none can be opened.
         """
         try:
             return self._handshake()
         except smtplib.SMTPResponseException as error:
             words = self._words(error.smtp_code, error.smtp_error)
             refused = isinstance(error, smtplib.SMTPAuthenticationError) and error.smtp_code >= 500
-            raise _Trouble(Result.PAUSED if refused else _passing(words), words) from None
+            raise _Trouble(Result.PAUSED if refused else _temporary(words), words) from None
         except (smtplib.SMTPServerDisconnected, ssl.SSLEOFError) as error:
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
         except ssl.SSLCertVerificationError as error:
@@ -199,7 +199,7 @@ class SmtpTransport:
 
     def _handshake(self) -> smtplib.SMTP:
         server = self._server
-        # We give our name, since smtplib would ask DNS for it, which may not answer.
+        # With this name smtplib need not ask DNS for the machine's name, which may block.
         name = self._domain
         smtp = (
             smtplib.SMTP_SSL(server.host, server.port, name, timeout=CONNECT_TIMEOUT_S, context=self._tls)
@@ -225,7 +225,7 @@ class SmtpTransport:
         """Send one mail.
 
         Raises:
-            _Trouble: the rest of the call would fare alike.
+            _Trouble: the rest of the call would get the same answer.
         """
         try:
             local, domain = wire_address(message.email)
@@ -233,7 +233,9 @@ class SmtpTransport:
             return Answer(Result.REJECTED, str(error))
         extensions = [] if local.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
         if extensions and not smtp.has_extn("smtputf8"):
-            return Answer(Result.REJECTED, "the address is not ASCII, and the server does not take SMTPUTF8")
+            return Answer(
+                Result.REJECTED, "the address is not ASCII, and the server does not support SMTPUTF8"
+            )
         try:
             mail = mails.render(self._templates[message.action], message)
         except TemplateError as error:
@@ -243,38 +245,38 @@ class SmtpTransport:
         try:
             code, words = smtp.mail(self._sender.addr_spec, extensions)
             if code != 250:
-                told = self._words(code, words, message, domain)
-                if code >= 500 and extensions:  # the address is why, and not the sender's
-                    return Answer(Result.REJECTED, told)
-                raise _Trouble(Result.PAUSED if code >= 500 else _passing(told), told)
+                detail = self._words(code, words, message, domain)
+                if code >= 500 and extensions:  # the recipient's address is refused, not the sender's
+                    return Answer(Result.REJECTED, detail)
+                raise _Trouble(Result.PAUSED if code >= 500 else _temporary(detail), detail)
             code, words = smtp.rcpt(f"<{local}@{domain}>")
             if code in (250, 251):
                 code, words = smtp.docmd("DATA")
                 if code == 354:
                     smtp.send(re.sub(rb"(?m)^\.", b"..", content) + b".\r\n")
-                    code, words = self._last_answer(smtp)
+                    code, words = self._final_reply(smtp)
                     if 200 <= code < 300:
                         return Answer(Result.SENT, message_id=message_id)
         except OSError as error:
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
-        told = self._words(code, words, message, domain)
-        if code in NOT_LET_IN:  # servers may say so only now
-            raise _Trouble(Result.PAUSED, told)
+        detail = self._words(code, words, message, domain)
+        if code in ACCESS_REFUSED:  # servers may say so only now
+            raise _Trouble(Result.PAUSED, detail)
         if code >= 500:
-            return Answer(Result.REJECTED, told)
-        result = _passing(told)
+            return Answer(Result.REJECTED, detail)
+        result = _temporary(detail)
         if result is Result.TRANSIENT and 400 <= code != 421:
-            return Answer(result, told)
-        raise _Trouble(result, told)
+            return Answer(result, detail)
+        raise _Trouble(result, detail)
 
-    def _last_answer(self, smtp: smtplib.SMTP) -> tuple[int, bytes]:
-        detail = "no readable answer"
+    def _final_reply(self, smtp: smtplib.SMTP) -> tuple[int, bytes]:
+        detail = "no readable reply"
         try:
             code, words = smtp.getreply()
         except OSError as error:
             code, detail = -1, self._text(error)
         if code < 0:
-            lost = Answer(Result.UNKNOWN, f"the answer to the mail was lost: {detail}")
+            lost = Answer(Result.UNKNOWN, f"the reply to the mail was lost: {detail}")
             raise _Trouble(Result.TRANSIENT, f"connection lost: {detail}", own=lost)
         return code, words
 
@@ -290,21 +292,21 @@ class SmtpTransport:
         return f"{self._server.host}: {' '.join(str(error).split())}"[:MAX_DETAIL]
 
     def _words(self, code: int, words: bytes | str, message: Message | None = None, domain: str = "") -> str:
-        """The server's words, without what is nobody's business: it may quote what it got."""
+        """The server's words, without secrets and addresses, which it may quote."""
         text = words.decode(errors="replace") if isinstance(words, bytes) else words
         hidden = [(self._server.password, "<password>")]
         if message:
             local = message.email.rpartition("@")[0]
-            hidden += [(message.secret, "<token>"), (message.email, "<recipient>")]
+            hidden += [(message.token, "<token>"), (message.email, "<recipient>")]
             hidden += [(f"{local}@{domain}", "<recipient>")]
         for word, stand_in in hidden:
             if word:
                 text = re.sub(f"<{re.escape(word)}>|{re.escape(word)}", stand_in, text, flags=re.IGNORECASE)
-        return as_told(f"{code} {text}", [message.code] if message else ())
+        return shortened(f"{code} {text}", [message.code] if message else ())
 
 
-def _passing(words: str) -> Result:
-    """The class of a refusal that is not for good."""
+def _temporary(words: str) -> Result:
+    """The class of a temporary refusal."""
     if DAILY_QUOTA in words.lower():
         return Result.PAUSED
     return Result.THROTTLED if _THROTTLE.search(words) else Result.TRANSIENT

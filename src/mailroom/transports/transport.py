@@ -1,7 +1,8 @@
-"""Transports: one file a provider, which translates messages into its calls and its answers back.
+"""Defines what a transport does: it translates messages into a provider's calls, and the replies back.
 
-A transport knows nothing of retries, rates or queues; the sender knows nothing of providers. How to
-write one stands in docs/adding-a-transport.md, and one suite of tests runs over all of them.
+There is one file for each provider. A transport knows nothing of retries, rates or queues; the sender knows
+nothing of providers. docs/adding-a-transport.md explains how to write one. The same tests run for all of
+them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ CONNECT_TIMEOUT_S: Final = 5.0
 
 
 class Transport(Protocol):
-    """What sends mail. Every method blocks, and several threads may call ``send`` at a time.
+    """Sends mail through one provider. Every method blocks; several threads may call ``send`` at a time.
 
     Attributes:
-        name: what logs call it.
+        name: its name in logs.
         recipients_per_call: the most messages that one ``send`` takes.
     """
 
@@ -29,10 +30,10 @@ class Transport(Protocol):
     recipients_per_call: int
 
     def check(self) -> None:
-        """See, before the first mail, that none would be dropped for the way this is set up.
+        """Check, before the first mail, that the configuration would not lose mails.
 
         Raises:
-            MailroomError: one would be. A provider that does not answer is no reason.
+            MailroomError: it would. A provider that does not answer is not an error here.
         """
 
     def quota(self) -> float | None:
@@ -45,21 +46,21 @@ class Transport(Protocol):
             messages: one to ``recipients_per_call`` of them, all of one action.
 
         Returns:
-            An outcome for each message, in their order. Whatever the provider or the network does
-            is an outcome and no exception.
+            An answer for each message, in their order. A failure of the provider or of the network
+            is an answer, not an exception.
         """
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
 
 
 def open_transport(settings: SenderSettings) -> Transport:
-    """The transport that the settings name, ready to send; nothing is asked of a provider yet.
+    """The transport that the settings name, ready to send; it does not contact the provider yet.
 
     Raises:
-        MailroomError: it cannot be used as it is set up.
+        MailroomError: its configuration cannot be used.
     """
-    # Imported when needed: whoever sends over SMTP does without botocore.
+    # Imported when needed, so that SMTP works without botocore.
     if settings.transport == "debug":
         from mailroom.transports.debug import DebugTransport
 

@@ -1,1 +1,1 @@
-"""``mailroom run``: collects, sends and settles in one process; ``program`` is where it begins."""
+"""``mailroom run``: collects, sends and settles in one process. It begins in ``program``."""

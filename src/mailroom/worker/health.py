@@ -1,11 +1,11 @@
-"""Whether a worker does what it is there for, and its numbers, over HTTP.
+"""Serves a worker's health and its metrics over HTTP.
 
-``/livez`` is green as long as the process does its work at all: starting it anew would not help. A
-task that failed ends the process. ``/readyz`` is green when a mail that is committed now would be
-sent now; else it says what is in the way. ``/metrics`` is for Prometheus.
+``/livez`` succeeds as long as the process runs its tasks; a task that fails ends the process. ``/readyz``
+succeeds when a mail that is committed now would be sent now; otherwise it names what prevents that.
+``/metrics`` is for Prometheus.
 
-Promises: nothing here is remembered from better days. Each answer looks anew, at most a second ago,
-over a connection of its own, and takes at most two seconds when the database is deaf.
+Promises: an answer about the database is at most a second old, uses a connection of its own, and takes at
+most two seconds when the database does not answer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HealthError(MailroomError):
 
 
 class ListenError(HealthError):
-    """Health cannot be served at this address now: a supervisor tries again until the port is free."""
+    """Health cannot be served at this address now; a supervisor can retry until the port is free."""
 
     exit_code = 69
 
@@ -48,14 +48,14 @@ def listen_on(address: tuple[str, int]) -> socket.socket:
     """A socket on an address.
 
     Raises:
-        ListenError: it is taken, or not this machine's.
+        ListenError: it is in use, or not an address of this machine.
     """
     return listen(
         *address,
         fault=ListenError,
         setting="MAILROOM_HTTP: ",
-        taken="choose another port, or end what listens there",
-        elsewhere="write an address of this machine's, such as 127.0.0.1:8027 or 0.0.0.0:8027",
+        taken="choose another port, or stop the process that listens there",
+        elsewhere="use an address of this machine, such as 127.0.0.1:8027 or 0.0.0.0:8027",
     )
 
 
@@ -63,10 +63,10 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition, 
     """Serve until cancelled.
 
     Args:
-        listening: a socket that listens; it is closed in the end.
-        check: gives back what is in the way, by the name of the part: none is green.
-        exposition: what ``/metrics`` answers.
-        content_type: and its type.
+        listening: a socket that listens; it is closed at the end.
+        check: returns the faults, by the name of the part; none means ready.
+        exposition: returns the body of ``/metrics``.
+        content_type: of that body.
 
     Raises:
         HealthError: the extra is not installed.
@@ -85,7 +85,7 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition, 
         ) from None
 
     class Server(uvicorn.Server):
-        """One that leaves signals to whoever runs it."""
+        """A server that leaves signals to the program."""
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -118,7 +118,7 @@ def _app(check: Check, exposition: Exposition, content_type: str) -> Starlette:
     from starlette.routing import Route
 
     async def livez(_: Request) -> Response:
-        await asyncio.sleep(0)  # the loop takes its turns
+        await asyncio.sleep(0)  # shows that the loop runs its tasks
         return JSONResponse({"alive": True})
 
     async def readyz(_: Request) -> Response:

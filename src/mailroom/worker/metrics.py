@@ -1,6 +1,6 @@
-"""What ``mailroom run`` counts, in Prometheus's types; the names are a contract (docs/reference/metrics.md).
+"""The metrics of ``mailroom run``, for Prometheus. Their names are a contract (docs/reference/metrics.md).
 
-Counters begin at zero when the process starts. No label and no value holds an address or a secret.
+Counters start at zero with the process. No label and no value holds an address or a secret.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLAIM_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.
 
 
 class Metrics:
-    """One process's numbers."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -42,7 +42,7 @@ class Metrics:
         build.labels(__version__).set(1)
         self._outcomes = Counter(
             "mailroom_outcomes",
-            "Tokens by what the ledger says of an attempt: sent, retried, rejected, unknown.",
+            "Tokens by the outcome of an attempt in the ledger: sent, retried, rejected, unknown.",
             ["action", "outcome"],
             registry=registry,
         )
@@ -75,33 +75,33 @@ class Metrics:
         )
         self._waiting = Gauge(
             "mailroom_waiting",
-            f"Tokens that no worker has claimed; {COUNT_LIMIT} is that or more.",
+            f"Tokens that no worker has claimed; {COUNT_LIMIT} means that many or more.",
             registry=registry,
         )
-        self._in_flight = Gauge("mailroom_in_flight", "Tokens that a worker has in hand.", registry=registry)
-        self._retrying = Gauge("mailroom_retrying", "Tokens that wait to be tried again.", registry=registry)
+        self._in_flight = Gauge("mailroom_in_flight", "Tokens leased to a worker.", registry=registry)
+        self._retrying = Gauge("mailroom_retrying", "Tokens waiting for a retry.", registry=registry)
         self._oldest_due = Gauge(
             "mailroom_oldest_due_seconds",
-            "For how long the oldest mail has waited that could be on its way.",
+            "For how long the oldest mail that could be sent has waited.",
             registry=registry,
         )
         self._oldest_unsettled = Gauge(
             "mailroom_oldest_unsettled_seconds",
-            "How long ago the oldest mail was asked for that is neither sent nor given up, tried or not.",
+            "How long ago the oldest mail that is neither sent nor given up was requested.",
             registry=registry,
         )
         self._queue_paused = Gauge(
-            "mailroom_queue_paused", "1 when a person paused the queue.", registry=registry
+            "mailroom_queue_paused", "1 while the queue is paused by a person.", registry=registry
         )
         self._sending_paused = Gauge(
             "mailroom_sending_paused_seconds",
-            "For how long the provider has refused everybody; 0 when it does not.",
+            "For how long the provider has refused all mail; 0 when it does not.",
             registry=registry,
         )
         self._rate = Gauge("mailroom_rate", "Recipients a second that all workers share.", registry=registry)
         self._up = Gauge("mailroom_database_up", "1 when PostgreSQL answers.", registry=registry)
         self._listener_up = Gauge(
-            "mailroom_listener_up", "1 when new tokens are heard of.", registry=registry
+            "mailroom_listener_up", "1 when a connection listens for new tokens.", registry=registry
         )
         self._counted_outages = 0
 
@@ -110,14 +110,14 @@ class Metrics:
         self._claims.observe(took_s)
         self._claimed.inc(tokens)
 
-    def called(self, action: str, outcomes: Sequence[Answer], took_s: float) -> None:
+    def called(self, action: str, answers: Sequence[Answer], took_s: float) -> None:
         """Count a call and its answers."""
         self._calls.labels(action).observe(took_s)
-        for outcome in outcomes:
-            self._answers.labels(outcome.result.value).inc()
+        for answer in answers:
+            self._answers.labels(answer.result.value).inc()
 
     def settled(self, action: str, recorded: Recorded) -> None:
-        """Count what was written down of a token."""
+        """Count what the ledger recorded for a token."""
         self._outcomes.labels(action, recorded.outcome).inc()
         if recorded.outcome == "sent" and recorded.age_s is not None:
             self._deliveries.labels(action).observe(recorded.age_s)
@@ -125,7 +125,7 @@ class Metrics:
     def exposition(
         self, pulse: Pulse | None, *, outages: int, is_listening: bool, sending_paused_s: float
     ) -> bytes:
-        """All of it as Prometheus reads it; what the database did not tell is NaN."""
+        """All metrics in Prometheus's text format; what the database did not answer is NaN."""
         unknown = float("nan")
         self._outages.inc(outages - self._counted_outages)
         self._counted_outages = outages

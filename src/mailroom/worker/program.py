@@ -1,18 +1,20 @@
-"""``mailroom run``: from committed tokens to settled mails, in one process.
+"""``mailroom run``: mails committed tokens and settles them, in one process.
 
-It waits for the doorbell, claims leases, signs, sends, and settles each lease when the transport has
-answered, recipient by recipient, into the ledger. What is to be tried again stays in its lease and
-is due after a back-off; then whoever claims it tests again whether it may still be mailed.
+It waits until the listener reports that a claim is due, claims leases, signs, sends, and settles each
+lease with the transport's answers, recipient by recipient, into the ledger. Tokens to be tried again
+stay in their lease, which is due after a back-off; the next claim of it, by any worker, checks again
+whether each may still be mailed.
 
-Promises: at least once until the token expires. A mail is sent again only when this process dies
-between the provider's answer and the settling, or when the answer was lost; both are in the ledger.
-A lease that may be another worker's by now is not sent. Memory does not depend on the backlog: half as
-many leases again are in hand as are being sent. Any number of workers share a queue, and the rate.
+Promises: each mail is sent at least once, until its token expires. It is sent again only when this
+process dies between the provider's answer and the settling, or when the answer was lost; the ledger
+shows both. A lease that another worker may have by now is not sent. Memory does not depend on the
+backlog: for every two leases being sent, one more is in hand. Any number of workers share the queue and
+the rate.
 
-While nothing can be sent nothing is claimed, but for one lease at a time that tries. On a signal it
-claims no more, finishes what is in hand within the time it is given, holding its leases all the while,
-and gives back the rest. A call that is under way even then is in the ledger as unknown: it may have
-been accepted, and is due again.
+While nothing can be sent, it claims one lease at a time, to try whether the trouble is over. On a signal
+it claims no more, finishes what is in hand within the shutdown time, renewing its leases, and gives back
+the rest. A call that is still under way then is recorded as unknown: it may have been accepted, and is
+due again.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
-from mailroom.concurrency import end, first
+from mailroom.concurrency import before, end, first
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.queue.connect import keep_renewing, open_worker
@@ -32,7 +34,7 @@ from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
 from mailroom.worker import health
-from mailroom.worker.delivery import Delivery
+from mailroom.worker.delivery import LeaseDelivery
 from mailroom.worker.metrics import CONTENT_TYPE, Metrics
 from mailroom.worker.readiness import SILENCE_S, Readiness
 from mailroom.worker.shared_rate import SharedRate
@@ -40,10 +42,10 @@ from mailroom.worker.shared_rate import SharedRate
 HEARTBEAT_S: Final = 5.0
 GIVE_BACK_S: Final = 5.0
 MAX_CLAIMED: Final = 1000
-# What was not tried again for so long after it was time to has lost the last mail that would have.
+# A breaker that no call has tried for this time after a try was due has no mail left to try it.
 UNTRIED_S: Final = 120.0
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 log = EventLogger("run")
 
@@ -57,24 +59,24 @@ class Runner:
         worker = open_worker(
             collector, "mailroom run", 1.5 * SILENCE_S if settings.health.address else float("inf")
         )
-        self._database, self._queue, self._doorbell = worker
+        self._database, self._queue, self._listener = worker
         self._batch_limit = collector.batch_limit
-        # Beyond those that are being sent, so that one claim feeds several calls.
+        # More than are being sent, so that one claim provides for several calls.
         self._ahead = sender.send_concurrency // 2
-        self._most_in_hand = sender.send_concurrency + self._ahead
+        self._max_in_hand = sender.send_concurrency + self._ahead
         self._shutdown_s = sender.shutdown_timeout_ms / 1000
         self._changed = asyncio.Event()
         self._metrics = Metrics()
         self._rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
         self._calls = Calls(transport, sender, self._changed, self._rate, self._metrics.called)
-        self._delivery = Delivery(
+        self._delivery = LeaseDelivery(
             self._queue,
             self._calls,
             self._metrics,
             provider=transport.name,
             keys=collector.keys,
         )
-        self._vitals = Readiness(worker, self._calls, self._metrics, self._state)
+        self._readiness = Readiness(worker, self._calls, self._metrics, self._state)
         self._deliveries: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._retrying = asyncio.Event()
@@ -85,8 +87,8 @@ class Runner:
         """Work until ``stop`` is set, then finish what is in hand and give back the rest.
 
         Raises:
-            DatabaseError: at the start, when waiting will not help.
-            MailroomError: the transport cannot be used as it is set up, or health cannot be served.
+            DatabaseError: at the start, for an error that retrying cannot fix.
+            MailroomError: the transport's configuration cannot be used, or health cannot be served.
         """
         listening = health.listen_on(self._health.address) if self._health.address else None
         serving = [asyncio.create_task(self._serve(listening))] if listening else []
@@ -110,16 +112,16 @@ class Runner:
             self._calls.close()
             await self._give_back()
             await end(*serving)
-            await self._vitals.close()
+            await self._readiness.close()
 
     async def _work(self) -> None:
-        """Work until the signal came and nothing is in hand any more."""
+        """Work until the signal has come and nothing is in hand."""
         await self._unless_stopping(self._start())
         if self._started:
             await first(
                 self._mail(),
                 keep_renewing(self._queue),
-                self._live(),
+                self._keep_reporting(),
                 self._calls.keep_asking(),
                 failed=self._failed,
             )
@@ -131,21 +133,21 @@ class Runner:
         log.info("started", worker=self._queue.worker)
 
     async def _mail(self) -> None:
-        await first(self._doorbell.run(), self._claim_all())
+        await first(self._listener.run(), self._claim_all())
         while self._deliveries:
             await asyncio.wait(self._deliveries)
 
     async def _claim_all(self) -> None:
         """Claim and deliver until the signal comes."""
         while (waited_s := await self._unless_stopping(self._due())) is not None:
-            more, size = True, MAX_CLAIMED if self._doorbell.is_busy else self._batch_limit
+            more, size = True, MAX_CLAIMED if self._listener.is_busy else self._batch_limit
             while more:
                 free = await self._unless_stopping(self._room())
                 if free is None or self._stopping.is_set():
                     return
                 largest = self._calls.largest
                 asked = min(size, free * largest)
-                self._doorbell.clear()
+                self._listener.clear()
                 began = time.monotonic()
                 leases = await self._unless_stopping(self._claim(asked, min(largest, asked)))
                 if leases is None or self._stopping.is_set():
@@ -158,52 +160,43 @@ class Runner:
                     self._deliveries.add(task)
                     task.add_done_callback(self._delivered)
                 more = claimed >= asked
-                self._doorbell.claimed(claimed, more=more)
+                self._listener.claimed(claimed, more=more)
                 size = min(size * 2, MAX_CLAIMED)
 
     async def _claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
         return await (await self._queue.claim(tokens, lease_tokens)).leases()
 
     async def _unclaim(self, leases: Sequence[Lease]) -> None:
-        """Give back what was claimed when the signal came, whether or not there was an answer."""
+        """Give back what was being claimed when the signal came, even if the claim's answer is missing."""
         if not self._database.is_down:
             await self._queue.release(keep=[lease for lease in self._queue.held if lease not in leases])
 
     async def _due(self) -> float:
-        """Wait until a claim is due, for a hint or for a lease; for how long the first hint waited."""
+        """Wait until a claim is due; returns for how many seconds the first hint has waited."""
         while True:
             self._retrying.clear()
             due_s = await self._queue.next_due()
             if due_s is None and not self._deliveries:
-                self._calls.lapse(0)
-            due = asyncio.create_task(self._doorbell.due(due_s))
-            retrying = asyncio.create_task(self._retrying.wait())
-            try:
-                await asyncio.wait({due, retrying}, return_when=asyncio.FIRST_COMPLETED)
-                if due.done():
-                    return await due
-            finally:
-                await end(due, retrying)
+                self._calls.reset_if_untried(0)
+            # A delivery that is to be retried may be due sooner.
+            waited_s = await before(self._listener.due(due_s), self._retrying.wait())
+            if waited_s is not None:
+                return waited_s
 
     async def _room(self) -> int:
-        """Wait until more leases may be in hand; gives back how many."""
+        """Wait until more leases may be in hand; returns how many."""
         while True:
             await self._calls.ready()
-            # While nothing can be sent, one lease at a time tries.
-            most, enough = (self._most_in_hand, max(self._ahead, 1)) if self._calls.is_open else (1, 1)
-            if (free := most - len(self._deliveries)) >= enough:
+            # While nothing can be sent, one lease at a time is claimed, to try.
+            limit, enough = (self._max_in_hand, max(self._ahead, 1)) if self._calls.can_send else (1, 1)
+            if (free := limit - len(self._deliveries)) >= enough:
                 return free
             self._changed.clear()
             await self._changed.wait()
 
-    async def _unless_stopping(self, work: Coroutine[Any, Any, Answer]) -> Answer | None:
-        """What it gives back; None when the signal came first, which ends it."""
-        working, stopping = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return await working if working.done() else None
-        finally:
-            await end(working, stopping)
+    async def _unless_stopping(self, work: Coroutine[Any, Any, Value]) -> Value | None:
+        """What the work returns; None when the signal comes first, which cancels it."""
+        return await before(work, self._stopping.wait())
 
     def _delivered(self, task: asyncio.Task[None]) -> None:
         self._deliveries.discard(task)
@@ -211,9 +204,9 @@ class Runner:
         if not task.cancelled() and (error := task.exception()) and not self._failed.done():
             self._failed.set_exception(error)
 
-    async def _live(self) -> None:
+    async def _keep_reporting(self) -> None:
         while True:
-            self._calls.lapse(UNTRIED_S)
+            self._calls.reset_if_untried(UNTRIED_S)
             troubles = [
                 f"{name}: {why}" if name != ACCOUNT else why
                 for name, (why, _) in self._calls.troubles.items()
@@ -226,7 +219,7 @@ class Runner:
             self._retrying.set()
 
     async def _serve(self, listening: socket.socket) -> None:
-        await health.serve(listening, self._vitals.faults, self._vitals.exposition, CONTENT_TYPE)
+        await health.serve(listening, self._readiness.faults, self._readiness.exposition, CONTENT_TYPE)
 
     def _state(self) -> str:
         if self._stopping.is_set():
@@ -235,7 +228,7 @@ class Runner:
 
     async def _give_back(self) -> None:
         try:
-            # Before the start was over nothing was claimed, and nobody was told that we live.
+            # Before the start was over nothing was claimed, and no heartbeat was sent.
             if self._started and not self._database.is_down:
                 async with asyncio.timeout(GIVE_BACK_S):
                     await self._queue.leave()

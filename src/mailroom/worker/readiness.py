@@ -1,4 +1,4 @@
-"""How a worker of ``mailroom run`` is: what is in the way of a mail, and its metrics."""
+"""Reports whether a worker would send a mail that is committed now, and its metrics."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final
 
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
-from mailroom.queue.connect import Worker
+from mailroom.queue.connect import WorkerParts
 from mailroom.queue.pulse import Pulses
 from mailroom.sender.calls import ACCOUNT, Calls
 from mailroom.worker.metrics import Metrics
 
-# Where health is served, the doorbell's connections give a sign of life so often, and may be late.
+# Where health is served, the listener's connections are checked in this interval, and may be late.
 SILENCE_S: Final = 2.0
 LATE_S: Final = 2.0
 # /readyz fails once a sendable mail has waited longer than this, or is not settled after it.
@@ -24,18 +24,18 @@ log = EventLogger("run")
 
 
 class Readiness:
-    """One worker, looked at from outside.
+    """Would a mail that is committed now be sent now?
 
     Args:
-        worker: its parts.
-        calls: its way to the provider.
-        metrics: what it counts.
-        state: why it does not work now at all; empty when it does.
+        worker: the worker's parts.
+        calls: the worker's way to the provider.
+        metrics: the worker's counters.
+        state: returns why the worker is not running; empty when it is.
     """
 
     def __init__(
         self,
-        worker: Worker,
+        worker: WorkerParts,
         calls: Calls,
         metrics: Metrics,
         state: Callable[[], str],
@@ -47,17 +47,17 @@ class Readiness:
         self._pulses = Pulses(worker.database)
 
     async def faults(self) -> dict[str, str]:
-        """What is in the way of a mail that is committed now, by the part that is at fault."""
+        """What would prevent it, by the name of the part at fault; empty when nothing does."""
         if state := self._state():
             return {"worker": state}
         faults = {}
-        silent_s = self._worker.doorbell.silent_s
+        silent_s = self._worker.listener.silent_s
         if silent_s is None:
             faults["listener"] = "no connection listens for new tokens"
         elif silent_s > SILENCE_S + LATE_S:
             faults["listener"] = f"the listening connection has been silent for {silent_s:.1f} s"
         refused = [
-            f"{f'no mail of the action {name}' if name else 'nothing'} can be sent for {since_s:.0f} s: {why}"
+            f"no mail{name and f' of the action {name}'} could be sent for {since_s:.0f} s: {why}"
             for name, (why, since_s) in self._calls.troubles.items()
             if since_s > READY_PAUSE_S
         ]
@@ -70,19 +70,21 @@ class Readiness:
         if pulse is None:
             faults["database"] = "PostgreSQL does not answer"
         elif (pulse.oldest_due_s or 0) > READY_AGE_S:
-            faults["queue"] = f"a mail that could be on its way has waited for {pulse.oldest_due_s:.0f} s"
+            faults["queue"] = f"a mail that could be sent has waited for {pulse.oldest_due_s:.0f} s"
         elif not pulse.is_paused and (pulse.oldest_unsettled_s or 0) > READY_AGE_S:
-            faults["queue"] = f"a mail of {pulse.oldest_unsettled_s:.0f} s ago is neither sent nor given up"
+            faults["queue"] = (
+                f"a mail requested {pulse.oldest_unsettled_s:.0f} s ago is neither sent nor given up"
+            )
         return faults
 
     async def exposition(self) -> bytes:
-        """The metrics, as Prometheus reads them."""
+        """The metrics in Prometheus's text format."""
         try:
             pulse = await self._pulses.look()
         except DatabaseError as error:
             log.warning("no_pulse", reason=error)
             pulse = None
-        silent_s, troubles = self._worker.doorbell.silent_s, self._calls.troubles
+        silent_s, troubles = self._worker.listener.silent_s, self._calls.troubles
         return self._metrics.exposition(
             pulse,
             outages=self._worker.database.epoch,

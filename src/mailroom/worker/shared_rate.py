@@ -1,12 +1,12 @@
-"""The rate that all workers of a queue share; it is kept in the database.
+"""The sending rate that all workers of a queue share; it is kept in the database.
 
-SES's rate belongs to the account, not to a worker. Each charge is one statement, so that the sum of
-all workers' calls holds the rate, and one that joins, leaves or dies changes the shares at once.
+SES's rate belongs to the account, not to a worker. Each charge is one statement, so the calls of all
+workers together keep the rate, and a worker that joins, leaves or dies changes the shares at once.
 
-Promises: nobody charges what it will not wait for. A charge is made at most ``MAX_S`` ahead, so a
-process that dies leaves no more behind than that. A worker asks for its calls in the order of their
-coming, and for several at once while they fit into one burst; several workers ask at random moments,
-so that each gets its share.
+Promises: a call that will not wait for its turn is not charged. A charge is made at most ``MAX_S`` ahead, so
+a process that dies wastes at most that much of the rate. A worker charges for its calls in the order in
+which they came, and for several at once while they fit into one burst. Workers that have to ask again do so
+at random moments, so that each gets a share.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from mailroom.queue.client import Queue
 from mailroom.sender.rate import BURST_S, FASTER_A_SECOND, GRACE_S, HOLD_S, LOWEST_SHARE, SLOWER
 
 MAX_S: Final = 1.0
-# An answer of the database's may take so long, and the wait still ends in time.
+# The database's answer may take this long, and the wait still ends in time.
 MARGIN_S: Final = 0.5
-# Told to come again, whoever waits asks after so long at the latest: the rate may have gone up.
-MAX_NAP_S: Final = 5.0
+# A call that must ask again does so after this time at the latest, since the rate may have gone up.
+MAX_PAUSE_S: Final = 5.0
 
 
 @dataclass(eq=False, slots=True)
-class _Asked:
-    """A call that waits; ``leave_at``, once it is charged for, and ``until`` are of ``time.monotonic``."""
+class _Waiting:
+    """A call that waits. ``until`` and ``leave_at`` (set once it is charged) are of ``time.monotonic``."""
 
     recipients: int
     until: float
@@ -44,12 +44,12 @@ class SharedRate:
         self._queue = queue
         self._ceiling = self._rate = ceiling
         self._turn = asyncio.Lock()
-        self._asked: list[_Asked] = []
+        self._waiting: list[_Waiting] = []
         self._slowing: asyncio.Task[None] | None = None
 
     @property
     def rate(self) -> float:
-        """Recipients a second, for all workers, when one was last charged."""
+        """Recipients a second, for all workers, at the last charge."""
         return self._rate
 
     @property
@@ -58,46 +58,46 @@ class SharedRate:
         return max(1, int(self._rate * BURST_S))
 
     def limit(self, ceiling: float) -> None:
-        """Take another ceiling."""
+        """Change the ceiling."""
         self._rate = ceiling if self._rate >= self._ceiling else min(self._rate, ceiling)
         self._ceiling = ceiling
 
     def slow(self) -> None:
-        """Let all give way to a throttle, before the next charge."""
+        """Lower the rate for all workers after a throttle, before the next charge."""
         if self._slowing is None:
             self._slowing = asyncio.create_task(
                 self._queue.throttle(self._ceiling, factor=SLOWER, lowest_share=LOWEST_SHARE, grace_s=GRACE_S)
             )
 
     async def take(self, recipients: int, until: float = math.inf) -> None:
-        """Wait until so many recipients may be sent to.
+        """Wait until mails to this number of recipients may be sent.
 
         Args:
             recipients: how many.
-            until: of ``time.monotonic``; what would take longer is not charged.
+            until: of ``time.monotonic``; a longer wait is not charged.
 
         Raises:
-            TimeoutError: they may not, by then.
+            TimeoutError: they may not be sent by then.
         """
-        mine = _Asked(recipients, until)
-        self._asked.append(mine)
+        mine = _Waiting(recipients, until)
+        self._waiting.append(mine)
         try:
             async with self._turn:
-                await asyncio.sleep(0)  # whoever asks at the same time is charged for with us
+                await asyncio.sleep(0)  # calls that come at the same time are charged together
                 while mine.leave_at is None:
                     await self._charge(mine)
         finally:
-            self._asked.remove(mine)
+            self._waiting.remove(mine)
         await asyncio.sleep(max(mine.leave_at - time.monotonic(), 0))
 
-    async def _charge(self, first: _Asked) -> None:
-        """Charge for a call, and for those behind it that wait as long as it would; or sleep for a while."""
+    async def _charge(self, first: _Waiting) -> None:
+        """Charge for a call, and for those behind it that fit into the burst; or pause, to ask again."""
         await self._slowed()
         longest_s = min(MAX_S, first.until - MARGIN_S - time.monotonic())
         if longest_s < 0:
             raise TimeoutError
         together, recipients = [first], first.recipients
-        for other in self._asked[self._asked.index(first) + 1 :]:
+        for other in self._waiting[self._waiting.index(first) + 1 :]:
             recipients += other.recipients
             if recipients > self.burst or other.until < first.until:
                 recipients -= other.recipients
@@ -115,11 +115,11 @@ class SharedRate:
             for one in together:
                 one.leave_at = time.monotonic() + wait_s
             return
-        nap_s = min(wait_s - longest_s, MAX_NAP_S)
-        await asyncio.sleep(nap_s + random.uniform(0, MAX_S / 2))  # noqa: S311 - jitter, no secret
+        pause_s = min(wait_s - longest_s, MAX_PAUSE_S)
+        await asyncio.sleep(pause_s + random.uniform(0, MAX_S / 2))  # noqa: S311 - jitter, no secret
 
     async def close(self) -> None:
-        """Leave alone what was begun."""
+        """Cancel a statement that is under way."""
         if self._slowing:
             self._slowing.cancel()
             await asyncio.gather(self._slowing, return_exceptions=True)
