@@ -9,12 +9,12 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from typing import Final
 
-from mailroom.templates.mails import Mail
+from mailroom.templates.mails import RenderedMail
 
 MAX_PLAIN_SUBJECT: Final = 68  # a header's line should not be longer than 78
 
 
-def compose(mail: Mail, sender: Address, recipient: Address, message_id: str) -> bytes:
+def compose(mail: RenderedMail, sender: Address, recipient: Address, message_id: str) -> bytes:
     """The mail's bytes, with a last line end."""
     utf8 = not recipient.username.isascii()
     message = EmailMessage(policy.SMTP.clone(cte_type="7bit", utf8=utf8))
