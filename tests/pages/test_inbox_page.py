@@ -15,7 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 from playwright.sync_api import Page, Route, expect
 
-from mailroom.inbox.calls import Destination, Request
+from mailroom.inbox.calls import BulkCall, Destination
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
@@ -75,7 +75,7 @@ def test_the_list_grows_without_a_reload_the_newest_first(server: InboxServer, p
         ["third@example.com", "second@example.com", "first@example.com"]
     )
     expect(page.locator(".row .badge")).to_have_text(["password recovery", "activation", "activation"])
-    expect(page.locator("#told")).to_have_text("3 mails")
+    expect(page.locator("#announcement")).to_have_text("3 mails")
     assert "reloaded" == page.evaluate("window.never")
     # A press that begins before a mail comes ends as a click after.
     row = page.locator(".row", has_text="first@example.com")
@@ -119,12 +119,12 @@ def test_one_finds_a_mail_and_reads_it(server: InboxServer, pages: Pages) -> Non
         page.get_by_role("link", name="Download as .eml").click()
     assert b"To: person17@example.com\r\n" in Path(download.value.path()).read_bytes()
     page.get_by_role("button", name="Delete this mail").click()
-    expect(page.locator(".none")).to_have_text("No mail to such a recipient.")
+    expect(page.locator(".none")).to_have_text("No mail to this recipient.")
     page.get_by_role("link", name="Show all").click()
     expect(page.locator(".row")).to_have_count(19)
     page.get_by_text("Delete all mails").first.click()
     page.get_by_role("button", name="Delete all mails").click()
-    expect(page.locator(".none")).to_have_text("No mail yet. It shows here as it comes.")
+    expect(page.locator(".none")).to_have_text("No mail yet. New mails appear here.")
     assert 0 == len(server.inbox.mails)
 
 
@@ -132,7 +132,7 @@ def test_a_click_in_a_mail_leaves_it_as_it_is(server: InboxServer, pages: Pages)
     (sent,) = mail(server, "a@example.com")
     page = pages.open(f"{server.url}/mails/{sent}")
     frame = page.frame_locator("iframe")
-    expect(page.locator(".frame-note")).to_have_text("Links work in the list above, not in here.")
+    expect(page.locator(".frame-note")).to_have_text("To follow a link, use the list above.")
     with page.expect_event("console", lambda told: "popup" in told.text):
         frame.get_by_role("link").first.click(no_wait_after=True)
     expect(frame.locator("h1")).to_have_text("Activate your account")
@@ -202,7 +202,9 @@ def fill(inbox: Inbox, count: int) -> None:
             Destination((f"person{number}@example.com",), "{}") for number in range(start, start + 50)
         ]
         inbox.send_bulk(
-            Request("noreply@acme.example", "activationv1", "", json.dumps(DATA), destinations, b"x" * 10_000)
+            BulkCall(
+                "noreply@acme.example", "activationv1", "", json.dumps(DATA), destinations, b"x" * 10_000
+            )
         )
 
 
@@ -227,7 +229,7 @@ def test_with_5000_mails_the_page_stays_small_and_the_oldest_go(pages: Pages) ->
         page.get_by_role("link", name="Older").click()
         expect(page.locator(".row .to").first).to_have_text("person4899@example.com")
         page.goto(f"{server.url}/?q=person999@")
-        expect(page.locator(".none")).to_have_text("No mail to such a recipient.")
+        expect(page.locator(".none")).to_have_text("No mail to this recipient.")
         assert 5000 == len(server.inbox.mails)
         page.close()
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from email import policy
 from pathlib import Path
@@ -23,12 +22,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mailroom.inbox.calls import Destination, Request, Requests
+from mailroom.inbox.calls import BulkCall, Destination
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.links import Link, action_of, find_links
-from mailroom.inbox.mails import Mail, Mailbox
-from mailroom.inbox.messages import Rendered, read_headers, read_message, write_message
+from mailroom.inbox.mails import KeptMail, Mailbox
+from mailroom.inbox.messages import read_headers, read_message, write_message
+from mailroom.inbox.records import RawRequests
 from mailroom.inbox.server import InboxServer
+from mailroom.templates.mails import RenderedMail
 from support.inbox import DATA, ask, mail
 from support.senders import with_templates
 
@@ -96,25 +97,6 @@ def test_at_the_end_of_its_time_a_wait_is_answered_with_nothing(server: InboxSer
     assert 0.9 < time.monotonic() - start
 
 
-def test_no_more_than_so_many_wait_at_once(server: InboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailroom.inbox.changes.MAX_WAITING", 4)
-    place = urlsplit(server.url).netloc
-    with ExitStack() as stack:
-        for _ in range(4):
-            connection = stack.enter_context(closing(http.client.HTTPConnection(place, timeout=30)))
-            connection.request("GET", "/events")
-            stream = stack.enter_context(closing(connection.getresponse()))
-            assert b"retry: 1000\n" == stream.readline()
-        for path in ("/api/mails/wait?timeout=60", "/events"):
-            answer = ask(server.url, path)
-            assert (503, "4 wait already") == (answer.status, answer.json["error"])
-        assert 200 == ask(server.url, "/api/counts").status
-        monkeypatch.setattr("mailroom.inbox.changes.MAX_WAITING", 5)
-        assert (
-            [] == wait(server, timeout=0) == wait(server, timeout=0)
-        )  # whoever has waited gives the place back
-
-
 @pytest.mark.parametrize(
     "query", ["timeout=-1", "timeout=301", "timeout=x", "action=nothing", "since=nothing", "since=1"]
 )
@@ -167,7 +149,7 @@ def test_the_example_in_the_documentation_is_a_test_that_passes(server: InboxSer
 APPLICATION = """
 import os, threading
 import pytest
-from mailroom.inbox import InboxServer
+from mailroom.inbox.server import InboxServer
 from support.inbox import mail
 
 class App:
@@ -210,7 +192,7 @@ def test_links_come_from_both_parts_each_once() -> None:
         Link("j", "javascript:alert(1)", ""),
         Link("", "https://b.example", ""),
         Link("", "https://c.example/x?y=z", ""),
-    ] == find_links(Rendered("", text, html))
+    ] == find_links(RenderedMail("", text, html))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +216,7 @@ def test_only_web_addresses_are_clickable(url: str) -> None:
 
 def test_an_action_shows_by_the_template_or_by_the_link() -> None:
     def at(path: str) -> list[Link]:
-        return find_links(Rendered("", f"https://a.example{path}", ""))
+        return find_links(RenderedMail("", f"https://a.example{path}", ""))
 
     assert "activation" == action_of("activationv1", [])
     assert "activation" == action_of("my-own", at("/users/activate?token=T"))
@@ -247,15 +229,15 @@ def test_an_action_shows_by_the_template_or_by_the_link() -> None:
     "piece", ["<", "<a ", "<a href=x>", '<a href="', "<a x='", "<!--", "</a", "https://", "<a href = ", "&#"]
 )
 def test_links_of_a_large_hostile_mail_are_found_in_time(piece: str) -> None:
-    start = time.monotonic()
-    find_links(Rendered("", piece * 100_000, piece * 100_000))
-    assert 5 > time.monotonic() - start
+    start = time.process_time()
+    find_links(RenderedMail("", piece * 100_000, piece * 100_000))
+    assert 5 > time.process_time() - start
 
 
 @settings(deadline=None)
 @given(st.text(), st.text())
 def test_any_mail_has_some_links_or_none(text: str, html: str) -> None:
-    for link in find_links(Rendered("", text, f"<a href={html}>{text}</a>")):
+    for link in find_links(RenderedMail("", text, f"<a href={html}>{text}</a>")):
         assert link.url
 
 
@@ -287,7 +269,7 @@ def test_a_mail_that_was_dropped_has_no_message(server: InboxServer) -> None:
 @given(st.text(), st.text(), st.text(), st.text(), st.text())
 def test_no_mail_writes_headers_of_its_own(source: str, to: str, subject: str, text: str, html: str) -> None:
     content = write_message(
-        Rendered(f"{subject}\r\nBcc: x\n\nX: y", text, html), "i", NOW, source, f"{to}\nCc: z"
+        RenderedMail(f"{subject}\r\nBcc: x\n\nX: y", text, html), "i", NOW, source, f"{to}\nCc: z"
     )
     names = [name for name, _ in read_headers(content)]
     assert ["From", "To", "Subject", "Date", "Message-ID"] == names[:5]
@@ -309,27 +291,6 @@ def test_any_bytes_are_read_as_a_message(content: bytes) -> None:
     read_headers(content)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"Content-Type: text/plain" + b";\r\n x" * 100_000 + b"\r\n\r\nx",
-        b"".join(
-            b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(3000)
-        ),
-        b"Subject: " + b"=?x?q?" * 100_000 + b"\r\n\r\nx",
-        b"Content-Type: multipart/mixed; boundary=a\r\n\r\n" + b"--a\r\n\r\n" * 500_000,
-        b"Content-Type: multipart/mixed; boundary=a\r\r" + b"--a\r\r" * 500_000,
-        b"Content-Type: message/delivery-status\r\n\r\n" + b"a: b\r\n\r\n" * 500_000,
-        b"Content-Type: Message/Delivery-Status\n\n" + b"a: b\r\r" * 500_000,
-    ],
-    ids=range(7),
-)
-def test_a_hostile_message_is_read_in_time(content: bytes) -> None:
-    start = time.process_time()
-    read_message(content)
-    assert 2 > time.process_time() - start
-
-
 def test_a_message_of_many_lines_is_read_as_mime() -> None:
     text = "x\n\n--x\n\n" * 400
     content = email.message.EmailMessage()
@@ -341,13 +302,13 @@ def test_a_message_of_many_lines_is_read_as_mime() -> None:
 
 def test_a_mail_that_is_open_is_rendered_once(server: InboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[str] = []
-    real = Mail.render
+    real = KeptMail.render
 
-    def render(mail: Mail) -> Rendered | None:
+    def render(mail: KeptMail) -> RenderedMail | None:
         rendered.append(mail.recipient)
         return real(mail)
 
-    monkeypatch.setattr(Mail, "render", render)
+    monkeypatch.setattr(KeptMail, "render", render)
     first, second = mail(server, "a@example.com", "b@example.com")
     ask(server.url, "/", accept="text/html")  # which renders each for the list
     rendered.clear()
@@ -360,11 +321,11 @@ def test_a_mail_that_is_open_is_rendered_once(server: InboxServer, monkeypatch: 
 
 
 def test_mails_are_kept_up_to_so_many_bytes() -> None:
-    mails = Mailbox(keep=10, most_bytes=1_000_000)
+    mails = Mailbox(keep=10, max_bytes=1_000_000)
     inbox = with_templates(Inbox())
     template = inbox.account.template("activationv1")
 
-    def add(*sizes: int) -> Mail:
+    def add(*sizes: int) -> KeptMail:
         source, recipient, default, own, message = ("x" * size for size in sizes)
         texts = (default, own)
         return mails.add(NOW, source, recipient, template, DATA, texts=texts, message=message.encode())
@@ -392,7 +353,7 @@ def test_mails_take_no_more_memory_than_their_text(default: str, own: str) -> No
     before = process.memory_info().rss
     for _ in range(4):
         destinations = [Destination((f"person{number}@example.com",), own) for number in range(50)]
-        inbox.send_bulk(Request("noreply@acme.example", "activationv1", "", default, destinations))
+        inbox.send_bulk(BulkCall("noreply@acme.example", "activationv1", "", default, destinations))
     grown = process.memory_info().rss - before
     assert 200 == len(inbox.mails)
     assert "k1" in default or {"a"} == inbox.mails.find()[-1].data.keys()
@@ -400,12 +361,12 @@ def test_mails_take_no_more_memory_than_their_text(default: str, own: str) -> No
 
 
 def test_the_addresses_that_came_first_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailroom.inbox.calls.MAX_ADDRESSES", 3000)
+    monkeypatch.setattr("mailroom.inbox.records.MAX_ADDRESSES", 3000)
     inbox = with_templates(Inbox())
     for start in [*range(0, 3500, 50), 3400]:
         addresses = (f"person{number}@example.com" for number in range(start, start + 50))
         destinations = [Destination((address,), "{}") for address in addresses]
-        inbox.send_bulk(Request("noreply@acme.example", "activationv1", "", json.dumps(DATA), destinations))
+        inbox.send_bulk(BulkCall("noreply@acme.example", "activationv1", "", json.dumps(DATA), destinations))
     counts = inbox.counts
     assert (2500, 50) == (len(counts.by_recipient), counts.duplicates)
     assert ("person0@example.com" in counts.by_recipient, 2) == (
@@ -416,14 +377,14 @@ def test_the_addresses_that_came_first_are_forgotten(monkeypatch: pytest.MonkeyP
 
 
 def test_requests_are_kept_up_to_so_many_bytes_and_their_mails_longer(server: InboxServer) -> None:
-    requests = Requests(most_bytes=1000)
+    requests = RawRequests(max_bytes=1000)
     numbers = [requests.add(b"x" * size) for size in (400, 400, 400, 0)]
     assert [None, 400, 400, None] == [found and len(found) for found in map(requests.get, numbers)]
     (sent,) = mail(server, "a@example.com")
     assert "Action=SendBulk" in ask(server.url, f"/mails/{sent}/request").text
     server.inbox.requests.clear()
     assert 404 == ask(server.url, f"/mails/{sent}/request").status
-    assert "not kept any more" in ask(server.url, f"/mails/{sent}?view=request").text
+    assert "no longer kept" in ask(server.url, f"/mails/{sent}?view=request").text
 
 
 def test_a_request_is_kept_without_what_it_was_signed_with(server: InboxServer) -> None:

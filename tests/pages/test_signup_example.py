@@ -227,7 +227,7 @@ def test_a_link_for_activation_says_why_it_is_refused(site: Site) -> None:
         assert (400, "This link is not from us") == follow(forged)
         assert (400, "This link is not from us") == follow(recovery)
     unknown = mailroom.sign(bytes(32), "activation", keys=KEY)
-    assert (404, "This link is not known") == explained(site.post("/activate", token=unknown))
+    assert (404, "This link is unknown") == explained(site.post("/activate", token=unknown))
     assert (400, "This link is for another page") == explained(site.get(f"/recover?token={token}"))
     site.suspend()
     assert (403, "This account is suspended") == explained(site.post("/activate", token=token))
@@ -251,7 +251,7 @@ def test_a_link_for_recovery_says_why_it_is_refused(site: Site) -> None:
         return explained(site.post("/recover", token=token, code=code, password=NEW_PASSWORD))
 
     assert (400, "This link is incomplete") == recover(token[:-1])
-    assert (404, "This link is not known") == recover(mailroom.sign(bytes(32), "activation", keys="00" * 32))
+    assert (404, "This link is unknown") == recover(mailroom.sign(bytes(32), "activation", keys="00" * 32))
     site.suspend()
     assert (403, "This account is suspended") == recover(token)
     site.db.execute("UPDATE accounts SET status = 'active'")
@@ -703,7 +703,7 @@ def test_in_a_browser_every_page_can_be_used_by_everyone(site: Site) -> None:
         fill(page, page.url, email="max@example.com", password=PASSWORD)
         assert "Hello max" == page.inner_text("h1")
         page.click("header button")
-        assert "You are signed out, on every device." == page.inner_text("[role=status]")
+        assert "You are signed out on every device." == page.inner_text("[role=status]")
         assert [] == said
         chromium.close()
 

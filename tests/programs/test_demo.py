@@ -186,7 +186,7 @@ def test_the_whole_lifecycle_clicked(staying: Demo, pages: Pages) -> None:
         assert ("provisioned", 0) == state()
         expect(link.locator("h1")).to_have_text("Activate your account")
         link.click("main button")
-        expect(link.get_by_role("status")).to_have_text("Your account is active. Now sign in.")
+        expect(link.get_by_role("status")).to_have_text("Your account is active. You can sign in now.")
         assert ("active", 1) == state()
         app.goto(address)
         app.click("main button")
@@ -261,7 +261,7 @@ def test_what_it_counts_is_what_the_api_says_and_ctrl_c_stops_all_of_it(staying:
     staying.press_ctrl_c()
     assert 0 == staying.wait(), staying.output
     mine = len(mails) - len(tour)
-    assert f"{len(mails)} mails arrived in all, {mine} of them since you took over." in staying.output
+    assert f"{len(mails)} mails arrived, {mine} of them since the tour ended." in staying.output
     wait_until_gone(family, addresses)
     assert [] == list(staying.folder.iterdir())
 
@@ -320,7 +320,7 @@ def test_when_a_program_dies_it_says_which_and_ends(roomy: Path) -> None:
         (run,) = [process for process in family if process.cmdline()[-2:] == ["mailroom", "run"]]
         run.kill()
         assert 1 == demo.wait(), demo.output
-    assert "Error: mailroom run ended by itself, with code -9; the end of its log:\n" in demo.output
+    assert "Error: mailroom run ended unexpectedly, with code -9; the end of its log:\n" in demo.output
     assert "run.started" in demo.output
     wait_until_gone(family, [demo.address(name) for name in PORTS])
     assert [] == list(roomy.iterdir())
@@ -342,7 +342,7 @@ def test_a_program_that_does_not_start_shows_its_last_words(tmp_path: Path) -> N
     (tmp_path / "broken.py").write_text("import sys; print('last words'); sys.exit(3)")
     with ExitStack() as stack:
         programs = Programs(stack, tmp_path, os.environ | {"PYTHONPATH": str(tmp_path)})
-        with pytest.raises(DemoError, match=r"x ended by itself, with code 3; .*\n  last words"):
+        with pytest.raises(DemoError, match=r"x ended unexpectedly, with code 3; .*\n  last words"):
             programs.serve("x", ["broken"], {}, port=0, ready="never")
 
 

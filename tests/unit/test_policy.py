@@ -204,7 +204,7 @@ def test_a_missing_template_stops_its_own_action_only(ses: InboxServer, tmp_path
 
 def test_an_unverified_sender_is_no_recipients_fault(ses: InboxServer, tmp_path: Path) -> None:
     """SES calls it MessageRejected, as it does a bad recipient."""
-    ses.inbox.account.verify_all = False
+    ses.inbox.account.identities = set()
     source = "Acme <noreply@acme.example>"
     sent = send(settings(tmp_path, SEND_RATE=1000, SES_SOURCE=source), TEN, useful_s=0.3)
     assert {"expired": 10} == sent.count()

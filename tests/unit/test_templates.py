@@ -149,11 +149,11 @@ def test_ses_gets_the_escaped_login_in_html(source: str, sent: str) -> None:
         ("{{login}} {{secret}} {{#if login}}", "html: not Handlebars: unclosed block"),
         ("{{login}} {{secret}} {{", "html: not Handlebars: unclosed tag"),
         ("{{login}} {{secret}} {{/}}", "html: not Handlebars"),
-        ("{{secret}} {{code}}", "html: {{code}} is no field of activation: SES would accept"),
-        ("{{secret}} {{#if code}}{{/if}}", "html: {{code}} is no field of activation"),
-        ("{{secret}} {{login_html}}", "html: {{login_html}} is put in on the way to SES; write {{login}}"),
-        ("{{secret}} {{{login}}}", "html: {{{login}}} asks for what a user typed as it is; write {{login}}"),
-        ("{{secret}} {{& login}}", "html: {{& login}} asks"),
+        ("{{secret}} {{code}}", "html: {{code}} is not a field of activation: SES would accept"),
+        ("{{secret}} {{#if code}}{{/if}}", "html: {{code}} is not a field of activation"),
+        ("{{secret}} {{login_html}}", "html: {{login_html}} is made for SES; write {{login}}"),
+        ("{{secret}} {{{login}}}", "html: {{{login}}} shows a user's text without escaping; write {{login}}"),
+        ("{{secret}} {{& login}}", "html: {{& login}} shows a user's text"),
         ("{{secret}} {{#with login}}{{this}}{{/with}}", "html: {{#with login}} is refused"),
         ("{{secret}} {{#login}}{{this}}{{/login}}", "html: {{#login}} is refused"),
         ("{{secret}} {{#each login}}{{this}}{{/each}}", "html: {{#each login}} is refused"),
@@ -169,16 +169,16 @@ def test_ses_gets_the_escaped_login_in_html(source: str, sent: str) -> None:
         ("{{secret}} \\{{login}}", "html: {{login}} is refused"),
         ("{{secret}} {{login}}}", "html: {{login}} is refused"),
         ("{{secret}} {{#if login}}a{{else  if login}}{{/if}}", "html: {{else  if login}} is refused"),
-        ("{{secret}} <a title={{login}}>", "html: {{login}} stands in a tag and not in quotes"),
-        ("{{secret}} <{{login}}>", "html: {{login}} stands in the name of an element"),
-        ('{{secret}} <a href="/{{login}}">', "html: {{login}} stands in the attribute href"),
-        ('{{secret}} <a onclick="x({{login}})">', "html: {{login}} stands in the attribute onclick"),
-        ("{{secret}} <script>'{{login}}'</script>", "html: {{login}} stands in <script>"),
-        ("{{secret}} <style>.{{login}} {}</style>", "html: {{login}} stands in <style>"),
-        ("{{secret}} {{app_name}}", "{{app_name}} is shown and MAILROOM_APP_NAME is not set"),
-        ("{{secret}} {{app_url}}", "{{app_url}} is shown and MAILROOM_APP_URL is not set"),
-        ("{{secret}} {{~app_url~}}", "{{~app_url~}} is refused: a constant is put in beforehand"),
-        ("{{secret}} {{#if app_url}}{{/if}}", "{{#if app_url}} is refused: a constant is put in beforehand"),
+        ("{{secret}} <a title={{login}}>", "html: {{login}} is in a tag and not in quotes"),
+        ("{{secret}} <{{login}}>", "html: {{login}} is in the name of an element"),
+        ('{{secret}} <a href="/{{login}}">', "html: {{login}} is in the attribute href"),
+        ('{{secret}} <a onclick="x({{login}})">', "html: {{login}} is in the attribute onclick"),
+        ("{{secret}} <script>'{{login}}'</script>", "html: {{login}} is in <script>"),
+        ("{{secret}} <style>.{{login}} {}</style>", "html: {{login}} is in <style>"),
+        ("{{secret}} {{app_name}}", "{{app_name}} needs MAILROOM_APP_NAME, which is not set"),
+        ("{{secret}} {{app_url}}", "{{app_url}} needs MAILROOM_APP_URL, which is not set"),
+        ("{{secret}} {{~app_url~}}", "{{~app_url~}} is refused: constants are put in at loading"),
+        ("{{secret}} {{#if app_url}}{{/if}}", "{{#if app_url}} is refused: constants are put in at loading"),
     ],
 )
 def test_what_cannot_be_promised_is_refused(html: str, fault: str) -> None:
@@ -204,7 +204,7 @@ def test_what_can_be_promised_is_allowed(html: str) -> None:
 
 def test_subjects_and_sizes_have_limits() -> None:
     assert ["subject: more than one line"] == check(template(subject="one\ntwo"))
-    assert ["larger than the 500000 bytes that SES takes"] == check(
+    assert ["larger than 500000 bytes, the limit of SES"] == check(
         template(text="{{login}} {{secret}}" + "é" * 250_000)
     )
 
@@ -276,7 +276,7 @@ def folder_with(folder: Path, **sources: str) -> Path:
 
 @pytest.mark.parametrize("value", ["{{login}}", "a{", "}b", "back\\", "two\nlines", "\x00", " "])
 def test_a_constant_cannot_be_code(value: str) -> None:
-    with pytest.raises(TemplateError, match=r"^MAILROOM_APP_NAME: .* cannot be part of a template"):
+    with pytest.raises(TemplateError, match=r"^MAILROOM_APP_NAME: .* cannot be put into a template"):
         load(None, {"app_name": value})
 
 
@@ -291,7 +291,7 @@ def test_a_constant_is_escaped_in_html_alone(tmp_path: Path) -> None:
 def test_a_constant_that_is_not_set_is_named() -> None:
     faults = [fault for loaded in load(None, {}).values() for fault in check(loaded)]
     assert [
-        f"{{{{{name.lower()}}}}} is shown and MAILROOM_{name} is not set; set it in the environment"
+        f"{{{{{name.lower()}}}}} needs MAILROOM_{name}, which is not set; set it in the environment"
         for name in ("APP_NAME", "APP_URL") * 2
     ] == faults
 
@@ -314,7 +314,7 @@ def test_built_in_files_overwrite_nothing(tmp_path: Path) -> None:
     written[0].write_text("mine")
     for path in written[1:]:
         path.unlink()
-    with pytest.raises(TemplateError, match="is there already"):
+    with pytest.raises(TemplateError, match="exists already"):
         write_built_in(tmp_path / "new" / "folder")
     assert written[:1] == list((tmp_path / "new" / "folder").iterdir())
     assert "mine" == written[0].read_text()
@@ -330,15 +330,15 @@ OLD = {"SubjectPart": "Hello", "TextPart": "{{login}} {{secret}}", "HtmlPart": "
         ({"TextPart": ""}, [], []),
         ({"HtmlPart": ""}, [], []),
         ({"HtmlPart": "", "TextPart": ""}, ["neither a text nor an HTML part"], ["{{login}} is missing"]),
-        ({"TextPart": "{{login}} {{secret}} {{name}}"}, ["text: {{name}} is no field of activation"], []),
-        ({"SubjectPart": "{{app_name}}"}, ["subject: {{app_name}} is no field of activation"], []),
+        ({"TextPart": "{{login}} {{secret}} {{name}}"}, ["text: {{name}} is not a field of activation"], []),
+        ({"SubjectPart": "{{app_name}}"}, ["subject: {{app_name}} is not a field of activation"], []),
         ({"HtmlPart": "{{login_html}}"}, ["html: {{secret}} is missing"], []),
-        ({"HtmlPart": "{{login}} {{secret}}"}, [], ["html: {{login}} puts what a user typed"]),
-        ({"HtmlPart": "{{{login}}} {{secret}}"}, [], ["html: {{login}} puts what a user typed"]),
+        ({"HtmlPart": "{{login}} {{secret}}"}, [], ["html: {{login}} shows a user's text without escaping"]),
+        ({"HtmlPart": "{{{login}}} {{secret}}"}, [], ["html: {{login}} shows a user's text"]),
         ({"HtmlPart": "{{secret}} {{#with login}}{{this}}{{/with}}"}, [],
-         ["html: what {{#with login}} shows is not checked", "html: what {{this}} shows is not checked"]),
+         ["html: {{#with login}} is not checked", "html: {{this}} is not checked"]),
         ({"HtmlPart": '<a href="{{login_html}}">{{secret}}'}, [],
-         ["html: {{login_html}} stands in the attribute href"]),
+         ["html: {{login_html}} is in the attribute href"]),
         ({"HtmlPart": "{{secret}", "SubjectPart": "{{login"},
          ["subject: not Handlebars: unclosed tag", "html: not Handlebars: unclosed tag"], []),
         ({"TextPart": "{{secret}}", "HtmlPart": "{{secret}}"}, [], ["{{login}} is missing"]),
@@ -438,7 +438,7 @@ def test_what_has_faults_is_not_pushed(environment: dict[str, str], client: Any,
     folder = folder_with(tmp_path, text="{{login}} {{code}}")
     done = run("push", TEMPLATES=str(folder))
     assert isinstance(done.exception, TemplateError)
-    assert "activation: text: {{code}} is no field of activation" in str(done.exception)
+    assert "activation: text: {{code}} is not a field of activation" in str(done.exception)
     assert "" == done.stdout
     assert fetch(client, environment["MAILROOM_TEMPLATE_PASSWORD_RECOVERY"]) is None
 

@@ -9,8 +9,8 @@ import click
 from mailroom.cli.common import stop_on_signals
 
 if TYPE_CHECKING:
-    from mailroom.inbox.mails import Mail
-    from mailroom.inbox.messages import Rendered
+    from mailroom.inbox.mails import KeptMail
+    from mailroom.templates.mails import RenderedMail
 
 
 @click.command()
@@ -78,7 +78,7 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
         loop = asyncio.get_running_loop()
         closed = False
 
-        def show(mail: Mail) -> None:
+        def show(mail: KeptMail) -> None:
             nonlocal closed
             if closed:
                 return
@@ -98,7 +98,7 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
         raise OutputClosed("the reader of standard output has gone", hint="use --no-print to run without it")
 
 
-def _line(mail: Mail, rendered: Rendered | None) -> str:
+def _line(mail: KeptMail, rendered: RenderedMail | None) -> str:
     import json
 
     what = rendered.subject if rendered else f"dropped, {mail.failure}"

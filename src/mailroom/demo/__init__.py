@@ -1,1 +1,1 @@
-"""A demonstration on an embedded PostgreSQL; ``tour`` is where it begins."""
+"""A demonstration on an embedded PostgreSQL; begin at ``tour``."""

@@ -1,7 +1,7 @@
-"""Folders for temporary files: those of a process that was killed are known by the next, and removed.
+"""Makes temporary folders, and removes those of processes that were killed.
 
-A folder holds a file that its process has locked. The kernel opens the lock when the process ends,
-however it ends, so that a folder whose lock is open is a leftover.
+A folder holds a file that its process has locked. The kernel releases the lock when the process ends, so
+a folder whose file is not locked is a leftover.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ LOCK: Final = "lock"
 
 
 class OwnFolder:
-    """A folder that is marked as this process's until it is removed."""
+    """A temporary folder of this process; call ``remove`` at the end."""
 
     def __init__(self, prefix: str) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=prefix))
         unlocked = self.path / f"{LOCK}.new"
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unlocked.rename(self.path / LOCK)  # it is never seen open while its process lives
+        unlocked.rename(self.path / LOCK)  # so the file is locked from the start
 
     def remove(self) -> None:
-        """Delete it with all that is in it."""
+        """Delete the folder with its contents."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
@@ -36,9 +36,9 @@ class OwnFolder:
 
 
 def remove_leftovers(prefix: str) -> None:
-    """Delete the folders with that prefix whose processes have ended; what others own stays."""
+    """Delete this user's folders with that prefix whose processes have ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError):  # it is locked, not ours, or none of these
+        with suppress(OSError):  # it is locked, belongs to another user, or is not such a folder
             _remove_leftover(folder)
 
 
@@ -46,6 +46,6 @@ def _remove_leftover(folder: Path) -> None:
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)  # which follows no links
+        shutil.rmtree(folder, ignore_errors=True)  # does not follow links
     finally:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""The inbox's API, as any end-to-end test would ask it: what came, and how much of it."""
+"""Reads the mails and the counts from the inbox's API, as an end-to-end test would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.request import ProxyHandler, build_opener
 from mailroom.demo.programs import RUN, DemoError, Programs
 
 PATIENCE_S: Final = 30.0
-# One request waits so long: in between, the programs are looked at.
+# How long one request waits. Between requests the programs are checked.
 WAIT_S: Final = 1
 ANSWER_S: Final = 20.0
 PAGE: Final = 1000
@@ -27,7 +27,7 @@ class Letters:
 
     Args:
         url: the inbox's address.
-        programs: those that have to run, or nothing comes.
+        programs: the programs that must run for mails to arrive.
     """
 
     def __init__(self, url: str, programs: Programs) -> None:
@@ -37,22 +37,24 @@ class Letters:
         self._opener = build_opener(ProxyHandler({}))
 
     def wait_for(self, recipient: str, action: str) -> Letter:
-        """The next mail to somebody.
+        """Return the next mail to a recipient.
 
         Raises:
-            DemoError: it does not come.
+            DemoError: it does not arrive.
         """
         until_s = time.monotonic() + PATIENCE_S
         while time.monotonic() < until_s:
             if found := self.new(WAIT_S, recipient=recipient, action=action):
                 return found[0]
-        raise self._programs.failure(f"no {action} mail came to {recipient} within {PATIENCE_S:.0f} s", RUN)
+        raise self._programs.failure(
+            f"no {action} mail to {recipient} arrived within {PATIENCE_S:.0f} s", RUN
+        )
 
     def new(self, timeout_s: int = 0, **wanted: str) -> list[Letter]:
-        """Mails that came since the last one that was given back, up to 100; waits for one that long.
+        """Return up to 100 mails that arrived since the last call; wait up to ``timeout_s`` for one.
 
         Raises:
-            DemoError: something is wrong.
+            DemoError: a program has ended, or the API does not answer.
         """
         self._programs.check()
         since = {"since": self._last} if self._last else {}
@@ -62,18 +64,18 @@ class Letters:
         return found
 
     def all(self) -> Iterator[Letter]:
-        """Those that are kept, the oldest first; then only later ones are new."""
+        """Yield all kept mails, the oldest first; ``new`` returns only later ones."""
         after = ""
         while found := self._get("mails", limit=PAGE, after=after)["mails"]:
             yield from found
             self._last = after = found[-1]["id"]
 
     def accepted(self) -> int:
-        """How many came."""
+        """Return how many mails arrived."""
         return int(self._get("counts")["accepted"])
 
     def recipients(self) -> dict[str, int]:
-        """How many came to whom."""
+        """Return how many mails arrived for each address."""
         return dict(self._get("counts/recipients"))
 
     def _get(self, path: str, **query: str | int) -> Any:
@@ -85,7 +87,7 @@ class Letters:
 
 
 def link_of(letter: Letter) -> str:
-    """The link in a mail that holds its token.
+    """Return the link in a mail that holds its token.
 
     Raises:
         DemoError: there is none.
@@ -97,5 +99,5 @@ def link_of(letter: Letter) -> str:
 
 
 def cut(link: str) -> str:
-    """A link that may be shown: most of its token is left out."""
+    """Return a link without most of its token, so that it may be printed."""
     return re.sub(r"(token=.{12}).*", r"\1…", link)

@@ -1,4 +1,4 @@
-"""Five people, and what they do at the example application: through its forms, with mails from the inbox."""
+"""Plays five people who use the example application through its forms, and read their mails in the inbox."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mailroom.demo.letters import Letters, cut, link_of
 from mailroom.demo.programs import DemoError, Programs
 from mailroom.demo.visitor import Page, Visitor
 
-PASSWORD: Final = "correct horse battery"  # noqa: S105 - of people who do not exist
-NEW_PASSWORD: Final = "staple and some more"  # noqa: S105 - theirs, too
+PASSWORD: Final = "correct horse battery"  # noqa: S105 - a made-up person's
+NEW_PASSWORD: Final = "staple and some more"  # noqa: S105 - a made-up person's
 SENT: Final = "Look for our mail"
 NOBODY: Final = "nobody@example.com"
 
@@ -18,7 +18,7 @@ Tell = Callable[[str], None]
 
 
 class Person:
-    """Somebody who visits the application at ``url`` with a browser of their own."""
+    """A person who visits the application at ``url`` with their own browser session."""
 
     def __init__(self, name: str, url: str, letters: Letters, programs: Programs, tell: Tell) -> None:
         self.email = f"{name}@example.com"
@@ -34,18 +34,18 @@ class Person:
         _expect(page, SENT)
 
     def read(self, action: str) -> tuple[str, str]:
-        """Wait for a mail; gives back its link and its code."""
+        """Wait for a mail, and return its link and its code."""
         letter = self._letters.wait_for(self.email, action)
         link = link_of(letter)
         self._tell(f"  mail: {letter['subject']}\n        {cut(link)}")
         return link, str(letter["data"].get("code", ""))
 
     def look_at(self, link: str) -> Page:
-        """Open a link, and do no more."""
+        """Open a link without pressing its button."""
         return self._browser.open(link)
 
     def activate(self, link: str, *, leads_to: str = "Sign in") -> None:
-        """Open the link, and press the button there."""
+        """Open the link and press its button."""
         form = self.look_at(link)
         _expect(form, "Activate your account")
         self._see(self._browser.submit(form), leads_to)
@@ -55,13 +55,13 @@ class Person:
         _expect(self._browser.submit(self._browser.open("/forgot"), email=self.email), SENT)
 
     def recover(self, link: str, code: str, *, leads_to: str = "Sign in") -> None:
-        """Open the link, and type the code and a new password."""
+        """Open the link and enter the code and a new password."""
         form = self.look_at(link)
         _expect(form, "Set a new password")
         self._see(self._browser.submit(form, code=code, password=NEW_PASSWORD), leads_to)
 
     def sign_in(self, password: str = PASSWORD, *, leads_to: str) -> Page:
-        """Sign in, or find out why not."""
+        """Try to sign in, and return the page."""
         page = self._browser.submit(self._browser.open("/signin"), email=self.email, password=password)
         self._see(page, leads_to)
         return page
@@ -79,26 +79,26 @@ def _expect(page: Page, headline: str) -> None:
     if page.headline != headline:
         raise DemoError(
             f"the example application shows {page.headline!r} ({page.status}) in place of {headline!r};"
-            f" {page.notice or 'it does not say why'}"
+            f" {page.notice or 'the page gives no reason'}"
         )
 
 
 def meet(people: Callable[[str], Person], tell: Tell) -> None:
-    """Let all of them come by.
+    """Play all five stories.
 
     Args:
-        people: makes a person out of a name.
-        tell: is told what happens.
+        people: makes a person from a name.
+        tell: prints what happens.
 
     Raises:
-        DemoError: the application or a mail is not as it should be.
+        DemoError: the application or a mail is not as expected.
     """
     for story in (activates, is_scanned, recovers, asks_again, asks_for_nobody):
         story(people, tell)
 
 
 def activates(people: Callable[[str], Person], tell: Tell) -> None:
-    """The way it should be."""
+    """The usual way."""
     tell("\nAda signs up, opens the link, clicks the button, and signs in.")
     ada = people("ada")
     ada.sign_up()
@@ -109,7 +109,7 @@ def activates(people: Callable[[str], Person], tell: Tell) -> None:
 
 def is_scanned(people: Callable[[str], Person], tell: Tell) -> None:
     """A GET consumes nothing, and a link works once."""
-    tell("\nGrace's mail passes a scanner that opens its links. Hers works all the same, once.")
+    tell("\nA mail scanner opens the link in Grace's mail. Her link still works, once.")
     grace, scanner = people("grace"), people("scanner")
     grace.sign_up()
     link, _ = grace.read("activation")
@@ -121,7 +121,7 @@ def is_scanned(people: Callable[[str], Person], tell: Tell) -> None:
 
 def recovers(people: Callable[[str], Person], tell: Tell) -> None:
     """A link and a code."""
-    tell("\nLinus has an account and forgets his password. He mistypes the code, then he does not.")
+    tell("\nLinus has an account and forgets his password. He mistypes the code, then enters the right one.")
     linus = people("linus")
     linus.sign_up()
     link, _ = linus.read("activation")
@@ -134,8 +134,8 @@ def recovers(people: Callable[[str], Person], tell: Tell) -> None:
 
 
 def asks_again(people: Callable[[str], Person], tell: Tell) -> None:
-    """A mail that was overlooked."""
-    tell("\nMary overlooks her mail and signs in. She is told what may be wrong, and has it sent again.")
+    """A mail that is sent again."""
+    tell("\nMary overlooks her mail and tries to sign in. The page offers to send the mail again.")
     mary = people("mary")
     mary.sign_up()
     mary.read("activation")
@@ -145,7 +145,7 @@ def asks_again(people: Callable[[str], Person], tell: Tell) -> None:
 
 
 def asks_for_nobody(people: Callable[[str], Person], tell: Tell) -> None:
-    """What gives away no account."""
-    tell(f"\nMallory asks whether {NOBODY} has an account, and is told what everybody is told.")
+    """An address without an account."""
+    tell(f"\nMallory asks whether {NOBODY} has an account. The page looks the same as for an account.")
     people("nobody").forget()
     tell(f"  page: {SENT}\n  mail: none")

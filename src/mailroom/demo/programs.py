@@ -1,6 +1,7 @@
-"""The demonstration's programs: each a process with a log of its own, which ends with us, even killed.
+"""Runs the demonstration's programs: each is a process with its own log.
 
-A program that ends by itself is an error, which shows the last lines of its log.
+The programs end with this process, even if it is killed. A program that ends earlier is an error, which
+shows the last lines of its log.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ QUEUE: Final = "mailroom console"
 
 
 class DemoError(MailroomError):
-    """The demonstration did not go as it should; the message holds the log's last lines."""
+    """The demonstration failed; the message holds the last lines of a log."""
 
     exit_code = 1
 
 
 def port_or_free(preferred: int) -> int:
-    """That port, or one that is free where it is in use."""
+    """Return the port, or a free one if it is in use."""
     try:
         socket.create_server(("127.0.0.1", preferred)).close()
     except OSError:
@@ -43,14 +44,14 @@ def port_or_free(preferred: int) -> int:
 
 
 class Program:
-    """Starts at once; the end of the context ends it.
+    """Starts at once, and ends with the context.
 
     Args:
-        name: what it is called.
-        command: what it is.
-        environment: all of its variables.
-        log: the file for what it prints.
-        ready: what it prints there when it is ready.
+        name: for messages.
+        command: the command.
+        environment: all its variables.
+        log: the file for its output.
+        ready: the text that it prints when it is ready.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Program:
         self._log = log
         self._ready = ready
         with log.open("wb") as output:
-            # In a session of its own: an interrupt from the terminal is for us alone, who end all in order.
+            # A new session, so that Ctrl-C reaches this process only, which then ends the programs in order.
             self._process = subprocess.Popen(
                 ending_with_us(list(command), by="KILL"),
                 stdin=subprocess.DEVNULL,
@@ -78,21 +79,21 @@ class Program:
     ) -> None:
         if kind in (None, KeyboardInterrupt) and self._process.poll() is None:
             self.stop()
-        else:  # what shall be told is the error, and not how this ends
+        else:  # the error matters, not how the program ends
             self._process.kill()
             self._process.wait()
 
     def check(self) -> None:
-        """See that it is running.
+        """Check that it is running.
 
         Raises:
             DemoError: it is not.
         """
         if self._process.poll() is not None:
-            raise self._failure(f"ended by itself, with code {self._process.returncode}")
+            raise self._failure(f"ended unexpectedly, with code {self._process.returncode}")
 
     def wait_until_ready(self) -> None:
-        """Wait until it says that it is ready.
+        """Wait until it reports that it is ready.
 
         Raises:
             DemoError: it ended, or took too long.
@@ -105,7 +106,7 @@ class Program:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End it in order.
+        """Stop it in order.
 
         Raises:
             DemoError: it had to be killed, or it failed.
@@ -121,7 +122,7 @@ class Program:
             raise self._failure(f"ended with code {code}")
 
     def last_lines(self) -> str:
-        """The end of its log."""
+        """Return the last lines of its log."""
         lines = self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         return "\n".join(f"  {line}" for line in lines) or "  (nothing)"
 
@@ -130,12 +131,12 @@ class Program:
 
 
 class Programs:
-    """Programs that share their variables, and a folder for their logs.
+    """Programs with common variables and a folder for their logs.
 
     Args:
-        stack: ends them.
-        folder: for the logs.
-        environment: the variables.
+        stack: ends the programs.
+        folder: the folder for the logs.
+        environment: the common variables.
     """
 
     def __init__(self, stack: ExitStack, folder: Path, environment: Mapping[str, str]) -> None:
@@ -147,13 +148,13 @@ class Programs:
     def serve(
         self, name: str, command: Sequence[str], variables: Mapping[str, str], *, port: int, ready: str
     ) -> str:
-        """Start a program that serves HTTP, and give back its address.
+        """Start a program that serves HTTP, and return its address.
 
         Args:
-            name: what it is called.
+            name: for messages.
             command: a module and its arguments.
-            variables: its own; ``{port}`` stands for the port, as it does in the command.
-            port: the one to have, unless it is in use.
+            variables: its own variables; ``{port}`` stands for the port, in the command too.
+            port: the preferred port.
             ready: see ``Program``.
 
         Raises:
@@ -176,15 +177,15 @@ class Programs:
             try:
                 program.wait_until_ready()
             except DemoError:
-                if port_or_free(chosen) == chosen:  # else somebody took it meanwhile
+                if port_or_free(chosen) == chosen:  # otherwise another program took the port meanwhile
                     raise
             else:
                 self._programs[name] = program
                 return f"http://127.0.0.1:{chosen}"
-        raise DemoError(f"{name} finds no port that stays free")
+        raise DemoError(f"{name}: two ports were taken before it could use them")
 
     def check(self) -> None:
-        """See that every program is running.
+        """Check that every program is running.
 
         Raises:
             DemoError: one is not.
@@ -193,5 +194,5 @@ class Programs:
             program.check()
 
     def failure(self, what: str, name: str) -> DemoError:
-        """The error that something went wrong, with the end of the log of the program that can tell."""
+        """Return an error with the end of the log of the program that may have caused it."""
         return DemoError(f"{what}; the end of {name}'s log:\n{self._programs[name].last_lines()}")

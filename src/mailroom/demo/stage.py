@@ -1,8 +1,8 @@
-"""The stage: all that a demonstration runs, on loopback.
+"""Runs everything that the demonstration needs, on loopback.
 
-An embedded PostgreSQL with Mailroom's migrations, the inbox in this process, and in processes of their
-own the example application, `mailroom run` and the queue page. They end with us in order, and when
-we are killed they are as well (where setpriv is at hand).
+That is an embedded PostgreSQL with Mailroom's migrations, the inbox in this process, and as processes the
+example application, `mailroom run` and the queue's page. They end with this process; if it is killed, only
+where setpriv is installed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Tell = Callable[[str], None]
 
 
 class Address(NamedTuple):
-    """Where something is, and the port that it has unless that is in use."""
+    """The name and the address of a server, and its preferred port."""
 
     name: str
     url: str
     preferred: int
 
     def text(self) -> str:
-        """A line for people."""
+        """Return a line to print."""
         in_use = "" if f":{self.preferred}" in self.url else f"  (port {self.preferred} is in use)"
         return f"  {self.name:<12} {self.url}{in_use}"
 
@@ -53,14 +53,14 @@ class Stage:
     """Everything runs while the context is entered.
 
     Args:
-        tell: is told what is being started.
+        tell: prints what is being started.
 
     Attributes:
         key: signs the tokens.
         database_url: the database's address, with its password.
-        psql: a command line, which goes by the socket and needs none.
-        inbox: the inbox's address, and so on for the others.
-        programs: those in processes of their own; ``mailroom run`` is one.
+        psql: a command that connects by the socket, without a password.
+        inbox: the address of the inbox; likewise ``app``, ``metrics`` and ``queue``.
+        programs: the programs that are processes.
     """
 
     def __init__(self, tell: Tell) -> None:
@@ -69,16 +69,16 @@ class Stage:
         self.key = new_key()
 
     def __enter__(self) -> Self:
-        """Start all of it.
+        """Start everything.
 
         Raises:
-            MailroomError: something does not start.
+            MailroomError: a program does not start.
         """
         with ExitStack() as stack:
             began_s = time.monotonic()
             self._open_database(stack)
             self._start_programs(stack)
-            self._tell(f"All of it runs, after {time.monotonic() - began_s:.1f} s.")
+            self._tell(f"Everything runs after {time.monotonic() - began_s:.1f} s.")
             self._stack = stack.pop_all()
         return self
 
@@ -88,16 +88,16 @@ class Stage:
         self._stack.__exit__(kind, error, trace)
 
     def addresses(self) -> list[Address]:
-        """What can be opened in a browser."""
+        """Return the addresses to open in a browser."""
         return [self.inbox, self.app, self.queue, self.metrics]
 
     def _open_database(self, stack: ExitStack) -> None:
         remove_leftovers(FOLDER_PREFIX)
-        self._tell("An embedded PostgreSQL is made …")
+        self._tell("Making an embedded PostgreSQL …")
         server = PostgresServer()
         stack.callback(server.remove)
         server.make()
-        self._tell("… and started …")
+        self._tell("… starting it …")
         server.start()
         self._folder, self.database_url = server.folder, server.url()
         psql = shutil.which("psql") or server.bindir / "psql"
@@ -105,10 +105,10 @@ class Stage:
         applied: list[str] = []
         with sync.connected(server.url()) as connection:
             migrate.up(connection, None, applied.append)
-        self._tell(f"… and has Mailroom's {len(applied)} migrations.")
+        self._tell(f"… it has Mailroom's {len(applied)} migrations.")
 
     def _start_programs(self, stack: ExitStack) -> None:
-        self._tell("The inbox, the example application, mailroom run and the queue page start …")
+        self._tell("Starting the inbox, the example application, mailroom run and the queue's page …")
         inbox = stack.enter_context(InboxServer(port=port_or_free(INBOX_PORT), inbox=Inbox(keep=KEEP)))
         self.inbox = Address("inbox", inbox.url, INBOX_PORT)
         self.programs = Programs(
@@ -161,6 +161,6 @@ class Stage:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would turn the programs elsewhere."""
+    """Return this process's variables, without those that would point the programs elsewhere."""
     elsewhere = ("MAILROOM_", "AWS_", "PG", "SESSION_SECRET")
     return {name: value for name, value in os.environ.items() if not name.startswith(elsewhere)}

@@ -1,9 +1,8 @@
-"""The tour: people sign up, and their mails arrive in a local SES.
+"""Runs the tour of `mailroom demo`: people sign up, and their mails arrive in a local SES.
 
-Everything is real: the server, the triggers, ``mailroom run``, AWS's client and its protocol, the
-forms of the example application. Only the far end is the inbox, which keeps mail. The tour prints
-what happens, and checks in the end that the database, the ledger and the inbox's API count the same,
-that no token came twice, and that every link holds one that verifies.
+Everything but SES is real: the database and its triggers, ``mailroom run``, AWS's client and its protocol,
+the forms of the example application. The tour prints what happens. At the end it checks that the database,
+the ledger and the inbox's API count the same, that no token arrived twice, and that every token verifies.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from mailroom.errors import TokenError
 from mailroom.tokens import verify
 
 RECOVERY_EVERY: Final = 7
-# A sign-up by SQL follows the other after so long, and all of them take hardly longer than that.
+# The pause between two sign-ups by SQL, and about the longest time for all of them.
 PAUSE_S: Final = 0.06
 BULK_S: Final = 3.0
-# So many of their mails are shown.
+# How many of their mails are shown.
 SHOWN: Final = 8
 LOOK_S: Final = 0.1
 
@@ -36,7 +35,7 @@ ADD_FORGETFUL: Final = """
 WITH account AS (INSERT INTO accounts (email, login, status) VALUES (%s, %s, 'active') RETURNING id)
 INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM account
 """
-# A mail is skipped when its account has changed meanwhile, as it may while somebody plays along.
+# A mail is skipped if its account has changed, as when somebody uses the application during the tour.
 COUNT: Final = """
 SELECT (SELECT count(*) FROM tokens) - count(*) FILTER (WHERE d.outcome = 'skipped') AS due,
        count(*) FILTER (WHERE d.outcome = 'sent') AS sent,
@@ -49,13 +48,13 @@ Tell = Callable[[str], None]
 Connection = psycopg.Connection[tuple[object, ...]]
 
 
-class Count(NamedTuple):
-    """What the database knows.
+class TourCounts(NamedTuple):
+    """The counts of the database.
 
     Attributes:
         due: how many mails are due.
         sent: how many are sent, by the ledger.
-        median_s: half of them took at most so long, from the row to the ledger.
+        median_s: the median time from a token's row to its entry in the ledger.
     """
 
     due: int
@@ -64,19 +63,19 @@ class Count(NamedTuple):
 
 
 def run_tour(signups: int, tell: Tell, *, stay: bool) -> int:
-    """Run the tour; then end, or stay until there is an interrupt.
+    """Run the tour, and with ``stay`` go on until an interrupt.
 
-    Gives back 0 when every mail arrived once and every token verified, else 1.
+    Returns 0 if every mail arrived once and every token verified, else 1.
 
     Raises:
-        MailroomError: something does not start, ends by itself, or does not come.
-        KeyboardInterrupt: in the middle of the tour.
+        MailroomError: a program does not start or ends, or a mail does not arrive.
+        KeyboardInterrupt: during the tour.
     """
     with Stage(tell) as stage:
         letters = Letters(stage.inbox.url, stage.programs)
         tell("\n".join(["\nTo watch it in a browser:\n", *(place.text() for place in stage.addresses())]))
         meet(lambda name: Person(name, stage.app.url, letters, stage.programs, tell), tell)
-        tell(f"\n{signups} more people sign up, by SQL. Some of them forget their password.")
+        tell(f"\n{signups} more people sign up, by SQL. Some of them forget their passwords.")
         with psycopg.connect(stage.database_url, autocommit=True) as connection:
             hidden = _sign_up_many(connection, letters, signups, tell)
             count = _wait_for_all(connection, stage.programs)
@@ -88,9 +87,9 @@ def run_tour(signups: int, tell: Tell, *, stay: bool) -> int:
 
 
 def _sign_up_many(connection: Connection, letters: Letters, signups: int, tell: Tell) -> int:
-    """Sign people up, let every seventh recover, and show the first of their mails as they come.
+    """Sign people up, let every seventh recover, and show the first mails as they arrive.
 
-    Gives back how many are not shown.
+    Returns how many mails are not shown.
     """
     mails = shown = 0
     looked_s = time.monotonic()
@@ -116,21 +115,25 @@ def _show(found: list[Letter], most: int, tell: Tell) -> int:
 
 
 def _line(letter: Letter) -> str:
-    """A mail in a line. Its address and its subject may be anybody's, and must not speak to the terminal."""
+    """Return a mail as a line, without control characters from its address and subject."""
     what = letter["failure"] or letter["subject"] or ""
     return "  mail: " + " ".join(
         text if text.isprintable() else ascii(text) for text in (f"{letter['recipient']:<24}", what)
     )
 
 
-def _wait_for_all(connection: Connection, programs: Programs) -> Count:
-    """Wait until the ledger holds all that is due; gives up when nothing moves any more."""
+def _wait_for_all(connection: Connection, programs: Programs) -> TourCounts:
+    """Return the counts once all due mails are sent.
+
+    Raises:
+        DemoError: no further mail was sent for ``PATIENCE_S``.
+    """
     count, moved_s = _counted(connection), time.monotonic()
     while count.sent < count.due:
         programs.check()
         if time.monotonic() - moved_s > PATIENCE_S:
             raise programs.failure(
-                f"{count.due - count.sent} of {count.due} mails wait, none went in {PATIENCE_S:.0f} s",
+                f"{count.due - count.sent} of {count.due} mails wait; none was sent in {PATIENCE_S:.0f} s",
                 RUN,
             )
         time.sleep(LOOK_S)
@@ -140,16 +143,16 @@ def _wait_for_all(connection: Connection, programs: Programs) -> Count:
     return count
 
 
-def _counted(connection: Connection) -> Count:
-    with connection.cursor(row_factory=class_row(Count)) as cursor:
+def _counted(connection: Connection) -> TourCounts:
+    with connection.cursor(row_factory=class_row(TourCounts)) as cursor:
         count = cursor.execute(COUNT).fetchone()
     if count is None:
-        raise DemoError("PostgreSQL does not count")
+        raise DemoError("PostgreSQL returned no counts")
     return count
 
 
-def _sum_up(count: Count, letters: Letters, key: str, tell: Tell) -> bool:
-    """Tell what came of it; gives back whether all of it is as it should be."""
+def _sum_up(count: TourCounts, letters: Letters, key: str, tell: Tell) -> bool:
+    """Print the result, and return whether every mail arrived once."""
     mails = list(letters.all())
     recipients, accepted = letters.recipients(), letters.accepted()
     genuine = sum(_is_genuine(mail, key, tell) for mail in mails)
@@ -157,7 +160,7 @@ def _sum_up(count: Count, letters: Letters, key: str, tell: Tell) -> bool:
     tell(
         f"\n{count.due} mails were due, the ledger says that {count.sent} are sent, and the inbox's API that"
         f" {accepted} arrived,\nfor {len(recipients)} people. {genuine} links hold a token that verifies."
-        f" Half of the mails took less than {count.median_s:.2f} s."
+        f" The median mail took {count.median_s:.2f} s."
     )
     whole = {count.due} == {count.sent, accepted, genuine, different} and NOBODY not in recipients
     tell("Nothing was lost, nothing was sent twice." if whole else "Something went wrong: see above.")
@@ -175,19 +178,17 @@ def _is_genuine(mail: Letter, key: str, tell: Tell) -> bool:
 
 
 def _stay(stage: Stage, letters: Letters, tell: Tell) -> None:
-    """Show what comes, until there is an interrupt."""
+    """Print the mails that arrive, until an interrupt."""
     places = "\n".join(place.text() for place in stage.addresses())
     before = letters.accepted()
     try:
         tell(
-            f"\nNow it is yours: sign up at the application, and read your mail in the inbox.\n\n{places}\n"
-            f"  {'database':<12} {stage.psql}\n\nCtrl-C stops all of it.\n"
+            f"\nTry it yourself: sign up at the application, and read your mail in the inbox.\n\n{places}\n"
+            f"  {'database':<12} {stage.psql}\n\nCtrl-C stops everything.\n"
         )
         while True:
             for letter in letters.new(WAIT_S):
                 tell(_line(letter))
     except KeyboardInterrupt:
         after = letters.accepted()
-        tell(
-            f"\n{after} mails arrived in all, {after - before} of them since you took over. All of it stops."
-        )
+        tell(f"\n{after} mails arrived, {after - before} of them since the tour ended. Everything stops.")

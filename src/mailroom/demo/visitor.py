@@ -1,6 +1,6 @@
-"""A visitor of the example application: as much of a browser as it takes to fill in its forms.
+"""Visits the example application, with as much of a browser as its forms need.
 
-It follows redirects and keeps cookies, and sends a form's hidden fields along.
+It follows redirects, keeps cookies, and sends a form's hidden fields.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ANSWER_S: Final = 20.0
 
 @dataclass
 class Page:
-    """What a visitor sees.
+    """A page as a visitor sees it.
 
     Attributes:
         url: its address, which may hold a token.
         headline: its heading.
-        notice: what it tells above that, or what is wrong with the form.
-        action: where its form leads, the last one if it has several.
-        fields: the form's fields and what they hold.
+        notice: the text above the heading, or the error in the form.
+        action: the address of its form; of the last one if it has several.
+        fields: the form's fields and their values.
     """
 
     url: str
@@ -39,29 +39,29 @@ class Page:
 
 
 class Visitor:
-    """Somebody with a browser of their own.
+    """A visitor with their own browser session.
 
     Args:
         url: the application's address.
-        programs: the application is one of them.
+        programs: the programs, of which the application is one.
     """
 
     def __init__(self, url: str, programs: Programs) -> None:
         self._url = url
         self._programs = programs
-        # No proxy: all of this is on loopback.
+        # Without a proxy: the application is on loopback.
         self._opener = build_opener(ProxyHandler({}), HTTPCookieProcessor(CookieJar()))
 
     def open(self, address: str) -> Page:
-        """Go to an address or a path.
+        """Open an address or a path, and return the page.
 
         Raises:
-            DemoError: there is no answer, or an error of the server's.
+            DemoError: there is no answer, or a server error.
         """
         return self._ask(Request(urljoin(self._url, address)))  # noqa: S310 - ours, by HTTP
 
     def submit(self, page: Page, **fields: str) -> Page:
-        """Fill in the page's form, send it, and see where that leads.
+        """Fill in and send the page's form, and return the next page.
 
         Raises:
             DemoError: the form lacks a field; or as ``open``.
@@ -87,12 +87,12 @@ class Visitor:
         if status >= 500:
             raise self._programs.failure(f"the answer is {status} at {path}", APP)
         page = Page(url, status)
-        _Reader(page).feed(text)
+        _PageParser(page).feed(text)
         return page
 
 
-class _Reader(HTMLParser):
-    """Reads a page of the example's into a ``Page``."""
+class _PageParser(HTMLParser):
+    """Reads a page of the example application into a ``Page``."""
 
     def __init__(self, page: Page) -> None:
         super().__init__()

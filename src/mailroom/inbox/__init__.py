@@ -1,1 +1,1 @@
-"""A local SES that keeps mail instead of sending it; ``server`` is where it begins."""
+"""A local SES that keeps mail instead of sending it; begin at ``server``."""

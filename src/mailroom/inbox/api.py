@@ -1,6 +1,6 @@
-"""The inbox's own API: mails, also awaited ones, counts, calls, faults and settings as JSON.
+"""Serves the inbox's own API under ``/api``: mails, counts, calls, faults and settings as JSON.
 
-A request that cannot be understood gets a 4xx with ``{"error": …}``, which names what is at fault.
+An invalid request is answered with a 4xx and ``{"error": …}``, which names the parameter or field at fault.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mailroom.actions import ACTIONS
-from mailroom.inbox.calls import Call
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.faults import read_fault
 from mailroom.inbox.inbox import Inbox
-from mailroom.inbox.limits import FASTEST
+from mailroom.inbox.limits import MAX_RATE
 from mailroom.inbox.links import find_links
-from mailroom.inbox.mails import Mail
+from mailroom.inbox.mails import KeptMail
 from mailroom.inbox.messages import read_headers
+from mailroom.inbox.records import CallRecord
 from mailroom.web.bodies import read_body
 
-LARGEST_BODY: Final = 1_000_000
+MAX_BODY: Final = 1_000_000
 PAGE: Final = 100
-LARGEST_PAGE: Final = 1000
+MAX_PAGE: Final = 1000
 WAIT_S: Final = 30
 MAX_WAIT_S: Final = 300
-LARGEST_WAIT: Final = 100
+MAX_AWAITED: Final = 100
 ACTION_NAMES: Final = tuple(action.name for action in ACTIONS)
 SETTINGS: Final = ("rate", "quota_24h", "paused")
 
 
 def api_routes(inbox: Inbox, changes: Changes) -> list[Route]:
-    """The routes under ``/api``; ``changes`` are waited for, and told."""
+    """Return the routes under ``/api``."""
     api = _Api(inbox)
 
     def route(method: str, path: str, answer: Callable[[Any], Any]) -> Route:
@@ -49,7 +49,7 @@ def api_routes(inbox: Inbox, changes: Changes) -> list[Route]:
                 given = await _read_json(request) if method in ("POST", "PATCH") else None
                 content = answer(request if given is None else given)
                 if method != "GET":
-                    changes.tell()
+                    changes.notify()
                 return _json(content)
             except ValueError as error:
                 raise HTTPException(400, str(error)) from None
@@ -64,15 +64,14 @@ def api_routes(inbox: Inbox, changes: Changes) -> list[Route]:
             wanted = api.wanted(request)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        with changes.place():
-            while True:
-                number = changes.number
-                mails = wanted()
-                if mails or not await changes.after(number, until_s, request.receive):
-                    return _json({"mails": mails})
+        while True:
+            number = changes.number
+            mails = wanted()
+            if mails or not await changes.after(number, until_s, request.receive):
+                return _json({"mails": mails})
 
     return [
-        Route("/api/mails/wait", wait, methods=["GET"]),
+        Route("/api/mails/wait", wait),
         route("GET", "/api/mails", api.mails),
         route("DELETE", "/api/mails", api.clear_mails),
         route("GET", "/api/mails/{id}", api.mail),
@@ -83,23 +82,23 @@ def api_routes(inbox: Inbox, changes: Changes) -> list[Route]:
         route("GET", "/api/faults", api.faults),
         route("POST", "/api/faults", api.add_fault),
         route("DELETE", "/api/faults", api.clear_faults),
-        route("DELETE", "/api/faults/{id}", api.remove_fault),
+        route("DELETE", "/api/faults/{id:int}", api.remove_fault),
         route("GET", "/api/settings", api.settings),
         route("PATCH", "/api/settings", api.change_settings),
     ]
 
 
 async def explain(_request: Request, error: Exception) -> Response:
-    """An HTTP error as JSON."""
+    """Return an HTTP error as JSON."""
     if not isinstance(error, HTTPException):
         raise error
     return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
 
 
 class _Api:
-    """Each method takes a request (or the JSON of its body) and gives back what is to be JSON.
+    """The endpoints: each takes a request, or the JSON of its body, and returns its answer to become JSON.
 
-    A ``ValueError`` is the client's fault.
+    A ``ValueError`` means that the request is invalid.
     """
 
     def __init__(self, inbox: Inbox) -> None:
@@ -111,23 +110,23 @@ class _Api:
             recipient=query.get("recipient", ""),
             template=query.get("template", ""),
             after=query.get("after", ""),
-            limit=_whole(request, "limit", PAGE, LARGEST_PAGE),
+            limit=_whole(request, "limit", PAGE, MAX_PAGE),
         )
         return {"mails": [self._summary(mail) for mail in found]}
 
     def mail(self, request: Request) -> Any:
         mail = self._inbox.mails.get(request.path_params["id"])
         if mail is None:
-            raise HTTPException(404, "no such mail is kept")
+            raise HTTPException(404, "no mail of this id is kept")
         return self._whole_mail(mail)
 
     def wanted(self, request: Request) -> Callable[[], Any]:
-        """What a request waits for: called, it gives back the mails that are new since it was last called."""
+        """Return a function that returns the mails which match and have arrived since its last call."""
         query = request.query_params
         recipient, template = query.get("recipient", ""), query.get("template", "")
         action, after, start = query.get("action", ""), "", None
         if action and action not in ACTION_NAMES:
-            raise ValueError(f"action: {action!r} is none of {', '.join(ACTION_NAMES)}")
+            raise ValueError(f"action: {action!r} is not one of {', '.join(ACTION_NAMES)}")
         if since := query.get("since", ""):
             try:
                 self._inbox.mails.find(after=since, limit=1)
@@ -145,13 +144,13 @@ class _Api:
                 for mail in new
                 if (start is None or mail.time >= start) and action in ("", self._inbox.brief(mail).action)
             )
-            return [self._whole_mail(mail) for mail in islice(found, LARGEST_WAIT)]
+            return [self._whole_mail(mail) for mail in islice(found, MAX_AWAITED)]
 
         return find
 
     def remove_mail(self, request: Request) -> Any:
         if not self._inbox.mails.remove(request.path_params["id"]):
-            raise HTTPException(404, "no such mail is kept")
+            raise HTTPException(404, "no mail of this id is kept")
         return {}
 
     def clear_mails(self, _: Request) -> Any:
@@ -178,9 +177,7 @@ class _Api:
     def calls(self, request: Request) -> Any:
         after = _whole(request, "after", 0, 10**15, least=0)
         newer = (call for call in self._inbox.calls if call.number > after)
-        return {
-            "calls": [_call(call) for call in islice(newer, _whole(request, "limit", PAGE, LARGEST_PAGE))]
-        }
+        return {"calls": [_call(call) for call in islice(newer, _whole(request, "limit", PAGE, MAX_PAGE))]}
 
     def faults(self, _: Request) -> Any:
         return {"faults": self._inbox.faults.listing()}
@@ -194,11 +191,8 @@ class _Api:
         return {"faults": []}
 
     def remove_fault(self, request: Request) -> Any:
-        text = request.path_params["id"]
-        if not (
-            text.isascii() and text.isdigit() and len(text) < 16 and self._inbox.faults.remove(int(text))
-        ):
-            raise HTTPException(404, "no such fault is in force")
+        if not self._inbox.faults.remove(request.path_params["id"]):
+            raise HTTPException(404, "no rule of this id is in force")
         return {"faults": self._inbox.faults.listing()}
 
     def settings(self, _: Request | None) -> Any:
@@ -209,13 +203,13 @@ class _Api:
         for name, value in given.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if name not in SETTINGS:
-                raise ValueError(f"{name}: the settings are {', '.join(SETTINGS)}")
+                raise ValueError(f"{name}: not a setting; the settings are {', '.join(SETTINGS)}")
             if name == "paused" and not isinstance(value, bool):
-                raise ValueError("paused: true or false")
-            if name == "rate" and not (number and 0 < value <= FASTEST):
-                raise ValueError(f"rate: a number above 0 and up to {FASTEST:.0f}")
+                raise ValueError(f"paused: {value!r} is not true or false")
+            if name == "rate" and not (number and 0 < value <= MAX_RATE):
+                raise ValueError(f"rate: {value!r} is not a number above 0 and up to {MAX_RATE:.0f}")
             if name == "quota_24h" and value is not None and not (type(value) is int and 0 <= value < 10**12):
-                raise ValueError("quota_24h: a whole number from 0, or null")
+                raise ValueError(f"quota_24h: {value!r} is not a whole number from 0, or null")
         if "rate" in given:
             self._inbox.limits.rate = float(given["rate"])
         if "quota_24h" in given:
@@ -224,7 +218,7 @@ class _Api:
             self._inbox.account.paused = given["paused"]
         return self.settings(None)
 
-    def _summary(self, mail: Mail) -> dict[str, Any]:
+    def _summary(self, mail: KeptMail) -> dict[str, Any]:
         brief = self._inbox.brief(mail)
         return {
             "id": mail.id,
@@ -239,7 +233,7 @@ class _Api:
             "failure": mail.failure,
         }
 
-    def _whole_mail(self, mail: Mail) -> dict[str, Any]:
+    def _whole_mail(self, mail: KeptMail) -> dict[str, Any]:
         rendered = self._inbox.render(mail)
         return self._summary(mail) | {
             "text": rendered.text if rendered else None,
@@ -249,7 +243,7 @@ class _Api:
         }
 
 
-def _call(call: Call) -> dict[str, Any]:
+def _call(call: CallRecord) -> dict[str, Any]:
     return call._asdict() | {"time": _time(call.time)}
 
 
@@ -261,7 +255,7 @@ def _moment(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"since: {text!r} is neither the id of a mail that came here nor a time") from None
+        raise ValueError(f"since: {text!r} is neither the id of a mail of this inbox nor a time") from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
@@ -274,16 +268,16 @@ def _whole(request: Request, name: str, otherwise: int, most: int, *, least: int
 
 
 async def _read_json(request: Request) -> dict[str, Any]:
-    body = await read_body(request, LARGEST_BODY)
+    body = await read_body(request, MAX_BODY)
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the body is no JSON: {error}") from None
+        raise ValueError(f"the body is not JSON: {error}") from None
     if not isinstance(given, dict):
-        raise ValueError("the body is no JSON object")  # noqa: TRY004 - the client's fault, as all are here
+        raise ValueError("the body is not a JSON object")  # noqa: TRY004 - see _Api
     return given
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """ASCII: data may hold half a surrogate pair, which UTF-8 cannot."""
+    """Return JSON in ASCII: data may hold half a surrogate pair, which UTF-8 cannot encode."""
     return Response(json.dumps(content).encode(), status, headers, media_type="application/json")

@@ -1,6 +1,6 @@
-"""The inbox over HTTP: SES's endpoint at ``POST /``, the API under ``/api``, and the pages beside them.
+"""Serves the inbox over HTTP: SES's endpoint at ``POST /``, the API under ``/api``, and the pages.
 
-Whatever a client sends, it gets an answer of its own making (4xx) and never a traceback.
+An invalid request is answered with a 4xx, and never raises.
 """
 
 from __future__ import annotations
@@ -16,46 +16,47 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mailroom.inbox.api import api_routes, explain
-from mailroom.inbox.calls import KEPT_HEADERS
 from mailroom.inbox.changes import Changes, event_routes
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.losses import lose
-from mailroom.inbox.pages import Front, page_routes
+from mailroom.inbox.pages import InboxPages, page_routes
 from mailroom.inbox.ses import reply
 from mailroom.inbox.ses_protocol import Refusal, write_error
 from mailroom.web.assets import asset_routes
 from mailroom.web.bodies import read_body
 from mailroom.web.guard import Guard
 
-LARGEST_CALL: Final = 10_000_000
+MAX_CALL: Final = 10_000_000
+# Without the headers that hold the signature and the access key.
+KEPT_HEADERS: Final = ("host", "content-type", "content-length", "user-agent", "x-amz-date")
 ABOUT: Final = """\
 This is the inbox of `mailroom inbox`: an SES endpoint that keeps mail instead of sending it.
 
   AWS_ENDPOINT_URL_SES={url}  points a client here
-  {url}/  shows the mails, in a browser
-  {url}/api/mails  the mails that arrived, as JSON
-  {url}/api/mails/wait?recipient=  the same, once there is one
-  {url}/api/counts  what was accepted, refused, lost
+  {url}/  shows the mails in a browser
+  {url}/api/mails  returns the mails as JSON
+  {url}/api/mails/wait?recipient=  waits for a mail and returns it
+  {url}/api/counts  counts accepted, refused and unanswered recipients
 """
 
 
 def create_app(
-    inbox: Inbox, told: Callable[[], None], changes: Changes, address: str, names: Iterable[str]
+    inbox: Inbox, on_call: Callable[[], None], changes: Changes, address: str, names: Iterable[str]
 ) -> ASGIApp:
-    """The application.
+    """Return the application.
 
     Args:
-        inbox: what it shows.
-        told: is called after each call of SES's, before it is answered.
-        changes: is told of whatever changes here.
-        address: the one that it is bound to, and
-        names: its other names: see ``Guard``.
+        inbox: the inbox.
+        on_call: is called after each SES call, before it is answered.
+        changes: is notified of each change.
+        address: the address that the server is bound to.
+        names: its other names; see ``Guard``.
     """
-    front = Front(inbox, changes)
+    pages = InboxPages(inbox, changes)
 
     async def ses(request: Request) -> Response:
         try:
-            body = await read_body(request, LARGEST_CALL)
+            body = await read_body(request, MAX_CALL)
         except HTTPException as error:
             refusal = Refusal("RequestEntityTooLarge", str(error.detail), error.status_code)
             return Response(
@@ -63,18 +64,18 @@ def create_app(
             )
         content_type = request.headers.get("content-type", "")
         status, answer, fault = reply(inbox, content_type, body, _head(request))
-        told()
-        changes.tell()
+        on_call()
+        changes.notify()
         return lose(fault, status, answer) if fault else Response(answer, status, media_type="text/xml")
 
     async def index(request: Request) -> Response:
         if _is_browser(request):
-            return await front.index(request)
+            return await pages.index(request)
         return PlainTextResponse(ABOUT.format(url=str(request.base_url).rstrip("/")))
 
     async def failed(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and _is_browser(request):
-            return await front.explain(error)
+            return await pages.explain(error)
         return await explain(request, error)
 
     app = Starlette(
@@ -83,7 +84,7 @@ def create_app(
             Route("/", index, methods=["GET"]),
             *api_routes(inbox, changes),
             *event_routes(changes),
-            *page_routes(front),
+            *page_routes(pages),
             *asset_routes("mailroom.web", "mailroom.inbox"),
         ],
         exception_handlers={HTTPException: failed, ClientDisconnect: _gone},
@@ -92,7 +93,7 @@ def create_app(
 
 
 def _head(request: Request) -> bytes:
-    """A request up to its body, without what it was signed with."""
+    """Return a request's text before its body, without its signature."""
     kept = [
         f"{name.title()}: {request.headers[name]}\r\n" for name in KEPT_HEADERS if name in request.headers
     ]
@@ -104,5 +105,5 @@ def _is_browser(request: Request) -> bool:
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
-    """An answer for nobody: the client left before it had said everything."""
+    """Answer a client that left before its request was complete."""
     return Response(status_code=400)

@@ -1,60 +1,48 @@
-"""Wakes whoever waits, in the event loop of the server, for something in the inbox to change."""
+"""Wakes the requests that wait for a change in the inbox, and streams the changes to the pages."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Final
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive
 
-MAX_WAITING: Final = 200
+KEEP_ALIVE_S: Final = 15.0
+# A page looks at most this often, however many mails arrive.
+PAUSE_S: Final = 0.2
 
 
 class Changes:
-    """Counts changes. ``number`` read before looking, and ``after`` it: so none is missed."""
+    """Counts changes, in the event loop of the server.
+
+    Read ``number`` before you look at the inbox, and wait with ``after`` that number: no change is missed.
+    """
 
     def __init__(self) -> None:
         self.number = 0
-        self._waiting = 0
         self._changed = asyncio.Event()
 
-    def tell(self) -> None:
-        """Something changed."""
+    def notify(self) -> None:
+        """Count a change and wake all that wait."""
         self.number += 1
         self._changed.set()
         self._changed = asyncio.Event()
 
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one of the places for those who wait, each of whom keeps a connection open.
-
-        Raises:
-            HTTPException: all are taken.
-        """
-        if self._waiting >= MAX_WAITING:
-            raise HTTPException(503, f"{MAX_WAITING} wait already", {"Retry-After": "1"})
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-
     async def after(self, number: int, until_s: float, receive: Receive | None = None) -> bool:
-        """Wait for a change after that one; False when there was none in time.
+        """Wait for a change after a number, and return whether there was one in time.
 
         Args:
-            number: the one.
-            until_s: on the loop's clock.
-            receive: the request's; its client may leave meanwhile.
+            number: the number of the last change that was seen.
+            until_s: the end of the wait, on the loop's clock.
+            receive: of the request, to notice that its client has left.
 
         Raises:
-            ClientDisconnect: it did.
+            ClientDisconnect: the client has left.
         """
         if number != self.number:
             return True
@@ -75,18 +63,13 @@ class Changes:
 
 
 async def disconnected(receive: Receive) -> None:
-    """Wait for a client to leave."""
+    """Wait until the client leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-KEEP_ALIVE_S: Final = 15.0
-# However many mails come, a page looks so often at most.
-PAUSE_S: Final = 0.2
-
-
 def event_routes(changes: Changes) -> list[Route]:
-    """The stream."""
+    """Return the route of the stream of changes."""
 
     async def stream() -> AsyncIterator[str]:
         number = changes.number
@@ -97,12 +80,7 @@ def event_routes(changes: Changes) -> list[Route]:
             yield f"data: {number}\n\n" if changed else ": nothing new\n\n"
             await asyncio.sleep(PAUSE_S)
 
-    class Events(StreamingResponse):
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            with changes.place():
-                await super().__call__(scope, receive, send)
-
     async def events(_: Request) -> StreamingResponse:
-        return Events(stream(), media_type="text/event-stream")
+        return StreamingResponse(stream(), media_type="text/event-stream")
 
     return [Route("/events", events)]

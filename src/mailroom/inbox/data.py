@@ -1,7 +1,4 @@
-"""A mail's data: one JSON object, from anybody.
-
-What is read here can be rendered, compared and written as JSON again.
-"""
+"""Reads the data of a mail: one JSON object."""
 
 from __future__ import annotations
 
@@ -10,30 +7,29 @@ from typing import Any, Final
 
 from mailroom.inbox.ses_protocol import Refusal
 
-DEEPEST: Final = 100
-LARGEST_BYTES: Final = 262_144
+MAX_DATA_BYTES: Final = 262_144
 
 
 def check_sizes(*texts: str) -> None:
-    """See that no data is larger than SES takes it.
+    """Check that no data is larger than SES accepts.
 
     Raises:
         Refusal: it is.
     """
     for text in texts:
-        if 4 * len(text) > LARGEST_BYTES < len(text.encode("utf-8", "surrogatepass")):
+        if 4 * len(text) > MAX_DATA_BYTES < len(text.encode("utf-8", "surrogatepass")):
             raise Refusal(
                 "ValidationError",
                 "1 validation error detected: template data failed to satisfy constraint: Member must have"
-                f" length less than or equal to {LARGEST_BYTES}",
+                f" length less than or equal to {MAX_DATA_BYTES}",
             )
 
 
 def read_data(text: str) -> dict[str, Any]:
-    """The data; an empty text is none.
+    """Return the data as an object that can be written as JSON again; empty if the text is empty.
 
     Raises:
-        Refusal: it is no JSON object, or holds what JSON has no words for.
+        Refusal: it is not a JSON object.
     """
     if not text:
         return {}
@@ -43,13 +39,11 @@ def read_data(text: str) -> dict[str, Any]:
         raise Refusal("InvalidParameterValue", f"Template data is not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise Refusal("InvalidParameterValue", "Template data is not a JSON object")
-    if text.count("{") + text.count("[") > DEEPEST and _is_deeper(data, DEEPEST):
-        raise Refusal("InvalidParameterValue", f"Template data is nested more than {DEEPEST} deep")
     return data
 
 
 def _refuse(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _finite(text: str) -> float:
@@ -57,11 +51,5 @@ def _finite(text: str) -> float:
     return number if abs(number) < float("inf") else _refuse(text)
 
 
+# Python's own decoder accepts NaN and Infinity, which JSON does not have.
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    if levels < 0:
-        return True
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(_is_deeper(child, levels - 1) for child in children)

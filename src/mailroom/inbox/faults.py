@@ -1,8 +1,8 @@
-"""Faults on demand: what a provider and a network do to a call when they do not do what they should.
+"""Injects the faults of a provider and of a network into calls that send.
 
-A rule is used for the bulk calls that it matches, in the order in which rules were added. Rules of
-the kind ``status`` add up, each for recipients of its own; the first rule of any other kind that
-matches decides the call. Chance comes from a seed, so that a run can be repeated.
+Rules are tried in the order in which they were added. Each rule of the kind ``status`` applies to the
+recipients that it matches; the first matching rule of another kind decides the whole call. Chance comes
+from a seed, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Fault:
 
     Attributes:
         kind: ``error`` refuses the call; ``status`` refuses recipients in a call that is answered;
-            ``http`` answers with a status and a text that is no XML, ``garbage`` with 200 and an
+            ``http`` answers with a status and a text that is not XML, ``garbage`` with 200 and an
             unreadable text; ``hang`` never answers; ``cut`` closes the connection instead of
             answering, ``cut_body`` in the middle of the answer.
-        calls: it is good for so many calls; None is until it is removed.
-        share: the chance (0 to 1) that a matching call is hit; of a ``status``, each recipient.
-        recipient: only calls that mail this address are hit; of a ``status``, only this recipient.
-        code: an ``error``'s.
+        calls: the rule is removed after this many calls; None keeps it until it is deleted.
+        share: the probability (above 0, up to 1) that a matching call, or for ``status`` a recipient, is hit.
+        recipient: only calls to this address are hit; for ``status``, only this recipient.
+        code: the code of an ``error``.
         message: the text of an ``error`` or a ``status``.
-        http_status: an ``error``'s or ``http``'s; 400 and 503 when it is 0.
-        status: a recipient's, one of ``STATUSES``.
+        http_status: the status of an ``error`` or ``http``; 0 stands for 400 and 503.
+        status: the status of a recipient, one of ``STATUSES``.
         body: the text of ``http`` and ``garbage``.
-        accept: whether the mails go out although the answer is lost.
-        seconds: a ``hang`` ends after so many at the latest, by closing the connection.
+        accept: whether the mails are accepted although the answer is lost.
+        seconds: a ``hang`` closes the connection after this time.
     """
 
     kind: str
@@ -61,18 +61,18 @@ class Fault:
     message: str = "asked for by a fault"
     http_status: int = 0
     status: str = "Failed"
-    body: str = "no XML: <\x00"
+    body: str = "not XML: <\x00"
     accept: bool = False
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense.
+        """Check the fields.
 
         Raises:
-            ValueError: with the field at fault.
+            ValueError: a field is not valid; the text names it.
         """
         if self.kind not in KINDS:
-            raise ValueError(f"kind: {self.kind!r} is none of {', '.join(KINDS)}")
+            raise ValueError(f"kind: {self.kind!r} is not one of {', '.join(KINDS)}")
         if self.calls is not None and self.calls < 1:
             raise ValueError(f"calls: {self.calls} is less than 1")
         if not 0 < self.share <= 1:
@@ -80,7 +80,7 @@ class Fault:
         if self.http_status and not 400 <= self.http_status <= 599:
             raise ValueError(f"http_status: {self.http_status} is not from 400 to 599")
         if self.status not in STATUSES or self.status == "Success":
-            raise ValueError(f"status: {self.status!r} is none of {', '.join(STATUSES[1:])}")
+            raise ValueError(f"status: {self.status!r} is not one of {', '.join(STATUSES[1:])}")
         if not 0 < self.seconds <= MAX_HANG_S:
             raise ValueError(f"seconds: {self.seconds} is not above 0 and up to {MAX_HANG_S:.0f}")
 
@@ -95,18 +95,18 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 
 
 def read_fault(given: Mapping[str, Any]) -> Fault:
-    """A rule from its fields as JSON has them.
+    """Return a rule from the JSON of its fields.
 
     Raises:
-        ValueError: with the field at fault.
+        ValueError: a field is not valid; the text names it.
     """
     known = [field.name for field in fields(Fault)]
     for name, value in given.items():
         if name not in known:
-            raise ValueError(f"{name}: a fault has only {', '.join(known)}")
+            raise ValueError(f"{name}: not a field; a fault has {', '.join(known)}")
         types = _TYPES.get(name, (str,))
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise ValueError(f"{name}: {value!r} is of the wrong type")
+            raise ValueError(f"{name}: {value!r} has the wrong type")
     if "kind" not in given:
         raise ValueError(f"kind: missing; it is one of {', '.join(KINDS)}")
     return Fault(**given)
@@ -123,7 +123,7 @@ class Faults:
     """The rules in force.
 
     Args:
-        seed: of the chance.
+        seed: for the rules that apply by chance.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -132,30 +132,30 @@ class Faults:
         self._random = random.Random(seed)  # noqa: S311 - no secret
 
     def add(self, fault: Fault) -> int:
-        """Put a rule behind the others; gives back its id."""
+        """Add a rule after the others, and return its id."""
         self._last_id += 1
         self._rules.append(_Rule(self._last_id, fault))
         return self._last_id
 
     def remove(self, id: int) -> bool:
-        """Take a rule away; False when it is gone already."""
+        """Remove a rule, and return whether it was in force."""
         before = len(self._rules)
         self._rules = [rule for rule in self._rules if rule.id != id]
         return len(self._rules) < before
 
     def clear(self) -> None:
-        """Take every rule away."""
+        """Remove all rules."""
         self._rules = []
 
     def listing(self) -> list[dict[str, Any]]:
-        """The rules in order, with the calls they were ``used`` for and still have."""
+        """Return the rules in order, each with its id and how often it was ``used``."""
         return [{"id": rule.id, "used": rule.used} | asdict(rule.fault) for rule in self._rules]
 
     def pick(self, destinations: Sequence[Sequence[str]]) -> tuple[Fault | None, dict[int, Fault]]:
-        """What happens to a call with these addresses.
+        """Use the rules that match a call with these addresses.
 
         Returns:
-            The fault that the whole call meets, and those of single destinations by their places.
+            The fault of the whole call, and the faults of single destinations by their index.
         """
         single: dict[int, Fault] = {}
         for rule in list(self._rules):

@@ -1,10 +1,10 @@
-"""The inbox: an account of SES's in memory, without any HTTP or SMTP.
+"""Accepts mail as an SES account does, and keeps it in memory; without HTTP or SMTP.
 
-It promises what the sending policy relies on: what SES checks before it accepts, in which words it
-refuses, that a mail whose data lacks something is accepted and dropped, and counts that are exact
-over the whole run. Mails and calls are kept up to a bound. It delivers nothing.
+It checks what SES checks, and refuses in SES's words. A mail whose data lacks a field of its template is
+accepted and dropped, as in SES. Counts are exact since the start. Mails and calls are kept up to a bound.
+It delivers nothing.
 
-One thread makes the calls; others may read, and change settings and faults.
+Only one thread may make calls; others may read, and change settings and faults.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from datetime import UTC, datetime
 from email.utils import parseaddr
 from typing import Any, Final
 
-from mailroom.inbox.account import MAX_ADDRESS, TOO_LONG, Account
-from mailroom.inbox.calls import Answer, Call, Counts, Destination, Request, Requests, Status
+from mailroom.inbox.account import MAX_ADDRESS, TOO_LONG, InboxAccount
+from mailroom.inbox.calls import BulkCall, CallAnswer, Destination, DestinationStatus
 from mailroom.inbox.data import check_sizes, read_data
 from mailroom.inbox.faults import Fault, Faults
-from mailroom.inbox.limits import FASTEST, Limits
+from mailroom.inbox.limits import MAX_RATE, Limits
 from mailroom.inbox.links import action_of, find_links
-from mailroom.inbox.mails import KEEP, Brief, Mail, Mailbox, StoredTemplate
-from mailroom.inbox.messages import MAX_HEADER, Rendered
+from mailroom.inbox.mails import KEEP, Brief, KeptMail, Mailbox, StoredTemplate
+from mailroom.inbox.messages import MAX_HEADER
+from mailroom.inbox.records import MAX_CALLS, CallRecord, Counts, RawRequests
 from mailroom.inbox.ses_protocol import Refusal
-from mailroom.templates.mails import SES_PARTS, for_ses
+from mailroom.templates.mails import SES_PARTS, RenderedMail, for_ses
 from mailroom.templates.sources import Template
 
-KEEP_CALLS: Final = 100_000
 THROTTLES: Final = ("Throttling", "ThrottlingException", "TooManyRequestsException")
-# What a call with one destination says where a bulk call has a status.
-ONE_CODES: Final = {"AccountDailyQuotaExceeded": "Throttling"}
 
 _PLAIN_ADDRESS: Final = re.compile(r"[!#-'*-+./-9=?A-Z^-~-]+@[A-Za-z0-9.-]+")
 
@@ -41,77 +39,69 @@ class Inbox:
     """The account, its mail and its faults.
 
     Args:
-        rate: recipients a second; a call beyond is throttled.
-        quota_24h: recipients in 24 hours; None for as many as one likes.
+        rate: recipients a second; a call that exceeds it is throttled.
+        quota_24h: recipients in 24 hours; None for no limit.
         keep: how many mails are kept.
-        identities: the addresses and domains that are verified; None for all there are.
-        config_sets: those that exist at first.
-        seed: of the chance in faults.
-        on_mail: is told of each mail that was accepted.
+        identities: the verified addresses and domains; None means that all are verified.
+        config_sets: the configuration sets.
+        seed: for the faults that occur by chance.
+        on_mail: is called with each accepted mail.
     """
 
     def __init__(
         self,
         *,
-        rate: float = FASTEST,
+        rate: float = MAX_RATE,
         quota_24h: int | None = None,
         keep: int = KEEP,
         identities: Iterable[str] | None = None,
         config_sets: Iterable[str] = ("default",),
         seed: int = 0,
-        on_mail: Callable[[Mail], None] | None = None,
+        on_mail: Callable[[KeptMail], None] | None = None,
     ) -> None:
         self.limits = Limits(rate, quota_24h)
-        self.account = Account(self.limits, identities, config_sets)
+        self.account = InboxAccount(self.limits, identities, config_sets)
         self.faults = Faults(seed)
         self.mails = Mailbox(keep)
-        self.requests = Requests()
-        self.calls: deque[Call] = deque(maxlen=KEEP_CALLS)
+        self.requests = RawRequests()
+        self.calls: deque[CallRecord] = deque(maxlen=MAX_CALLS)
         self.counts = Counts()
         self._on_mail = on_mail
-        # The mail that was looked at last: its page is made of several requests.
-        self._open: tuple[Mail | None, Rendered | None] = None, None
+        # The mail that was rendered last: its page takes several requests.
+        self._open: tuple[KeptMail | None, RenderedMail | None] = None, None
 
     def publish(self, loaded: Iterable[Template]) -> None:
-        """Take templates of ours, under the names that their actions give them."""
+        """Store templates under the names that their actions give them."""
         for template in loaded:
             name = template.action.template
             source = for_ses(template, name)
             subject, text, html = (source[part] for part in SES_PARTS.values())
             self.account.put_template(name, (subject, text, html), new=True)
 
-    def send_bulk(self, request: Request) -> Answer:
-        """Answer a bulk call, or a mail over SMTP, after the faults that are meant for it."""
-        fault, single = self.faults.pick([destination.addresses for destination in request.destinations])
+    def send_bulk(self, call: BulkCall) -> CallAnswer:
+        """Return the answer to a call, with the faults that match it."""
+        fault, single = self.faults.pick([destination.addresses for destination in call.destinations])
         if fault and fault.kind == "error":
-            return self._refuse(request, Refusal(fault.code, fault.message, fault.http_status or 400))
+            return self._refuse(call, Refusal(fault.code, fault.message, fault.http_status or 400))
         if fault and not fault.accept:
-            self._count(request, [], fault.kind)
-            self.counts.unanswered += request.recipients
-            return Answer(fault=fault)
-        answer = self._send(request, single, fault)
+            self._count(call, [], fault.kind)
+            self.counts.unanswered += call.recipients
+            return CallAnswer(fault=fault)
+        answer = self._send(call, single, fault)
         if fault:
-            self.counts.unanswered += request.recipients
+            self.counts.unanswered += call.recipients
         return answer
 
-    def send_one(self, request: Request) -> Answer:
-        """Answer a call with one destination: whatever is wrong is an error of the call."""
-        answer = self._send(request, {}, None)
-        if not answer.statuses or answer.statuses[0].message_id:
-            return answer
-        code, _, message = answer.statuses[0]
-        return Answer(refusal=Refusal(ONE_CODES.get(code, code), message))
-
-    def render(self, mail: Mail) -> Rendered | None:
-        """What a mail shows; None when it cannot be rendered, and so was dropped."""
+    def render(self, mail: KeptMail) -> RenderedMail | None:
+        """Return the rendered mail; None if it cannot be rendered, and so was dropped."""
         if mail is not self._open[0]:
             known = mail.dropped
             self._open = mail, mail.render()
             self.counts.dropped += mail.dropped and not known
         return self._open[1]
 
-    def brief(self, mail: Mail) -> Brief:
-        """What a list says of a mail; it is rendered for that once."""
+    def brief(self, mail: KeptMail) -> Brief:
+        """Return what a list shows of a mail, which is rendered once for that."""
         if mail.brief is None:
             rendered = self.render(mail)
             action = action_of(mail.template.name, find_links(rendered))
@@ -119,73 +109,73 @@ class Inbox:
         return mail.brief
 
     def forget(self) -> None:
-        """Forget all mails and requests; the counts stay."""
+        """Forget all mails and requests, but keep the counts."""
         self.mails.clear()
         self.requests.clear()
         self._open = None, None
 
-    def _send(self, request: Request, single: dict[int, Fault], lost: Fault | None) -> Answer:
+    def _send(self, call: BulkCall, single: dict[int, Fault], lost: Fault | None) -> CallAnswer:
         try:
-            check_sizes(request.default_data, *(destination.data for destination in request.destinations))
-            template = self.account.check(request)
-            default = read_data(request.default_data)
+            check_sizes(call.default_data, *(destination.data for destination in call.destinations))
+            template = self.account.check(call)
+            default = read_data(call.default_data)
         except Refusal as refusal:
-            return self._refuse(request, refusal, lost)
+            return self._refuse(call, refusal, lost)
         statuses = []
-        now, call = datetime.now(UTC), self.requests.add(request.raw)
-        for at, destination in enumerate(request.destinations):
+        now, number = datetime.now(UTC), self.requests.add(call.raw)
+        for at, destination in enumerate(call.destinations):
             if fault := single.get(at):
-                status = Status(fault.status, error=fault.message)
+                status = DestinationStatus(fault.status, error=fault.message)
             else:
-                status = self._accept(now, call, request, template, default, destination)
+                status = self._accept(now, number, call, template, default, destination)
             statuses.append(status)
         names = {status.status for status in statuses}
         verdict = lost.kind if lost else names.pop() if len(names) == 1 else "mixed"
-        self._count(request, statuses, verdict)
-        return Answer(statuses, fault=lost)
+        self._count(call, statuses, verdict)
+        return CallAnswer(statuses, fault=lost)
 
     def _accept(
         self,
         now: datetime,
-        call: int,
-        request: Request,
+        number: int,
+        call: BulkCall,
         template: StoredTemplate,
         default: dict[str, Any],
         destination: Destination,
-    ) -> Status:
-        if not request.message and (fault := _address_fault(destination)):
-            return Status("InvalidParameterValue", error=fault)
+    ) -> DestinationStatus:
+        if not call.message and (fault := _address_fault(destination)):
+            return DestinationStatus("InvalidParameterValue", error=fault)
         try:
             data = default | read_data(destination.data)
         except Refusal as refusal:
-            return Status(refusal.code, error=refusal.message)
+            return DestinationStatus(refusal.code, error=refusal.message)
         if self.limits.left_24h() < destination.recipients:
-            return Status("AccountDailyQuotaExceeded", error="Daily message quota exceeded.")
+            return DestinationStatus("AccountDailyQuotaExceeded", error="Daily message quota exceeded.")
         self.limits.count(destination.recipients)
         mail = self.mails.add(
             now,
-            request.source,
+            call.source,
             ", ".join(destination.addresses),
             template,
             data,
-            texts=(request.default_data, destination.data),
-            call=call,
-            message=request.message,
+            texts=(call.default_data, destination.data),
+            call=number,
+            message=call.message,
         )
         self.counts.dropped += mail.dropped
         if self._on_mail:
             self._on_mail(mail)
-        return Status("Success", mail.id)
+        return DestinationStatus("Success", mail.id)
 
-    def _refuse(self, request: Request, refusal: Refusal, lost: Fault | None = None) -> Answer:
-        self.counts.refused += request.recipients
+    def _refuse(self, call: BulkCall, refusal: Refusal, lost: Fault | None = None) -> CallAnswer:
+        self.counts.refused += call.recipients
         self.counts.throttled += refusal.code in THROTTLES
-        self._count(request, [], lost.kind if lost else refusal.code)
-        return Answer(refusal=refusal, fault=lost)
+        self._count(call, [], lost.kind if lost else refusal.code)
+        return CallAnswer(refusal=refusal, fault=lost)
 
-    def _count(self, request: Request, statuses: list[Status], verdict: str) -> None:
+    def _count(self, call: BulkCall, statuses: list[DestinationStatus], verdict: str) -> None:
         counts, accepted = self.counts, 0
-        for destination, status in zip(request.destinations, statuses, strict=False):
+        for destination, status in zip(call.destinations, statuses, strict=False):
             if status.status != "Success":
                 counts.refused += destination.recipients
                 continue
@@ -193,15 +183,15 @@ class Inbox:
             for address in destination.addresses:
                 counts.by_recipient.note(address)
         counts.calls += 1
-        counts.recipients += request.recipients
+        counts.recipients += call.recipients
         counts.accepted += accepted
         self.calls.append(
-            Call(counts.calls, time.monotonic(), datetime.now(UTC), request.recipients, accepted, verdict)
+            CallRecord(counts.calls, time.monotonic(), datetime.now(UTC), call.recipients, accepted, verdict)
         )
 
 
 def _address_fault(destination: Destination) -> str:
-    """What SES says of an address that is none; empty when all are good."""
+    """Return SES's error about an invalid address; empty if all are valid."""
     if not destination.addresses:
         return "Missing recipients"
     for text in destination.addresses:

@@ -1,4 +1,4 @@
-"""The switches of the page: each is a rule of the API's, or the account's pause, and shows if it holds."""
+"""Turns the switches of the page on and off: each adds a fault, or pauses the account."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mailroom.inbox.inbox import Inbox
 
 
 class Knob(NamedTuple):
-    """A switch; ``fault`` is None of the one that pauses the account."""
+    """A switch; ``fault`` is None for the switch that pauses the account."""
 
     name: str
     label: str
@@ -26,18 +26,18 @@ KNOBS: Final = (
     Knob("pause", "Pause the account", "Every call is refused: sending is disabled.", None),
     Knob(
         "reject", "Reject recipients", "MessageRejected for each recipient.",
-        Fault("status", status="MessageRejected", message="Asked for on the page."),
+        Fault("status", status="MessageRejected", message="Set on the inbox's page."),
     ),
     Knob(
-        "transient", "Fail for a while", "TransientFailure for each recipient.",
-        Fault("status", status="TransientFailure", message="Asked for on the page."),
+        "transient", "Fail temporarily", "TransientFailure for each recipient.",
+        Fault("status", status="TransientFailure", message="Set on the inbox's page."),
     ),
-    Knob("unavailable", "Unavailable", "503, with a body that is no XML.", Fault("http", http_status=503)),
-    Knob("garbage", "Answer garbage", "200, with a body that nobody can read.", Fault("garbage")),
+    Knob("unavailable", "Unavailable", "503, with a body that is not XML.", Fault("http", http_status=503)),
+    Knob("garbage", "Answer garbage", "200, with an unreadable body.", Fault("garbage")),
     Knob("hang", "Hang", "No answer, for up to a minute.", Fault("hang")),
-    Knob("cut", "Cut the connection", "Not accepted, and no answer.", Fault("cut")),
+    Knob("cut", "Cut the connection", "Mails are not accepted, and there is no answer.", Fault("cut")),
     Knob(
-        "lose", "Lose the answer", "Accepted, and no answer: senders try again.",
+        "lose", "Lose the answer", "Mails are accepted, but there is no answer, so senders retry.",
         Fault("cut", accept=True),
     ),
 )  # fmt: skip
@@ -45,7 +45,7 @@ BY_NAME: Final = {knob.name: knob for knob in KNOBS}
 
 
 def switches(inbox: Inbox) -> list[tuple[Knob, bool]]:
-    """All of them, and which are on."""
+    """Return all switches, each with whether it is on."""
     rules = _rules(inbox)
     return [
         (knob, asdict(knob.fault) in rules.values() if knob.fault else inbox.account.paused) for knob in KNOBS
@@ -53,13 +53,13 @@ def switches(inbox: Inbox) -> list[tuple[Knob, bool]]:
 
 
 def other_rules(inbox: Inbox) -> list[dict[str, Any]]:
-    """The rules in force that no switch stands for."""
+    """Return the rules in force that no switch added."""
     known = [asdict(knob.fault) for knob in KNOBS if knob.fault]
     return [{"id": number} | rule for number, rule in _rules(inbox).items() if rule not in known]
 
 
 def turn(inbox: Inbox, knob: Knob, on: bool) -> None:
-    """Turn one on or off; it may be so already."""
+    """Turn a switch on or off, unless it is so already."""
     if not knob.fault:
         inbox.account.paused = on
         return
@@ -71,7 +71,7 @@ def turn(inbox: Inbox, knob: Knob, on: bool) -> None:
 
 
 def _rules(inbox: Inbox) -> dict[int, dict[str, Any]]:
-    """The rules in force by their ids, without what changes as they are used."""
+    """Return the rules in force by their ids, without their use."""
     return {
         rule["id"]: {name: value for name, value in rule.items() if name not in ("id", "used")}
         for rule in inbox.faults.listing()

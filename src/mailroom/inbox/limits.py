@@ -1,7 +1,7 @@
-"""An account's limits: recipients a second, and recipients in 24 hours.
+"""Enforces an account's limits: recipients a second, and recipients in 24 hours.
 
-The rate is a token bucket that holds one second's worth, and at least one recipient. The day is
-counted in minutes, so that it takes little memory however much is sent.
+The rate is a token bucket that holds one second's worth, and at least one recipient. Recipients are
+summed up by minutes, so that a day needs little memory.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Final
 
 DAY_S: Final = 24 * 60 * 60
 MINUTE_S: Final = 60
-FASTEST: Final = 1_000_000.0
+MAX_RATE: Final = 1_000_000.0
 
 
 class Limits:
-    """The limits, and what was sent under them.
+    """The limits, and the recipients that count against them.
 
     Args:
         rate: recipients a second.
-        quota_24h: recipients in 24 hours; None for as many as one likes.
-        clock: seconds that never go back.
+        quota_24h: recipients in 24 hours; None for no limit.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
         self,
-        rate: float = FASTEST,
+        rate: float = MAX_RATE,
         quota_24h: int | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -40,7 +40,7 @@ class Limits:
 
     @property
     def rate(self) -> float:
-        """Recipients a second; to set it fills the bucket."""
+        """Recipients a second. Setting it fills the bucket."""
         return self._rate
 
     @rate.setter
@@ -50,7 +50,7 @@ class Limits:
         self._filled_at = self._clock()
 
     def take(self, recipients: int) -> bool:
-        """Let so many through, or say no and take nothing."""
+        """Take this many recipients from the bucket if it holds them, and return whether it did."""
         now = self._clock()
         self._level = min(self._level + (now - self._filled_at) * self._rate, max(self._rate, 1.0))
         self._filled_at = now
@@ -60,18 +60,18 @@ class Limits:
         return True
 
     def sent_24h(self) -> int:
-        """Recipients in the last 24 hours."""
+        """Return the recipients of the last 24 hours."""
         oldest = int((self._clock() - DAY_S) // MINUTE_S)
         while self._minutes and self._minutes[0][0] < oldest:
             self._sent -= self._minutes.popleft()[1]
         return self._sent
 
     def left_24h(self) -> float:
-        """Recipients that may still be sent to."""
+        """Return how many recipients the quota still allows."""
         return float("inf") if self.quota_24h is None else self.quota_24h - self.sent_24h()
 
     def count(self, recipients: int) -> None:
-        """Note that so many were sent to."""
+        """Count this many recipients against the quota."""
         minute = int(self._clock() // MINUTE_S)
         if not self._minutes or self._minutes[-1][0] != minute:
             self._minutes.append((minute, 0))

@@ -1,7 +1,6 @@
-"""The links that a mail holds, and which of our actions it serves.
+"""Finds the links of a mail, and the action that the mail belongs to.
 
-It reads what anybody wrote, in time that grows with its length: hence expressions with bounds, where
-an HTML parser of Python's takes quadratic time over a mail that is made for that.
+The expressions are bounded, so that a large mail takes linear time.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from mailroom.actions import ACTIONS
-from mailroom.inbox.messages import Rendered
+from mailroom.templates.mails import RenderedMail
 
 MAX_PART: Final = 200_000
 MAX_LINKS: Final = 100
@@ -31,9 +30,9 @@ class Link(NamedTuple):
     """A link.
 
     Attributes:
-        text: what it shows, on one line; empty when that is its address.
-        url: where it leads, of whatever scheme.
-        token: its parameter ``token``; empty without one.
+        text: its text on one line; empty if that is the address.
+        url: its address, with any scheme.
+        token: its parameter ``token``; empty if it has none.
     """
 
     text: str
@@ -42,16 +41,16 @@ class Link(NamedTuple):
 
     @property
     def is_web(self) -> bool:
-        """Whether it leads to a web page, so that one may click it."""
+        """Whether it is a web address, which the page lets you click."""
         return re.match(r"https?://[^/\s]", self.url, re.IGNORECASE) is not None
 
     def as_json(self) -> dict[str, str]:
-        """Without a token where there is none."""
+        """Return it for the API; the key ``token`` is missing if there is no token."""
         return {"text": self.text, "url": self.url} | ({"token": self.token} if self.token else {})
 
 
-def find_links(rendered: Rendered | None) -> list[Link]:
-    """The links of a mail, each address once: those of the HTML part first, then those of the text."""
+def find_links(rendered: RenderedMail | None) -> list[Link]:
+    """Return the links of a mail, each address once: first those of the HTML part, then those of the text."""
     if rendered is None:
         return []
     found: dict[str, str] = {}
@@ -62,7 +61,7 @@ def find_links(rendered: Rendered | None) -> list[Link]:
 
 
 def action_of(template: str, links: Iterable[Link]) -> str | None:
-    """The name of the action of ours that a mail serves: by its template, else by where a token leads."""
+    """Return the name of a mail's action: by its template, else by the path of a link with a token."""
     for action in ACTIONS:
         if template == action.template:
             return action.name

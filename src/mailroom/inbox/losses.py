@@ -1,4 +1,4 @@
-"""Answers that get lost: no answer, half of one, or one that nobody can read."""
+"""Makes the answers of faults: none, half of one, or an unreadable one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HTTP_STATUS: Final = 503
 
 
 def lose(fault: Fault, status: int, body: bytes) -> Response:
-    """What goes out instead of an answer."""
+    """Return what is sent in place of an answer."""
     if fault.kind == "http":
         return _text(fault.http_status or HTTP_STATUS, fault.body)
     if fault.kind == "garbage":
@@ -29,7 +29,7 @@ def _text(status: int, body: str) -> Response:
 
 
 class _Broken(Response):
-    """Ends with a closed connection; the protocol (see ``server``) puts it into the request's state."""
+    """Closes the connection, which ``protocol`` puts into the request's state."""
 
     def __init__(self, fault: Fault, status: int, body: bytes) -> None:
         super().__init__(body, status, media_type="text/xml")

@@ -1,4 +1,7 @@
-"""The mails that arrived: rendered when somebody looks, kept up to two bounds, the oldest go first."""
+"""Keeps the mails that arrived, and renders them when they are looked at.
+
+A mailbox is bounded by a number of mails and by bytes; the oldest mails go first.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from operator import attrgetter
 from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
 from mailroom.inbox.data import read_data
-from mailroom.inbox.messages import Rendered, read_message, write_message
+from mailroom.inbox.messages import read_message, write_message
+from mailroom.templates.mails import RenderedMail
 from mailroom.templates.tags import placeholders, render_source
 
 KEEP: Final = 5000
-# What clients wrote into the mails that are kept; ordinary mails are far below it.
+# The size of what clients wrote into the kept mails. Ordinary mails stay far below it.
 MAX_BYTES: Final = 256_000_000
 MAX_FAILURE: Final = 1000
 
@@ -28,46 +32,46 @@ class StoredTemplate:
     """A template as SES holds it.
 
     Attributes:
-        names: what its parts read from a mail's data.
+        names: the names that its parts read from a mail's data.
     """
 
     name: str
     subject: str
     text: str
     html: str
-    created: datetime
     names: frozenset[str]
 
     @classmethod
-    def of(cls, name: str, parts: tuple[str, str, str], created: datetime) -> StoredTemplate:
-        """A template of these parts (subject, text, HTML)."""
-        return cls(name, *parts, created, frozenset().union(*map(placeholders, parts)))
+    def of(cls, name: str, parts: tuple[str, str, str]) -> StoredTemplate:
+        """Return a template of these parts (subject, text, HTML)."""
+        return cls(name, *parts, frozenset().union(*map(placeholders, parts)))
 
 
-# Of a mail that came whole, over SMTP.
-NO_TEMPLATE: Final = StoredTemplate.of("", ("", "", ""), datetime.fromtimestamp(0, UTC))
+# The template of a mail that came over SMTP.
+NO_TEMPLATE: Final = StoredTemplate.of("", ("", "", ""))
 
 
 class Brief(NamedTuple):
-    """What a list says of a mail; the subject of a mail that was dropped is None."""
+    """What a list shows of a mail; the subject of a dropped mail is None."""
 
     subject: str | None
     action: str | None
 
 
 @dataclass(slots=True)
-class Mail:
+class KeptMail:
     """One mail that was answered with Success.
 
     Attributes:
         id: the message id.
-        number: counts mails from 1, in the order of their coming.
-        failure: why SES would have dropped it in silence; empty while nothing is known of that.
-        default: data for all mails of the call, as JSON, and
-        own: this one's own data, which comes before it. Read, they would take many times the room.
-        call: the number of the request that brought it, see ``Requests``.
-        message: the mail as it came over SMTP; empty when it came as a template and data.
-        brief: is filled in when somebody looks.
+        number: counts mails from 1, in the order of arrival.
+        default: data for all mails of the call, as JSON.
+        own: the mail's own data, as JSON; it takes precedence. Both stay text, which needs a fraction
+            of the memory of parsed data.
+        failure: why SES would have dropped it silently; empty as long as no failure is known.
+        call: the number of its request in ``RawRequests``.
+        message: the mail as it came over SMTP; empty if it came as a template and data.
+        brief: set when it is first asked for.
     """
 
     id: str
@@ -85,7 +89,7 @@ class Mail:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What its template is filled in with."""
+        """The data for its template."""
         return read_data(self.default) | read_data(self.own)
 
     @property
@@ -93,19 +97,19 @@ class Mail:
         """Whether nothing was sent."""
         return bool(self.failure)
 
-    def render(self) -> Rendered | None:
-        """What it shows; None when it cannot be rendered, which ``failure`` then tells."""
+    def render(self) -> RenderedMail | None:
+        """Return the rendered mail, or set ``failure`` and return None."""
         if self.message:
             return read_message(self.message)
         parts, data = (self.template.subject, self.template.text, self.template.html), self.data
         try:
-            return Rendered(*(render_source(part, data) for part in parts))
-        except Exception as error:  # noqa: BLE001 - anybody's template may do anything
+            return RenderedMail(*(render_source(part, data) for part in parts))
+        except Exception as error:  # noqa: BLE001 - a client's template may fail in any way
             self.failure = f"rendering failure: {error}"[:MAX_FAILURE]
             return None
 
-    def as_message(self, rendered: Rendered | None) -> bytes:
-        """The mail, which shows this, as a message; empty when nothing was sent."""
+    def as_message(self, rendered: RenderedMail | None) -> bytes:
+        """Return the mail as a message; empty if nothing was sent."""
         if self.message:
             return self.message
         return write_message(rendered, self.id, self.time, self.source, self.recipient) if rendered else b""
@@ -115,18 +119,21 @@ class Mailbox:
     """The last mails.
 
     Args:
-        keep: how many.
-        most_bytes: how much all of them may have brought along.
+        keep: how many are kept.
+        max_bytes: the size of all of them together; the last mail is kept even if it is larger.
     """
 
-    def __init__(self, keep: int = KEEP, most_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, keep: int = KEEP, max_bytes: int = MAX_BYTES) -> None:
         self._keep = keep
-        self._most_bytes = most_bytes
-        self._mails: OrderedDict[str, Mail] = OrderedDict()
+        self._max_bytes = max_bytes
+        self._mails: OrderedDict[str, KeptMail] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._bytes = 0
         self._run = secrets.token_hex(12)
         self._last = 0
+
+    def __len__(self) -> int:
+        return len(self._mails)
 
     def add(
         self,
@@ -139,45 +146,50 @@ class Mailbox:
         texts: tuple[str, str] = ("", ""),
         call: int = 0,
         message: bytes = b"",
-    ) -> Mail:
-        """Take a mail in; ``texts`` are its data as it came, see ``Mail``."""
+    ) -> KeptMail:
+        """Add a mail and return it; ``texts`` are its default data and its own data as JSON."""
         self._last += 1
         name = f"{self._last:016x}-{self._run}-000000"
-        mail = Mail(name, self._last, time, source, recipient, template, *texts, call=call, message=message)
+        mail = KeptMail(
+            name, self._last, time, source, recipient, template, *texts, call=call, message=message
+        )
         self._mails[name] = mail
         self._sizes[name] = size = sum(map(getsizeof, (source, recipient, *texts, message)))
         self._bytes += size
         if not template.names <= data.keys():
-            mail.render()  # a block may do without what is missing: only rendering tells
-        while len(self._mails) > self._keep or (self._bytes > self._most_bytes and len(self._mails) > 1):
+            mail.render()  # a block may not need a missing name, so only rendering shows a failure
+        while len(self._mails) > self._keep or (self._bytes > self._max_bytes and len(self._mails) > 1):
             self.remove(next(iter(self._mails)))
         return mail
 
-    def __len__(self) -> int:
-        return len(self._mails)
-
-    def get(self, id: str) -> Mail | None:
-        """The mail of an id, if it is still kept."""
+    def get(self, id: str) -> KeptMail | None:
+        """Return the mail of an id, or None if it is not kept."""
         return self._mails.get(id)
 
     def remove(self, id: str) -> bool:
-        """Forget one; False when it is not kept."""
+        """Forget a mail, and return whether it was kept."""
         self._bytes -= self._sizes.pop(id, 0)
         return self._mails.pop(id, None) is not None
 
+    def clear(self) -> None:
+        """Forget all mails."""
+        self._mails.clear()
+        self._sizes.clear()
+        self._bytes = 0
+
     def find(
         self, *, recipient: str = "", template: str = "", after: str = "", limit: int | None = None
-    ) -> list[Mail]:
-        """Mails, the oldest first.
+    ) -> list[KeptMail]:
+        """Return mails, the oldest first.
 
         Args:
             recipient: only those to this address.
             template: only those from this template.
-            after: only those that came after the mail of this id, be it kept or not.
-            limit: at most so many.
+            after: only those that arrived after the mail of this id, which need not be kept.
+            limit: how many at most.
 
         Raises:
-            ValueError: ``after`` is no id of a mail.
+            ValueError: ``after`` is not a mail's id.
         """
         mails = list(self._mails.values())
         start = bisect_right(mails, self._number(after), key=attrgetter("number")) if after else 0
@@ -188,16 +200,16 @@ class Mailbox:
         )
         return list(islice(found, limit))
 
-    def newest(self, *, containing: str = "", before: str = "", limit: int) -> list[Mail]:
-        """Mails, the newest first.
+    def newest(self, *, containing: str = "", before: str = "", limit: int) -> list[KeptMail]:
+        """Return mails, the newest first.
 
         Args:
-            containing: only those whose recipient contains this, whatever the case.
-            before: only those that came before the mail of this id, be it kept or not.
-            limit: at most so many.
+            containing: only those whose recipient contains this text; case is ignored.
+            before: only those that arrived before the mail of this id, which need not be kept.
+            limit: how many at most.
 
         Raises:
-            ValueError: ``before`` is no id of a mail.
+            ValueError: ``before`` is not a mail's id.
         """
         number, wanted = self._number(before) if before else self._last + 1, containing.lower()
         found = (
@@ -207,14 +219,8 @@ class Mailbox:
         )
         return list(islice(found, limit))
 
-    def clear(self) -> None:
-        """Forget them all."""
-        self._mails.clear()
-        self._sizes.clear()
-        self._bytes = 0
-
     def _number(self, id: str) -> int:
         number, _, run = id.partition("-")
         if run != f"{self._run}-000000":
-            raise ValueError(f"{id!r} is no id of a mail that came here")
+            raise ValueError(f"{id!r} is not the id of a mail of this inbox")
         return int(number, 16)

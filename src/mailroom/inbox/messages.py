@@ -1,7 +1,6 @@
-"""Mails as messages: read from what SMTP brought, and written to be downloaded.
+"""Reads mails that came over SMTP, and writes mails as messages for downloads.
 
-Both take anything from anybody. What cannot be read as MIME is shown as the text that it is; nothing
-that stands in a mail begins a header or ends one.
+A message that cannot be parsed is shown as plain text. No text in a mail begins a header or ends one.
 """
 
 from __future__ import annotations
@@ -14,32 +13,20 @@ from email.header import Header, decode_header, make_header
 from email.message import EmailMessage, Message
 from email.parser import BytesHeaderParser
 from email.utils import format_datetime
-from typing import Final, NamedTuple
+from typing import Final
+
+from mailroom.templates.mails import RenderedMail
 
 MAX_HEADER: Final = 10_000
+# A longer value is encoded, which folds it.
 MAX_PLAIN: Final = 500
-# The email package takes quadratic time over what has more of these.
-MAX_MULTIPARTS: Final = 20
-# It makes an object of each part, and of each block of a report's.
-MAX_PARTS: Final = 1000
-_FOLDED: Final = re.compile(rb"(?im)^content-[a-z-]{1,40}:.*(?:\r?\n[ \t].*){10}")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-class Rendered(NamedTuple):
-    """What a mail shows; a part that it does not have is empty."""
-
-    subject: str
-    text: str
-    html: str
-
-
-def read_message(content: bytes) -> Rendered:
-    """What a message shows."""
+def read_message(content: bytes) -> RenderedMail:
+    """Return the subject, the text and the HTML of a message."""
     subject = read_header(content, "Subject")
-    if _is_laborious(content):
-        return Rendered(subject, _unix(content.decode("utf-8", "replace")), "")
     try:
         message = email.message_from_bytes(content)
         leaves = [part for part in message.walk() if not part.is_multipart() and not part.get_filename()]
@@ -47,46 +34,35 @@ def read_message(content: bytes) -> Rendered:
         for part in leaves:
             if (kind := part.get_content_type()) in ("text/plain", "text/html"):
                 texts.setdefault(kind, _unix(_decoded(part)))
-    except Exception:  # noqa: BLE001 - the package raises many things over hostile mails
-        return Rendered(subject, _unix(content.decode("utf-8", "replace")), "")
-    return Rendered(subject, texts.get("text/plain", ""), texts.get("text/html", ""))
-
-
-def _is_laborious(content: bytes) -> bool:
-    """Whether the email package would take seconds over it, for nothing that anybody would send."""
-    lower = content.lower().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return (
-        lower.count(b"multipart/") > MAX_MULTIPARTS
-        or lower.count(b"\n--") > MAX_PARTS
-        or (b"message/" in lower and lower.count(b"\n\n") > MAX_PARTS)
-        or _FOLDED.search(content) is not None
-    )
+    except Exception:  # noqa: BLE001 - the email package raises many errors on malformed messages
+        return RenderedMail(subject, _unix(content.decode("utf-8", "replace")), "")
+    return RenderedMail(subject, texts.get("text/plain", ""), texts.get("text/html", ""))
 
 
 def read_header(content: bytes, name: str) -> str:
-    """The first header of a name, decoded and on one line; empty when there is none."""
+    """Return the first header of a name, decoded and on one line; empty if there is none."""
     lower = name.lower()
     value = next((value for key, value in read_headers(content) if key.lower() == lower), "")[:MAX_HEADER]
     try:
         value = str(make_header(decode_header(value)))
-    except Exception:  # noqa: BLE001 - as above; it stays as it was written
+    except Exception:  # noqa: BLE001 - as above; the value stays encoded
         value = value.strip()
     return _CONTROL.sub(" ", value)
 
 
 def read_headers(content: bytes) -> list[tuple[str, str]]:
-    """All headers as they were written, unfolded."""
+    """Return all headers, unfolded and not decoded."""
     try:
         head = re.split(rb"\r?\n\r?\n", content, maxsplit=1)[0] + b"\n\n"
         message = BytesHeaderParser(policy=policy.compat32).parsebytes(head)
-        # Header makes an object of what is not ASCII.
+        # A value that is not ASCII is a Header object.
         return [(name, re.sub(r"\r?\n\s*", " ", _raw(value))) for name, value in message.raw_items()]
     except Exception:  # noqa: BLE001 - as above
         return []
 
 
-def write_message(rendered: Rendered, id: str, time: datetime, source: str, recipient: str) -> bytes:
-    """A mail that was rendered here, as the message that SES would have sent."""
+def write_message(rendered: RenderedMail, id: str, time: datetime, source: str, recipient: str) -> bytes:
+    """Return a rendered mail as the message that SES would have sent."""
     message = EmailMessage(policy.SMTP.clone(cte_type="7bit"))
     if rendered.text or not rendered.html:
         message.set_content(_SURROGATE.sub("\ufffd", rendered.text))
@@ -105,7 +81,7 @@ def write_message(rendered: Rendered, id: str, time: datetime, source: str, reci
 
 
 def _encoded(name: str, value: str) -> str:
-    """A header's value on lines that are its own."""
+    """Return a header's value in ASCII; a line break in the value does not end the header."""
     value = _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", value)).strip()
     if value.isascii() and "=?" not in value and len(value) < MAX_PLAIN:
         return value
@@ -122,7 +98,7 @@ def _decoded(part: Message) -> str:
 
 
 def _raw(value: object) -> str:
-    """A header's value, with bytes that are not ASCII taken for UTF-8."""
+    """Return a header's value; bytes that are not ASCII are read as UTF-8."""
     return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,7 +1,7 @@
-"""The inbox's pages: the list, a mail, and the switches for what is to go wrong.
+"""Serves the inbox's pages: the list, a mail, and the switches for faults.
 
-They are read without JavaScript; with it, ``inbox.js`` keeps the list as ``/list`` and ``/knobs`` have
-it. A mail's HTML is served apart, in a sandbox: without scripts, forms, our origin, and the network.
+They work without JavaScript; with it, ``inbox.js`` updates the page from ``/list`` and ``/knobs``. A mail's
+HTML is a page of its own in a sandbox: without scripts, forms, the inbox's origin, and the network.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from mailroom.inbox.changes import Changes
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.knobs import BY_NAME, other_rules, switches, turn
 from mailroom.inbox.links import find_links
-from mailroom.inbox.mails import Mail
-from mailroom.inbox.messages import Rendered, read_headers
+from mailroom.inbox.mails import KeptMail
+from mailroom.inbox.messages import read_headers
+from mailroom.templates.mails import RenderedMail
 from mailroom.web.bodies import read_form
 from mailroom.web.pages import Pages
 
 PAGE: Final = 100
-# More of a request or a text than this is offered as a download.
+# A longer request is offered as a download.
 MAX_SHOWN: Final = 200_000
 VIEWS: Final = {"html": "HTML", "text": "Text", "headers": "Headers", "request": "Raw request"}
 FRAME_POLICY: Final = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
 )
-# No browser can be told to show a frame as if its reader preferred the dark: so the mail is.
+# A browser cannot show one frame in another colour scheme, so the mail's media queries are replaced.
 ALWAYS, NEVER = "(min-width: 0px)", "(max-width: 0px)"
 _SCHEME: Final = re.compile(
     r"\(\s{0,9}prefers-color-scheme\s{0,9}:\s{0,9}(dark|light)\s{0,9}\)", re.IGNORECASE
 )
-# A link would leave an error of the browser's in the frame. The sandbox opens no windows: so none does.
+# The sandbox opens no windows, so this disables links, which would show the browser's error in the frame.
 NOWHERE: Final = '<base target="_blank">'
 _HEAD: Final = re.compile(r"<head(?:\s[^<>]{0,2000})?>|\A\s{0,100}<!doctype[^<>]{0,1000}>", re.IGNORECASE)
 _TARGET: Final = re.compile(
@@ -48,24 +49,24 @@ _CODE: Final = re.compile("[0-9]{5}")
 _BACK: Final = re.compile(r"/(mails/[0-9a-f-]+)?(\?[A-Za-z0-9%&=+._~-]*)?")
 
 
-def page_routes(front: Front) -> list[Route]:
-    """The routes of all pages but the first, which shares its address with SES's endpoint."""
+def page_routes(pages: InboxPages) -> list[Route]:
+    """Return the routes of all pages but the first, which shares its address with SES's endpoint."""
     return [
-        Route("/list", front.rows),
-        Route("/knobs", front.knobs),
-        Route("/knobs/{name}", front.turn, methods=["POST"]),
-        Route("/faults/{id:int}/delete", front.remove_fault, methods=["POST"]),
-        Route("/mails/delete", front.delete_all, methods=["POST"]),
-        Route("/mails/{id}", front.mail),
-        Route("/mails/{id}/delete", front.delete, methods=["POST"]),
-        Route("/mails/{id}/html", front.html),
-        Route("/mails/{id}/eml", front.eml),
-        Route("/mails/{id}/request", front.request),
+        Route("/list", pages.rows),
+        Route("/knobs", pages.knobs),
+        Route("/knobs/{name}", pages.turn, methods=["POST"]),
+        Route("/faults/{id:int}/delete", pages.remove_fault, methods=["POST"]),
+        Route("/mails/delete", pages.delete_all, methods=["POST"]),
+        Route("/mails/{id}", pages.mail),
+        Route("/mails/{id}/delete", pages.delete, methods=["POST"]),
+        Route("/mails/{id}/html", pages.html),
+        Route("/mails/{id}/eml", pages.eml),
+        Route("/mails/{id}/request", pages.request),
     ]
 
 
-class Front:
-    """The pages; each method answers a request."""
+class InboxPages:
+    """The pages; each public method answers a request."""
 
     def __init__(self, inbox: Inbox, changes: Changes) -> None:
         self._inbox = inbox
@@ -73,7 +74,7 @@ class Front:
         self._pages = Pages("mailroom.inbox")
 
     async def index(self, request: Request) -> Response:
-        """The list, and how to fill it."""
+        """The first page: the list, and how to point a client here."""
         url = str(request.base_url).rstrip("/")
         return self._pages.answer("index.html", self._around(request) | {"url": url})
 
@@ -86,7 +87,7 @@ class Front:
         return self._pages.answer("knobs.html", self._switches(request.query_params.get("back", "/")))
 
     async def mail(self, request: Request) -> Response:
-        """A mail, beside the list."""
+        """A mail beside the list."""
         mail = self._mail(request)
         rendered = self._inbox.render(mail)
         asked = request.query_params.get("view", "")
@@ -119,7 +120,7 @@ class Front:
         return self._pages.answer("mail.html", around | choice | shown)
 
     async def html(self, request: Request) -> Response:
-        """A mail's HTML, as harmless when it is opened by itself."""
+        """A mail's HTML, in the same sandbox if it is opened by itself."""
         rendered = self._inbox.render(self._mail(request))
         if not rendered or not rendered.html:
             raise HTTPException(404, "this mail has no HTML")
@@ -136,7 +137,7 @@ class Front:
         mail = self._mail(request)
         content = mail.as_message(self._inbox.render(mail))
         if not content:
-            raise HTTPException(404, "this mail was dropped: there is no message")
+            raise HTTPException(404, "this mail was dropped, so there is no message")
         return _download(content, f"{mail.id}.eml", "message/rfc822")
 
     async def request(self, request: Request) -> Response:
@@ -144,7 +145,7 @@ class Front:
         mail = self._mail(request)
         content = self._inbox.requests.get(mail.call)
         if content is None:
-            raise HTTPException(404, "the request is not kept any more")
+            raise HTTPException(404, "the request is no longer kept")
         return _download(content, f"{mail.id}.request.txt", "application/octet-stream")
 
     async def delete(self, request: Request) -> Response:
@@ -163,12 +164,12 @@ class Front:
         """Turn a switch."""
         knob, form = BY_NAME.get(request.path_params["name"]), await read_form(request)
         if knob is None or form.get("on") not in ("0", "1"):
-            raise HTTPException(400, f"one of {', '.join(BY_NAME)} is turned, with on=0 or on=1")
+            raise HTTPException(400, f"turn one of {', '.join(BY_NAME)}, with on=0 or on=1")
         turn(self._inbox, knob, form["on"] == "1")
         return self._done(form)
 
     async def remove_fault(self, request: Request) -> Response:
-        """Take a rule away that no switch stands for."""
+        """Remove a rule that was added over the API."""
         form = await read_form(request)
         self._inbox.faults.remove(request.path_params["id"])
         return self._done(form)
@@ -179,18 +180,18 @@ class Front:
         return self._pages.answer("error.html", values, error.status_code)
 
     def _done(self, form: dict[str, str]) -> Response:
-        self._changes.tell()
+        self._changes.notify()
         back = form.get("back", "/")
         return RedirectResponse(back if _BACK.fullmatch(back) else "/", 303)
 
-    def _mail(self, request: Request) -> Mail:
+    def _mail(self, request: Request) -> KeptMail:
         mail = self._inbox.mails.get(request.path_params["id"])
         if mail is None:
-            raise HTTPException(404, "this mail is not kept any more")
+            raise HTTPException(404, "this mail is no longer kept")
         return mail
 
     def _around(self, request: Request, open: str = "") -> dict[str, Any]:
-        """What stands on every page."""
+        """Return the values for the frame of every page."""
         path = request.url.path
         back = f"{path}?{request.url.query}" if request.url.query else path
         return self._listing(request, open) | self._switches(back)
@@ -227,8 +228,8 @@ class Front:
             "back": back if _BACK.fullmatch(back) else "/",
         }
 
-    def _parameters(self, mail: Mail) -> list[tuple[str, str]]:
-        """The parameters of a call of SES's, in the order in which they came."""
+    def _parameters(self, mail: KeptMail) -> list[tuple[str, str]]:
+        """Return the parameters of an SES call, in their order."""
         raw = self._inbox.requests.get(mail.call)
         if raw is None or mail.message:
             return []
@@ -237,7 +238,7 @@ class Front:
 
 
 def _leading_nowhere(html: str) -> str:
-    """HTML whose links do nothing where no window may be opened."""
+    """Return HTML whose links do nothing in a sandbox that opens no windows."""
     html = _TARGET.sub(r"\1", html)
     heads = list(_HEAD.finditer(html))
     at = next(
@@ -254,8 +255,8 @@ def _download(content: bytes, name: str, type: str) -> Response:
     return Response(content, headers=headers, media_type=type)
 
 
-def _code(mail: Mail, rendered: Rendered | None) -> str:
-    """The code that belongs to the link, if the mail shows it."""
+def _code(mail: KeptMail, rendered: RenderedMail | None) -> str:
+    """Return the code that belongs to the link, if the mail shows it."""
     code = mail.data.get("code")
     shown = (
         isinstance(code, str) and _CODE.fullmatch(code) and rendered and code in rendered.text + rendered.html
@@ -264,7 +265,7 @@ def _code(mail: Mail, rendered: Rendered | None) -> str:
 
 
 def _moment(time: datetime) -> dict[str, str]:
-    """A time as this machine has it, for people and for machines."""
+    """Return a time for machines, and in two lengths for people, in this machine's time zone."""
     local = time.astimezone()
     return {
         "iso": time.isoformat(timespec="milliseconds"),

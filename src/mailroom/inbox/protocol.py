@@ -89,7 +89,7 @@ def create_server(
 
     def told_by_smtp() -> None:
         told()
-        changes.tell()
+        changes.notify()
 
     return Server(
         uvicorn.Config(

@@ -1,7 +1,7 @@
-"""The inbox as a server on loopback, in a thread of its own: HTTP, and SMTP if wanted.
+"""Runs the inbox as a server in a thread: HTTP, and SMTP if asked for.
 
-Idle connections are kept for 75 s, as SES's are for long, so that a client's pool is never cut. The
-end is quick: calls that hang are cut.
+Idle connections are kept for 75 s, so that a client can reuse them as it does with SES. Stopping is quick:
+calls that hang are cut.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENCE_S: Final = 30.0
 
 
 class InboxError(MailroomError):
-    """The inbox cannot be opened here."""
+    """The inbox cannot listen here, or its extra is not installed."""
 
     exit_code = 69
 
@@ -35,13 +35,13 @@ class InboxServer:
 
     Args:
         host: the address to listen on.
-        port: 0 for any that is free.
-        inbox: a fresh one for None.
-        smtp_port: where to take mail over SMTP; 0 for any port that is free, None for nowhere.
+        port: the port; 0 for any free one.
+        inbox: the inbox; None for a new one.
+        smtp_port: the port for SMTP; 0 for any free one, None for no SMTP.
 
     Attributes:
-        url: of the page, the API and SES's endpoint.
-        smtp_url: as ``MAILROOM_TRANSPORT`` takes it; empty without SMTP.
+        url: the address of the page, the API and SES's endpoint.
+        smtp_url: the address of SMTP, for ``MAILROOM_TRANSPORT``; empty without SMTP.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class InboxServer:
         self.smtp_url = ""
         self._place = host, port
         self._smtp_port = smtp_port
-        self._told = threading.Condition()
+        self._called = threading.Condition()
 
     def __enter__(self) -> Self:
         """Listen.
 
         Raises:
-            InboxError: the extra is not installed, or the port is taken.
+            InboxError: the extra is not installed, or the port is in use.
         """
         try:
             from mailroom.inbox.protocol import create_server
@@ -86,7 +86,7 @@ class InboxServer:
         self.url = f"http://{authority(listening)}"
         self._server: Server = create_server(
             self.inbox,
-            self._tell,
+            self._notify,
             address=listening.getsockname()[0],
             names=[self._place[0]],
             keep_alive_s=KEEP_ALIVE_S,
@@ -104,19 +104,19 @@ class InboxServer:
         self._server.stop()
         self._thread.join(PATIENCE_S)
 
-    def wait_for(self, true: Callable[[Inbox], object], timeout_s: float = PATIENCE_S) -> None:
-        """Wait until something is true of the inbox; it is looked at after each call, and mail over SMTP.
+    def wait_for(self, condition: Callable[[Inbox], object], timeout_s: float = PATIENCE_S) -> None:
+        """Wait until a condition holds, which is checked after each call and each mail over SMTP.
 
         Raises:
-            TimeoutError: it did not become true.
+            TimeoutError: it does not hold in time.
         """
-        with self._told:
-            if not self._told.wait_for(lambda: true(self.inbox), timeout_s):
-                raise TimeoutError(f"it is not so after {timeout_s:g} s; {self.inbox.counts}")
+        with self._called:
+            if not self._called.wait_for(lambda: condition(self.inbox), timeout_s):
+                raise TimeoutError(f"the condition does not hold after {timeout_s:g} s; {self.inbox.counts}")
 
-    def _tell(self) -> None:
-        with self._told:
-            self._told.notify_all()
+    def _notify(self) -> None:
+        with self._called:
+            self._called.notify_all()
 
 
 def _listen(host: str, port: int, option: str) -> socket.socket:
@@ -124,7 +124,6 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
         host,
         port,
         fault=InboxError,
-        taken=f"choose another with {option}, or end what listens there",
-        elsewhere="choose an address of this machine with --host,"
-        f" and a port that you may take with {option}",
+        taken=f"choose another port with {option}, or stop the program that uses it",
+        elsewhere=f"choose an address of this machine with --host, and a port that you may use with {option}",
     )

@@ -1,7 +1,6 @@
-"""SES's query protocol: a form comes in, XML goes out.
+"""Reads and writes SES's query protocol: a call is a form, its answer is XML.
 
-Pure: it knows how calls and answers are written and no call by name. Whatever bytes a form is made
-of, reading it ends in parameters or in a ``Refusal``; whatever text an answer holds, it is XML.
+Any bytes are read as parameters or end in a ``Refusal``. Any text in an answer becomes valid XML.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ VERSION: Final = "2010-12-01"
 FORM_TYPE: Final = "application/x-www-form-urlencoded"
 MAX_PARAMETERS: Final = 10_000
 
-# What XML 1.0 cannot hold, however it is written.
+# The characters that XML 1.0 cannot hold, not even escaped.
 _UNWRITABLE: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Tree: TypeAlias = "str | Mapping[str, Tree] | Sequence[Tree]"
 
 
 class Refusal(Exception):
-    """A call that is answered with an error, in SES's words.
+    """A call is answered with an error, worded as SES words it.
 
     Attributes:
-        code: such as ``TemplateDoesNotExist``, as botocore's model has it.
-        status: of the HTTP answer.
+        code: such as ``TemplateDoesNotExist``, as in botocore's model.
+        status: the HTTP status.
     """
 
     def __init__(self, code: str, message: str, status: int = 400) -> None:
@@ -40,15 +39,15 @@ class Refusal(Exception):
 
 
 class Entries(list[tuple[str, Tree]]):
-    """A map, which the protocol writes as a list of keys and values."""
+    """A map, which the protocol writes as a list of entries."""
 
 
 class Parameters:
-    """A call's parameters by their flattened names: ``Destinations.member.1.Destination…``.
+    """The parameters of a call, by flattened names such as ``Destinations.member.1.Destination…``.
 
     Args:
-        fields: them.
-        raw: the request that they were read from.
+        fields: the parameters.
+        raw: the whole request.
     """
 
     def __init__(self, fields: Mapping[str, str], raw: bytes = b"") -> None:
@@ -56,11 +55,11 @@ class Parameters:
         self._fields = fields
 
     def get(self, name: str, otherwise: str = "") -> str:
-        """A parameter that may be missing."""
+        """Return an optional parameter."""
         return self._fields.get(name, otherwise)
 
     def required(self, name: str) -> str:
-        """A parameter that must be there.
+        """Return a required parameter.
 
         Raises:
             Refusal: it is missing or empty.
@@ -74,7 +73,7 @@ class Parameters:
         )
 
     def members(self, name: str) -> list[str]:
-        """A list of texts, up to the first number that is missing."""
+        """Return a list of texts: those numbered from 1 without a gap."""
         found: list[str] = []
         while (value := self._fields.get(f"{name}.member.{len(found) + 1}")) is not None:
             found.append(value)
@@ -82,31 +81,31 @@ class Parameters:
 
 
 def read_form(content_type: str, body: bytes, head: bytes = b"") -> Parameters:
-    """A request's parameters; ``head`` is what came before its body, and only kept.
+    """Return the parameters of a request; ``head``, the text before the body, becomes part of ``raw``.
 
     Raises:
-        Refusal: it is no form of text.
+        Refusal: the body is not a form.
     """
     if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
-        raise Refusal("InvalidRequest", f"a call is a form: Content-Type: {FORM_TYPE}", 415)
+        raise Refusal("InvalidRequest", f"A call must be a form, with Content-Type: {FORM_TYPE}", 415)
     try:
         pairs = parse_qsl(
             body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
         )
     except ValueError as error:  # not ASCII, not UTF-8 within, or too many
-        raise Refusal("MalformedQueryString", f"the form cannot be read: {error}") from None
+        raise Refusal("MalformedQueryString", f"The form cannot be read: {error}") from None
     return Parameters(dict(pairs), head + body)
 
 
-def write_answer(action: str, result: Tree | None) -> bytes:
-    """The answer to a call; None where the call has no result."""
-    inner = "" if result is None else f"<{action}Result>{_xml(result)}</{action}Result>"
+def write_answer(action: str, result: Tree) -> bytes:
+    """Return the answer to a call."""
+    inner = f"<{action}Result>{_xml(result)}</{action}Result>"
     metadata = f"<ResponseMetadata><RequestId>{uuid.uuid4()}</RequestId></ResponseMetadata>"
     return f'<{action}Response xmlns="{NAMESPACE}">{inner}{metadata}</{action}Response>'.encode()
 
 
 def write_error(refusal: Refusal) -> bytes:
-    """The answer to a call that is refused."""
+    """Return the answer to a refused call."""
     error: Tree = {
         "Type": "Sender" if refusal.status < 500 else "Receiver",
         "Code": refusal.code,

@@ -1,8 +1,7 @@
-"""The inbox over SMTP: a mail that comes whole goes the way of a call with as many destinations.
+"""Receives mail over SMTP, as a call with one destination a recipient.
 
-It takes any user and password, so that a client which wants to sign in can. Limits, a paused account
-and faults hold here as for SES, in SMTP's words; the client sees one answer for all its recipients,
-the worst. Whatever it sends, it gets an answer or a closed connection, never a traceback.
+It accepts any user and password. Limits, a paused account and faults apply as for SES, and are reported
+in SMTP's words. SMTP has one answer for all recipients: the first failure, if there is one.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ from typing import Any, Final
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
-from mailroom.inbox.calls import Answer, Destination, Request
+from mailroom.inbox.calls import BulkCall, CallAnswer, Destination
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import THROTTLES, Inbox
 from mailroom.inbox.messages import read_header
 
-LARGEST_MAIL: Final = 10_000_000
+MAX_MAIL: Final = 10_000_000
 MAX_RECIPIENTS: Final = 50
 NAME: Final = "inbox.mailroom"
-# Where SES's API has a code, its SMTP has words.
+# How SES says over SMTP what its API says with a code.
 WORDS: Final = {
     "Throttling": "454 Throttling failure: Maximum sending rate exceeded.",
     "AccountDailyQuotaExceeded": "454 Throttling failure: Daily message quota exceeded.",
     "AccountThrottled": "454 Throttling failure: Maximum sending rate exceeded.",
 }
-PASSING: Final = (
+TEMPORARY: Final = (
     "TransientFailure",
     "ServiceUnavailable",
     "InternalFailure",
@@ -38,23 +37,23 @@ PASSING: Final = (
 
 
 class SmtpInbox:
-    """Makes a protocol for each connection; ``told`` is called after each mail, before its answer."""
+    """Makes a protocol for each connection; ``on_call`` is called after each mail, before its answer."""
 
-    def __init__(self, inbox: Inbox, told: Callable[[], None]) -> None:
+    def __init__(self, inbox: Inbox, on_call: Callable[[], None]) -> None:
         self._inbox = inbox
-        self._told = told
-        self._open: weakref.WeakSet[_Protocol] = weakref.WeakSet()
+        self._on_call = on_call
+        self._open: weakref.WeakSet[_SmtpProtocol] = weakref.WeakSet()
 
     def connection(self) -> SMTP:
-        """The protocol of a new connection."""
-        protocol = _Protocol(
+        """Return the protocol of a new connection."""
+        protocol = _SmtpProtocol(
             self,
             hostname=NAME,
             ident="Mailroom's inbox",
-            data_size_limit=LARGEST_MAIL,
+            data_size_limit=MAX_MAIL,
             enable_SMTPUTF8=True,
             auth_require_tls=False,
-            authenticator=_anybody,
+            authenticator=_accept_any,
             loop=asyncio.get_running_loop(),
         )
         self._open.add(protocol)
@@ -68,7 +67,7 @@ class SmtpInbox:
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's
         self, _: SMTP, __: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        """Take a recipient."""
+        """Add a recipient."""
         if len(envelope.rcpt_tos) >= MAX_RECIPIENTS:
             return f"452 A mail has at most {MAX_RECIPIENTS} recipients"
         envelope.rcpt_tos.append(address)
@@ -78,40 +77,40 @@ class SmtpInbox:
     async def handle_DATA(  # noqa: N802 - aiosmtpd's
         self, server: SMTP, _: Session, envelope: Envelope
     ) -> str:
-        """Take a mail."""
+        """Accept a mail, and return the answer."""
         content = envelope.content if isinstance(envelope.content, bytes) else b""
-        answer = self._inbox.send_bulk(_request(envelope, content or b"\r\n"))
-        self._told()
+        answer = self._inbox.send_bulk(_call(envelope, content or b"\r\n"))
+        self._on_call()
         if answer.fault and answer.fault.kind in ("hang", "cut", "cut_body"):
             if answer.fault.kind == "hang":
                 await asyncio.sleep(answer.fault.seconds)
-            if isinstance(server, _Protocol):
+            if isinstance(server, _SmtpProtocol):
                 server.abort()
             await asyncio.Event().wait()  # until the connection is lost
         return _line(_reply(answer))
 
 
-class _Protocol(SMTP):
+class _SmtpProtocol(SMTP):
     def abort(self) -> None:
         """Cut the connection."""
         if isinstance(self.transport, asyncio.Transport) and not self.transport.is_closing():
             self.transport.abort()
 
 
-def _anybody(*_: Any) -> AuthResult:
+def _accept_any(*_: Any) -> AuthResult:
     return AuthResult(success=True)
 
 
-def _request(envelope: Envelope, content: bytes) -> Request:
+def _call(envelope: Envelope, content: bytes) -> BulkCall:
     sender = envelope.mail_from or ""
     commands = [f"MAIL FROM:<{sender}>", *(f"RCPT TO:<{address}>" for address in envelope.rcpt_tos), "DATA"]
     raw = "\r\n".join(commands).encode("utf-8", "replace") + b"\r\n" + content
     author = read_header(content, "From")
     destinations = [Destination((address,), "") for address in envelope.rcpt_tos]
-    return Request(author if "@" in author else sender, "", "", "", destinations, raw, content)
+    return BulkCall(author if "@" in author else sender, "", "", "", destinations, raw, content)
 
 
-def _reply(answer: Answer) -> str:
+def _reply(answer: CallAnswer) -> str:
     if answer.fault:
         return _garbled(answer.fault)
     if answer.refusal:
@@ -125,15 +124,15 @@ def _reply(answer: Answer) -> str:
 def _refusal(code: str, message: str, status: int) -> str:
     if code in THROTTLES:
         code = "Throttling"
-    passing = code in PASSING or status >= 500
-    return WORDS.get(code) or f"{451 if passing else 554} {code}: {message}"
+    temporary = code in TEMPORARY or status >= 500
+    return WORDS.get(code) or f"{451 if temporary else 554} {code}: {message}"
 
 
 def _garbled(fault: Fault) -> str:
-    """What goes out instead of an answer."""
+    """Return what is sent in place of an answer."""
     return f"{451 if fault.http_status != 400 else 554} {fault.body}" if fault.kind == "http" else fault.body
 
 
 def _line(text: str) -> str:
-    """One line of ASCII, as long as SMTP has them."""
+    """Return the text as one line of ASCII, within SMTP's length."""
     return re.sub(r"[^\x20-\x7e]+", " ", text)[:500] or " "

@@ -1,1 +1,1 @@
-"""The mails: their sources, tags, checks, and their copies in SES."""
+"""Templates of mails: their files, checks, rendering, and copies in SES; begin at ``sources``."""

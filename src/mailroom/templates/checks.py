@@ -1,8 +1,8 @@
-"""What is wrong with a template, told before the first mail and not by the mails that never come.
+"""Checks templates before the first mail is sent.
 
-SES accepts a mail whose data lacks a name that its template shows, and silently sends nothing. A
-template of ours must also keep what a user typed from becoming part of the page, so it is refused
-where escaping cannot promise that.
+SES accepts a mail whose data lacks a field that its template shows, and silently sends nothing. So a field
+that the action does not have is a fault. A user's text must not become part of the page, so showing it where
+escaping cannot prevent that is a fault too.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from mailroom.templates.mails import ESCAPED_FIELDS, SES_PARTS, escaped_names
 from mailroom.templates.sources import CONSTANTS, Template
 from mailroom.templates.tags import Kind, Tag, placeholders, render_source, syntax_fault, tags
 
-# What SES's documentation allows, text and HTML together.
-LARGEST_BYTES: Final = 500_000
+# The limit in SES's documentation, for all parts together.
+MAX_BYTES: Final = 500_000
 
 _UNDERSTOOD: Final = "{{field}}, {{#if field}}, {{#unless field}}, {{else}} and {{! comments}}"
-# Attributes that are shown and never run, fetched or taken for style.
+# Attributes that are only shown: never run, fetched or used as style.
 _HARMLESS_ATTRIBUTES: Final = ("alt", "aria-label", "title")
 _PROBE: Final = "mailroom-probe"
-# Without quotes around it, an attribute ends at the blank.
+# An attribute without quotes ends at the blank.
 _PROBE_VALUE: Final = f"{_PROBE} x={_PROBE}"
 
 
 class Findings(NamedTuple):
-    """About a template in SES: faults mean that mails would not arrive, warnings that they might harm."""
+    """Findings about a template in SES: a fault loses mails, a warning means that mails may be unsafe."""
 
     faults: list[str]
     warnings: list[str]
 
 
 def check(template: Template) -> list[str]:
-    """What is wrong with a template of ours, one sentence each; empty when it may be used."""
+    """Return the faults of a template from files, a sentence each; empty if it may be used."""
     faults: list[str] = []
     action = template.action
-    if sum(len(source.encode()) for source in template.parts().values()) > LARGEST_BYTES:
-        return [f"larger than the {LARGEST_BYTES} bytes that SES takes"]
+    if sum(len(source.encode()) for source in template.parts().values()) > MAX_BYTES:
+        return [f"larger than {MAX_BYTES} bytes, the limit of SES"]
     for part, source in template.parts().items():
         if not source.strip():
             faults.append(f"{part}: empty")
@@ -61,18 +61,18 @@ def check(template: Template) -> list[str]:
 
 
 def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
-    """What is wrong with a template that is in SES, whoever put it there.
+    """Return the findings about a template in SES, which other programs may have put there.
 
     Args:
-        parts: the template by SES's names: SubjectPart, TextPart, HtmlPart; a missing one is not looked for,
-            as long as there is a text or HTML to read.
-        action: whose mails it is for.
+        parts: the template by SES's names: SubjectPart, TextPart, HtmlPart. A missing part is no fault, as
+            long as there is a text or HTML part.
+        action: the action that it is for.
     """
     findings = Findings([], [])
     known = {*action.fields, *escaped_names(action)}
     sources = {part: parts.get(name) or "" for part, name in SES_PARTS.items()}
-    if sum(len(source.encode()) for source in sources.values()) > LARGEST_BYTES:
-        findings.faults.append(f"larger than the {LARGEST_BYTES} bytes that SES takes")
+    if sum(len(source.encode()) for source in sources.values()) > MAX_BYTES:
+        findings.faults.append(f"larger than {MAX_BYTES} bytes, the limit of SES")
         return findings
     if not (sources["text"].strip() or sources["html"].strip()):
         findings.faults.append("neither a text nor an HTML part")
@@ -85,7 +85,7 @@ def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
         unknown = sorted(placeholders(source) - known)
         findings.faults.extend(f"{part}: {_unknown(name, action)}" for name in unknown)
         others = [tag.source for tag in tags(source) if tag.kind is Kind.OTHER]
-        findings.warnings.extend(f"{part}: what {tag} shows is not checked" for tag in others)
+        findings.warnings.extend(f"{part}: {tag} is not checked" for tag in others)
         if part != "subject" and not unknown:
             required = [name for name in action.fields if name not in ESCAPED_FIELDS]
             findings.faults.extend(_missing(part, source, required))
@@ -97,8 +97,7 @@ def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
             findings.warnings.append(f"{{{{{name}}}}} is missing")
         if any(tag.shows == name for tag in tags(sources["html"])):
             findings.warnings.append(
-                f"html: {{{{{name}}}}} puts what a user typed into the page as it is;"
-                f" write {{{{{name}_html}}}}"
+                f"html: {{{{{name}}}}} shows a user's text without escaping; write {{{{{name}_html}}}}"
             )
     unsafe = _unsafe_places(sources["html"], escaped_names(action))
     findings.warnings.extend(f"html: {fault}" for fault in unsafe)
@@ -121,26 +120,25 @@ def _tag_faults(part: str, source: str, action: Action) -> list[str]:
             faults.append(f"{part}: {_unknown(tag.name, action)}")
         elif part == "html" and tag.kind is Kind.RAW and tag.name in ESCAPED_FIELDS:
             faults.append(
-                f"html: {tag.source} asks for what a user typed as it is; write {{{{{tag.name}}}}},"
-                " which is escaped"
+                f"html: {tag.source} shows a user's text without escaping; write {{{{{tag.name}}}}}"
             )
     return faults
 
 
 def _constant_fault(tag: Tag) -> str:
     if tag.kind is Kind.TEST or "~" in tag.source:
-        return f"{tag.source} is refused: a constant is put in beforehand; write {{{{{tag.name}}}}}"
-    return f"{{{{{tag.name}}}}} is shown and {CONSTANTS[tag.name]} is not set; set it in the environment"
+        return f"{tag.source} is refused: constants are put in at loading; write {{{{{tag.name}}}}}"
+    return f"{{{{{tag.name}}}}} needs {CONSTANTS[tag.name]}, which is not set; set it in the environment"
 
 
 def _unknown(name: str, action: Action) -> str:
     if name in {f"{field}_html" for field in ESCAPED_FIELDS}:
-        return f"{{{{{name}}}}} is put in on the way to SES; write {{{{{name.removesuffix('_html')}}}}}"
-    return f"{{{{{name}}}}} is no field of {action.name}: SES would accept the mail and drop it"
+        return f"{{{{{name}}}}} is made for SES; write {{{{{name.removesuffix('_html')}}}}}"
+    return f"{{{{{name}}}}} is not a field of {action.name}: SES would accept the mail and drop it"
 
 
 def _missing(part: str, source: str, required: list[str]) -> list[str]:
-    """The fields that do not come out, whether they are not written or in a branch that is never taken."""
+    """Return the fields that are not shown: missing in the source, or in a branch that is never taken."""
     marks = {name: f"\0{name}\0" for name in required}
     escaped = {name: name for field in ESCAPED_FIELDS for name in (field, f"{field}_html")}
     try:
@@ -151,27 +149,27 @@ def _missing(part: str, source: str, required: list[str]) -> list[str]:
 
 
 def _unsafe_places(source: str, names: Sequence[str]) -> list[str]:
-    """Where escaping keeps no promise: unquoted attributes, addresses, style, script.
+    """Return where escaping does not help: unquoted attributes, addresses, style and script.
 
-    No field is ever empty, so that the branches taken here are those that every mail takes.
+    No field is ever empty, so every mail takes the branches that are taken here.
     """
     faults = []
     for name in names:
-        page = _Page()
+        page = _ProbeFinder()
         try:
             page.feed(render_source(source, dict.fromkeys(placeholders(source), "x") | {name: _PROBE_VALUE}))
         except TemplateError:
-            return []  # which is a fault by itself
+            return []  # reported as a fault of its own
         page.close()
         faults += [
-            f"{{{{{name}}}}} stands {place}, where escaping does not make it safe; show it as text"
+            f"{{{{{name}}}}} is {place}, where escaping does not make it safe; show it as text"
             for place in dict.fromkeys(page.unsafe)
         ]
     return faults
 
 
-class _Page(HTMLParser):
-    """Looks where the probe stands."""
+class _ProbeFinder(HTMLParser):
+    """Finds the places of the probe."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +177,7 @@ class _Page(HTMLParser):
         self._element = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """A tag may hold it whole, in quotes, in an attribute that is merely shown."""
+        """A tag may hold the whole probe in quotes, in an attribute that is only shown."""
         self._element = tag if tag in ("script", "style") else ""
         if _PROBE in tag:
             self.unsafe.append("in the name of an element")
@@ -191,10 +189,10 @@ class _Page(HTMLParser):
                     self.unsafe.append(f"in the attribute {name}" if whole else "in a tag and not in quotes")
 
     def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - the base class's name
-        """Back to plain text."""
+        """Text follows."""
         self._element = ""
 
     def handle_data(self, data: str) -> None:
-        """Text is where it belongs, unless it is a script's or a style's."""
+        """Text may hold the probe, except in a script or a style."""
         if _PROBE in data and self._element:
             self.unsafe.append(f"in <{self._element}>")

@@ -1,7 +1,8 @@
-"""From a template and a message to a mail: the data for SES, the source for SES, and both put together.
+"""Makes what SES needs of a template and a message: the source and the data. Renders both where SES does not.
 
-There is one way to escape. The HTML part that renders has ``{{login_html}}`` where the file has
-``{{login}}``, and the data of every mail holds both; SES renders it, or we do.
+SES escapes nothing. So the HTML part goes to SES with ``{{login_html}}`` in place of ``{{login}}``, and the
+data of every mail holds both: the login as it is for the subject and the text, and escaped for the HTML.
+Rendering for SMTP does the same, so there is one way to escape.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from mailroom.templates.sources import Template
 from mailroom.templates.tags import Tag, render_source, replace_tags
 from mailroom.wire import Message
 
-# What a user wrote. Everything else a field holds is letters, digits, - and _.
+# The fields that hold a user's text. The others hold letters, digits, - and _ only.
 ESCAPED_FIELDS: Final = ("login",)
 
 SES_PARTS: Final = {"subject": "SubjectPart", "text": "TextPart", "html": "HtmlPart"}
 
 
-class Mail(NamedTuple):
+class RenderedMail(NamedTuple):
     """A rendered mail."""
 
     subject: str
@@ -31,24 +32,24 @@ class Mail(NamedTuple):
 
 
 def fields(action: Action, message: Message) -> dict[str, str]:
-    """The fields of a message that its action's template may show, and the escaped ones."""
+    """Return the fields that the action's template may show, and the escaped ones."""
     every = {"login": message.username, "secret": message.token, "code": message.code}
     every |= {f"{name}_html": html.escape(every[name]) for name in ESCAPED_FIELDS}
     return {name: every[name] for name in (*action.fields, *escaped_names(action))}
 
 
 def escaped_names(action: Action) -> tuple[str, ...]:
-    """The names under which an action's data holds what is escaped for HTML."""
+    """Return the names of the fields of an action that are escaped for HTML."""
     return tuple(f"{name}_html" for name in ESCAPED_FIELDS if name in action.fields)
 
 
 def ses_data(action: Action, message: Message) -> str:
-    """The replacement data of one recipient for SES."""
+    """Return one recipient's replacement data for SES."""
     return json.dumps(fields(action, message), ensure_ascii=False)
 
 
 def for_ses(template: Template, name: str) -> dict[str, str]:
-    """A template as SES's API takes it."""
+    """Return a template for SES's API."""
     return {
         "TemplateName": name,
         "SubjectPart": template.subject,
@@ -57,14 +58,14 @@ def for_ses(template: Template, name: str) -> dict[str, str]:
     }
 
 
-def render(template: Template, message: Message) -> Mail:
-    """The mail that a recipient gets, where SES does not render it.
+def render(template: Template, message: Message) -> RenderedMail:
+    """Return the mail of one recipient, for transports that do not render.
 
     Raises:
-        TemplateError: the template shows what the message does not have.
+        TemplateError: the template shows a field that the message does not have.
     """
     data = fields(template.action, message)
-    return Mail(
+    return RenderedMail(
         render_source(template.subject, data),
         render_source(template.text, data),
         render_source(_escaped(template.html), data),

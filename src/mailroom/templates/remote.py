@@ -1,4 +1,4 @@
-"""Templates in SES: look at one, put one there."""
+"""Fetches templates from SES, and pushes them to it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from mailroom.templates.mails import SES_PARTS, for_ses
 from mailroom.templates.sources import Template
 
 Client = Any
-"""A client of botocore's for ``ses``, whose methods are made when it is."""
+"""A botocore client for ``ses``, whose methods are made at run time."""
 Change = Literal["created", "updated", "unchanged"]
 
 
 def fetch(client: Client, name: str) -> dict[str, str] | None:
-    """The parts of a template by SES's names for them, or None when there is none.
+    """Return the parts of a template by SES's names, or None if it does not exist.
 
     Raises:
         botocore.exceptions.BotoCoreError: SES did not answer.
@@ -31,7 +31,7 @@ def fetch(client: Client, name: str) -> dict[str, str] | None:
 
 
 def due_change(client: Client, template: Template, name: str) -> Change:
-    """What ``push`` would do. Raises what ``fetch`` does."""
+    """Return what ``push`` would do. Raises what ``fetch`` raises."""
     present = fetch(client, name)
     if present is None:
         return "created"
@@ -40,7 +40,7 @@ def due_change(client: Client, template: Template, name: str) -> Change:
 
 
 def push(client: Client, template: Template, name: str) -> Change:
-    """Put a template, which was checked, into SES. Raises what ``fetch`` does."""
+    """Create or update a checked template in SES, and return what changed. Raises what ``fetch`` raises."""
     change = due_change(client, template, name)
     if change == "created":
         client.create_template(Template=for_ses(template, name))

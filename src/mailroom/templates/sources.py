@@ -1,7 +1,10 @@
-"""Template files: three an action in a folder, and the constants that are put in on the way.
+"""Loads templates from files.
 
-Constants are settings (``{{app_name}}``, ``{{app_url}}``). Those that are not set stay as they stand, for
-``check`` to name.
+A folder has three files for each action: ``activation.subject.txt``, ``activation.txt`` and
+``activation.html`` are the parts of one mail, in Handlebars as SES reads it (see ``tags``). They show the
+fields of their action (``{{login}}``, ``{{secret}}``, ``{{code}}``) and two constants, ``{{app_name}}`` and
+``{{app_url}}``. Constants are settings, which loading puts in; one that is not set stays in the source, and
+``check`` reports it.
 """
 
 from __future__ import annotations
@@ -32,26 +35,26 @@ class Template:
     html: str
 
     def parts(self) -> dict[str, str]:
-        """The sources by the names of their parts."""
+        """Return the sources by the names of their parts."""
         return {"subject": self.subject, "text": self.text, "html": self.html}
 
 
 def load(folder: Path | None, constants: Mapping[str, str]) -> dict[str, Template]:
-    """The templates of a folder (those that come with Mailroom, for None) by their actions' names.
+    """Return the templates of a folder by the names of their actions.
 
     Args:
-        folder: where the files are.
-        constants: what ``{{app_name}}`` and the like stand for.
+        folder: the folder; None for the templates that come with Mailroom.
+        constants: the values of ``{{app_name}}`` and ``{{app_url}}``.
 
     Raises:
-        TemplateError: a file is missing or is not UTF-8, or a constant cannot be put in.
+        TemplateError: a file is missing or not UTF-8, or a constant is not valid.
     """
     for name, value in constants.items():
-        # Handlebars has no way to write a brace in a text.
+        # Handlebars cannot escape a brace in text.
         if set(value) & set("{}\\") or not value.isprintable() or not value.strip():
             raise TemplateError(
-                f"{CONSTANTS.get(name, name)}: {value!r} cannot be part of a template",
-                hint="write it without { } \\ and control characters",
+                f"{CONSTANTS.get(name, name)}: {value!r} cannot be put into a template",
+                hint="set a value without { } \\ and control characters",
             )
     templates = {}
     for action in ACTIONS:
@@ -66,10 +69,12 @@ def load(folder: Path | None, constants: Mapping[str, str]) -> dict[str, Templat
 
 
 def write_built_in(folder: Path) -> list[Path]:
-    """Write the files that come with Mailroom into a folder, which is made if need be.
+    """Write the files that come with Mailroom into a folder, and return their paths.
+
+    The folder is created if it does not exist.
 
     Raises:
-        TemplateError: one of them is there already, or cannot be written; then none is overwritten.
+        TemplateError: a file exists already or cannot be written. No file is overwritten.
     """
     written = {
         _path(folder, action, part): _path(_BUILT_IN, action, part) for action in ACTIONS for part in PARTS
@@ -79,7 +84,7 @@ def write_built_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise TemplateError(f"{error.filename}: {error.strerror}", hint="name another folder") from None
     if present:
-        raise TemplateError(f"{present[0]} is there already", hint="name another folder, or move it away")
+        raise TemplateError(f"{present[0]} exists already", hint="name another folder, or move the file away")
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +92,7 @@ def write_built_in(folder: Path) -> list[Path]:
             with path.open("xb") as file:
                 file.write(built_in.read_bytes())
     except OSError as error:
-        # A full disk's error names no file.
+        # The error of a full disk names no file.
         raise TemplateError(
             f"{error.filename or path}: {error.strerror}", hint="name another folder"
         ) from None
@@ -105,7 +110,7 @@ def _read(path: Path) -> str:
         raise TemplateError(
             f"{path}: {error.strerror}",
             hint=f"each action has {', '.join('ACTION' + suffix for suffix in PARTS.values())};"
-            " `mailroom templates init FOLDER` writes the ones to start from",
+            " `mailroom templates init FOLDER` writes files to start from",
         ) from None
     except UnicodeDecodeError:
         raise TemplateError(f"{path}: not UTF-8", hint="save it as UTF-8") from None
@@ -113,7 +118,7 @@ def _read(path: Path) -> str:
 
 def _put_in(source: str, constants: Mapping[str, str], *, escape: bool) -> str:
     def value(tag: Tag) -> str:
-        # With ~ it would have to take blanks away as well; check says so.
+        # A ~ also removes blanks, which this does not do; check reports it.
         if tag.shows not in constants or "~" in tag.source:
             return tag.source
         text = constants[tag.shows]

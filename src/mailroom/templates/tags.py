@@ -1,10 +1,10 @@
-"""Handlebars, as far as templates may use it: what SES and the library that renders here read alike.
+"""Reads and renders the part of Handlebars that SES and the library used here treat alike.
 
-Fields are single values, so that templates need no more than ``{{field}}``, ``{{#if field}}``,
-``{{#unless field}}``, ``{{else}}`` and comments. Whatever else Handlebars has is one kind of tag
-here, OTHER, for ``check`` to refuse: what it would show cannot be told without running it.
+Fields are single values, so templates need only ``{{field}}``, ``{{#if field}}``, ``{{#unless field}}``,
+``{{else}}`` and comments. Every other tag has the kind OTHER, which ``check`` refuses, because only running
+it shows what it does.
 
-Nothing is escaped: what goes into HTML is escaped in the data, over SES as over SMTP.
+Rendering escapes nothing, as SES does not; the data holds the escaped values (see ``mails``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TAG: Final = re.compile(
     r"|\{\{.*?\}\}",
     re.DOTALL,
 )
-# More would take long to look at, and no mail has them.
+# More would take long to check, and no mail needs them.
 MAX_TAGS: Final = 1000
 MAX_ELEMENTS: Final = 10_000
 _HELPERS: Final = ("if", "unless", "each", "with", "lookup", "log", "inline")
@@ -34,7 +34,7 @@ _WORDS: Final = frozenset([*_HELPERS, "else", "as", "this", "true", "false", "nu
 
 
 class Kind(enum.Enum):
-    """What a tag does: RAW shows a field as FIELD does, and TEST asks whether there is one."""
+    """What a tag does: FIELD and RAW show a field, TEST asks whether it has a value."""
 
     COMMENT = r"\{\{~?!.*\}\}"
     FIELD = rf"\{{\{{~?\s*{_NAME}\s*~?\}}\}}"
@@ -49,7 +49,7 @@ _KINDS: Final = [(kind, re.compile(kind.value, re.DOTALL)) for kind in Kind]
 
 
 class Tag(NamedTuple):
-    """One tag of a source, and the field it speaks of, if that can be told."""
+    """One tag of a source, and the field that it names; empty if none is known."""
 
     kind: Kind
     name: str
@@ -59,24 +59,24 @@ class Tag(NamedTuple):
 
     @property
     def shows(self) -> str:
-        """The field that comes out in its place, if one does."""
+        """The field that the tag shows; empty if it shows none."""
         return self.name if self.kind in (Kind.FIELD, Kind.RAW) else ""
 
 
 def tags(source: str) -> Iterator[Tag]:
-    """The tags of a source, in order."""
+    """Yield the tags of a source, in order."""
     for found in _TAG.finditer(source):
         kind, name = _classify(found[0])
         before = source[max(found.start() - 1, 0) : found.start()]
         after = source[found.end() : found.end() + 1]
-        # A backslash takes a tag's meaning away, and one brace more gives it another.
+        # A backslash before a tag makes it text, and one more brace makes it another tag.
         if kind is not Kind.COMMENT and (before in ("{", "\\") or after == "}"):
             kind = Kind.OTHER
         yield Tag(kind, name, found[0], found.start(), found.end())
 
 
 def replace_tags(source: str, replacement: Callable[[Tag], str]) -> str:
-    """The source with another text for each tag."""
+    """Return the source with each tag replaced."""
     pieces, at = [], 0
     for tag in tags(source):
         pieces += [source[at : tag.start], replacement(tag)]
@@ -85,9 +85,9 @@ def replace_tags(source: str, replacement: Callable[[Tag], str]) -> str:
 
 
 def placeholders(source: str) -> set[str]:
-    """The names that a template reads from its data: for ``{{user.name}}`` it is ``user``.
+    """Return the names that a template reads from its data: for ``{{user.name}}``, ``user``.
 
-    What stands inside of ``{{#each}}``, ``{{#with}}`` and the like is read from elsewhere and left out.
+    Tags inside ``{{#each}}``, ``{{#with}}`` and the like read other data, and are left out.
     """
     names: set[str] = set()
     blocks: list[bool] = []
@@ -104,7 +104,7 @@ def placeholders(source: str) -> set[str]:
 
 
 def syntax_fault(source: str) -> str:
-    """Why a source is no Handlebars, or not to be looked at; empty when it may be."""
+    """Return why a source is not valid Handlebars, or too long to check; empty if it is valid."""
     for what, most in (("{{", MAX_TAGS), ("<", MAX_ELEMENTS)):
         if source.count(what) > most:
             return f"more than {most} {what}"
@@ -116,10 +116,10 @@ def syntax_fault(source: str) -> str:
 
 
 def render_source(source: str, data: Mapping[str, object]) -> str:
-    """One part, rendered as SES does it: nothing is escaped, and what is missing is an error.
+    """Return one part, rendered as SES does: nothing is escaped, and a missing field is an error.
 
     Raises:
-        TemplateError: it is no Handlebars, or shows what the data does not have.
+        TemplateError: the source is not Handlebars, or shows a field that the data does not have.
     """
     from dotpromptz_handlebars import StrictModeError
 
@@ -151,7 +151,7 @@ def _classify(source: str) -> tuple[Kind, str]:
 
 
 def _names(inner: str) -> set[str]:
-    """What a tag beyond our part of Handlebars reads, as well as its words tell."""
+    """Return the names that a tag of the kind OTHER reads, as far as its words show."""
     if inner.startswith(("/", ">", "!", "#>", "#*")):
         return set()
     inner = re.sub(r'"[^"]*"|\'[^\']*\'|\bas\s*\|[^|]*\||[^\s=()]+=', " ", inner.lstrip("#^&"))

@@ -9,13 +9,13 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from typing import Final
 
-from mailroom.templates.mails import Mail
+from mailroom.templates.mails import RenderedMail
 
 MAX_PLAIN_SUBJECT: Final = 68  # the line of a header should have at most 78 characters
 
 
-def compose(mail: Mail, sender: Address, recipient: Address, message_id: str) -> bytes:
-    """The mail's bytes, ended by a line break."""
+def compose(mail: RenderedMail, sender: Address, recipient: Address, message_id: str) -> bytes:
+    """The mail's bytes, with a last line break."""
     utf8 = not recipient.username.isascii()
     message = EmailMessage(policy.SMTP.clone(cte_type="7bit", utf8=utf8))
     message["From"] = sender

@@ -1,1 +1,1 @@
-"""The example application: sign up, activate, sign in, recover; ``app`` is where it begins."""
+"""The example application: sign up, activate, sign in, recover; begin at ``app``."""

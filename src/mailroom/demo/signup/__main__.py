@@ -1,4 +1,4 @@
-"""``python -m mailroom.demo.signup``: serve the example on loopback."""
+"""Serves the example on loopback, with ``python -m mailroom.demo.signup``."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ app = create_app(
     app_name=os.environ.get("MAILROOM_APP_NAME") or "Acme",
     inbox_url=os.environ.get("INBOX_URL", ""),
 )
-# No access log: the address of a page that a link leads to holds the token.
+# Without an access log, because the address of a page behind a link holds the token.
 uvicorn.run(
     app,
     host="127.0.0.1",

@@ -1,6 +1,6 @@
-"""All that the example asks of the database: two tables of its own, two of Mailroom's, and ``consume``.
+"""Holds all access to the database: two tables of the example, two of Mailroom, and ``consume``.
 
-A connection a request is easy to read and fast enough here; a real application keeps a pool.
+It opens a connection for each request, which is easy to read; a real application keeps a pool.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import mailroom
 
 Connection = psycopg.AsyncConnection[Any]
 
-# No row when the login is taken: by an account, or asked for before.
+# Returns no row if the login belongs to an account, or was asked for before.
 ASK_FOR_LOGIN: Final = """
 INSERT INTO example.logins (login)
 SELECT %(login)s::text WHERE NOT EXISTS (SELECT FROM accounts WHERE login = %(login)s)
 ON CONFLICT DO NOTHING RETURNING login
 """
-# No row when the address is known. Otherwise the activation mail is on its way with the commit.
+# Returns no row if the address is known. Otherwise the commit sends the activation mail.
 ADD_ACCOUNT: Final = """
 INSERT INTO accounts (email, login) VALUES (%s, %s) ON CONFLICT (lower(email)) DO NOTHING RETURNING id
 """
@@ -31,7 +31,7 @@ STORE_HASH: Final = """
 INSERT INTO example.passwords (account, hash) VALUES (%s, %s)
 ON CONFLICT (account) DO UPDATE SET hash = excluded.hash, stamp = excluded.stamp
 """
-# Two statements: the second one must see what was committed while the first waited for the lock.
+# A statement of its own, so that ADD_MAIL sees what was committed while this one waited for the lock.
 LOCK_ACCOUNT: Final = """
 SELECT id FROM accounts WHERE lower(email) = lower(%s) AND status = %s::account_status FOR NO KEY UPDATE
 """
@@ -52,7 +52,7 @@ END_SESSIONS: Final = "UPDATE example.passwords SET stamp = gen_random_uuid() WH
 
 
 class Account(NamedTuple):
-    """An account, and what shows that somebody is its owner."""
+    """An account, with its password's hash and the stamp of its sessions."""
 
     id: int
     email: str
@@ -69,8 +69,8 @@ class Accounts:
     Args:
         url: the database's address.
         keys: ``MAILROOM_SECRET_KEY``.
-        mail_limit: how many mails of one kind an account gets, in so many
-        mail_minutes: minutes. As long as links live: whoever has used up the limit has a link that works.
+        mail_limit: how many mails of one kind an account gets in ``mail_minutes``.
+        mail_minutes: as long as links live, so that a user who reached the limit has a link that works.
     """
 
     def __init__(self, url: str, keys: str, mail_limit: int, mail_minutes: int) -> None:
@@ -79,24 +79,24 @@ class Accounts:
         self._limit = {"limit": mail_limit, "minutes": mail_minutes}
 
     async def prepare(self) -> None:
-        """Make the example's own tables, unless they are there."""
+        """Create the example's own tables, unless they exist."""
         async with self._transaction() as connection:
             await connection.execute((Path(__file__).parent / "schema.sql").read_bytes())
 
     async def sign_up(self, email: str, login: str, password_hash: str) -> bool:
-        """Add an account, or mail a known address again. Says whether the login was free, and no more."""
+        """Add an account, or mail a known address again. Returns only whether the login was free."""
         async with self._transaction() as connection:
             if not await _value(connection, ASK_FOR_LOGIN, {"login": login}):
                 return False
             account = await _value(connection, ADD_ACCOUNT, [email, login])
             if account is not None:
                 await connection.execute(STORE_HASH, [account, password_hash])
-            else:  # the first password stands
+            else:  # the first password stays
                 await self._mail(connection, email, "activation")
         return True
 
     async def mail(self, email: str, action: str) -> None:
-        """Have an address mailed, where it has an account in the state for it and the limit allows."""
+        """Send a mail to an address if its account's status and the limit allow it."""
         async with self._transaction() as connection:
             await self._mail(connection, email, action)
 
@@ -120,11 +120,11 @@ class Accounts:
         raise refusal
 
     async def find(self, email: str) -> Account | None:
-        """The account of an address, in any state."""
+        """Return the account of an address, with any status."""
         return await self._account(BY_EMAIL, [email])
 
     async def of_session(self, account: int, stamp: str) -> Account | None:
-        """The account of a session, unless it was suspended or its password changed."""
+        """Return the account of a session, unless it was suspended or its password changed."""
         return await self._account(BY_SESSION, [account, stamp])
 
     async def end_sessions(self, account: int) -> None:

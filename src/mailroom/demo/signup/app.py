@@ -1,6 +1,6 @@
-"""The pages: each GET shows one, each POST does something and leads on to the next.
+"""Serves the pages: each GET shows one, each POST does something and redirects to the next.
 
-Whoever asks about an address is told the same, and as slowly, whether it has an account or not.
+A page that asks for an address gives the same answer, after the same time, with and without an account.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mailroom.demo.signup.accounts import Account, Accounts
 T = TypeVar("T")
 
 HERE: Final = Path(__file__).parent
-# A name of its own, for a browser knows one localhost, whatever the port.
+# A distinct name, because a browser shares the cookies of localhost between all ports.
 COOKIE: Final = "mailroom_example"
 SESSION_SECONDS: Final = 24 * 3600
 HEADERS: Final = {
@@ -44,10 +44,10 @@ HEADERS: Final = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
-# The address of a page that a mail leads to holds the token, and must not be told to anyone.
+# The address of a page behind a mailed link holds the token, and must not reach other sites.
 TOKEN_PAGE: Final = {"Referrer-Policy": "no-referrer"}
 
-# A link that is refused, by the error's reason; refused.html has the words.
+# The status of a refused link, by the error's reason; refused.html has the texts.
 STATUSES: Final = {
     "unknown": 404,
     "used": 409,
@@ -57,7 +57,7 @@ STATUSES: Final = {
     "suspended": 403,
 }
 REFUSED: Final = "Wrong address or password, or an account that is not active yet."
-# The form that asks for a mail, and the mail.
+# The path of a form that asks for a mail, and the mail's action.
 MAILS: Final = {"/resend": "activation", "/forgot": "password_recovery"}
 
 
@@ -74,29 +74,29 @@ def create_app(
     uniform_s: float = 0.4,
     scrypt_cost: int = passwords.COST,
 ) -> Starlette:
-    """The example as an ASGI application.
+    """Return the example as an ASGI application.
 
     Args:
         database_url: a database with Mailroom's migrations.
         keys: ``MAILROOM_SECRET_KEY``, as the collector has it.
         session_secret: signs the session's cookie; not one of the keys.
         app_name: shown on each page.
-        inbox_url: where the mails can be read, in a demonstration.
+        inbox_url: where a demonstration shows the mails.
         mail_limit: how many mails of one kind an account gets in ``mail_minutes``.
         mail_minutes: see ``mail_limit``.
-        https: whether browsers come by HTTPS; then the cookie is sent by no other way.
-        uniform_s: how long an answer about an address takes at least.
+        https: whether browsers use HTTPS; then they send the cookie only over HTTPS.
+        uniform_s: the least time that an answer about an address takes.
         scrypt_cost: scrypt's N.
 
     Raises:
-        ValueError: a key has not its shape.
+        ValueError: a key is not valid.
     """
-    mailroom.sign(bytes(32), "activation", keys=keys)  # else the first visitor would find out
+    mailroom.sign(bytes(32), "activation", keys=keys)  # checks the keys now, not at the first request
     accounts = Accounts(database_url, keys, mail_limit, mail_minutes)
     templates = Jinja2Templates(HERE / "templates")
     templates.env.globals |= {"app_name": app_name, "inbox_url": inbox_url, "forms": forms}
     templates.env.globals |= {"mail_limit": mail_limit, "mail_minutes": mail_minutes}
-    pages = Pages(accounts, keys, templates, uniform_s, scrypt_cost)
+    pages = SignupPages(accounts, keys, templates, uniform_s, scrypt_cost)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -143,8 +143,8 @@ def create_app(
 
 
 @dataclass(frozen=True)
-class Pages:
-    """The pages, and what they need; see ``create_app``."""
+class SignupPages:
+    """The pages; see ``create_app`` for the attributes."""
 
     accounts: Accounts
     keys: str
@@ -153,7 +153,7 @@ class Pages:
     scrypt_cost: int
 
     async def home(self, request: Request) -> Response:
-        """Who is signed in, if anyone is."""
+        """The account that is signed in, or a welcome."""
         return self._page(request, "home", account=await self._signed_in(request))
 
     async def form(self, request: Request) -> Response:
@@ -161,25 +161,27 @@ class Pages:
         return self._page(request, request.url.path[1:], done=request.query_params.get("done"))
 
     async def sent(self, request: Request) -> Response:
-        """What happens next, in words that fit whether there is an account or not."""
+        """What happens next, with the same text whether or not there is an account."""
         about = request.path_params["about"]
         if about not in ("signup", "resend", "forgot"):
             raise HTTPException(404)
         return self._page(request, "sent", about=about)
 
     async def sign_up(self, request: Request) -> Response:
-        """Add an account. A taken login is told, since logins are public; a known address is not."""
+        """Add an account. Logins are public, so the page reports a taken login, but not a known address."""
         fields = await forms.read(request, "email", "login", "password")
         fields["login"] = fields["login"].lower()
         if faults := forms.faults(fields):
             return self._again(request, fields, **faults)
         password_hash = await passwords.hashed(fields["password"], self.scrypt_cost)
         if not await self._slowly(self.accounts.sign_up(fields["email"], fields["login"], password_hash)):
-            return self._again(request, fields, login="This login is taken. By you? Look for our mail.")
+            return self._again(
+                request, fields, login="This login is taken. If you took it, look for our mail."
+            )
         return _to("/sent/signup")
 
     async def mail(self, request: Request) -> Response:
-        """Mail a link once more, or for recovery, where the account is in the state for it."""
+        """Send an activation link again, or a recovery link, if the account's status allows it."""
         fields = await forms.read(request, "email")
         if faults := forms.faults(fields):
             return self._again(request, fields, **faults)
@@ -187,13 +189,13 @@ class Pages:
         return _to(f"/sent{request.url.path}")
 
     async def activation_form(self, request: Request) -> Response:
-        """Where the link leads. Scanners follow links, so nothing happens yet; the database is not asked."""
+        """The page behind the link. It changes nothing, because mail scanners follow links."""
         token = request.query_params.get("token", "")
         mailroom.verify(token, "activation", keys=self.keys)
         return self._page(request, "activate", token=token)
 
     async def activate(self, request: Request) -> Response:
-        """The button on that page."""
+        """Consume the token, when the button on that page is pressed."""
         fields = await forms.read(request, "token")
         await self.accounts.activate(fields["token"])
         return _to("/signin?done=active")
@@ -201,9 +203,9 @@ class Pages:
     async def sign_in(self, request: Request) -> Response:
         """Start a session.
 
-        Anybody may sign up with anybody's address and a password, and then try both here. So an account
-        that was never active is answered as none is, and a suspension is told to whoever has the password
-        of one that was.
+        Anybody can sign up with somebody else's address and then try to sign in. So an account that was
+        never active gets the same answer as no account, and a suspension is shown only if the password is
+        right and the account was active before.
         """
         fields = await forms.read(request, "email", "password")
         account = await self.accounts.find(fields["email"])
@@ -217,7 +219,7 @@ class Pages:
         return _to("/")
 
     async def sign_out(self, request: Request) -> Response:
-        """End the session, and all others: a copy of a cookie must not outlive it."""
+        """End all sessions of the account, so that a copied cookie ends too."""
         await forms.read(request)
         if account := await self._signed_in(request):
             await self.accounts.end_sessions(account.id)
@@ -225,14 +227,14 @@ class Pages:
         return _to("/signin?done=out")
 
     async def recovery_form(self, request: Request) -> Response:
-        """Where the link leads. Its signature covers the code as well, so only its shape can be checked."""
+        """The page behind the link. Only the token's form is checked: its signature covers the code too."""
         token = request.query_params.get("token", "")
         with suppress(mailroom.ForgedToken):
             mailroom.verify(token, "password_recovery", keys=self.keys, code="00000")
         return self._page(request, "recover", token=token)
 
     async def recover(self, request: Request) -> Response:
-        """Set the new password, for whoever has link and code."""
+        """Set the new password of the user who has the link and the code."""
         fields = await forms.read(request, "token", "code", "password")
         if faults := forms.faults(fields):
             return self._again(request, fields, **faults)
@@ -244,17 +246,17 @@ class Pages:
         return _to("/signin?done=password")
 
     async def refused(self, request: Request, error: Exception) -> Response:
-        """A link that is not honoured, and what to do about it."""
+        """Why a link was refused, and what to do."""
         reason = error.reason if isinstance(error, mailroom.TokenError) else ""
         return self._page(request, "refused", STATUSES.get(reason, 400), reason=reason)
 
     async def failed(self, request: Request, error: Exception) -> Response:
-        """Anything else that went wrong, without its details."""
+        """Any other error, without its details."""
         status = HTTPStatus(error.status_code if isinstance(error, HTTPException) else 500)
         if isinstance(error, psycopg.OperationalError):
             status = HTTPStatus.SERVICE_UNAVAILABLE
         page = self._page(request, "failed", status, title=status.phrase)
-        page.headers.update(getattr(error, "headers", None) or {})  # what is allowed instead
+        page.headers.update(getattr(error, "headers", None) or {})  # the header Allow
         return page
 
     async def _signed_in(self, request: Request) -> Account | None:
@@ -262,12 +264,12 @@ class Pages:
         return await self.accounts.of_session(account, stamp) if account and stamp else None
 
     async def _slowly(self, work: Awaitable[T]) -> T:
-        """Do the work and take a fixed time, so that the time does not tell what was to be done."""
+        """Do the work in a fixed time, so that the time does not reveal whether there is an account."""
         done, _ = await asyncio.gather(work, asyncio.sleep(self.uniform_s))
         return done
 
     def _again(self, request: Request, fields: dict[str, str], **faults: str) -> Response:
-        """The form once more, with what is wrong and with all that was typed but the password."""
+        """Return the form with its errors, and with what was entered except the password."""
         kept = {name: value for name, value in fields.items() if name != "password"}
         return self._page(request, request.url.path[1:], 422, faults=faults, **kept)
 
@@ -283,13 +285,13 @@ def _to(path: str) -> Response:
 
 
 class StrictHeaders:
-    """Adds the headers to what is not a page: redirects, the style sheet."""
+    """Adds the headers to answers that are not pages: redirects and the style sheet."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and its answer back with the headers."""
+        """Answer a request with the headers."""
 
         async def strictly(message: Message) -> None:
             if message["type"] == "http.response.start":

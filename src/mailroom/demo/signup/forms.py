@@ -1,4 +1,4 @@
-"""A posted form: read with suspicion, then checked field by field."""
+"""Reads and checks posted forms."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-LARGEST_BYTES: Final = 16_384
+MAX_BYTES: Final = 16_384
 MIN_PASSWORD: Final = 10
 MAX_PASSWORD: Final = 200
-# What the schema takes, and somewhat less: what is refused here never becomes an error there.
-# Only what any provider can mail: a plain local part, and a name that DNS could have.
+# Stricter than the schema, so that a valid field never causes a database error.
+# An address that any provider can mail: a plain local part, and a valid DNS name.
 _EMAIL: Final = re.compile(
     r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*"
 )
@@ -23,10 +23,10 @@ _LOGIN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,31}")
 
 
 async def read(request: Request, *names: str) -> dict[str, str]:
-    """The fields of a form that was posted by one of our own pages.
+    """Return the fields of a form that was posted by one of the application's own pages.
 
     Raises:
-        HTTPException: it comes from elsewhere, is too large, or is none that a browser would send.
+        HTTPException: it comes from another site, is too large, or is not a valid form.
     """
     if not _from_our_page(request.headers):
         raise HTTPException(403)
@@ -35,7 +35,7 @@ async def read(request: Request, *names: str) -> dict[str, str]:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LARGEST_BYTES:
+        if len(body) > MAX_BYTES:
             raise HTTPException(413)
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
@@ -50,25 +50,25 @@ async def read(request: Request, *names: str) -> dict[str, str]:
 
 
 def faults(fields: dict[str, str]) -> dict[str, str]:
-    """What is wrong with a form's fields, each in a sentence."""
+    """Return the errors of a form by its fields."""
     found = {}
     if "email" in fields:
         email = fields["email"]
         if not _EMAIL.fullmatch(email) or len(email) > 254:
-            found["email"] = "Type an e-mail address that takes mail from anybody, such as zoe@example.com."
+            found["email"] = "Enter an e-mail address such as zoe@example.com."
     if "login" in fields and not _LOGIN.fullmatch(fields["login"]):
         found["login"] = "A login has 2 to 32 letters a–z, digits or . - _ and begins with a letter or digit."
     if "code" in fields and not re.fullmatch("[0-9]{5}", fields["code"]):
-        found["code"] = "Type the five digits from the mail."
+        found["code"] = "Enter the five digits from the mail."
     if "password" in fields and not MIN_PASSWORD <= len(fields["password"]) <= MAX_PASSWORD:
         found["password"] = f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters."
     return found
 
 
 def _ascii_domain(email: str) -> str:
-    """The address as it is mailed, so that one mailbox has one spelling: the limit counts by it.
+    """Return an address with its domain in ASCII, so that one mailbox has one spelling for the limit.
 
-    What has no such form stays as it is, which ``faults`` refuses.
+    An address without such a form is returned unchanged, and ``faults`` refuses it.
     """
     local, at, domain = email.rpartition("@")
     if domain.isascii():
@@ -80,9 +80,9 @@ def _ascii_domain(email: str) -> str:
 
 
 def _from_our_page(headers: Headers) -> bool:
-    """Whether no other site's page made the browser send this, by headers that no page can set.
+    """Whether no other site's page caused this request, by headers that no page can set.
 
-    From a page that tells no referrer the origin is ``null``; hence Sec-Fetch-Site comes first.
+    A page with the policy no-referrer sends the origin ``null``, so Sec-Fetch-Site is read first.
     """
     if site := headers.get("sec-fetch-site"):
         return site in ("same-origin", "none")

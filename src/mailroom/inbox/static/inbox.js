@@ -1,16 +1,16 @@
 "use strict";
-// The list grows while one looks, switches turn in place, and keys go through the list. Everything
-// that is shown was made, and escaped, by the server; without this script the pages do the same on a click.
+// Updates the list as mails arrive, turns switches in place, and moves through the list by keys. The server
+// makes and escapes all that is shown. Without this script a click does the same.
 
 (() => {
   const live = document.getElementById("live");
-  const told = document.getElementById("told");
+  const announcement = document.getElementById("announcement");
   const search = document.getElementById("q");
   let kept = Number(document.getElementById("list").dataset.kept);
   let looking = false;
   let again = false;
 
-  // Puts a fragment of the server's in the place of the element with its id.
+  // Replaces an element by the server's current fragment of the same id.
   async function renew(id) {
     const old = document.getElementById(id);
     const answer = await fetch(old.dataset.fragment, { headers: { Accept: "text/html" } });
@@ -45,7 +45,7 @@
     }
   }
 
-  // A row that stays is left alone: a press on it that began before a mail came is still a click after.
+  // A row that stays is not replaced, so a press on it that began before a mail arrived is still a click.
   function merge(mine, theirs) {
     const id = (item) => item.firstElementChild.dataset.id;
     const known = new Map([...mine.children].map((item) => [id(item), item]));
@@ -69,7 +69,7 @@
     return next;
   }
 
-  // The row at the top of what one sees, if the list was scrolled: it is to stay where it is.
+  // Returns the first visible row if the list is scrolled, so that it can be kept in its place.
   function anchor(list) {
     const own = getComputedStyle(list).overflowY === "auto";
     const scroller = own ? list : document.scrollingElement;
@@ -88,7 +88,7 @@
         again = false;
         await Promise.all([renew("list"), renew("knobs")]);
         const now = Number(document.getElementById("list").dataset.kept);
-        if (now !== kept) told.textContent = `${now} mail${now === 1 ? "" : "s"}`;
+        if (now !== kept) announcement.textContent = `${now} mail${now === 1 ? "" : "s"}`;
         kept = now;
       }
     } catch {
@@ -104,7 +104,7 @@
     document.getElementById("live-text").textContent = text;
   }
 
-  // A browser has six connections to a place: a page that nobody sees gives its own back.
+  // A browser opens at most six connections to a server, so a hidden page closes its own.
   let events = null;
   function listen() {
     if (document.hidden) {
