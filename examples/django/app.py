@@ -87,7 +87,7 @@ def refusals(get_response):
 
 
 def consume(token, action, code=None):
-    """Consume on Django's connection. Commits by itself, except inside `atomic`, which must then commit."""
+    """Consume on Django's connection. It commits by itself, except inside `atomic`: commit that one."""
     connection.ensure_connection()
     return mailroom.consume(connection.connection, token, action, keys=KEYS, code=code)
 
