@@ -147,7 +147,7 @@ def table(name: str) -> str:
     if name == "reference":
         text += "\n\n" + markdown(LATENCY, found["result"]["latency"])
     if found["quick"]:
-        text += "\n\n*Small sizes (`--quick`), good for nothing but to see that it works.*"
+        text += "\n\n*Small sizes (`--quick`): a smoke test, not a result.*"
     return text
 
 
