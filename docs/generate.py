@@ -194,7 +194,7 @@ CALLERS: Final = {
 
 def sql_page() -> str:
     """The functions and tables in the catalogue of a migrated database, with their comments."""
-    roles = (Path(mailroom.__file__).parent / "roles.sql").read_bytes()
+    roles = (Path(mailroom.__file__).parent / "sql" / "roles.sql").read_bytes()
     with (
         PostgresServer(settings={"fsync": "off"}) as server,
         sync.connected(server.url()) as connection,
