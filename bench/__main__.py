@@ -1,8 +1,8 @@
-"""``python -m bench``: measure, print tables, write the results, the plots and docs/benchmarks.md.
+"""``python -m bench`` measures, prints tables, and writes the results, the plots and docs/benchmarks.md.
 
-Every result is a file under bench/results/. The document is made from all that are there, so a part can be
-measured again alone. Progress goes to standard error, tables to standard output. What fails does not keep
-the rest from being measured; then it exits 1.
+Each result is a file under bench/results/, and the document is made from all of them, so one part can be
+measured again alone. Progress goes to standard error, tables to standard output. If one measurement fails,
+the others still run, and the command exits with 1.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ BENCHES: Final = {
 MIN_TABLE: Final = 50_000
 
 REFERENCE_HELP: Final = """
-Any command that speaks the reference's contract, with its arguments in one word; it is measured beside
-`mailroom collector`. It is started with MAILROOM_DATABASE_URL, MAILROOM_SECRET_KEY, MAILROOM_CHANNEL_NAME
+Any command that follows the reference's contract, quoted with its arguments; it is compared with
+`mailroom collector`. It starts with MAILROOM_DATABASE_URL, MAILROOM_SECRET_KEY, MAILROOM_CHANNEL_NAME
 (token_insert), MAILROOM_QUEUE_NAME (mailroom), MAILROOM_HEALTHCHECK_INTERVAL, MAILROOM_BATCH_TIMEOUT and
 MAILROOM_BATCH_LIMIT in its environment, on a database with tokens waiting, and must print lines
 (action,email,username,secret,code, repeated) to standard output until SIGTERM.
 """
 SCHEMA_HELP: Final = """
-The SQL, run by psql, that gives the reference its own database: accounts (email, login) whose inserts make
-tokens, and jobs. Without it the reference gets Mailroom's schema, whose jobs has no cursor that is a number.
+SQL for psql that makes the reference's own schema: accounts (email, login) whose inserts make tokens, and
+jobs. Without it the reference gets Mailroom's schema, whose jobs has no numeric cursor.
 """
 
 
@@ -73,11 +73,11 @@ def main() -> None:
     if arguments.reference and not arguments.only:
         wanted.append("reference")
     if unknown := set(wanted) - set(BENCHES):
-        options.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+        options.error(f"--only: there is no {', '.join(sorted(unknown))}; choose from {', '.join(BENCHES)}")
     if "reference" in wanted and not arguments.reference:
         options.error("--only reference needs --reference")
     if arguments.largest < MIN_TABLE:
-        options.error(f"--largest: at least {MIN_TABLE}")
+        options.error(f"--largest must be at least {MIN_TABLE}")
     given = Options(arguments.quick, arguments.largest, arguments.reference, arguments.reference_schema)
     machine = machine_facts()
     failed = []
@@ -113,19 +113,19 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({name: results.load(name) for name in wanted}))
     if failed:
-        sys.exit(f"these failed, and have no new results: {', '.join(failed)}")
+        sys.exit(f"failed, without new results: {', '.join(failed)}")
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    options.add_argument("--only", metavar="A,B", help=f"these alone, of {', '.join(BENCHES)}")
+    options.add_argument("--only", metavar="A,B", help=f"measure only these: {', '.join(BENCHES)}")
     options.add_argument(
         "--quick",
         action="store_true",
-        help="small sizes, to see that it works; what it makes is in bench/results/quick",
+        help="small sizes, as a smoke test; writes to bench/results/quick",
     )
     options.add_argument(
-        "--report", action="store_true", help="measure nothing: make the document from the results"
+        "--report", action="store_true", help="measure nothing; write the document from the results"
     )
     options.add_argument(
         "--largest", type=int, default=5_000_000, help="tokens in the largest table (default 5000000)"
@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The facts about the machine that the numbers depend on."""
     with database.durable() as server:
         postgresql = database.facts(server)
     return {
@@ -163,7 +163,7 @@ def cpu() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, and whether something was changed since."""
+    """The commit that is measured, marked if files differ from it."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
@@ -174,7 +174,7 @@ def commit() -> str:
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM unwinds as SIGINT does: every context ends what it started."""
+    """Raise on SIGTERM as on SIGINT, so that every context ends what it started."""
     raise KeyboardInterrupt
 
 
@@ -182,5 +182,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        tell("interrupted; what was measured until now is kept")
+        tell("interrupted; the results so far are kept")
         sys.exit(130)

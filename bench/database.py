@@ -1,7 +1,7 @@
-"""The server of the benchmarks: durable, of its own, and how its databases are filled.
+"""Starts the benchmarks' own durable server, and fills its databases.
 
-Only what is said here differs from PostgreSQL's defaults. Databases are clones of a filled one, so that
-every measurement starts from the same rows.
+Only the settings here differ from PostgreSQL's defaults. Databases are clones of a filled one, so every
+measurement starts from the same rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SETTINGS: Final = {
 COUNTING: Final = {"shared_preload_libraries": "pg_stat_statements"}
 CHUNK: Final = 10_000
 
-# As a sign-up writes them, but for the triggers, which would take most of the time.
+# The rows of a sign-up, written without the triggers, which would take most of the time.
 FILL: Final = """
 WITH signed_up AS (
     INSERT INTO accounts (email, login)
@@ -35,7 +35,7 @@ WITH signed_up AS (
 INSERT INTO tokens (action, account, expires_at)
 SELECT 'activation', id, now() + interval '1 day' FROM signed_up ORDER BY id
 """
-# What was mailed before: the cursor has passed it.
+# Moves the cursor past all tokens, as if they had been mailed.
 BEHIND: Final = """
 UPDATE jobs SET low = pg_current_snapshot(), high = pg_current_snapshot(), last_txid = '0', last_seq = 0
 """
@@ -56,7 +56,7 @@ ORDER BY 1
 
 @contextmanager
 def durable(*, counting: bool = False) -> Iterator[PostgresServer]:
-    """A server; ``counting`` also counts statements, at a small price."""
+    """A server; ``counting`` loads pg_stat_statements, which costs a little."""
     with PostgresServer(settings=SETTINGS | (COUNTING if counting else {})) as server:
         yield server
 
@@ -68,7 +68,7 @@ def connected(url: str) -> Iterator[psycopg.Connection]:
 
 
 def make(server: PostgresServer, name: str) -> str:
-    """A migrated database; gives its address."""
+    """Make a migrated database, and return its address."""
     with connected(server.url()) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     with sync.connected(server.url(name)) as connection:
@@ -77,7 +77,7 @@ def make(server: PostgresServer, name: str) -> str:
 
 
 def clone(server: PostgresServer, template: str, name: str) -> str:
-    """A copy of a database, to which nobody may be connected; gives its address."""
+    """Copy a database without open connections, and return the copy's address."""
     with connected(server.url()) as connection:
         connection.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
@@ -94,7 +94,7 @@ def drop(server: PostgresServer, name: str) -> None:
 
 
 def filled(server: PostgresServer, name: str, tokens: int) -> str:
-    """A migrated database with so many tokens waiting; gives its address."""
+    """Make a migrated database with ``tokens`` waiting tokens, and return its address."""
     url = make(server, name)
     with connected(url) as connection:
         fill(connection, 1, tokens)
@@ -103,7 +103,7 @@ def filled(server: PostgresServer, name: str, tokens: int) -> str:
 
 
 def fill(connection: psycopg.Connection, first: int, last: int) -> None:
-    """Accounts of these numbers and a token for each, in transactions of ``CHUNK``."""
+    """Insert accounts with these numbers and a token for each, ``CHUNK`` per transaction."""
     connection.execute("SET session_replication_role = replica")
     for number in range(first, last + 1, CHUNK):
         connection.execute(FILL, [number, min(number + CHUNK - 1, last)])
@@ -116,13 +116,13 @@ def count_statements(connection: psycopg.Connection) -> None:
 
 
 def statements(connection: psycopg.Connection, like: str) -> tuple[int, float, int]:
-    """Of the statements with such a text: calls, milliseconds in the server, pages looked at."""
+    """Calls, milliseconds in the server and pages read of the statements that contain a text."""
     (row,) = connection.execute(STATEMENTS, [f"%{like}%"]).fetchall()
     return row[0], row[1], row[2]
 
 
 def attempts(connection: psycopg.Connection) -> int:
-    """How many attempts the ledger has had, without counting its rows: that would be work for the server."""
+    """How many attempts the ledger holds, from its sequence, since counting rows would load the server."""
     ((last,),) = connection.execute(
         "SELECT coalesce(pg_sequence_last_value('mailroom.deliveries_id_seq'), 0)"
     ).fetchall()
@@ -130,7 +130,7 @@ def attempts(connection: psycopg.Connection) -> int:
 
 
 def own_tables(connection: psycopg.Connection) -> dict[str, dict[str, int]]:
-    """The queue's own tables: rows that live, rows that are dead, bytes with indexes."""
+    """For each of the queue's own tables: live rows, dead rows, bytes with indexes."""
     connection.execute("SELECT pg_stat_force_next_flush()")
     return {
         name: {"live": live, "dead": dead, "bytes": size}
@@ -139,7 +139,7 @@ def own_tables(connection: psycopg.Connection) -> dict[str, dict[str, int]]:
 
 
 def facts(server: PostgresServer) -> dict[str, Any]:
-    """The server's version, and the settings that matter for speed."""
+    """The server's version and the settings that affect speed."""
     names = [
         "server_version",
         "fsync",

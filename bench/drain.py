@@ -1,4 +1,4 @@
-"""The collector: how fast it drains a backlog, beside COPY of the same join, and in how much memory."""
+"""Measures how fast the collector drains a backlog, compared with COPY of the same join, and its memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COPY (SELECT t.id, t.action, a.email, a.login, t.secret, t.code
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """A row for each batch limit, the median of some runs."""
+    """A row for each batch limit: the median of several runs."""
     tokens = options.sized(200_000, 50_000)
     rows = []
     with database.durable() as server:
@@ -59,7 +59,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def copy_seconds(connection: psycopg.Connection) -> float:
-    """How long COPY takes to hand out the same join."""
+    """The seconds that COPY takes for the same join."""
     started = time.perf_counter()
     with connection.cursor().copy(JOIN) as copy:
         while copy.read():
@@ -68,7 +68,7 @@ def copy_seconds(connection: psycopg.Connection) -> float:
 
 
 def help_seconds() -> float:
-    """How long ``mailroom --help`` takes."""
+    """The seconds that ``mailroom --help`` takes."""
     started = time.perf_counter()
     subprocess.run(
         [str(Path(sys.executable).with_name("mailroom")), "--help"], stdout=subprocess.DEVNULL, check=True

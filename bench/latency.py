@@ -1,8 +1,8 @@
-"""Latency: from the commit to the line, and in ``mailroom run`` to SES's acceptance, no batch time-out.
+"""Measures the latency from the commit to the line, and in ``mailroom run`` to SES's acceptance.
 
-People sign up from another process, one commit each; the time runs from the moment COMMIT was answered to
-the moment the line was read from the pipe, or a local SES accepted the mail. A commit's own time on the disk
-is told apart.
+There is no batch timeout. Another process signs people up, one commit each. The time runs from the answer to
+COMMIT until the line is read from the pipe, or a local SES accepts the mail. The time of the commit itself is
+measured separately.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def warm_up(url: str, reader: Reader) -> None:
-    """Wait until a first sign-up came through."""
+    """Wait until a first sign-up has been handed out."""
     sign_up(url, 1, 0, "first")
     if not reader.wait_for(1, PATIENCE_S):
-        raise TimeoutError(f"nothing came within {PATIENCE_S:.0f} s")
+        raise TimeoutError(f"no line came within {PATIENCE_S:.0f} s")
     time.sleep(0.5)
 
 
 def row(
     what: str, rate: int, signups: list[Signup], came: dict[str, float], *, wall_clock: bool = False
 ) -> dict[str, Any]:
-    """The percentiles of what came."""
+    """The percentiles of the sign-ups that came."""
     late = [
         came[one.email] - (one.answered_at if wall_clock else one.answered_s)
         for one in signups

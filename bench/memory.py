@@ -1,4 +1,4 @@
-"""Memory of the collector and of ``mailroom run``: at rest, and with a small and a deep backlog."""
+"""Measures the memory of the collector and of ``mailroom run``: idle, and with a small and a deep backlog."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def reader_done(command: str, reader: Reader, url: str, tokens: int) -> bool:
     return settled(url, tokens, MAX_S)
 
 
-def settled(url: str, tokens: int, most_s: float) -> bool:
-    """Whether ``mailroom run`` wrote so many tokens down in time."""
-    deadline = time.monotonic() + most_s
+def settled(url: str, tokens: int, max_s: float) -> bool:
+    """Whether ``mailroom run`` recorded this many attempts in time."""
+    deadline = time.monotonic() + max_s
     with database.connected(url) as connection:
         while time.monotonic() < deadline:
             if database.attempts(connection) >= tokens:
@@ -65,7 +65,7 @@ def settled(url: str, tokens: int, most_s: float) -> bool:
 
 @contextmanager
 def sinking(command: str, url: str, **variables: str | int) -> Iterator[subprocess.Popen[bytes]]:
-    """The collector, or ``mailroom run`` with a transport that says yes at once; both write to a pipe."""
+    """Run the collector, or ``mailroom run`` with the debug transport; both write to a pipe."""
     with TemporaryDirectory() as folder:
         settings = environment(url, DEBUG="true", SES_OUTPUT_PATH=str(Path(folder)), **variables)
         with running(mailroom(command), settings) as process:

@@ -1,4 +1,4 @@
-"""What was asked for on the command line."""
+"""The options of the command line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Options:
     """How much to measure.
 
     Attributes:
-        quick: small sizes, to see that it works.
-        largest: the most tokens in a table.
-        reference: a command that speaks the reference's contract.
-        reference_schema: the SQL that prepares its database; Mailroom's migrations for None.
+        quick: small sizes, as a smoke test.
+        largest: the number of tokens in the largest table.
+        reference: a command that follows the reference's contract.
+        reference_schema: the SQL for its database; None for Mailroom's migrations.
     """
 
     quick: bool = False
@@ -26,5 +26,5 @@ class Options:
     reference_schema: Path | None = None
 
     def sized(self, full: Size, quick: Size) -> Size:
-        """One of the two."""
+        """``quick`` if the options ask for small sizes, else ``full``."""
         return quick if self.quick else full

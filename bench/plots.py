@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md, as SVG that is the same for the same results."""
+"""Draws the plots of docs/benchmarks.md, as SVG files that are equal for equal results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STYLE: Final = {
 
 
 def draw() -> None:
-    """All that there are results for."""
+    """Draw every plot that has results."""
     results.files.plots.mkdir(exist_ok=True, parents=True)
     with mpl.rc_context(STYLE):
         for name, drawing in DRAWINGS.items():

@@ -1,18 +1,17 @@
-"""Producers: commits a second of clients that sign people up, with and without Mailroom beside them.
+"""Measures commits per second of clients that sign people up, with and without Mailroom.
 
-pgbench's clients each insert one account a transaction, as fast as they can. All variants have the same
-tables and the same trigger on tokens; what differs is the trigger's body and who is there to hear:
+pgbench's clients each insert one account per transaction, as fast as they can. All variants have the same
+tables and the same trigger on tokens. They differ in the trigger's body and in the listener:
 
-- empty: the body does nothing, the rate that Mailroom is measured against; nor is there the trigger that
-  looks at the txid;
-- nobody: Mailroom's body, and no collector;
-- draining: Mailroom's body, and a collector that hands out every token meanwhile;
-- asleep: Mailroom's body, and a collector that fell asleep and never wakes (it is stopped by SIGSTOP), so
-  that every commit rings: the worst case, which lasts no longer than a wake-up takes;
-- notify: the body is a plain NOTIFY, with a listener, as one would write it.
+- empty: the body does nothing, and there is no trigger that checks the txid. Mailroom is compared with this;
+- nobody: Mailroom's body, without a collector;
+- draining: Mailroom's body, with a collector that hands out every token meanwhile;
+- asleep: Mailroom's body, with a collector that fell asleep and never wakes up (it is stopped by SIGSTOP), so
+  every commit notifies: the worst case, which in practice lasts only until the collector wakes up;
+- notify: a plain NOTIFY, with a listener.
 
-The variants take turns, several rounds, and each one's median counts. NOTIFY takes a lock over the commit
-that the whole cluster shares; what it costs depends on how long a commit takes to reach the disk.
+The variants take turns for several rounds, and the median of each counts. NOTIFY takes a cluster-wide lock
+during the commit, so its cost depends on how long a commit takes to reach the disk.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ SIGN_UP: Final = """
 \\set n random(1, 9223372036854775000)
 INSERT INTO accounts (email, login) VALUES ('user' || :n || '@example.com', 'login' || :n)
 """
-# The triggers on tokens that fire for an INSERT are the doorbell, whatever their names; one for a row is not
-# needed where nobody claims.
+# The triggers on tokens that fire for an INSERT, whatever their names. The variants that nobody claims from
+# do not need the row-level one.
 BELLS: Final = """
 SELECT t.tgname, t.tgfoid::regproc::text, t.tgtype & 1 = 1 FROM pg_trigger t
 WHERE t.tgrelid = 'public.tokens'::regclass AND NOT t.tgisinternal AND t.tgtype & 4 = 4
@@ -70,7 +69,7 @@ def measure(options: Options) -> dict[str, Any]:
             prepare(database.make(server, variant), variant)
             readers[variant] = stack.enter_context(listener(server.url(variant), variant))
         for number in range(rounds):
-            # Each comes after each other: what one leaves to be written is written in the next one's time.
+            # The order rotates, since writes that one variant leaves behind slow down the next.
             turn = number % len(VARIANTS)
             for clients in CLIENTS:
                 for variant in VARIANTS[turn:] + VARIANTS[:turn]:
@@ -92,7 +91,7 @@ def measure(options: Options) -> dict[str, Any]:
                     "clients": clients,
                     "variant": variant,
                     "commits_per_s": round(median(found)),
-                    # Of one round's two, so that what slows the machine for a while slows both.
+                    # A ratio compares rates of one round, since a slow phase of the machine affects both.
                     "ratio": round(median(one / empty for one, empty in zip(found, base, strict=True)), 3),
                     "drained": round(median(drained[clients]), 3) if variant == "draining" else None,
                 }
@@ -101,7 +100,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def prepare(url: str, variant: str) -> None:
-    """Give the doorbell the variant's body."""
+    """Replace the trigger's body by the variant's."""
     body = {"empty": EMPTY, "notify": NOTIFY}.get(variant)
     if body is None:
         return
@@ -120,7 +119,7 @@ def prepare(url: str, variant: str) -> None:
 def measure_one(
     server: PostgresServer, variant: str, clients: int, seconds: int, script: Path, reader: Reader | None
 ) -> tuple[float, float]:
-    """Commits a second, and which share of them a collector had handed out when the clients ended."""
+    """Commits per second, and the share that the collector had handed out when the clients ended."""
     before = reader.count if reader else 0
     done = server.run_tool(
         "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={clients}",
@@ -139,7 +138,7 @@ def measure_one(
 
 @contextlib.contextmanager
 def listener(url: str, variant: str) -> Iterator[Reader | None]:
-    """Whoever hears the bell; the reader of what is handed out, if it is."""
+    """Run the variant's listener; yields the reader of its lines, or None if it writes none."""
     if variant == "notify":
         with plain_listener(url):
             yield None
@@ -156,7 +155,7 @@ def listener(url: str, variant: str) -> Iterator[Reader | None]:
 
 @contextlib.contextmanager
 def plain_listener(url: str) -> Iterator[None]:
-    """Hears the channel and does nothing."""
+    """Listen on the channel and do nothing."""
     over = threading.Event()
 
     def listen() -> None:

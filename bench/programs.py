@@ -1,4 +1,4 @@
-"""Programs under measurement: started, read, measured, and ended, however the benchmark ends."""
+"""Starts, reads, measures and ends the programs under test, however the benchmark ends."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ END_S: Final = 15.0
 
 
 class StoppedShort(Exception):
-    """A program ended, or fell silent, before it had done its work."""
+    """A program ended, or printed nothing for too long, before its work was done."""
 
 
 class Drained(NamedTuple):
-    """What came out of a pipe while the clock ran: messages, and seconds."""
+    """Messages read from a pipe, and the seconds that it took."""
 
     messages: int
     seconds: float
 
     @property
     def rate(self) -> float:
-        """Messages a second."""
+        """Messages per second."""
         return self.messages / self.seconds if self.seconds else 0.0
 
 
 def environment(url: str, **variables: str | int) -> dict[str, str]:
-    """Nothing of the caller's settings, but these (without MAILROOM_)."""
+    """The environment with these settings (named without MAILROOM_) and none of the caller's."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAILROOM_", "PG", "AWS_"))
     }
@@ -56,7 +56,7 @@ def mailroom(*arguments: str) -> list[str]:
 def running(
     command: Sequence[str], variables: Mapping[str, str], *, stdout: int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program, until the context is left: then it is asked to end, and made to."""
+    """Run a program until the context is left; then ask it to end, and kill it if it does not."""
     process = subprocess.Popen(
         ending_with_us(list(command)), stdin=subprocess.DEVNULL, stdout=stdout, env=dict(variables)
     )
@@ -67,7 +67,7 @@ def running(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End one of our processes; what it still writes is thrown away."""
+    """End a process, and discard what it still writes."""
     if process.poll() is None:
         process.send_signal(signal.SIGCONT)
         process.terminate()
@@ -85,14 +85,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def drain(
-    process: subprocess.Popen[bytes], wanted: int, *, most_s: float = 600.0, silence_s: float = 60.0
+    process: subprocess.Popen[bytes], wanted: int, *, max_s: float = 600.0, silence_s: float = 60.0
 ) -> Drained:
-    """Read a program's lines until so many messages came, or the time is over.
+    """Read a program's lines until ``wanted`` messages came, or ``max_s`` have passed.
 
-    The clock starts after the first messages, a fiftieth, so that nobody's start counts.
+    The clock starts after a fiftieth of the messages, so that a program's start does not count.
 
     Raises:
-        StoppedShort: it ended, or was silent for too long.
+        StoppedShort: the program ended, or printed nothing for too long.
     """
     assert process.stdout
     messages = _Messages(process, process.stdout.fileno())
@@ -100,14 +100,14 @@ def drain(
         messages.more(silence_s)
     first = messages.count
     started = last = time.monotonic()
-    while messages.count < wanted and last - started < most_s:
+    while messages.count < wanted and last - started < max_s:
         messages.more(silence_s)
         last = time.monotonic()
     return Drained(messages.count - first, last - started)
 
 
 class _Messages:
-    """Counts messages in chunks: five fields each, so as many commas and line ends. No field holds one."""
+    """Counts messages in chunks: each has five fields, so five commas or line ends. No field holds one."""
 
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self._process = process
@@ -124,33 +124,33 @@ class _Messages:
         if not chunk:
             raise StoppedShort(
                 f"{' '.join(map(str, self._process.args if isinstance(self._process.args, list) else []))}"
-                f" {'ended' if ready else 'fell silent'} after {self.count:,} messages"
+                f" {'ended' if ready else 'printed nothing more'} after {self.count:,} messages"
             )
         self._separators += chunk.count(b",") + chunk.count(b"\n")
         return self.count
 
 
 class Reader:
-    """Reads a program's lines in a thread: how many messages so far, and when each address came.
+    """Reads a program's lines in a thread, counts messages, and records when each address came.
 
     Args:
         process: the program.
-        times: whether to keep the time of each address, on the monotonic clock.
+        times: whether to record the time of each address, on the monotonic clock.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], *, times: bool = False) -> None:
         self.count = 0
         self.times: dict[str, float] = {}
         assert process.stdout
-        # Its own, and closed by itself: the number of one that others close may become another program's.
+        # A duplicate that only this class closes: a descriptor that others close may be reused.
         self._descriptor = os.dup(process.stdout.fileno())
         self._messages = _Messages(process, self._descriptor)
         self._thread = threading.Thread(target=self._read_lines if times else self._read_all, daemon=True)
         self._thread.start()
 
-    def wait_for(self, messages: int, most_s: float) -> bool:
-        """Whether so many messages came in time."""
-        deadline = time.monotonic() + most_s
+    def wait_for(self, messages: int, max_s: float) -> bool:
+        """Whether this many messages came in time."""
+        deadline = time.monotonic() + max_s
         while self.count < messages and time.monotonic() < deadline and self._thread.is_alive():
             time.sleep(0.002)
         return self.count >= messages
@@ -176,14 +176,14 @@ def rss_mb(process: subprocess.Popen[bytes]) -> float:
 
 
 def peak_mb(process: subprocess.Popen[bytes]) -> float:
-    """The most resident memory so far, by the kernel's record."""
+    """The peak of resident memory, by the kernel's record."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     (peak_kb,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     return int(peak_kb) / 1024
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """In milliseconds: the median, the 95th and 99th, the worst."""
+    """The median, the 95th and 99th percentile and the worst, in milliseconds."""
     ordered = sorted(seconds)
 
     def at(share: float) -> float:

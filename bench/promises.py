@@ -1,4 +1,4 @@
-"""What the design promised, beside what was measured."""
+"""Compares what the design promises with what was measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.tables import Column, markdown
 
 
 class Promise(NamedTuple):
-    """What the design promised, what was measured, and whether it holds."""
+    """A promise of the design, what was measured, and whether the promise holds."""
 
     text: str
     measured: str
@@ -18,7 +18,7 @@ class Promise(NamedTuple):
 
 
 def promises() -> list[Promise]:
-    """The design's promises, as far as there are results."""
+    """The promises for which there are results."""
     return [promise for judge in JUDGES for promise in judge()]
 
 
@@ -26,35 +26,35 @@ def judge_drain() -> Iterator[Promise]:
     found = rows("drain")
     if found:
         rates = {row["limit"]: row["tokens_per_s"] for row in found}
-        yield at_least("limit 1000: of `COPY`'s rate", found[-1]["ratio_at_1000"], 0.2)
-        yield at_least("limit 10: of the rate at 1000", rates[10] / rates[1000], 1 / 3)
+        yield at_least("limit 1000: share of `COPY`'s rate", found[-1]["ratio_at_1000"], 0.2)
+        yield at_least("limit 10: share of the rate at limit 1000", rates[10] / rates[1000], 1 / 3)
 
 
 def judge_peers() -> Iterator[Promise]:
     for row in rows("peers"):
         if ratio := row.get("ours_over_it"):
-            yield Promise(f"ahead of {row['name']}", f"{ratio} ×", ratio > 1)
+            yield Promise(f"faster than {row['name']}", f"{ratio} ×", ratio > 1)
 
 
 def judge_producers() -> Iterator[Promise]:
     for row in rows("producers"):
         if row["clients"] == 64 and row["variant"] == "draining":
             yield at_least(
-                "64 clients beside a draining collector: of the empty body's rate", row["ratio"], 0.9
+                "64 clients, collector draining: share of the empty body's rate", row["ratio"], 0.9
             )
 
 
 def judge_latency() -> Iterator[Promise]:
     for row in rows("latency"):
         if row["what"].startswith("collector") and row["per_s"] < 100:
-            yield at_most("idle, commit to line: p50, in ms", row["p50_ms"], 2)
-            yield at_most("idle, commit to line: p99, in ms", row["p99_ms"], 10)
+            yield at_most("idle, from the commit to the line: p50 in ms", row["p50_ms"], 2)
+            yield at_most("idle, from the commit to the line: p99 in ms", row["p99_ms"], 10)
 
 
 def judge_tablesize() -> Iterator[Promise]:
     found = rows("tablesize")
-    for kind, what in (("backlog", "out of a backlog"), ("single", "of one token")) if found else ():
-        sizes = f"{found[-1]['tokens']:,} tokens, to one at {found[0]['tokens']:,}"
+    for kind, what in (("backlog", "from a backlog"), ("single", "of one token")) if found else ():
+        sizes = f"{found[-1]['tokens']:,} tokens, relative to {found[0]['tokens']:,}"
         yield at_most(f"a claim {what} at {sizes}", found[-1][f"{kind}_ratio"], 1.5)
 
 
@@ -62,7 +62,7 @@ def judge_snapshot() -> Iterator[Promise]:
     for row in rows("snapshot"):
         if row["held"]:
             yield at_least(
-                f"`{row['command']}` under a held snapshot: of its rate without", row["ratio"], 0.9
+                f"`{row['command']}` under a held snapshot: share of its rate without one", row["ratio"], 0.9
             )
 
 
@@ -70,8 +70,12 @@ def judge_deep() -> Iterator[Promise]:
     for row in rows("deep"):
         time = row["claim_ms_last"] / row["claim_ms_first"]
         memory = row["rss_mb_last"] / row["rss_mb_first"]
-        yield at_most(f"`{row['command']}`, deep queue: a claim's time at its end, to its start", time, 1.25)
-        yield at_most(f"`{row['command']}`, deep queue: memory at its end, to its start", memory, 1.1)
+        yield at_most(
+            f"`{row['command']}`, deep queue: claim time at the end, relative to the start", time, 1.25
+        )
+        yield at_most(
+            f"`{row['command']}`, deep queue: memory at the end, relative to the start", memory, 1.1
+        )
 
 
 JUDGES: Final = (
@@ -105,6 +109,6 @@ def promised() -> str:
 
 
 def behind() -> str:
-    """The promises that were not kept, in words."""
+    """The promises that do not hold, as a list."""
     found = [f"- {one.text}: {one.measured}." for one in promises() if not one.holds]
-    return "\n".join(found) or "- Of what was promised, all holds in this run."
+    return "\n".join(found) or "- All promises hold in this run."

@@ -1,10 +1,10 @@
-"""Any other command that speaks the reference's contract, beside Mailroom's collector.
+"""Compares Mailroom's collector with any other command that follows the reference's contract.
 
-It gets what the reference gets: MAILROOM_DATABASE_URL, MAILROOM_SECRET_KEY, MAILROOM_CHANNEL_NAME,
-MAILROOM_QUEUE_NAME, MAILROOM_HEALTHCHECK_INTERVAL, MAILROOM_BATCH_TIMEOUT and MAILROOM_BATCH_LIMIT, besides
-the caller's environment; and it prints lines. Its database has the schema of the file that was given, or
-Mailroom's, and is filled by plain inserts into accounts. A backlog is there before it starts, so it has to
-begin by itself.
+The command gets the variables of the reference, beside the caller's environment: MAILROOM_DATABASE_URL,
+MAILROOM_SECRET_KEY, MAILROOM_CHANNEL_NAME, MAILROOM_QUEUE_NAME, MAILROOM_HEALTHCHECK_INTERVAL,
+MAILROOM_BATCH_TIMEOUT and MAILROOM_BATCH_LIMIT. It prints lines. Its database has the schema of the given
+file, or Mailroom's, and is filled by inserts into accounts. The backlog is there before the command starts,
+so the command must begin without a notification.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ SELECT 'user' || g || '@example.com', 'login' || g FROM generate_series(%s::bigi
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """A row for each batch limit, and the latency at 1."""
+    """A row for each batch limit, and the latency at limit 1."""
     if not options.reference:
-        raise ValueError("there is no --reference")
+        raise ValueError("--reference is missing")
     tokens, singles = options.sized((100_000, 300), (5_000, 60))
     commands = {"mailroom": mailroom("collector"), "reference": shlex.split(options.reference)}
     rows: list[dict[str, Any]] = []
@@ -63,7 +63,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def make(server: PostgresServer, name: str, options: Options, tokens: int) -> str:
-    """A database with a schema, and so many tokens by its own triggers."""
+    """Make a database with a schema and ``tokens`` tokens from its own triggers; returns its address."""
     if options.reference_schema:
         server.run_tool("createdb", *connection_options(server), name)
         schema = options.reference_schema.read_bytes()
@@ -97,11 +97,11 @@ def settings(url: str, limit: int) -> dict[str, str]:
 
 
 def drained(server: PostgresServer, command: list[str], template: str, limit: int, tokens: int) -> int:
-    """Tokens a second; 0 when it stopped before the clock started."""
+    """Tokens per second, or 0 if the command stopped before the clock started."""
     url = database.clone(server, template, "drained")
     try:
         with running(command, settings(url, limit)) as process:
-            return round(drain(process, tokens, most_s=MAX_S, silence_s=SILENCE_S).rate)
+            return round(drain(process, tokens, max_s=MAX_S, silence_s=SILENCE_S).rate)
     except StoppedShort as error:
         tell(f"limit {limit}: {error}")
         return 0

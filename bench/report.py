@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, which is made from the results and from report.md alone."""
+"""Writes docs/benchmarks.md from the results and report.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATE: Final = Path(__file__).parent / "report.md"
 
 
 def trials() -> str:
-    """What each tuning of a peer did in its trial."""
+    """The rate of each tuning of a peer in its trial."""
     found = [
         {
             "name": row["name"],
@@ -35,7 +35,7 @@ def machine() -> str:
     """The machine of the latest result."""
     found = [result for name in HEADINGS if (result := load(name))]
     if not found:
-        return "nothing was measured yet"
+        return "nothing, so far"
     latest = max(found, key=lambda one: str(one["at"]))
     facts = latest["machine"]
     server = facts["postgresql"]
@@ -92,8 +92,8 @@ def write() -> None:
         "snapshot_rounds": sized("snapshot", "rounds"),
         "recipients": sized("sending", "recipients"),
         "plot_drain": figure("drain", "The collector's rate at three limits, beside a fifth of COPY's"),
-        "plot_peers": figure("peers", "Jobs a second of each queue, on a logarithmic scale"),
-        "plot_producers": figure("producers", "Commits a second of 1, 8 and 64 clients with each trigger"),
+        "plot_peers": figure("peers", "Jobs per second of each queue, on a logarithmic scale"),
+        "plot_producers": figure("producers", "Commits per second of 1, 8 and 64 clients with each trigger"),
         "plot_latency": figure("latency", "Percentiles of the latency"),
         "plot_tablesize": figure("tablesize", "The cost of a claim against the size of the table"),
         "plot_deep": figure("deep", "Claim time and memory while a deep queue drains"),

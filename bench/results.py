@@ -1,4 +1,4 @@
-"""The results on the disk, and where what is made from them goes."""
+"""Stores the results on disk, and names the files that are made from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = list[dict[str, Any]]
 
 
 class Files(NamedTuple):
-    """Where the results are, and what is made from them."""
+    """The folder of the results, and the files that are made from them."""
 
     results: Path
     document: Path
@@ -23,7 +23,7 @@ class Files(NamedTuple):
 FULL: Final = Files(
     HERE / "results", HERE.parent / "docs" / "benchmarks.md", HERE.parent / "docs" / "benchmarks"
 )
-# Apart, so that small sizes never end up in the documentation.
+# A separate folder, so that results of small sizes never reach the documentation.
 QUICK: Final = Files(
     HERE / "results" / "quick",
     HERE / "results" / "quick" / "benchmarks.md",
@@ -38,13 +38,13 @@ def keep(name: str, result: Mapping[str, Any]) -> None:
 
 
 def load(name: str) -> dict[str, Any] | None:
-    """A result, or None if there is none."""
+    """A result, or None if it was not measured."""
     path = files.results / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def rows(name: str) -> Rows:
-    """A result's rows; none without a result."""
+    """The rows of a result, or an empty list if it was not measured."""
     found = load(name)
     if not found:
         return []

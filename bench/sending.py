@@ -1,8 +1,8 @@
-"""The sender: recipients a second and CPU a recipient, through botocore into a local SES.
+"""Measures the sender: recipients per second and CPU per recipient, through botocore into a local SES.
 
-``mailroom sender`` reads a file of lines and calls ``mailroom inbox`` in a process of its own. The rate
-is from the first call to the last, by the inbox's record; the CPU is all of the sender's, from its
-start to its end, and that of a sender with one recipient is taken off.
+``mailroom sender`` reads a file of lines and calls ``mailroom inbox`` in another process. The rate runs from
+the first call to the last, by the inbox's record. The CPU time is the sender's from start to end, minus that
+of a sender with one recipient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IN_FLIGHT = (1, 8)
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """A row for each size of call and number of calls in flight."""
+    """A row for each number of recipients per call and of calls in flight."""
     recipients = options.sized(20_000, 2_000)
     rows = []
     with tempfile.TemporaryDirectory() as folder, inbox() as url:
@@ -54,13 +54,13 @@ def measure(options: Options) -> dict[str, Any]:
                         "peak_mb": round(peak_mb, 1),
                     }
                 )
-                tell(f"{per_call} a call, {in_flight} in flight: {recipients / seconds:,.0f} recipients/s")
+                tell(f"{per_call} per call, {in_flight} in flight: {recipients / seconds:,.0f} recipients/s")
     return {"recipients": recipients, "rows": rows}
 
 
 @contextmanager
 def inbox() -> Iterator[str]:
-    """A local SES in a process of its own; gives its address."""
+    """Run a local SES in another process; yields its address."""
     with subprocess.Popen(
         [sys.executable, "-m", "mailroom", "inbox", "--port", "0", "--no-print"],
         stdin=subprocess.DEVNULL,
@@ -77,7 +77,7 @@ def inbox() -> Iterator[str]:
 
 
 def ses_environment(url: str, folder: Path) -> dict[str, str]:
-    """What a sender needs to know of a local SES."""
+    """The settings of a sender for a local SES."""
     return {
         "MAILROOM_APP_NAME": "Bench",
         "MAILROOM_APP_URL": "https://bench.example",
@@ -130,6 +130,6 @@ def run(url: str, variables: Mapping[str, str], lines: Path, recipients: int) ->
 
 
 def get(url: str, path: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{url}/api/{path}") as answer:  # noqa: S310 - of our own on loopback
+    with urllib.request.urlopen(f"{url}/api/{path}") as answer:  # noqa: S310 - our own server on loopback
         found: dict[str, Any] = json.load(answer)
     return found

@@ -1,8 +1,8 @@
-"""``python -m bench.signups URL COUNT RATE PREFIX [PEER]``: people sign up, one commit each, at a rate.
+"""``python -m bench.signups URL COUNT RATE PREFIX [PEER]`` signs people up at a rate, one commit each.
 
-A rate of 0 is as fast as it goes. It prints a line a commit: the address, when COMMIT was sent and when it
-was answered (on the monotonic clock), and when it was answered on the wall clock. A peer's jobs are enqueued
-in the same transaction.
+A rate of 0 means as fast as possible. It prints a line per commit: the address, the times when COMMIT was
+sent and answered (monotonic clock), and the time when it was answered (wall clock). With a peer, it
+enqueues the peer's job in the same transaction.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from bench.programs import environment
 from mailroom.demo.postgres import ending_with_us
 
 CLIENTS: Final = 8
-QUIET_RATE: Final = 60.0  # below, one client will do, and it pauses at random
+QUIET_RATE: Final = 60.0  # up to this rate one client is enough, and it pauses at random
 
 
 class Signup(NamedTuple):
-    """One commit: its address, and its times in seconds."""
+    """One commit: the address, and the times in seconds."""
 
     email: str
     sent_s: float
@@ -35,7 +35,7 @@ class Signup(NamedTuple):
 
 
 def sign_up(url: str, count: int, rate: float, prefix: str, peer: str = "") -> list[Signup]:
-    """Sign up that many people from another process, and wait for it."""
+    """Sign up ``count`` people from another process, and return their commits."""
     command = [sys.executable, "-m", "bench.signups", url, str(count), str(rate), prefix, peer]
     done = subprocess.run(
         ending_with_us(command), env=environment(url), stdout=subprocess.PIPE, check=True, text=True
@@ -74,13 +74,13 @@ def client(
     found: list[Signup],
     enqueue: Callable[[psycopg.Connection, int], None] | None,
 ) -> None:
-    """Commit at the times of these numbers."""
+    """Commit each of these numbers at its time."""
     with psycopg.connect(url, autocommit=True) as connection:
         for number in numbers:
             if rate:
                 due = start + number / rate
                 if rate <= QUIET_RATE:
-                    due += random.uniform(0, 0.5) / rate  # noqa: S311 - so that nothing beats in time with us
+                    due += random.uniform(0, 0.5) / rate  # noqa: S311 - avoids resonance, no secret
                 time.sleep(max(0.0, due - time.monotonic()))
             login = f"{prefix}{number}"
             connection.execute("BEGIN")
@@ -96,7 +96,7 @@ def client(
 
 
 def issue(connection: psycopg.Connection, account: int) -> int:
-    """The token that our trigger would make, were it not off for a peer."""
+    """Insert the token that the trigger would add; triggers are disabled for a peer."""
     (row,) = connection.execute(
         "INSERT INTO tokens (action, account) VALUES ('activation', %s) RETURNING id", [account]
     ).fetchall()

@@ -1,9 +1,9 @@
-"""A held snapshot: somebody's transaction stays open at REPEATABLE READ while mail flows.
+"""Measures throughput while another transaction holds a snapshot, at REPEATABLE READ.
 
-No dead row can be cleaned up meanwhile, in any table; a queue whose rows die with every job slows down then.
-Tokens come in from pgbench's clients, ten a transaction, as fast as they can, while ``mailroom run`` (into
-the debug transport) or the collector takes them; the rate is from the clients' start to the last token. Then
-the queue's own tables are looked at.
+PostgreSQL can then remove no dead row from any table, and a queue whose rows die with every job slows down.
+pgbench's clients insert tokens, ten per transaction, as fast as they can. ``mailroom run`` (with the debug
+transport) or the collector takes them. The rate covers the time from the clients' start to the last token.
+Then the queue's own tables are examined.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mailroom.demo.postgres import PostgresServer, ending_with_us
 CLIENTS: Final = 4
 PER_TRANSACTION: Final = 10
 MAX_S: Final = 600.0
-STATISTICS_S: Final = 2.0  # until the other sessions have told their counts
+STATISTICS_S: Final = 2.0  # until the other sessions have reported their counts
 
 SIGN_UPS: Final = """
 \\set n random(1, 9223372036854775000)
@@ -38,7 +38,7 @@ SELECT 'user' || :n || '.' || g || '@example.com', 'login' || :n || '.' || g FRO
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """For each command a row without a held snapshot and one with it."""
+    """For each command, a row without and a row with a held snapshot."""
     tokens, rounds = options.sized((200_000, 3), (10_000, 1))
     rows: list[dict[str, Any]] = []
     with database.durable(counting=True) as server:
@@ -55,7 +55,7 @@ def measure(options: Options) -> dict[str, Any]:
                         f" {flows[-1]['tokens_per_s']:,} tokens/s, {flows[-1]['dead']:,} dead rows"
                     )
             rows += [{"command": command, "held": held} | middle(flows) for held, flows in found.items()]
-            # Of one round's two, so that what slows the machine for a while slows both.
+            # A ratio compares rates of one round, since a slow phase of the machine affects both.
             rows[-1]["ratio"] = round(
                 median(
                     held["tokens_per_s"] / free["tokens_per_s"]
@@ -67,12 +67,12 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def middle(flows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one with the median rate."""
+    """The round with the median rate."""
     return sorted(flows, key=itemgetter("tokens_per_s"))[len(flows) // 2]
 
 
 def flow(server: PostgresServer, command: str, held: bool, tokens: int, script: str) -> dict[str, Any]:
-    """Let the tokens through, and look at what is left behind."""
+    """Run all tokens through, and examine the tables that remain."""
     url = database.make(server, "flowing")
     with (
         database.connected(url) as connection,
@@ -127,13 +127,13 @@ def pgbench(server: PostgresServer, transactions: int, script: str) -> list[str]
 
 
 def claims_in(connection: psycopg.Connection) -> float:
-    """Milliseconds of claims so far."""
+    """The milliseconds that claims have taken so far."""
     return database.statements(connection, "mailroom.claim(")[1]
 
 
 @contextmanager
 def holding(url: str) -> Iterator[None]:
-    """A transaction that has its snapshot and keeps it."""
+    """Hold a transaction open with its snapshot."""
     with psycopg.connect(url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("SELECT count(*) FROM accounts")

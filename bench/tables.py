@@ -1,4 +1,4 @@
-"""The results as Markdown tables: their columns, and their words."""
+"""The results as Markdown tables: columns and labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.results import load, rows
 
 
 class Column(NamedTuple):
-    """A column of a table: its head, and its cell from a row."""
+    """A column of a table: its head, and the function that makes its cell from a row."""
 
     head: str
     cell: Callable[[Mapping[str, Any]], object]
@@ -27,9 +27,9 @@ def default_form(value: object) -> str:
 
 HEADINGS: Final = {
     "drain": "Draining a backlog",
-    "peers": "Beside other queues on PostgreSQL",
-    "reference": "Beside the reference",
-    "producers": "In the producers' way",
+    "peers": "Compared with other queues on PostgreSQL",
+    "reference": "Compared with the reference",
+    "producers": "Effect on producers",
     "latency": "From the commit to the line",
     "memory": "Memory",
     "tablesize": "Claims in a large table",
@@ -49,7 +49,7 @@ COLUMNS: Final[dict[str, list[Column]]] = {
         Column("`MAILROOM_BATCH_LIMIT`", lambda row: row["limit"]),
         column("tokens/s", "tokens_per_s"),
         column("`COPY` rows/s", "copy_rows_per_s"),
-        column("of `COPY` at 1000", "ratio_at_1000", ".2f"),
+        column("share of `COPY` at 1000", "ratio_at_1000", ".2f"),
         column("peak memory, MB", "peak_mb", ".0f"),
     ],
     "peers": [
@@ -57,7 +57,8 @@ COLUMNS: Final[dict[str, list[Column]]] = {
         column("tuning", "tuning"),
         column("jobs/s", "jobs_per_s"),
         Column(
-            "Mailroom at limit 10 is", lambda row: f"{row['ours_over_it']} ×" if "ours_over_it" in row else ""
+            "Mailroom at limit 10 is faster by",
+            lambda row: f"{row['ours_over_it']} ×" if "ours_over_it" in row else "",
         ),
         column("latency p50, ms", "p50_ms"),
         column("p99, ms", "p99_ms"),
@@ -72,7 +73,7 @@ COLUMNS: Final[dict[str, list[Column]]] = {
         column("clients", "clients"),
         Column("trigger on tokens", lambda row: VARIANTS[row["variant"]]),
         column("commits/s", "commits_per_s"),
-        column("of the empty body", "ratio", ".2f"),
+        column("ratio to the empty body", "ratio", ".2f"),
         Column(
             "handed out meanwhile",
             lambda row: "" if row["drained"] is None else f"{row['drained']:.1%}",
@@ -95,18 +96,18 @@ COLUMNS: Final[dict[str, list[Column]]] = {
     ],
     "tablesize": [
         column("tokens in the table", "tokens"),
-        column("1,000 out of a backlog, ms", "backlog_ms", ".2f"),
-        column("to the smallest", "backlog_ratio", ".2f"),
+        column("1,000 from a backlog, ms", "backlog_ms", ".2f"),
+        column("ratio to the smallest", "backlog_ratio", ".2f"),
         column("pages", "backlog_pages"),
-        column("one alone, ms", "single_ms", ".3f"),
-        column("to the smallest ", "single_ratio", ".2f"),
+        column("a single token, ms", "single_ms", ".3f"),
+        column("ratio to the smallest ", "single_ratio", ".2f"),
         column("pages ", "single_pages"),
     ],
     "snapshot": [
         Column("command", lambda row: f"`mailroom {row['command']}`"),
         Column("snapshot", lambda row: "held" if row["held"] else "none"),
         column("tokens/s", "tokens_per_s"),
-        column("held to none", "ratio", ".2f"),
+        column("ratio, held to none", "ratio", ".2f"),
         column("claim of 1,000, first third, ms", "claim_ms_first", ".1f"),
         column("last third, ms", "claim_ms_last", ".1f"),
         column("dead rows", "dead"),
@@ -121,11 +122,11 @@ COLUMNS: Final[dict[str, list[Column]]] = {
         column("last quarter, MB", "rss_mb_last", ".1f"),
     ],
     "sending": [
-        column("recipients a call", "per_call"),
+        column("recipients per call", "per_call"),
         column("calls in flight", "in_flight"),
         column("recipients/s", "recipients_per_s"),
-        column("CPU a recipient, µs", "cpu_us_per_recipient"),
-        column("recipients a CPU second", "recipients_per_cpu_s"),
+        column("CPU per recipient, µs", "cpu_us_per_recipient"),
+        column("recipients per CPU second", "recipients_per_cpu_s"),
         column("peak memory, MB", "peak_mb", ".0f"),
     ],
 }
@@ -146,7 +147,7 @@ def table(name: str) -> str:
     if name == "reference":
         text += "\n\n" + markdown(LATENCY, found["result"]["latency"])
     if found["quick"]:
-        text += "\n\n*Small sizes (`--quick`), good for nothing but to see that it works.*"
+        text += "\n\n*Small sizes (`--quick`): a smoke test, not a result.*"
     return text
 
 

@@ -1,9 +1,8 @@
-"""Table size: what a claim costs with so many tokens in the table that were mailed before.
+"""Measures the cost of a claim against the number of old tokens in the table.
 
-One database grows. At each size a collector hands out backlogs at the default limit of 10, and then tokens
-that come one by one; the server's own account of the claims (pg_stat_statements) gives the time and the
-pages looked at.
-The history is consumed or expired, spread over as many accounts, and lies before the cursor.
+One database grows. At each size a collector hands out backlogs at the default limit of 10, then tokens that
+come one by one. pg_stat_statements gives the time of the claims and the pages that they read. The old tokens
+are consumed or expired, each has its own account, and all lie before the cursor.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ SELECT 'activation', id, now() - interval '30 days', now() - interval '29 days',
        CASE WHEN id %% 3 > 0 THEN now() - interval '30 days' END
 FROM signed_up ORDER BY id
 """
-# Indexes and keys are made anew after the rows: many times faster, and as compact as REINDEX leaves them.
+# Dropping indexes and creating them after the rows is much faster, and makes them as compact as REINDEX does.
 INDEXES: Final = """
 SELECT format('DROP INDEX %s', i.indexrelid::regclass), pg_get_indexdef(i.indexrelid)
 FROM pg_index i WHERE i.indrelid IN ('public.tokens'::regclass, 'public.accounts'::regclass)
@@ -58,7 +57,7 @@ def measure(options: Options) -> dict[str, Any]:
             database.count_statements(connection)
             size = 0
             for wanted in sizes:
-                tell(f"{wanted:,} tokens: making them")
+                tell(f"{wanted:,} tokens: inserting")
                 grow(connection, size, wanted)
                 size = wanted
                 found: dict[str, Any] = {"tokens": wanted}
@@ -71,14 +70,14 @@ def measure(options: Options) -> dict[str, Any]:
                 }
                 rows.append(found)
                 tell(
-                    f"{wanted:,} tokens: {found['backlog_ms']} ms for 1,000 of a backlog,"
-                    f" {found['single_ms']} ms for one alone"
+                    f"{wanted:,} tokens: {found['backlog_ms']} ms for 1,000 from a backlog,"
+                    f" {found['single_ms']} ms for a single token"
                 )
     return {"backlog": backlog, "singles": singles, "rows": rows}
 
 
 def backlogs(connection: psycopg.Connection, url: str, size: int, tokens: int) -> dict[str, float]:
-    """Of the claims for 1,000 tokens, the median of some backlogs."""
+    """The cost of claims for 1,000 tokens: the median of several backlogs."""
     found = []
     for number in range(BACKLOGS):
         start = 10 * size + number * tokens
@@ -95,7 +94,7 @@ def backlogs(connection: psycopg.Connection, url: str, size: int, tokens: int) -
 
 
 def one_by_one(connection: psycopg.Connection, url: str, size: int, tokens: int) -> dict[str, float]:
-    """Of the claims for each token that comes alone."""
+    """The cost of the claim for a token that comes alone."""
     with running(mailroom("collector"), environment(url, BATCH_TIMEOUT=0)) as process:
         reader = Reader(process)
         sign_up(url, WARM_UP, SINGLES_PER_S, f"warm{size}x")
@@ -107,7 +106,7 @@ def one_by_one(connection: psycopg.Connection, url: str, size: int, tokens: int)
 
 
 def grow(connection: psycopg.Connection, size: int, wanted: int) -> None:
-    """History up to so many tokens, and the cursor behind it."""
+    """Add old tokens up to ``wanted``, and move the cursor past them."""
     indexes = connection.execute(INDEXES).fetchall()
     for dropping, _ in indexes:
         connection.execute(dropping.encode())
@@ -124,7 +123,7 @@ def grow(connection: psycopg.Connection, size: int, wanted: int) -> None:
 
 
 def cost(connection: psycopg.Connection, reader: Reader, wanted: int, units: float) -> tuple[float, float]:
-    """Milliseconds and pages of the claims since the last reset, for each unit."""
+    """Milliseconds and pages of the claims since the last reset, per unit."""
     if not reader.wait_for(wanted, PATIENCE_S):
         raise TimeoutError(f"{reader.count:,} of {wanted:,} tokens came within {PATIENCE_S:.0f} s")
     _, milliseconds, pages = database.statements(connection, "mailroom.claim(")

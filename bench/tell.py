@@ -1,4 +1,4 @@
-"""Progress goes to standard error: standard output is the result."""
+"""Prints progress on standard error, with the seconds since the start."""
 
 from __future__ import annotations
 

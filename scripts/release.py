@@ -1,8 +1,7 @@
-"""Builds what is published, and tries the wheel where nothing of the repository can be reached.
+"""Builds a wheel and an sdist, and tries the wheel in an environment without the repository.
 
-``make release`` calls it on a commit that carries the version's tag. It refuses when tag, version and
-CHANGELOG do not agree, or when files differ from the commit. It publishes nothing: it leaves a wheel and
-an sdist in dist/.
+``make release`` runs it on a commit with the version's tag. It refuses if tag, version and CHANGELOG
+differ, or if files differ from the commit. It publishes nothing: the wheel and the sdist are in dist/.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Final, NoReturn
 
 ROOT: Final = Path(__file__).parent.parent
 DIST: Final = ROOT / "dist"
-# They need the package and a PostgreSQL, and nothing of the repository but themselves.
+# These tests need only the package, PostgreSQL and the tests folder.
 TESTS: Final = (
     "unit/test_tokens.py",
     "database/test_consumption.py",
@@ -42,7 +41,7 @@ def main() -> None:
 
 
 def checked_version() -> str:
-    """The version, when the commit may be released as that."""
+    """The version, if this commit may be released as that version."""
     found = re.search(
         r'^__version__ = "(.+)"$', (ROOT / "src/mailroom/__init__.py").read_text(), re.MULTILINE
     )
@@ -58,20 +57,20 @@ def checked_version() -> str:
             "set __version__ in src/mailroom/__init__.py and tag that commit",
         )
     if changes := git("status", "--porcelain"):
-        refuse(f"files differ from the commit:\n{changes}", "commit them, or take them back")
+        refuse(f"files differ from the commit:\n{changes}", "commit them, or discard them")
     if f"\n## {version} " not in (ROOT / "CHANGELOG.md").read_text():
         refuse(f"CHANGELOG.md has no section for {version}", f"write one: ## {version} – the date")
     return version
 
 
 def try_out(wheel: Path, version: str) -> None:
-    """Use the wheel in an environment of its own: alone, then with the demonstration, then under tests."""
+    """Try the wheel in a new environment: alone, with the demo, and under tests."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         venv.create(folder / "venv", with_pip=True, symlinks=True)
         python, command = folder / "venv/bin/python", folder / "venv/bin/mailroom"
         pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        # Nothing of ours: neither src by way of PYTHONPATH or the folder, nor a setting.
+        # Without our settings, and without src through PYTHONPATH or the working folder.
         clean = {
             k: v for k, v in os.environ.items() if not k.startswith(("MAILROOM_", "PYTHON", "AWS_", "PG"))
         }
@@ -79,7 +78,7 @@ def try_out(wheel: Path, version: str) -> None:
         run(*pip, wheel, cwd=folder, env=clean)
         where = run(python, "-c", "import mailroom; print(mailroom.__file__)", cwd=folder, env=clean)
         if not where.startswith(str(folder)):
-            raise SystemExit(f"Error: the package that was tried is {where}")
+            raise SystemExit(f"Error: the imported package is {where}, not the wheel")
         if version not in run(command, "--version", cwd=folder, env=clean):
             raise SystemExit("Error: the wheel has another version")
         run(command, "--help", cwd=folder, env=clean)
@@ -97,7 +96,7 @@ def try_out(wheel: Path, version: str) -> None:
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None, expected: int = 0) -> str:
-    """What a command prints; ends the release when it exits otherwise than expected."""
+    """The output of a command; ends the release if the exit code is not the expected one."""
     sys.stderr.write(f"+ {' '.join(map(str, command))}\n")
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode != expected:
@@ -106,12 +105,12 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None, expe
 
 
 def git(*arguments: str) -> str:
-    """What git says of this repository."""
+    """The output of a git command in this repository."""
     return run("git", *arguments, cwd=ROOT).strip()
 
 
 def refuse(what: str, remedy: str) -> NoReturn:
-    """End, as the command line does: what is wrong, and what to do."""
+    """End with an error and a suggested fix, in the format of the command line."""
     raise SystemExit(f"Error: {what}\nTry: {remedy}")
 
 

@@ -1,7 +1,7 @@
-"""Other queues on PostgreSQL at Mailroom's job, each as its own documentation advises for throughput.
+"""Runs Mailroom's job on other queues on PostgreSQL, each tuned as its own documentation advises.
 
-An adapter is a module with ``prepare(url)``, which installs the queue; ``enqueue(url, jobs,
-fields)``, which enqueues so many tokens, by their ids alone or with all their fields;
-``enqueue_one(connection, token)``, inside a sign-up's transaction; and ``main()``, the worker: one process
-that writes lines to standard output until SIGTERM.
+An adapter is a module with four functions. ``prepare(url)`` installs the queue. ``enqueue(url, jobs,
+fields)`` enqueues tokens, by id or with all their fields. ``enqueue_one(connection, token)`` enqueues one
+inside the transaction of a sign-up. ``main()`` is the worker: one process that writes lines to standard
+output until SIGTERM.
 """

@@ -1,4 +1,4 @@
-"""The job that all do: fetch what a mail needs, sign it and write the line, with Mailroom's own code."""
+"""The job of all peers: fetch a mail's fields, sign them and write the line, with Mailroom's own code."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def line(row: Sequence[Any]) -> bytes:
 
 
 def write(content: bytes) -> None:
-    """All of it, to the pipe."""
+    """Write all of ``content`` to standard output."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(1, rest) :]
 
 
 def first_tokens(connection: psycopg.Connection, jobs: int) -> list[tuple[Any, ...]]:
-    """So many rows of ``ELIGIBLE``."""
+    """The first ``jobs`` rows of ``ELIGIBLE``."""
     return connection.execute(f"{ELIGIBLE} ORDER BY t.id LIMIT %s".encode(), [jobs]).fetchall()
 
 
 def pack(row: Sequence[Any], *, fields: bool) -> dict[str, Any]:
-    """What a job carries: the token's id, or everything."""
+    """The payload of a job: the token's id, or all fields."""
     if not fields:
         return {"token": row[0]}
     return {"token": row[0], "row": [*row[:4], bytes(row[4]).hex(), row[5]]}

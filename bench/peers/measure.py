@@ -1,8 +1,8 @@
-"""Mailroom beside its peers: the same job, one worker process each, on the same durable server.
+"""Compares Mailroom with its peers at the same job, with one worker process each, on the same durable server.
 
-The job: what a committed account's mail needs (address, login, secret, code) is fetched, signed with HMAC
-and written to a pipe. First every tuning of a peer drains a small queue; the fastest then drains the large
-one. Latency is from the commit's answer to the line, with sign-ups that come one by one.
+The job fetches a committed account's mail (address, login, secret, code), signs it with HMAC and writes it
+to a pipe. First every tuning of a peer drains a small queue; the fastest then drains the large one. Latency
+runs from the commit's answer to the line, with sign-ups that come one by one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATIENCE_S: Final = 30.0
 
 
 class Peer(NamedTuple):
-    """An adapter: its module, what it needs, the tunings to try, whether jobs may carry all fields."""
+    """An adapter: its module, its package, the tunings to try, and whether jobs may carry all fields."""
 
     name: str
     module: str
@@ -63,7 +63,7 @@ OURS: Final = (("Mailroom collector, limit 10", 10), ("Mailroom collector, limit
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """A row for each."""
+    """A row for each worker."""
     jobs, trial, singles = options.sized((50_000, 10_000, 300), (10_000, 2_000, 60))
     rows: list[dict[str, Any]] = []
     with database.durable() as server:
@@ -87,16 +87,16 @@ def measure(options: Options) -> dict[str, Any]:
 def measure_peer(
     server: PostgresServer, peer: Peer, jobs: int, singles: int, trial: int
 ) -> list[dict[str, Any]]:
-    """Its best tuning's row, and with all fields in the job another."""
+    """The row of the best tuning, and a second one with all fields in the job."""
     # Not with -m: Procrastinate warns when an app is made in the main module.
     command = [sys.executable, "-c", f"from bench.peers.{peer.module} import main; main()"]
     trials = []
     for tuning in peer.tunings if len(peer.tunings) > 1 else []:
-        found = drained(server, command, tuned(tuning), trial, peer=peer, most_s=TRIAL_S)
+        found = drained(server, command, tuned(tuning), trial, peer=peer, max_s=TRIAL_S)
         trials.append({"tuning": tuning, "jobs_per_s": found["jobs_per_s"]})
         tell(f"{peer.name} {tuning}: {found['jobs_per_s']:,} jobs/s in a trial")
     best = max(trials, key=itemgetter("jobs_per_s"))["tuning"] if trials else peer.tunings[0]
-    if trials:  # no more than it gets done
+    if trials:  # only as many as it can drain in time
         expected = max(one["jobs_per_s"] for one in trials) * MAX_S
         jobs = min(jobs, max(trial, int(expected)))
     shown = ", ".join(f"{name} {value}" for name, value in best.items())
@@ -124,9 +124,9 @@ def drained(
     *,
     peer: Peer | None = None,
     fields: bool = False,
-    most_s: float = MAX_S,
+    max_s: float = MAX_S,
 ) -> dict[str, Any]:
-    """Jobs a second out of a queue that was filled before."""
+    """Jobs per second from a queue that was filled before."""
     url = database.clone(server, "filled", "peer")
     with ExitStack() as undo:
         undo.callback(database.drop, server, "peer")
@@ -136,7 +136,7 @@ def drained(
         with database.connected(url) as connection:
             connection.execute("CHECKPOINT")
         process = undo.enter_context(running(command, environment(url) | dict(variables)))
-        found = drain(process, jobs, most_s=most_s)
+        found = drain(process, jobs, max_s=max_s)
     return {"jobs_per_s": round(found.rate), "drained": found.messages}
 
 
@@ -148,7 +148,7 @@ def lateness(
     *,
     peer: Peer | None = None,
 ) -> dict[str, Any]:
-    """From the commit to the line, when there is little to do."""
+    """The percentiles from the commit to the line, under a light load."""
     url = database.make(server, "peer")
     with ExitStack() as undo:
         undo.callback(database.drop, server, "peer")
@@ -164,7 +164,7 @@ def lateness(
 
 
 def late(url: str, reader: Reader, singles: int, module: str) -> list[float]:
-    """Seconds, for each sign-up but the first."""
+    """The latency in seconds of each sign-up except the first."""
     sign_up(url, 1, 0, "first", module)
     reader.wait_for(1, PATIENCE_S)
     found = sign_up(url, singles, QUIET_PER_S, "quiet", module)

@@ -1,7 +1,7 @@
 """PgQueuer on asyncpg and uvloop, its fastest driver, with its own autovacuum settings and durable tables.
 
-Tuning: ``batch``, jobs a dequeue; ``managers``, as many queue managers in the process, as its own benchmark
-has five. Each has a connection of its own, as its guide advises; the handlers fetch over a pool.
+Tuning: ``batch``, the jobs per dequeue; ``managers``, the queue managers in the process (its own benchmark
+has five). Each has its own connection, as its guide advises; the handlers fetch through a pool.
 """
 
 from __future__ import annotations

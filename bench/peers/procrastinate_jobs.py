@@ -1,7 +1,7 @@
 """Procrastinate: an async task on psycopg's pool, with concurrency; finished jobs are deleted.
 
-Tuning: ``concurrency``, how many jobs one worker runs at a time. The task fetches over a pool of its own,
-without the round trip by which Procrastinate's pool tests each connection.
+Tuning: ``concurrency``, how many jobs one worker runs at a time. The task fetches through a separate pool,
+without the round trip with which Procrastinate's pool tests each connection.
 """
 
 from __future__ import annotations

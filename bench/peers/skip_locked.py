@@ -1,6 +1,6 @@
-"""The textbook: a table of jobs, and a loop of SELECT … FOR UPDATE SKIP LOCKED, write, DELETE, COMMIT.
+"""The textbook queue: a table of jobs, and a loop of SELECT … FOR UPDATE SKIP LOCKED, write, DELETE, COMMIT.
 
-Tuning: ``batch``, how many jobs a transaction takes. It listens, so that it need not poll.
+Tuning: ``batch``, the jobs per transaction. It listens, so it does not poll.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def prepare(database: str) -> None:
 
 def enqueue(database: str, jobs: int, fields: bool) -> None:
     if fields:
-        raise ValueError("the loop joins; its jobs carry no fields")
+        raise ValueError("this loop fetches fields with a join; its jobs cannot carry them")
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(ENQUEUE, [jobs])
         connection.execute("VACUUM ANALYZE bench_jobs")

@@ -1,10 +1,10 @@
-"""Sign-up, activation and recovery in Django, without a signal: the database's trigger makes the mail.
+"""Sign-up, activation and recovery in Django, without signals: a trigger in the database adds the token.
 
     pip install django psycopg[binary]
     python app.py runserver 8000
 
-In a project of yours the two models go into an application's models.py, and the views into its views.py.
-Passwords and sessions are yours: see `examples/signup` for an application that has them.
+In your project, move the two models to an application's models.py, and the views to its views.py. The example
+has no passwords and no sessions; `examples/signup` is an application with both.
 """
 
 import os
@@ -47,7 +47,7 @@ if not settings.configured:
 
 
 class Account(models.Model):
-    """Mailroom's table. `managed` is false: `mailroom migrate` makes it, and Django leaves it alone."""
+    """Mailroom's table. `mailroom migrate` makes it, so `managed` is false and Django never changes it."""
 
     email = models.TextField()
     login = models.TextField()
@@ -60,7 +60,7 @@ class Account(models.Model):
 
 
 class Token(models.Model):
-    """Mailroom's other table; the database fills in secret, code and expiry."""
+    """Mailroom's other table. The database fills in secret, code and expiry."""
 
     action = models.TextField()
     account = models.ForeignKey(Account, models.CASCADE, db_column="account")
@@ -72,7 +72,7 @@ class Token(models.Model):
 
 
 def refusals(get_response):
-    """A middleware: what a refused token is answered with."""
+    """A middleware that answers a refused token."""
 
     def middleware(request):
         return get_response(request)
@@ -87,7 +87,7 @@ def refusals(get_response):
 
 
 def consume(token, action, code=None):
-    """On Django's own connection. It commits by itself unless you are in `atomic`: commit that one then."""
+    """Consume on Django's connection. It commits by itself, except inside `atomic`: commit that one."""
     connection.ensure_connection()
     return mailroom.consume(connection.connection, token, action, keys=KEYS, code=code)
 
@@ -95,7 +95,7 @@ def consume(token, action, code=None):
 @require_POST
 def sign_up(request):
     email, login = request.POST["email"], request.POST["login"]
-    with transaction.atomic():  # the mail goes out when this commits, and not otherwise
+    with transaction.atomic():  # the mail is sent only if this commits
         if not Account.objects.filter(email__iexact=email).exists():
             Account.objects.create(email=email, login=login)
     return JsonResponse({"message": "If that address is new, a mail is on its way."})

@@ -1,9 +1,9 @@
-"""Sign-up, activation and recovery in FastAPI: what Mailroom asks of an application, and nothing else.
+"""Sign-up, activation and recovery in FastAPI, with only what Mailroom needs.
 
     pip install fastapi python-multipart uvicorn psycopg[binary]
     uvicorn app:app --port 8000
 
-Passwords and sessions are yours: see `examples/signup` for an application that has them.
+It has no passwords and no sessions; `examples/signup` is an application with both.
 """
 
 import html
@@ -21,7 +21,7 @@ app = FastAPI()
 
 
 async def connect():
-    # Autocommit: `consume` commits by itself, so that a wrong code stays counted.
+    # With autocommit, `consume` commits by itself, so a wrong code stays counted.
     url = os.environ["MAILROOM_DATABASE_URL"]
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         yield connection

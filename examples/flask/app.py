@@ -1,9 +1,9 @@
-"""Sign-up, activation and recovery in Flask: what Mailroom asks of an application, and nothing else.
+"""Sign-up, activation and recovery in Flask, with only what Mailroom needs.
 
     pip install flask psycopg[binary]
     flask --app app run --port 8000
 
-Passwords and sessions are yours: see `examples/signup` for an application that has them.
+It has no passwords and no sessions; `examples/signup` is an application with both.
 """
 
 import os
@@ -21,7 +21,7 @@ PAGE = """\
 
 
 def connect():
-    # Autocommit: `consume` commits by itself, so that a wrong code stays counted.
+    # With autocommit, `consume` commits by itself, so a wrong code stays counted.
     return psycopg.connect(os.environ["MAILROOM_DATABASE_URL"], autocommit=True)
 
 
