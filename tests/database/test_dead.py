@@ -25,6 +25,7 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
 from mailroom.operations.dead import Decided, all_dead, count, dead_letters, drop, retry
 from mailroom.operations.reports import overview, stories
+from support import commands
 from support.processes import environment
 from support.queue_sql import Db, claim, settle, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, wait_until
@@ -34,14 +35,7 @@ WHO = re.compile(r"by hand, [^ ]*: ")
 
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mailroom", "dead", *arguments],
-        env=environment(url),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return commands.run("dead", *arguments, env=environment(url))
 
 
 def told(db: Db, token: int) -> str:

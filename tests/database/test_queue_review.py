@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from psycopg import sql
 
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.pulse import PULSE, Pulse
+from support import commands
 from support.processes import CollectorProcess, environment
 from support.queue_sql import Db, Handed, claim, claimed_tokens, expire_leases, settle, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until
@@ -188,13 +187,8 @@ def expired(db: Db) -> list[int]:
 
 
 def why(database: str, who: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "mailroom", "why", who],
-        env=environment(database),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = commands.run("why", who, env=environment(database))
+    assert 0 == done.returncode
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "T", done.stdout.splitlines()[0])
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -17,6 +15,7 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.lease import LEASE_MS
 from mailroom.worker.delivery import MAX_AT_GATE_S
+from support import commands
 from support.processes import environment as collector_environment
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until
@@ -125,14 +124,7 @@ def test_what_expires_during_an_outage_is_written_down_and_never_sent(
 
 def test_pause_and_resume(db: Db, database: str, ses: InboxServer, start: Start) -> None:
     def mailroom(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "mailroom", *arguments],
-            env=collector_environment(database),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
+        return commands.run(*arguments, env=collector_environment(database)).stdout
 
     start().wait_for_log("run.started")
     assert "paused\n" == mailroom("pause", "--reason", "a wrong template")
