@@ -663,6 +663,7 @@ def test_the_commands_in_the_documentation_work(db: Db, database: str) -> None:
 # What it costs
 
 
+@pytest.mark.slow
 def test_listing_and_counting_do_not_scan_the_ledger(db: Db) -> None:
     try:
         db.execute("LOAD 'auto_explain'")

@@ -162,6 +162,7 @@ def test_a_malformed_line_is_told_and_set_aside_and_the_next_is_mailed(
     assert "x@example.com" not in sender.log()
 
 
+@pytest.mark.slow
 @hypothesis_settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -290,6 +291,7 @@ def recipients(calls: list[Any]) -> int:
     return sum(len(call.destinations) for call in calls)
 
 
+@pytest.mark.slow
 def test_a_rate_of_fourteen_is_never_exceeded(tmp_path: Path) -> None:
     """One knows its quota; the other is not allowed to ask and believes in thirty."""
     with (
@@ -330,6 +332,7 @@ def feed(sender: SenderProcess, lines: bytes) -> None:
         sender.write(lines)
 
 
+@pytest.mark.slow
 def test_an_outage_of_ses_loses_nothing_and_the_queue_stays_in_the_database(
     db: Db, database: str, collect: Callable[..., Collector], tmp_path: Path, start: Start
 ) -> None:
@@ -637,6 +640,7 @@ def test_answers_that_tell_of_trouble_are_saved_whole_and_others_are_not(
     assert body.endswith(b"</SendBulkTemplatedEmailResponse>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["info", "debug"])
 def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     db: Db,

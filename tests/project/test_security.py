@@ -28,6 +28,7 @@ ATHERIS = Path(sys.prefix) / "atheris"  # where `make fuzz` puts it, for this Py
 TOKEN = "Ab-_" * 21 + "Ab"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["line", "inbox"])
 def test_no_bytes_break_a_parser(target: str, tmp_path: Path) -> None:
     path = os.pathsep.join(map(str, [ROOT / "tests", *[ATHERIS] * ATHERIS.is_dir()]))
