@@ -7,12 +7,13 @@ READY_TO_BENCH := $(VENV)/ready-to-bench
 READY_FOR_DOCS := $(VENV)/ready-for-docs
 # Workers for the tests: as many as there are cores.
 JOBS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 AUDIT := $(VENV)/audit/bin/pip-audit
 FUZZ_SECONDS ?= 60
 ATHERIS := $(VENV)/atheris
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix check format lint types layers audit fuzz migration bench docs screenshots release lock clean
+.PHONY: help demo test slow test-matrix check format lint types layers audit fuzz migration bench docs screenshots release lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,13 +21,16 @@ help:  ## show this list
 demo: $(READY)  ## see it work: an embedded PostgreSQL, an application to sign up at, its mails and the queue in a browser
 	@$(BIN)/mailroom demo
 
-test: $(READY)  ## run the tests, on an embedded PostgreSQL
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+test: $(READY)  ## run the quick tests, on an embedded PostgreSQL: three minutes on two cores
+	$(PYTEST) -m "not slow" $(ARGS)
+
+slow: $(READY)  ## run the tests that `make test` leaves out
+	$(PYTEST) -m slow $(ARGS)
 
 test-matrix: $(READY)  ## run the tests on every PostgreSQL and Python that can be had; prints what could not
 	PYTEST_ADDOPTS="-n $(JOBS) --dist worksteal" $(BIN)/python tests/matrix.py $(ARGS)
 
-check: lint types layers docs test  ## all that CI asks for: format, lint, types, import layers, the site, tests
+check: lint types layers docs test slow  ## all that CI asks for: format, lint, types, import layers, the site, all tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -244,6 +244,7 @@ def measure(server: Server, command: str, limit: int, folder: Path) -> Cost:
     return Cost(*(round(count * 1000 / TOKENS, 1) for count in found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "limit"), BOUNDS)
 def test_a_backlog_costs_no_more_than_that(server: Server, tmp_path: Path, command: str, limit: int) -> None:
     found = asdict(measure(server, command, limit, tmp_path))

@@ -25,6 +25,7 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
 from mailroom.operations.dead import Decided, all_dead, count, dead_letters, drop, retry
 from mailroom.operations.reports import overview, stories
+from support import commands
 from support.processes import environment
 from support.queue_sql import Db, claim, settle, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, wait_until
@@ -34,14 +35,7 @@ WHO = re.compile(r"by hand, [^ ]*: ")
 
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mailroom", "dead", *arguments],
-        env=environment(url),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return commands.run("dead", *arguments, env=environment(url))
 
 
 def told(db: Db, token: int) -> str:
@@ -669,6 +663,7 @@ def test_the_commands_in_the_documentation_work(db: Db, database: str) -> None:
 # What it costs
 
 
+@pytest.mark.slow
 def test_listing_and_counting_do_not_scan_the_ledger(db: Db) -> None:
     try:
         db.execute("LOAD 'auto_explain'")

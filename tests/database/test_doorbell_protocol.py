@@ -201,6 +201,7 @@ def test_producers_ring_only_a_sleeper(database: str, db: Db, start_collector: S
         assert 2 == len(collector.wait_for_messages(2))
 
 
+@pytest.mark.slow
 def test_it_is_awake_under_load_and_nobody_rings(database: str, db: Db, start_collector: Starts) -> None:
     collector = start_collector(BATCH_TIMEOUT=20, BATCH_LIMIT=50)
     wait_for_holder(db, "sleep_lock")
@@ -254,6 +255,7 @@ def test_another_takes_the_bell_when_its_holder_dies(db: Db, start_collector: St
     second.wait_for_messages(1, patience_s=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [False, True])
 def test_a_frozen_holder_holds_up_nobody(db: Db, start_collector: Starts, load: bool) -> None:
     frozen = start_collector(BATCH_TIMEOUT=0, BATCH_LIMIT=10)
@@ -314,6 +316,7 @@ def test_the_bell_is_passed_on_by_one_whose_reader_is_stuck(
         stuck_one.communicate()
 
 
+@pytest.mark.slow
 def test_a_lone_worker_that_is_stuck_does_not_run_hot(own_server: PostgresServer, tmp_path: Path) -> None:
     """Its reader reads nothing, and nobody else could take the bell."""
     with Proxy(own_server.port) as proxy:
@@ -336,6 +339,7 @@ def test_a_lone_worker_that_is_stuck_does_not_run_hot(own_server: PostgresServer
             stuck_one.communicate()
 
 
+@pytest.mark.slow
 def test_the_bells_session_lives_under_load(database: str, db: Db, start_collector: Starts) -> None:
     """For longer than a frozen one is left, at a rate at which nobody sleeps."""
     collector = start_collector(BATCH_TIMEOUT=10, BATCH_LIMIT=10)
@@ -384,6 +388,7 @@ def test_sleep_is_let_go_when_the_cancellation_comes_after_the_grant(database: s
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["statement_timeout", "lock_timeout", "idle_session_timeout"])
 def test_limits_of_the_database_do_not_end_the_bells_session(
     database: str, db: Db, start_collector: Starts, setting: str
@@ -484,6 +489,7 @@ class Clocked(CollectorProcess):
                 self.arrived.setdefault(message.email, now)
 
 
+@pytest.mark.slow
 def test_no_token_waits_for_a_second_under_torture(
     database: str, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:

@@ -28,7 +28,10 @@ VERSION: Final = "v4.20.1"
 OFFLINE: Final = ("dial tcp", "i/o timeout", "no such host", "connection refused")
 NEWEST: Final = len(migrate.shipped())
 
-pytestmark = pytest.mark.skipif(not shutil.which("go"), reason="there is no go to build golang-migrate with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("go"), reason="there is no go to build golang-migrate with"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,19 +15,14 @@ from psycopg.conninfo import make_conninfo
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import MigrationError
+from support import commands
+from support.processes import environment
 
 NAMES = [f"{migration.version:06d}_{migration.name}" for migration in migrate.shipped()]
 
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mailroom", "migrate", *arguments],
-        env=os.environ | {"MAILROOM_DATABASE_URL": url},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return commands.run("migrate", *arguments, env=environment(url))
 
 
 def bookkeeping(url: str) -> list[tuple[int, bool]]:

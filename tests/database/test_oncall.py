@@ -21,6 +21,7 @@ from mailroom.cli.prune import prune as prune_command
 from mailroom.operations.prune import prune
 from mailroom.operations.reports import UnknownPerson, overview, stories
 from mailroom.operations.story import mask, plain
+from support import commands
 from support.processes import environment
 from support.queue_sql import Db, claim, expire_leases, reserve, settle, sign_up, sign_up_many
 
@@ -30,14 +31,7 @@ PIPE = "handed out: to a pipe (mailroom collector), whose sender's log and rejec
 
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mailroom", *arguments],
-        env=environment(url),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return commands.run(*arguments, env=environment(url))
 
 
 def told(db: Db, who: object) -> list[str]:

@@ -22,7 +22,10 @@ from support.queue_sql import Db, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, wait_until
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-pytestmark = pytest.mark.skipif(not PROGRAM, reason="there is no pgbouncer: apt-get install pgbouncer")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PROGRAM, reason="there is no pgbouncer: apt-get install pgbouncer"),
+]
 
 Pooled = Callable[..., str]
 

@@ -1,4 +1,4 @@
-"""The queue's SQL: the exact cursor, leases, and what a claim costs."""
+"""The queue's SQL: the exact cursor, and what a claim costs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from support.queue_sql import (
     Db,
     claim,
     claimed_tokens,
-    expire_leases,
-    settle,
     sign_up,
     sign_up_many,
 )
@@ -124,93 +122,6 @@ def test_what_may_not_be_mailed_is_not_handed_out(db: Db) -> None:
     assert [fine] == claimed_tokens(db)
 
 
-def test_eligibility_is_tested_again_before_a_retry(db: Db) -> None:
-    first, second = sign_up(db, "a"), sign_up(db, "b")
-    (lease,) = claim(db)
-    assert (first, second) == lease.tokens
-    db.execute("UPDATE tokens SET consumed_at = now() WHERE id = %s", [first])
-    expire_leases(db)
-    (again,) = claim(db)
-    assert (lease.lease, lease.generation + 1, (second,)) == (again.lease, again.generation, again.tokens)
-    db.execute("UPDATE tokens SET consumed_at = now() WHERE id = %s", [second])
-    expire_leases(db)
-    assert [] == claim(db)
-    assert [(0, 0, None)] == db.execute("SELECT * FROM mailroom.backlog()").fetchall()
-
-
-def test_a_claim_is_cut_into_leases(db: Db) -> None:
-    sign_up_many(db, 25)
-    assert [7, 7, 6] == [len(lease.tokens) for lease in claim(db, 20, lease_tokens=7)]
-    assert [5] == [len(lease.tokens) for lease in claim(db, 20, lease_tokens=7)]
-
-
-def test_an_expired_lease_comes_back_before_new_tokens(db: Db) -> None:
-    old = sign_up(db, "old")
-    claim(db)
-    new = sign_up(db, "new")
-    expire_leases(db)
-    assert [(old,), (new,)] == [lease.tokens for lease in claim(db)]
-
-
-def test_a_lease_that_is_not_over_is_nobody_elses(db: Db) -> None:
-    sign_up(db, "a")
-    claim(db)
-    assert [] == claim(db, worker="other")
-
-
-def test_settling_names_the_generation(db: Db) -> None:
-    sign_up(db, "a")
-    (stale,) = claim(db)
-    expire_leases(db)
-    (current,) = claim(db, worker="other")
-    assert not settle(db, stale)
-    assert (
-        []
-        == db.execute("SELECT mailroom.renew(%s, %s, 1000)", [[stale.lease], [stale.generation]]).fetchall()
-    )
-    assert settle(db, current)
-    assert not settle(db, current)
-
-
-def test_part_of_a_lease_can_be_settled(db: Db) -> None:
-    sign_up_many(db, 5)
-    (lease,) = claim(db)
-    first, second, third, fourth, fifth = lease.tokens
-    assert settle(db, lease, [second, fourth])
-    expire_leases(db)
-    (rest,) = claim(db)
-    assert (first, third, fifth) == rest.tokens
-    assert settle(db, rest, [first, third, fifth])
-    assert not settle(db, rest, [first])
-
-
-def test_renewing_keeps_a_lease(db: Db) -> None:
-    sign_up(db, "a")
-    (lease,) = claim(db, lease_ms=1)
-    renewed = db.execute("SELECT mailroom.renew(%s, %s, 60000)", [[lease.lease], [1]]).fetchall()
-    assert [(lease.lease,)] == renewed
-    assert [] == claim(db, worker="other")
-
-
-def test_released_leases_are_due_at_once(db: Db) -> None:
-    sign_up_many(db, 5)
-    kept, freed = claim(db, lease_tokens=3)
-    assert [(2,)] == db.execute("SELECT mailroom.release('w', %s)", [[kept.lease]]).fetchall()
-    assert [(0,)] == db.execute("SELECT mailroom.release('other')").fetchall()
-    assert [freed.tokens] == [lease.tokens for lease in claim(db, worker="other")]
-
-
-def test_next_due_is_when_the_first_lease_is_over(db: Db) -> None:
-    query = "SELECT mailroom.next_due()"
-    assert [(None,)] == db.execute(query).fetchall()
-    sign_up(db, "a")
-    claim(db, lease_ms=30_000)
-    ((due,),) = db.execute(query).fetchall()
-    assert 25 < due <= 30
-    expire_leases(db)
-    assert [(0,)] == db.execute(query).fetchall()
-
-
 def test_the_backlog_counts_what_waits_and_what_flies(database: str, db: Db) -> None:
     query = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog()"
     assert [(0, 0, None)] == db.execute(query).fetchall()
@@ -289,6 +200,7 @@ def blocks_of_a_claim(db: Db) -> int:
     return int(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
 
 
+@pytest.mark.slow
 def test_a_claim_costs_the_same_with_a_million_tokens(db: Db) -> None:
     try:
         db.execute("LOAD 'auto_explain'")

@@ -11,12 +11,15 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from mailroom.answers import Answer, Result
 from mailroom.database.connection import Database
+from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseError
 from mailroom.queue.client import Queue
-from mailroom.queue.lease import LEASE_MS
+from mailroom.queue.lease import LEASE_MS, Lease
 from support.proxy import Proxy
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
+from support.runs import ledger
 
 
 @asynccontextmanager
@@ -137,3 +140,52 @@ def test_a_schema_that_was_altered_is_an_error_and_no_loop(database: str, db: Db
             assert refused.value.hint
 
     asyncio.run(scenario())
+
+
+async def settle(queue: Queue, lease: Lease) -> None:
+    outcomes = {one.token: Answer(Result.SENT, message_id="1") for one in lease.claimed}
+    await queue.record(lease, outcomes, provider="test", retry_ms=1000, retry_limit=3)
+
+
+def test_a_claim_after_a_standstill_renews_first(
+    database: str, db: Db, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mailroom.queue.client.LEASE_MS", 200)
+    sign_up(db, "zoe")
+
+    async def scenario() -> None:
+        async with worker(database) as queue:
+            (lease,) = await (await queue.claim(10, 10)).leases()
+            time.sleep(0.5)  # noqa: ASYNC251 - the whole process stands still
+            assert [] == await (await queue.claim(10, 10)).leases()
+            assert queue.holds(lease)
+            await settle(queue, lease)
+
+    asyncio.run(scenario())
+    assert [(1, "sent")] == ledger(db, "attempt", "outcome")
+    assert "lease_lost" not in caplog.text
+
+
+def test_a_claim_that_waited_for_the_database_renews_first(
+    own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mailroom.queue.client.LEASE_MS", 500)
+    with psycopg.connect(own_server.url(), autocommit=True) as db:
+        sign_up(db, "zoe")
+
+    async def scenario() -> None:
+        async with worker(own_server.url()) as queue:
+            (lease,) = await (await queue.claim(10, 10)).leases()
+            await queue.renew()
+            own_server.stop()
+            claiming = asyncio.create_task(queue.claim(10, 10))
+            await asyncio.sleep(1)  # longer than the lease
+            own_server.start()
+            settling = asyncio.create_task(settle(queue, lease))
+            assert 0 == (await claiming).messages
+            await settling
+
+    asyncio.run(scenario())
+    with psycopg.connect(own_server.url(), autocommit=True) as db:
+        assert [(1, "sent")] == ledger(db, "attempt", "outcome")
+    assert "lease_lost" not in caplog.text

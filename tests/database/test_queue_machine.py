@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -211,6 +212,7 @@ class QueueMachine(RuleBasedStateMachine):
                 connection.close()
 
 
+@pytest.mark.slow
 def test_no_interleaving_loses_or_repeats_a_token(database: str) -> None:
     machine = type("Machine", (QueueMachine,), {"url": database})
     run_state_machine_as_test(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +28,7 @@ from mailroom.inbox.server import InboxServer
 from mailroom.queue.pulse import PULSE
 from mailroom.settings.collector import QueueSettings
 from mailroom.wire import Message
-from support import processes, senders
+from support import commands, processes, senders
 from support.inbox import ask
 from support.processes import KEY, CollectorProcess
 from support.queue_sql import Db, claim, expire_leases, sign_up
@@ -332,13 +331,7 @@ def test_the_person_on_call_looks_and_pauses_and_claims_nothing(with_roles: str,
         (["resume"], "resumed"),
         (["prune", "--older-than", "30d"], ""),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "mailroom", *arguments],
-            env=processes.environment(as_(with_roles, ONCALL)),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = commands.run(*arguments, env=processes.environment(as_(with_roles, ONCALL)))
         assert 0 == done.returncode, done.stderr
         assert said in done.stdout.lower()
     refused(

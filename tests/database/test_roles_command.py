@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -16,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from database.test_roles import APP, ONCALL, WORKER, allowed
 from mailroom.cli.main import cli
 from mailroom.demo.postgres import free_port
-from support import processes
+from support import commands, processes
 from support.queue_sql import Db
 
 DONE = "created or updated: mailroom_worker, mailroom_app, mailroom_oncall\n"
@@ -25,14 +24,7 @@ OWNER = "acme_owner"
 
 
 def roles(url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mailroom", "roles", *options],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=processes.PATIENCE_S,
-        env=processes.environment(url),
-    )
+    return commands.run("roles", *options, env=processes.environment(url))
 
 
 def exists(db: Db, role: str) -> bool:

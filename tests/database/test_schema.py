@@ -108,6 +108,7 @@ def test_an_email_is_unique_without_regard_to_case(db: Db) -> None:
         db.execute("INSERT INTO accounts (email, login) VALUES ('b@example.com', 'a')")
 
 
+@pytest.mark.slow
 def test_codes_are_always_five_digits_and_secrets_never_repeat(db: Db) -> None:
     rows = db.execute(
         "SELECT mailroom.random_code(), mailroom.random_secret() FROM generate_series(1, 300000)"

@@ -111,6 +111,7 @@ def test_calls_that_ask_at_once_are_charged_for_at_once_as_far_as_a_burst_goes(d
     assert ([True] * 5, [150, 100]) == take_all(database, 350.0, [50] * 5, within_s=10)
 
 
+@pytest.mark.slow
 def test_the_rate_is_used_by_many_calls_at_once(db: Db, ses: InboxServer, start: Start) -> None:
     """Their waits are longer than a lease, in sum; and the sum of three workers' calls holds the rate."""
     sign_up_many(db, 1000)
@@ -136,6 +137,7 @@ def test_the_rate_is_used_by_many_calls_at_once(db: Db, ses: InboxServer, start:
     assert min(shares) > sum(shares) / 9, shares
 
 
+@pytest.mark.slow
 def test_a_slow_rate_is_used_by_some_workers(db: Db, ses: InboxServer, start: Start) -> None:
     rate = 0.5
     sign_up_many(db, 100)

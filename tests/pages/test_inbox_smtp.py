@@ -150,6 +150,7 @@ def test_too_many_recipients_are_refused(server: InboxServer, client: smtplib.SM
     assert (2, 50) == (len(refused), len(mails(server)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

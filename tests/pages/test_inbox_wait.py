@@ -339,6 +339,7 @@ def test_mails_are_kept_up_to_so_many_bytes() -> None:
     assert 1 == len(mails)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("default", "own"),
     [

@@ -551,6 +551,7 @@ def test_a_login_from_elsewhere_is_shown_and_harmless(site: Site) -> None:
 PATHS = ["/signup", "/activate", "/resend", "/signin", "/signout", "/forgot", "/recover"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_hostile_forms_are_refused(site: Site, path: str) -> None:
     """And none of them is an error of ours, or changes anything."""
@@ -679,6 +680,7 @@ def test_the_pages_need_nothing_from_elsewhere_and_no_script() -> None:
         assert not re.findall(r"https?:|//[a-z]|<script|\bon\w+=|style=|@import|url\(", source)
 
 
+@pytest.mark.slow
 def test_in_a_browser_every_page_can_be_used_by_everyone(site: Site) -> None:
     """The lifecycle, clicked, on a phone in the dark and at a desk in the light; then without JavaScript."""
     program = next(filter(None, map(shutil.which, NAMES)), None)

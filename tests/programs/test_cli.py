@@ -20,6 +20,7 @@ from mailroom.settings import misspelt
 from mailroom.settings.collector import CollectorSettings
 from mailroom.settings.variables import variables
 from mailroom.tokens import sign
+from support import commands
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "reference.json").read_text())
 KEY: str = VECTORS["secret_key"]
@@ -27,15 +28,8 @@ ACTIVATION, RECOVERY = VECTORS["rows"][0], VECTORS["rows"][6]
 
 
 def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAILROOM_")}
-    return subprocess.run(
-        [sys.executable, "-m", "mailroom", *arguments],
-        env=kept | {f"MAILROOM_{name}": value for name, value in variables.items()},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    return commands.run(
+        *arguments, env={f"MAILROOM_{name}": value for name, value in variables.items()}, stdin=stdin
     )
 
 

@@ -403,6 +403,7 @@ def test_a_signal_while_the_pipe_is_full_gives_back_what_was_not_read(
     ).fetchall()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "code", "told"),
     [(100, 0, "collector.unread"), (1000, 69, "did not take the line in hand within 10 s")],

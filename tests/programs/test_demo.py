@@ -163,6 +163,7 @@ def wait_until_gone(processes: list[psutil.Process], addresses: list[str]) -> No
     assert [] == [address for address in addresses if listens(address)]
 
 
+@pytest.mark.slow
 def test_the_whole_lifecycle_clicked(staying: Demo, pages: Pages) -> None:
     inbox = pages.open(staying.address("inbox"))
     expect(inbox.locator("#live")).to_have_text("Live")
@@ -296,6 +297,7 @@ def assert_shown_as_in_the_readme(output: str) -> None:
     assert set() == lines(shown) - lines(output) - {"…", "  …"}
 
 
+@pytest.mark.slow
 @needs_setpriv
 def test_killed_it_leaves_no_process_and_no_port(roomy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Demo(roomy) as demo:
@@ -313,6 +315,7 @@ def test_killed_it_leaves_no_process_and_no_port(roomy: Path, monkeypatch: pytes
     assert [] == list(roomy.iterdir())
 
 
+@pytest.mark.slow
 def test_when_a_program_dies_it_says_which_and_ends(roomy: Path) -> None:
     with Demo(roomy, "--stay") as demo:
         demo.wait_for("Ada signs up")

@@ -8,7 +8,6 @@ import secrets
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -41,6 +40,7 @@ from mailroom.settings.variables import read_settings
 from mailroom.templates import sources
 from mailroom.templates.mails import for_ses
 from mailroom.templates.sources import load
+from support import commands
 from support.queue_sql import Db, sign_up
 from support.smtp import MailServer, mail_server
 
@@ -161,14 +161,7 @@ def collector(database: str) -> Iterator[Db]:
 
 
 def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mailroom", "doctor", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return commands.run("doctor", *arguments, env=os.environ | environment)
 
 
 def test_all_is_well(database: str, collector: Db, box: Inbox, sending: dict[str, str]) -> None:

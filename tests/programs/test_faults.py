@@ -68,6 +68,7 @@ def wait_for_all(collectors: list[CollectorProcess], emails: set[str]) -> None:
     raise AssertionError(f"never printed: {sorted(missing)[:20]}; log:\n{collectors[-1].log()[-2000:]}")
 
 
+@pytest.mark.slow
 def test_kill_9_twenty_times_loses_nothing_and_repeats_at_most_200_each(
     database: str, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_kill_9_in_a_deep_backlog_repeats_at_most_200(database: str, tmp_path: P
     assert len(two.emails()) == len(set(two.emails()))
 
 
+@pytest.mark.slow
 def test_a_frozen_collector_does_not_write_what_another_took_over(database: str, tmp_path: Path) -> None:
     with (
         psycopg.connect(database, autocommit=True) as connection,
@@ -288,6 +290,7 @@ def burn_transaction_ids(url: str, count: int) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new_cluster", ["lower", "higher"])
 def test_a_restored_backup_sends_what_waited_and_what_is_new(
     server: PostgresServer, tmp_path: Path, new_cluster: str

@@ -137,6 +137,7 @@ def test_red_when_the_provider_refuses_for_longer_than_the_limit(
     wait_for_readiness(port, None)
 
 
+@pytest.mark.slow
 def test_green_again_when_no_mail_is_left_to_try(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     ses.inbox.account.paused = True
@@ -168,6 +169,7 @@ def test_the_trouble_of_one_action_is_called_so(db: Db, ses: InboxServer, start:
     wait_for_readiness(port, None)
 
 
+@pytest.mark.slow
 def test_red_while_every_mail_fails(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     ses.inbox.faults.add(Fault("status", status="TransientFailure"))
@@ -185,6 +187,7 @@ def test_red_while_every_mail_fails(db: Db, ses: InboxServer, start: Start) -> N
     assert 0 == metric(port, "mailroom_oldest_unsettled_seconds")
 
 
+@pytest.mark.slow
 def test_what_was_not_tried_is_not_counted(db: Db, ses: InboxServer, start: Start) -> None:
     """Two actions in a lease, and a tripped breaker that lets one of them try."""
     port = free_port()
@@ -338,6 +341,7 @@ def server() -> Iterator[PostgresServer]:
         yield one
 
 
+@pytest.mark.slow
 def test_restarts_and_deaf_networks_lose_nothing(
     server: PostgresServer, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:

@@ -37,6 +37,7 @@ from mailroom.sender.stdin import Input
 from mailroom.transports.ses import bad_addresses
 from mailroom.transports.transport import open_transport
 from mailroom.wire import decode, encode
+from support import commands
 from support.inbox import ses_client
 from support.messages import message, messages, mixed
 from support.processes import KEY, PATIENCE_S, with_password
@@ -161,6 +162,7 @@ def test_a_malformed_line_is_told_and_set_aside_and_the_next_is_mailed(
     assert "x@example.com" not in sender.log()
 
 
+@pytest.mark.slow
 @hypothesis_settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -187,13 +189,8 @@ def test_arbitrary_input_never_crashes_it_nor_mails_what_was_not_encoded(
         except WireError:
             malformed.append(line.removesuffix(b"\n"))
     output = tmp_path / f"output-{time.monotonic_ns()}"
-    done = subprocess.run(
-        [sys.executable, "-m", "mailroom", "sender"],
-        input=content,
-        capture_output=True,
-        env=environment(output, DEBUG="true", SEND_RATE=10_000),
-        timeout=PATIENCE_S,
-        check=False,
+    done = commands.run_bytes(
+        "sender", env=environment(output, DEBUG="true", SEND_RATE=10_000), stdin=content
     )
     assert (75 if malformed or refused else 0) == done.returncode, done.stderr
     assert b"Traceback" not in done.stderr
@@ -229,13 +226,7 @@ def test_the_whole_pipe_against_an_independent_ses(
 ) -> None:
     """moto's server knows nothing of us: what it took is what a client of SES's has to send."""
     with moto() as (url, sent_messages):
-        pushed = subprocess.run(
-            [sys.executable, "-m", "mailroom", "templates", "push"],
-            env=environment(tmp_path) | aws(url),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        pushed = commands.run("templates", "push", env=environment(tmp_path) | aws(url))
         assert (0, "") == (pushed.returncode, pushed.stderr)
         collector = collect(BATCH_TIMEOUT=200)
         sender = pipe_of(start, collector, url=url)
@@ -300,6 +291,7 @@ def recipients(calls: list[Any]) -> int:
     return sum(len(call.destinations) for call in calls)
 
 
+@pytest.mark.slow
 def test_a_rate_of_fourteen_is_never_exceeded(tmp_path: Path) -> None:
     """One knows its quota; the other is not allowed to ask and believes in thirty."""
     with (
@@ -340,6 +332,7 @@ def feed(sender: SenderProcess, lines: bytes) -> None:
         sender.write(lines)
 
 
+@pytest.mark.slow
 def test_an_outage_of_ses_loses_nothing_and_the_queue_stays_in_the_database(
     db: Db, database: str, collect: Callable[..., Collector], tmp_path: Path, start: Start
 ) -> None:
@@ -474,9 +467,7 @@ def test_what_cannot_be_finished_in_time_is_set_aside_and_replayed(
     assert "AccountSendingPausedException" in rows[0].reason
     ses.inbox.account.paused = False
     (tmp_path / "output" / "rejected.csv").rename(tmp_path / "again.csv")
-    replayed = subprocess.run(
-        [sys.executable, "-m", "mailroom", "replay", tmp_path / "again.csv"], capture_output=True, check=True
-    )
+    replayed = commands.run_bytes("replay", str(tmp_path / "again.csv"), env={})
     other = start()
     other.write(replayed.stdout)
     assert 0 == other.end()
@@ -650,6 +641,7 @@ def test_answers_that_tell_of_trouble_are_saved_whole_and_others_are_not(
     assert body.endswith(b"</SendBulkTemplatedEmailResponse>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["info", "debug"])
 def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     db: Db,

@@ -5,21 +5,23 @@ from __future__ import annotations
 import random
 import re
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from mailroom.demo.postgres import PostgresServer
 from mailroom.inbox.faults import Fault
+from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.lease import LEASE_MS
 from mailroom.worker.delivery import MAX_AT_BREAKER_S
-from support.processes import environment as collector_environment
+from support import commands, processes, senders
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
-from support.runs import UNSETTLED, Start, ledger, wait_until
+from support.runs import UNSETTLED, RunProcess, Start, ledger, wait_until
 
 
 def test_a_committed_account_is_mailed_and_written_down(db: Db, ses: InboxServer, start: Start) -> None:
@@ -125,14 +127,7 @@ def test_what_expires_during_an_outage_is_written_down_and_never_sent(
 
 def test_pause_and_resume(db: Db, database: str, ses: InboxServer, start: Start) -> None:
     def mailroom(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "mailroom", *arguments],
-            env=collector_environment(database),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
+        return commands.run(*arguments, env=processes.environment(database)).stdout
 
     start().wait_for_log("run.started")
     assert "paused\n" == mailroom("pause", "--reason", "a wrong template")
@@ -242,6 +237,7 @@ def test_four_workers_one_killed_one_frozen(
     assert duplicates <= in_flight
 
 
+@pytest.mark.slow
 def test_workers_share_one_rate(db: Db, ses: InboxServer, start: Start) -> None:
     """Four at 14 a second for a minute, one of which dies: the sum holds, and the rate is used."""
     ses.inbox.limits.rate = 14.0
@@ -260,6 +256,7 @@ def test_workers_share_one_rate(db: Db, ses: InboxServer, start: Start) -> None:
     assert 0 == ses.inbox.counts.throttled
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(
     db: Db, ses: InboxServer, start: Start, figures: Callable[[str], None]
 ) -> None:
@@ -315,3 +312,48 @@ def test_the_ledger_is_insert_only(db: Db) -> None:
     db.execute("INSERT INTO mailroom.deliveries (token, attempt, outcome) VALUES (1, 1, 'sent')")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="insert only"):
         db.execute("UPDATE mailroom.deliveries SET outcome = 'rejected'")
+
+
+@pytest.mark.slow
+def test_an_outage_longer_than_a_lease_mails_nobody_twice(own_server: PostgresServer, tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def sign_ups() -> None:
+        number = 0
+        while not over.is_set():
+            try:
+                with psycopg.connect(own_server.url(), autocommit=True) as connection:
+                    while not over.is_set():
+                        number += 1
+                        sign_up_many(connection, 50, f"n{number}-")
+                        time.sleep(0.01)
+            except psycopg.Error:
+                time.sleep(0.1)
+
+    with InboxServer(inbox=senders.with_templates(Inbox())) as ses:
+        variables = (
+            processes.environment(own_server.url(), BATCH_TIMEOUT=0)
+            | senders.environment(tmp_path / "output", SEND_RATE=10_000, SEND_CONCURRENCY=30)
+            | senders.aws(ses.url)
+        )
+        with RunProcess(variables, tmp_path / "log") as run:
+            run.wait_for_log("run.started")
+            thread = threading.Thread(target=sign_ups)
+            thread.start()
+            ses.wait_for(lambda inbox: inbox.counts.accepted > 2000)
+            own_server.stop()
+            over.set()
+            thread.join()
+            time.sleep(LEASE_MS / 1000 + 2)
+            own_server.start()
+            with psycopg.connect(own_server.url(), autocommit=True) as db:
+                wait_until(db, UNSETTLED, 0)
+                wait_until(db, "SELECT count(*) FROM mailroom.leases", 0)
+                twice = "SELECT token FROM mailroom.deliveries GROUP BY token HAVING count(*) > 1"
+                assert [] == db.execute(twice).fetchall()
+                assert [("sent",)] == db.execute(
+                    "SELECT DISTINCT outcome FROM mailroom.deliveries"
+                ).fetchall()
+            assert 0 == ses.inbox.counts.duplicates
+            assert "lease_lost" not in run.log()
+            assert 0 == run.stop()

@@ -27,6 +27,7 @@ from mailroom.errors import DatabaseUnavailable
 from mailroom.operations.reports import overview
 from mailroom.operations.story import span
 from mailroom.queue.client import Queue
+from support import commands
 from support.processes import PATIENCE_S, environment
 from support.proxy import Proxy
 from support.queue_sql import Db, claim, sign_up_many
@@ -182,13 +183,7 @@ def test_a_claim_and_a_heartbeat_do_not_wait_for_each_other(db: Db, database: st
 
 def test_status_as_json(db: Db, database: str) -> None:
     beat(db, "w", "ses: paused")
-    done = subprocess.run(
-        [sys.executable, "-m", "mailroom", "status", "--json"],
-        env=environment(database),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = commands.run("status", "--json", env=environment(database))
     found = json.loads(done.stdout)
     assert (0, False, 1) == (found["dead"], found["dead_more"], found["workers_alive"])
     (worker,) = found["workers"]

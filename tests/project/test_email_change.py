@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from database.test_roles import APP, WORKER, as_, with_roles
 from mailroom.inbox.server import InboxServer
 from support import processes, senders
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["with_roles"]  # a fixture
 

@@ -91,6 +91,7 @@ def test_the_embedded_server_lets_no_other_user_of_the_machine_in() -> None:
         assert not [path for path in kept if server.password.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from Linux's /proc")
 def test_a_deep_backlog_takes_no_more_memory_than_promised(database: str, tmp_path: Path) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
@@ -120,6 +121,7 @@ def built() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_migrations_in_both_places(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -133,6 +135,7 @@ def test_the_wheel_holds_the_migrations_in_both_places(built: Path) -> None:
     assert not [name for name in names if name.startswith(("tests", "bench"))]
 
 
+@pytest.mark.slow
 def test_the_sdist_can_be_built_from(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

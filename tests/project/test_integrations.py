@@ -22,6 +22,8 @@ from support.queue_sql import Db
 from support.runs import Start
 from support.web import wait_until_served
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COMMANDS = {
     "flask": ["-m", "flask", "--app", "app", "run", "--port"],

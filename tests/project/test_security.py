@@ -17,6 +17,7 @@ import pytest
 
 from mailroom.logs import EventLogger
 from mailroom.settings.sender import SmtpServer
+from support import commands
 from support.processes import KEY, PATIENCE_S
 from support.secrets import Watch, leaks, secrets_of
 from support.senders import AWS_SECRET, AWS_TOKEN
@@ -27,6 +28,7 @@ ATHERIS = Path(sys.prefix) / "atheris"  # where `make fuzz` puts it, for this Py
 TOKEN = "Ab-_" * 21 + "Ab"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["line", "inbox"])
 def test_no_bytes_break_a_parser(target: str, tmp_path: Path) -> None:
     path = os.pathsep.join(map(str, [ROOT / "tests", *[ATHERIS] * ATHERIS.is_dir()]))
@@ -163,6 +165,16 @@ def test_what_a_process_logs_is_watched(into: str, tmp_path: Path, no_secret_in_
             subprocess.run(command, stdout=log if into == "mixed file" else quiet, stderr=log, check=True)
         (tmp_path / name).unlink()
     assert [f"{name} holds an address"] == no_secret_in_logs.end()
+
+
+def test_what_a_command_in_this_process_logs_is_watched(no_secret_in_logs: Watch) -> None:
+    assert 64 == commands.run("nonsense", env={"MAILROOM_SECRET_KEY": KEY}).returncode
+    assert [] == no_secret_in_logs.end()
+    refused = commands.run("collector", env={"MAILROOM_SECRET_KEY": f"{KEY},nonsense"})
+    assert (78, "") == (refused.returncode, refused.stdout)
+    assert [] == no_secret_in_logs.end()
+    commands.run(TOKEN, env={})
+    assert ["stderr holds a signed token"] == no_secret_in_logs.end()
 
 
 @pytest.mark.parametrize("other", [False, True])

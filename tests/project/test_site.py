@@ -88,6 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_site_holds_every_page_in_its_navigation(site: Path) -> None:
     named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     written = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
@@ -97,6 +98,7 @@ def test_the_site_holds_every_page_in_its_navigation(site: Path) -> None:
     assert not list(site.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         fetched = re.findall(
@@ -108,6 +110,7 @@ def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
         assert not re.findall(r"""(?:url\(|@import\s)["']?(?:https?:)?//""", sheet.read_text())
 
 
+@pytest.mark.slow
 def test_what_is_written_as_a_list_a_table_or_code_is_shown_as_one(site: Path) -> None:
     for page in site.rglob("*.html"):
         shown = re.sub(r"<pre.*?</pre>", "", page.read_text(), flags=re.DOTALL)
@@ -173,6 +176,7 @@ def repository(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tutorial_works_in_its_order(empty_database: str, tmp_path: Path) -> None:
     """From the clone on, in an environment that the tutorial makes; pip asks the index as a reader's does."""
     text = (DOCS / "tutorial.md").read_text()
@@ -206,6 +210,7 @@ def test_every_command_of_the_tutorial_works_in_its_order(empty_database: str, t
     assert "attempt 1" in printed.splitlines()[-1]  # why
 
 
+@pytest.mark.slow
 def test_keys_are_rotated_as_the_guide_says(database: str, tmp_path: Path) -> None:
     text = (HOW_TO / "key-rotation.md").read_text()
     from mailroom import sign
@@ -222,6 +227,7 @@ def test_keys_are_rotated_as_the_guide_says(database: str, tmp_path: Path) -> No
             connection.execute(code.encode())
 
 
+@pytest.mark.slow
 def test_a_backup_is_restored_as_the_guide_says(
     database: str, empty_database: str, db: Db, tmp_path: Path
 ) -> None:
@@ -244,6 +250,7 @@ def test_a_backup_is_restored_as_the_guide_says(
 OLDER = sorted(Path("/usr/lib/postgresql").glob("1[4-7]/bin/pg_upgrade"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OLDER, reason="there is no older PostgreSQL to upgrade from")
 def test_after_pg_upgrade_what_waits_is_mailed_and_nothing_twice() -> None:
     old = PostgresServer(bindir=OLDER[-1].parent, settings=FAST)
@@ -305,6 +312,7 @@ UPDATE accounts SET activated_at = '2020-01-01' WHERE login IN ('max', 'ada');
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", ["", WITH_TIMES], ids=["without times", "with times"])
 def test_one_moves_from_the_reference_as_the_guide_says(
     empty_database: str, tmp_path: Path, times: str
@@ -348,6 +356,7 @@ def test_one_moves_from_the_reference_as_the_guide_says(
         assert [(0,)] == db.execute('SELECT count(*) FROM "Orders"').fetchall()
 
 
+@pytest.mark.slow
 def test_the_upgrade_and_scaling_guides_run(database: str, tmp_path: Path) -> None:
     """Besides, ``migrate down`` leaves a schema that the next ``up`` starts from."""
     with InboxServer() as ses:

@@ -156,6 +156,7 @@ def test_there_are_cases_of_both_kinds() -> None:
     assert len(REFERENCE["rows"]) + 6 <= len(EXPECTED) - EXPECTED.count("-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", list(DRIVERS))
 def test_another_language_judges_as_we_do(language: str, tmp_path: Path) -> None:
     program, name, driver = DRIVERS[language]

@@ -53,6 +53,8 @@ class CollectorProcess:
     def __init__(self, url: str, *, log: Path, level: str = "info", **variables: str | int) -> None:
         self.lines: list[bytes] = []
         self.torn = b""
+        self._messages: list[Message] = []
+        self._decoded = 0
         self._log = log
         self._grown = threading.Condition()
         with log.open("ab") as stderr:
@@ -78,7 +80,10 @@ class CollectorProcess:
 
     @property
     def messages(self) -> list[Message]:
-        return [message for line in list(self.lines) for message in decode(line)]
+        lines = self.lines[self._decoded :]  # each is decoded once, however often a test looks
+        self._messages += [message for line in lines for message in decode(line)]
+        self._decoded += len(lines)
+        return list(self._messages)
 
     def emails(self) -> list[str]:
         return [message.email for message in self.messages]

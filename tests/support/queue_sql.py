@@ -54,6 +54,12 @@ def settle(db: Db, lease: Handed, tokens: list[int] | None = None) -> bool:
     return bool(row[0])
 
 
+def next_due(db: Db) -> float | None:
+    """In how many seconds a claim may find something; None when nothing is known of."""
+    ((due,),) = db.execute("SELECT mailroom.next_due()").fetchall()
+    return None if due is None else float(due)
+
+
 def expire_leases(db: Db) -> None:
     """Let the time of every lease be over, as if it had been waited for."""
     db.execute("UPDATE mailroom.leases SET due_at = clock_timestamp() - interval '1 second'")

@@ -1,9 +1,9 @@
 """Watches what the tests' ``mailroom`` logs: no secret may be in it, and no whole address.
 
 Seen: the stderr of every ``mailroom`` that a test starts, in a file, in a pipe (however it is read) or
-inherited, and every event of this process, whatever its level. Where stdout is in it too, only lines
-that look like a log's count: what a command prints for a person is no log. An address that the command
-was given as an argument may be told back.
+inherited, that of every command that ``support.commands`` runs, and every event of this process, whatever its
+level. Where stdout is in it too, only lines that look like a log's count: what a command prints for a
+person is no log. An address that the command was given as an argument may be in it.
 
 Not seen: what a pipe still held when nobody read on, a stderr that is a bare descriptor (the demo's
 terminal), what the demo's programs write into files of theirs, a code that is neither in quotes nor
@@ -30,6 +30,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from mailroom.logs import EventLogger, _TextFormatter
 from mailroom.settings.sender import SmtpServer
+from support import commands
 from support.processes import KEY
 from support.senders import AWS_SECRET, AWS_TOKEN
 
@@ -200,6 +201,7 @@ class Watch:
     def begin(self, patch: pytest.MonkeyPatch) -> None:
         self._watch_processes(patch)
         self._watch_events(patch)
+        patch.setattr(commands, "heard", self._hear_command)
         make, here = SmtpServer.__init__, self._here
 
         def made(server: SmtpServer, *arguments: Any, **named: Any) -> None:
@@ -221,6 +223,11 @@ class Watch:
         found = [leak for log in [*self._logs.values(), self._here] for leak in log.leaks()]
         self._logs, self._here.heard = {}, []
         return list(dict.fromkeys(found))
+
+    def _hear_command(self, words: tuple[str, ...], env: Mapping[str, str], stderr: bytes) -> None:
+        arguments = {word for word in words if "@" in word}
+        log = self._logs.setdefault(object(), _Log("stderr", secrets_of(env), arguments=arguments))
+        log.hear(stderr)
 
     def _watch_events(self, patch: pytest.MonkeyPatch) -> None:
         emit, handler, logger = EventLogger._emit, _Events(self._here), logging.getLogger("mailroom")

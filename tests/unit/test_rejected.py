@@ -8,7 +8,6 @@ import resource
 import signal
 import stat
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -19,18 +18,14 @@ from hypothesis import strategies as st
 from mailroom.errors import ReplayError, SetAsideError, WireError
 from mailroom.sender.rejected import Rejected, RejectedRow, read
 from mailroom.wire import Message, encode
+from support import commands
 from support.messages import message, messages
 
 ANY_LINE = st.binary(max_size=200).filter(lambda line: b"\n" not in line)
 
 
 def replay(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "mailroom", "replay", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
+    return commands.run_bytes("replay", *map(str, arguments), env={})
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
