@@ -44,7 +44,7 @@ SEEDS: Final = (
     request(b"GET /mails/0-0/html?scheme=dark"),
     request(b"POST /api/faults", b'{"kind": "status", "status": 503}'),
     request(b"PATCH /api/settings", b'{"rate": 1, "paused": true}'),
-    request(b"POST /knobs/paused", b"on=1&back=/", FORM + b"Sec-Fetch-Site: same-origin\r\n"),
+    request(b"POST /switches/paused", b"on=1&back=/", FORM + b"Sec-Fetch-Site: same-origin\r\n"),
 )
 WORDS: Final = (
     b"%",

@@ -243,17 +243,17 @@ def test_faults_are_switches_on_the_page(server: InboxServer, pages: Pages) -> N
     throttle = page.get_by_role("switch", name="Throttle")
     throttle.click()
     expect(throttle).to_be_checked()
-    expect(page.locator("#knobs summary")).to_contain_text("Throttle")
+    expect(page.locator("#switches summary")).to_contain_text("Throttle")
     with pytest.raises(ClientError, match="Throttling"):
         mail(server, "a@example.com")
     throttle.press("Space")
     expect(throttle).not_to_be_checked()
     mail(server, "a@example.com")
     page.get_by_role("switch", name="Pause the account").click()
-    expect(page.locator("#knobs summary")).to_contain_text("Pause the account")
+    expect(page.locator("#switches summary")).to_contain_text("Pause the account")
     assert server.inbox.account.paused
     page.get_by_role("switch", name="Pause the account").click()
-    expect(page.locator("#knobs summary")).to_have_text("Faults")
+    expect(page.locator("#switches summary")).to_have_text("Faults")
     rule = Fault("status", status="Failed", recipient="b@example.com", calls=2)
     page.request.post(
         f"{server.url}/api/faults",
@@ -283,7 +283,7 @@ def test_everything_is_read_and_done_without_javascript(server: InboxServer, pag
     page.get_by_text("Faults").click()
     page.get_by_role("switch", name="Hang").click()
     assert here == page.url
-    expect(page.locator("#knobs summary")).to_contain_text("Hang")
+    expect(page.locator("#switches summary")).to_contain_text("Hang")
     assert ["hang"] == [rule["kind"] for rule in server.inbox.faults.listing()]
     page.get_by_role("button", name="Delete this mail").click()
     assert [] == rows(page)
@@ -328,7 +328,7 @@ def test_pages_fit_and_are_accessible(
     live(page).reload()
     page.frame_locator("iframe").locator("h1").wait_for()
     page.screenshot(path=screenshots(tmp_path) / f"inbox-{size['width']}-{scheme}.png")
-    page.locator("#knobs summary").click()
+    page.locator("#switches summary").click()
     assert (0, []) == (overflow(page), accessibility_faults(page))
     pages.errors[:] = [error for error in pages.errors if "404" not in error]
 

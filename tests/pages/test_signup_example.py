@@ -492,6 +492,12 @@ BAD_FIELDS = {
 }
 
 
+def test_the_form_says_how_long_a_password_is(site: Site) -> None:
+    page = site.get("/signup").text
+    assert f"At least {forms.MIN_PASSWORD} characters." in page
+    assert f'minlength="{forms.MIN_PASSWORD}" maxlength="{forms.MAX_PASSWORD}"' in page
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name in BAD_FIELDS for value in BAD_FIELDS[name]]
 )

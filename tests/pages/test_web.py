@@ -66,7 +66,7 @@ def test_another_sites_page_changes_nothing(
     form = {"content_type": "application/x-www-form-urlencoded"}
     requests = [
         ("PATCH", "/api/settings", b"{}", {}),
-        ("POST", "/knobs/pause", b"on=0", form),
+        ("POST", "/switches/pause", b"on=0", form),
         ("POST", "/", b"Action=GetSendQuota", form),
         ("DELETE", "/api/mails", None, {}),
     ]
@@ -191,11 +191,11 @@ def test_the_pages_need_nothing_from_elsewhere(server: InboxServer) -> None:
         ("GET", "/?before=nothing", b"", 404),
         ("GET", "/list?before=%ff%00", b"", 404),
         ("GET", "/?q=%ff%00%ed%a0%80", b"", 200),
-        ("GET", "/knobs?back=//evil.example/", b"", 200),
-        ("POST", "/knobs/nothing", b"on=1", 400),
-        ("POST", "/knobs/hang", b"on=2", 400),
-        ("POST", "/knobs/hang", b"\xff", 400),
-        ("POST", "/knobs/hang", b"&" * 10_001, 413),
+        ("GET", "/switches?back=//evil.example/", b"", 200),
+        ("POST", "/switches/nothing", b"on=1", 400),
+        ("POST", "/switches/hang", b"on=2", 400),
+        ("POST", "/switches/hang", b"\xff", 400),
+        ("POST", "/switches/hang", b"&" * 10_001, 413),
         ("POST", "/faults/99999999999999999999/delete", b"", 303),
         ("POST", "/faults/x/delete", b"", 404),
         ("POST", "/mails/nothing/delete", b"", 303),

@@ -137,7 +137,7 @@ def roomy() -> Iterator[Path]:
 def staying() -> Iterator[Demo]:
     """One on a terminal, after the tour. The test that ends it is the last that takes it."""
     with new_folder() as folder, Demo(folder, "--signups", "7", terminal=True) as demo:
-        demo.wait_for("Ctrl-C stops all of it.")
+        demo.wait_for("Ctrl-C stops everything.")
         yield demo
 
 
@@ -337,7 +337,7 @@ def test_a_mail_that_does_not_come_is_an_error_with_the_log(
         (tmp_path / "idle.py").write_text("import time; print('last words', flush=True); time.sleep(600)")
         programs = Programs(stack, tmp_path, os.environ | {"PYTHONPATH": str(tmp_path)})
         programs.serve(RUN, ["idle"], {}, port=0, ready="last words")
-        with pytest.raises(DemoError, match=r"no activation mail came to a@b within .*\n  last words"):
+        with pytest.raises(DemoError, match=r"no activation mail to a@b arrived within .*\n  last words"):
             Letters(inbox.url, programs).wait_for("a@b", "activation")
 
 

@@ -146,6 +146,6 @@ def asks_again(people: Callable[[str], Person], tell: Tell) -> None:
 
 def asks_for_nobody(people: Callable[[str], Person], tell: Tell) -> None:
     """An address without an account."""
-    tell(f"\nMallory asks whether {NOBODY} has an account. The page looks the same as for an account.")
+    tell(f"\nMallory asks whether {NOBODY} has an account. The page is the same as for an existing account.")
     people("nobody").forget()
     tell(f"  page: {SENT}\n  mail: none")

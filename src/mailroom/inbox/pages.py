@@ -1,7 +1,7 @@
 """Serves the inbox's pages: the list, a mail, and the switches for faults.
 
-They work without JavaScript; with it, ``inbox.js`` updates the page from ``/list`` and ``/knobs``. A mail's
-HTML is a page of its own in a sandbox: without scripts, forms, the inbox's origin, and the network.
+They work without JavaScript; with it, ``inbox.js`` updates the page from ``/list`` and ``/switches``. A
+mail's HTML is a page of its own in a sandbox: without scripts, forms, the inbox's origin, and the network.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from starlette.routing import Route
 
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.inbox import Inbox
-from mailroom.inbox.knobs import BY_NAME, other_rules, switches, turn
 from mailroom.inbox.links import find_links
 from mailroom.inbox.mails import KeptMail
 from mailroom.inbox.messages import read_headers
+from mailroom.inbox.switches import BY_NAME, other_rules, states, turn
 from mailroom.templates.mails import RenderedMail
 from mailroom.web.bodies import read_form
 from mailroom.web.pages import Pages
@@ -53,8 +53,8 @@ def page_routes(pages: InboxPages) -> list[Route]:
     """Return the routes of all pages but the first, which shares its address with SES's endpoint."""
     return [
         Route("/list", pages.rows),
-        Route("/knobs", pages.knobs),
-        Route("/knobs/{name}", pages.turn, methods=["POST"]),
+        Route("/switches", pages.switches),
+        Route("/switches/{name}", pages.turn, methods=["POST"]),
         Route("/faults/{id:int}/delete", pages.remove_fault, methods=["POST"]),
         Route("/mails/delete", pages.delete_all, methods=["POST"]),
         Route("/mails/{id}", pages.mail),
@@ -82,9 +82,9 @@ class InboxPages:
         """The list alone."""
         return self._pages.answer("list.html", self._listing(request, request.query_params.get("open", "")))
 
-    async def knobs(self, request: Request) -> Response:
+    async def switches(self, request: Request) -> Response:
         """The switches alone."""
-        return self._pages.answer("knobs.html", self._switches(request.query_params.get("back", "/")))
+        return self._pages.answer("switches.html", self._switches(request.query_params.get("back", "/")))
 
     async def mail(self, request: Request) -> Response:
         """A mail beside the list."""
@@ -162,10 +162,10 @@ class InboxPages:
 
     async def turn(self, request: Request) -> Response:
         """Turn a switch."""
-        knob, form = BY_NAME.get(request.path_params["name"]), await read_form(request)
-        if knob is None or form.get("on") not in ("0", "1"):
+        switch, form = BY_NAME.get(request.path_params["name"]), await read_form(request)
+        if switch is None or form.get("on") not in ("0", "1"):
             raise HTTPException(400, f"turn one of {', '.join(BY_NAME)}, with on=0 or on=1")
-        turn(self._inbox, knob, form["on"] == "1")
+        turn(self._inbox, switch, form["on"] == "1")
         return self._done(form)
 
     async def remove_fault(self, request: Request) -> Response:
@@ -219,12 +219,13 @@ class InboxPages:
         }
 
     def _switches(self, back: str) -> dict[str, Any]:
-        knobs = switches(self._inbox)
+        switches = states(self._inbox)
         rules = other_rules(self._inbox)
         return {
-            "knobs": knobs,
+            "switches": switches,
             "rules": rules,
-            "wrong": [knob.label for knob, on in knobs if on] + [f"Rule {rule['id']}" for rule in rules],
+            "wrong": [switch.label for switch, on in switches if on]
+            + [f"Rule {rule['id']}" for rule in rules],
             "back": back if _BACK.fullmatch(back) else "/",
         }
 

@@ -86,7 +86,7 @@
     try {
       while (again) {
         again = false;
-        await Promise.all([renew("list"), renew("knobs")]);
+        await Promise.all([renew("list"), renew("switches")]);
         const now = Number(document.getElementById("list").dataset.kept);
         if (now !== kept) announcement.textContent = `${now} mail${now === 1 ? "" : "s"}`;
         kept = now;

@@ -9,7 +9,7 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 
 
-class Knob(NamedTuple):
+class Switch(NamedTuple):
     """A switch; ``fault`` is None for the switch that pauses the account."""
 
     name: str
@@ -18,54 +18,55 @@ class Knob(NamedTuple):
     fault: Fault | None
 
 
-KNOBS: Final = (
-    Knob(
+SWITCHES: Final = (
+    Switch(
         "throttle", "Throttle", "Every call is refused: Throttling.",
         Fault("error", code="Throttling", message="Maximum sending rate exceeded."),
     ),
-    Knob("pause", "Pause the account", "Every call is refused: sending is disabled.", None),
-    Knob(
+    Switch("pause", "Pause the account", "Every call is refused: sending is disabled.", None),
+    Switch(
         "reject", "Reject recipients", "MessageRejected for each recipient.",
         Fault("status", status="MessageRejected", message="Set on the inbox's page."),
     ),
-    Knob(
+    Switch(
         "transient", "Fail temporarily", "TransientFailure for each recipient.",
         Fault("status", status="TransientFailure", message="Set on the inbox's page."),
     ),
-    Knob("unavailable", "Unavailable", "503, with a body that is not XML.", Fault("http", http_status=503)),
-    Knob("garbage", "Answer garbage", "200, with an unreadable body.", Fault("garbage")),
-    Knob("hang", "Hang", "No answer, for up to a minute.", Fault("hang")),
-    Knob("cut", "Cut the connection", "Mails are not accepted, and there is no answer.", Fault("cut")),
-    Knob(
+    Switch("unavailable", "Unavailable", "503, with a body that is not XML.", Fault("http", http_status=503)),
+    Switch("garbage", "Answer garbage", "200, with an unreadable body.", Fault("garbage")),
+    Switch("hang", "Hang", "No answer, for up to a minute.", Fault("hang")),
+    Switch("cut", "Cut the connection", "Mails are not accepted, and there is no answer.", Fault("cut")),
+    Switch(
         "lose", "Lose the answer", "Mails are accepted, but there is no answer, so senders retry.",
         Fault("cut", accept=True),
     ),
 )  # fmt: skip
-BY_NAME: Final = {knob.name: knob for knob in KNOBS}
+BY_NAME: Final = {switch.name: switch for switch in SWITCHES}
 
 
-def switches(inbox: Inbox) -> list[tuple[Knob, bool]]:
+def states(inbox: Inbox) -> list[tuple[Switch, bool]]:
     """Return all switches, each with whether it is on."""
     rules = _rules(inbox)
     return [
-        (knob, asdict(knob.fault) in rules.values() if knob.fault else inbox.account.paused) for knob in KNOBS
+        (switch, asdict(switch.fault) in rules.values() if switch.fault else inbox.account.paused)
+        for switch in SWITCHES
     ]
 
 
 def other_rules(inbox: Inbox) -> list[dict[str, Any]]:
     """Return the rules in force that no switch added."""
-    known = [asdict(knob.fault) for knob in KNOBS if knob.fault]
+    known = [asdict(switch.fault) for switch in SWITCHES if switch.fault]
     return [{"id": number} | rule for number, rule in _rules(inbox).items() if rule not in known]
 
 
-def turn(inbox: Inbox, knob: Knob, on: bool) -> None:
+def turn(inbox: Inbox, switch: Switch, on: bool) -> None:
     """Turn a switch on or off, unless it is so already."""
-    if not knob.fault:
+    if not switch.fault:
         inbox.account.paused = on
         return
-    same = [number for number, rule in _rules(inbox).items() if rule == asdict(knob.fault)]
+    same = [number for number, rule in _rules(inbox).items() if rule == asdict(switch.fault)]
     if on and not same:
-        inbox.faults.add(knob.fault)
+        inbox.faults.add(switch.fault)
     for number in [] if on else same:
         inbox.faults.remove(number)
 
