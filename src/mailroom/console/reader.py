@@ -12,10 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from mailroom.database.connection import CONNECTION_DEFAULTS, permanent_failure, reason
-from mailroom.database.sync import answering_within
+from mailroom.database.sync import ANY_SERVER, answering_within, connected, translated
 from mailroom.errors import DatabaseUnavailable
 
 Value = TypeVar("Value")
@@ -35,11 +33,7 @@ class Reader:
     """
 
     def __init__(self, conninfo: str, *, read_only: bool) -> None:
-        given = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-        ours = CONNECTION_DEFAULTS | {"connect_timeout": CONNECT_S, "fallback_application_name": PROGRAM}
-        if read_only:
-            ours = ours | {"target_session_attrs": "any"}
-        self._conninfo = make_conninfo(**(ours | given))
+        self._conninfo = conninfo
         self._read_only = read_only
         self._connection: psycopg.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "console-reader")
@@ -77,15 +71,11 @@ class Reader:
             return question(self._connection)
 
     def _connect(self) -> psycopg.Connection:
-        try:
-            connection = psycopg.connect(self._conninfo, autocommit=True)
-            if self._read_only:
+        defaults = {"connect_timeout": CONNECT_S} | (ANY_SERVER if self._read_only else {})
+        connection = connected(self._conninfo, program=PROGRAM, defaults=defaults)
+        if self._read_only:
+            with translated(connection):
                 connection.execute("SET default_transaction_read_only = on")
-        except psycopg.OperationalError as error:
-            raise permanent_failure(error) or DatabaseUnavailable(
-                f"PostgreSQL does not answer: {reason(error)}",
-                hint="see that the server runs, and that MAILROOM_DATABASE_URL is right",
-            ) from error
         return connection
 
     def _hang_up(self) -> None:

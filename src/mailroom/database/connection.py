@@ -16,7 +16,8 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
+from types import MappingProxyType
 from typing import Final, TypeVar
 from weakref import WeakSet
 
@@ -42,6 +43,9 @@ CONNECTION_DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
+
+WORKER_ROLE: Final = "mailroom_worker"
+ONCALL_ROLE: Final = "mailroom_oncall"
 
 # We are idle for as long as nobody signs up, whatever the database's default is.
 NO_IDLE_TIMEOUT: Final = (
@@ -76,10 +80,7 @@ class Database:
     """
 
     def __init__(self, conninfo: str, *, program: str, answer_limit_s: float) -> None:
-        given = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-        self._conninfo = make_conninfo(
-            **(CONNECTION_DEFAULTS | {"fallback_application_name": program} | given)
-        )
+        self._conninfo = completed(conninfo, program)
         self.answer_limit_s = answer_limit_s
         self._ever_connected = False
         self._outage = Outage(log, "lost", "still_lost", "back")
@@ -142,6 +143,19 @@ class Database:
             timer.cancel()
 
 
+def completed(conninfo: str, program: str, defaults: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A connection string with a value for everything that it left open.
+
+    Args:
+        conninfo: a libpq connection string; its own values stay.
+        program: the application_name.
+        defaults: libpq's options that differ from ``CONNECTION_DEFAULTS``.
+    """
+    given = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+    ours = {"fallback_application_name": program}
+    return make_conninfo(**(CONNECTION_DEFAULTS | ours | dict(defaults) | given))
+
+
 def reason(error: BaseException) -> str:
     """An error of psycopg's or the system's on one line, for a log: no row, no context."""
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
@@ -170,7 +184,7 @@ def refuse_no_encoding(connection: psycopg.Connection | Connection) -> None:
         )
 
 
-def explained(error: psycopg.Error, role: str = "mailroom_worker") -> DatabaseError:
+def explained(error: psycopg.Error, role: str = WORKER_ROLE) -> DatabaseError:
     """The error to end with, when a statement failed for a reason that waiting will not heal.
 
     Args:

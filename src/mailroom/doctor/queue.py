@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from mailroom.database.connection import LOST
-from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect, translated
+from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
@@ -135,7 +135,7 @@ def notifications(probe: Probe) -> Finding:
     # From another session: a pooler may let what one session notifies come back to it.
     with connect(probe.settings.database_url) as ringer:
         Probe(probe.settings, ringer).ask(RING, channel, "1")
-    with translated():
+    with probe.translated():
         arrived = list(probe.connection.notifies(timeout=DELIVERY_S, stop_after=1))
         probe.connection.execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)))
     if not arrived:
