@@ -24,7 +24,7 @@ from mailroom.consumption import CONSUME
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import embedded_binaries, free_port
 from mailroom.doctor.diagnosis import diagnose
-from mailroom.doctor.report import State
+from mailroom.doctor.report import Status
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.pulse import PULSE
 from mailroom.settings.collector import QueueSettings
@@ -375,9 +375,9 @@ def test_the_doctor_knows_roles_of_an_older_version(with_roles: str, db: Db) -> 
     variables = {"MAILROOM_DATABASE_URL": as_(with_roles, WORKER), "MAILROOM_SECRET_KEY": KEY}
     findings = {finding.name: finding for finding in diagnose(variables, "database").findings}
     for name in ("pause", "workers"):
-        assert State.WARNING is findings[name].state
+        assert Status.WARNING is findings[name].state
         assert findings[name].detail.startswith("not known: the user may not do this: permission denied")
-        assert findings[name].remedy == "make the roles anew: `mailroom roles --apply`"
+        assert findings[name].remedy == "update the roles: `mailroom roles --apply`"
 
 
 def test_pruning_deletes_nothing_that_is_alive(with_roles: str, db: Db) -> None:

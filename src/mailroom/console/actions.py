@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from mailroom.console.reader import Question, Reader, Value
+from mailroom.console.reader import ConsoleReader, Question, Value
 from mailroom.console.snapshot import Snapshots
 from mailroom.logs import EventLogger
 from mailroom.operations.dead import Decided, drop, retry
@@ -27,11 +27,11 @@ DEEDS: Final = ("retry", "renew", "drop")
 log = EventLogger("console")
 
 
-class Actions:
+class ConsoleActions:
     """The forms; each method answers one."""
 
     def __init__(
-        self, reader: Reader, snapshots: Snapshots, settings: QueueSettings, *, read_only: bool
+        self, reader: ConsoleReader, snapshots: Snapshots, settings: QueueSettings, *, read_only: bool
     ) -> None:
         self._reader = reader
         self._snapshots = snapshots

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mailroom.console.actions import Actions
-from mailroom.console.pages import Front
-from mailroom.console.reader import Reader
+from mailroom.console.actions import ConsoleActions
+from mailroom.console.pages import ConsolePages
+from mailroom.console.reader import ConsoleReader
 from mailroom.console.snapshot import Snapshots
 from mailroom.errors import MailroomError
 from mailroom.settings.collector import QueueSettings
@@ -26,7 +26,7 @@ from mailroom.web.guard import Guard
 
 
 def create_app(
-    reader: Reader,
+    reader: ConsoleReader,
     snapshots: Snapshots,
     settings: QueueSettings,
     address: str,
@@ -44,23 +44,23 @@ def create_app(
         names: its other names: see ``Guard``.
         read_only: let nobody change anything.
     """
-    front = Front(reader, snapshots, read_only=read_only)
-    actions = Actions(reader, snapshots, settings, read_only=read_only)
+    pages = ConsolePages(reader, snapshots, read_only=read_only)
+    actions = ConsoleActions(reader, snapshots, settings, read_only=read_only)
 
     async def refused(_request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
-        return front.explain(error.status_code, str(error.detail))
+        return pages.explain(error.status_code, str(error.detail))
 
     async def away(_request: Request, error: Exception) -> Response:
-        return front.explain(503, str(error))
+        return pages.explain(503, str(error))
 
     app = Starlette(
         routes=[
-            Route("/", front.index),
-            Route("/live", front.live),
-            Route("/why", front.why),
-            Route("/dead", front.dead),
+            Route("/", pages.index),
+            Route("/live", pages.live),
+            Route("/why", pages.why),
+            Route("/dead", pages.dead),
             Route("/pause", actions.pause, methods=["POST"]),
             Route("/resume", actions.resume, methods=["POST"]),
             Route("/dead/{token}/{deed:str}", actions.decide, methods=["POST"]),

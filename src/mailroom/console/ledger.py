@@ -38,7 +38,7 @@ RECENT: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LedgerRow:
     """A row of the ledger, and whom it is about; without an action its token is gone."""
 
     id: int
@@ -66,7 +66,7 @@ class Row:
         said = self.detail or self.result
         return "" if said == self.outcome else said
 
-    def shown(self, *, addresses: bool) -> Row:
+    def shown(self, *, addresses: bool) -> LedgerRow:
         """The row without what may not be shown."""
         email, login, detail = self.email or "", self.login or "", self.detail
         if not addresses:
@@ -84,7 +84,7 @@ class Row:
 class Recent:
     """A page of the ledger; ``older`` is where the next one begins, None at the end."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[LedgerRow, ...]
     older: int | None
 
 
@@ -104,7 +104,7 @@ def recent(connection: psycopg.Connection, outcome: str | None, before: int | No
         return Recent((), None)
     start = min(before or NEWEST, last + 1)
     look = LOOK if outcome else NEWEST
-    found = rows(connection, Row, RECENT, [outcome, start, look, PAGE + 1])
+    found = rows(connection, LedgerRow, RECENT, [outcome, start, look, PAGE + 1])
     if len(found) > PAGE:
         return Recent(tuple(found[:PAGE]), found[PAGE - 1].id)
     left = start - LOOK

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from mailroom.console.chart import HEIGHT, draw, heights
 from mailroom.console.ledger import LOOK, MINUTE, OUTCOMES, STEP_S, Interval, Recent, recent, summed
-from mailroom.console.reader import Reader
+from mailroom.console.reader import ConsoleReader
 from mailroom.console.snapshot import Look, Snapshot, Snapshots
 from mailroom.operations.dead import NEWEST, WHY_NOT, Decided, dead_letters
 from mailroom.operations.reports import UnknownPerson, stories
@@ -44,10 +44,10 @@ DECIDED: Final = {"retried", "renewed", "dropped", "valid", "not-dead", *WHY_NOT
 _DECIDED: Final = re.compile(r"([0-9]{1,19})\.([a-z-]{1,20})(?:\.([0-9]{1,19}))?")
 
 
-class Front:
+class ConsolePages:
     """The pages; each method answers a request."""
 
-    def __init__(self, reader: Reader, snapshots: Snapshots, *, read_only: bool) -> None:
+    def __init__(self, reader: ConsoleReader, snapshots: Snapshots, *, read_only: bool) -> None:
         self._reader = reader
         self._snapshots = snapshots
         self._read_only = read_only

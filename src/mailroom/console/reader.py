@@ -24,7 +24,7 @@ LIMIT_S: Final = 5.0
 CONNECT_S: Final = "3"
 
 
-class Reader:
+class ConsoleReader:
     """Asks a database.
 
     Args:

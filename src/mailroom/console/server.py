@@ -7,7 +7,7 @@ import socket
 from types import TracebackType
 from typing import Final, Self
 
-from mailroom.console.reader import Reader
+from mailroom.console.reader import ConsoleReader
 from mailroom.console.snapshot import Snapshots
 from mailroom.errors import DatabaseUnavailable, MailroomError
 from mailroom.settings.collector import QueueSettings
@@ -59,7 +59,7 @@ class ConsoleServer:
             from mailroom.console.app import create_app
             from mailroom.web.server import Server
         listening = _listen(*self._place)
-        self._reader = Reader(self._settings.database_url, read_only=self._read_only)
+        self._reader = ConsoleReader(self._settings.database_url, read_only=self._read_only)
         snapshots = Snapshots(self._reader)
         try:
             with contextlib.suppress(DatabaseUnavailable):

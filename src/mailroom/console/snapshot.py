@@ -12,12 +12,12 @@ from typing import Final
 import psycopg
 
 from mailroom.console.ledger import KEPT, MINUTE, OUTCOMES, Interval, Recent, Traffic, recent, summed
-from mailroom.console.reader import Reader
+from mailroom.console.reader import ConsoleReader
 from mailroom.database.sync import one
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
-from mailroom.operations.dead import Count, count
-from mailroom.operations.reports import Worker, paused, workers
+from mailroom.operations.dead import DeadCount, count
+from mailroom.operations.reports import WorkerStatus, paused, workers
 from mailroom.operations.story import Pause, counted
 from mailroom.outage import Outage
 from mailroom.queue.pulse import COUNT_LIMIT, PULSE, Pulse
@@ -44,8 +44,8 @@ class Snapshot:
     at: datetime
     pulse: Pulse
     pause: Pause
-    dead: Count
-    workers: tuple[Worker, ...]
+    dead: DeadCount
+    workers: tuple[WorkerStatus, ...]
     traffic: tuple[Interval | None, ...]
     recent: dict[str | None, Recent]
 
@@ -75,7 +75,7 @@ class Snapshot:
         return None not in self.traffic
 
     @property
-    def troubled(self) -> tuple[Worker, ...]:
+    def troubled(self) -> tuple[WorkerStatus, ...]:
         """Who is alive and kept from sending."""
         return tuple(worker for worker in self.workers if worker.alive and worker.trouble)
 
@@ -99,7 +99,7 @@ class Look:
 class Snapshots:
     """Looks at the queue over a reader."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: ConsoleReader) -> None:
         self._reader = reader
         self._traffic = Traffic()
         self._wanted: dict[str | None, float] = {}

@@ -1,7 +1,6 @@
-"""A database as the checks see it: one connection, whose every statement has a limit.
+"""The database as the checks see it: one connection, with a time limit for every statement.
 
-The limit holds for one transaction, so that nothing is left behind in a connection that a pooler
-lends to others.
+The limit is set for one transaction only: a pooler may lend the connection to others later.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ from mailroom.settings.collector import CollectorSettings
 PROGRAM: Final = "mailroom doctor"
 CONNECT_LIMIT_S: Final = "4"
 STATEMENT_LIMIT_MS: Final = 3000
-NO_ANSWER: Final = "see the server's load, its locks (pg_locks) and its log"
+NO_ANSWER: Final = "check the server's load, its locks (pg_locks) and its log"
 
 
 @dataclass(slots=True)
 class Probe:
-    """What the checks share: the settings, and the connection that the first of them makes."""
+    """What the checks share: the settings, and the connection that the check ``server`` opens."""
 
     settings: CollectorSettings
     opened: psycopg.Connection | None = None
 
     @property
     def connection(self) -> psycopg.Connection:
-        """The connection; ``server`` has made it."""
+        """The connection that ``server`` opened."""
         if self.opened is None:
-            raise RuntimeError("a check that needs the server does not say so")
+            raise RuntimeError("a check uses the connection and does not list the check 'server' as needed")
         return self.opened
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection]:
-        """A transaction whose statements have their limit.
+        """A transaction in which every statement has a time limit.
 
         Raises:
             DatabaseError, DatabaseUnavailable: PostgreSQL refused something, or did not answer.
@@ -69,7 +68,7 @@ class Probe:
                 ) from error
 
     def ask(self, query: LiteralString, *parameters: object) -> list[TupleRow]:
-        """The rows of one query in a transaction of its own. Raises what ``transaction`` does."""
+        """The rows of a query, in its own transaction. Raises what ``transaction`` does."""
         with self.transaction() as connection:
             return connection.execute(query, parameters or None).fetchall()
 
