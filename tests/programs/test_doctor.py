@@ -364,7 +364,7 @@ def test_a_paused_queue_is_told_with_the_reason(database: str, db: Db, collector
     assert ["pause"] == not_ok(findings)
     assert WARNING is findings["pause"].state
     assert findings["pause"].detail.startswith("paused since ")
-    assert findings["pause"].detail.endswith("because: z…@example.com complained")
+    assert findings["pause"].detail.endswith(": z…@example.com complained")
     assert "`mailroom resume`" in findings["pause"].remedy
 
 

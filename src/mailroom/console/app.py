@@ -1,7 +1,7 @@
-"""The queue's page over HTTP: the picture, the story of a mail, the dead letters, and the brake.
+"""The console as an ASGI application: the overview, a mail's story, the dead letters, pause and resume.
 
-The pages are read without JavaScript; with it, ``console.js`` asks ``/live`` every second for what
-changes. Whatever a client sends, it gets an answer of ours and never a traceback.
+The pages work without JavaScript. With it, ``console.js`` requests ``/live`` every second and updates what
+has changed. No request, however malformed, is answered with a traceback.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def create_app(
     """The application.
 
     Args:
-        reader: whom to ask for what only one viewer wants.
-        snapshots: what all see.
+        reader: answers what only one viewer asks.
+        snapshots: what all viewers see.
         settings: where the queue is.
-        address: the one that it is bound to, and
-        names: its other names: see ``Guard``.
-        read_only: let nobody change anything.
+        address: the address that it is bound to; see ``Guard``.
+        names: more names of this server; see ``Guard``.
+        read_only: refuse all changes.
     """
     pages = ConsolePages(reader, snapshots, read_only=read_only)
     actions = ConsoleActions(reader, snapshots, settings, read_only=read_only)
@@ -63,7 +63,7 @@ def create_app(
             Route("/dead", pages.dead),
             Route("/pause", actions.pause, methods=["POST"]),
             Route("/resume", actions.resume, methods=["POST"]),
-            Route("/dead/{token}/{deed:str}", actions.decide, methods=["POST"]),
+            Route("/dead/{token}/{decision:str}", actions.decide, methods=["POST"]),
             *asset_routes("mailroom.web", "mailroom.console"),
         ],
         exception_handlers={HTTPException: refused, MailroomError: away, ClientDisconnect: _gone},
@@ -72,5 +72,5 @@ def create_app(
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
-    """An answer for nobody: the client left before it had said everything."""
+    """An answer that nobody reads: the client left before it had sent the whole request."""
     return Response(status_code=400)

@@ -1,7 +1,7 @@
-"""One connection that asks one question at a time, in a thread of its own, and comes back.
+"""Runs questions one at a time over one connection, in its own thread.
 
-A question that finds its old connection broken is asked once more over a new one; what people do
-here may be done twice. A database that is deaf is given up after ``LIMIT_S``.
+If the connection has broken meanwhile, the question is asked once more over a new one. All that it may change
+may be done twice. A question fails after ``LIMIT_S`` seconds without an answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ConsoleReader:
 
     Args:
         conninfo: a libpq connection string.
-        read_only: change nothing, whatever is asked; a standby will do then.
+        read_only: refuse all changes; a standby is enough then.
     """
 
     def __init__(self, conninfo: str, *, read_only: bool) -> None:
@@ -42,16 +42,16 @@ class ConsoleReader:
         """The answer to a question.
 
         Raises:
-            DatabaseError, DatabaseUnavailable: PostgreSQL refuses it, or does not answer.
+            DatabaseError, DatabaseUnavailable: PostgreSQL refuses the question, or does not answer.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, question)
 
     def ask_now(self, question: Question[Value]) -> Value:
-        """The same, for whoever has no event loop."""
+        """The answer to a question, for callers without an event loop."""
         return self._thread.submit(self._ask, question).result()
 
     def close(self) -> None:
-        """Close the connection, when its question is answered."""
+        """Close the connection after the current question."""
         self._thread.submit(self._hang_up)
         self._thread.shutdown()
 

@@ -1,4 +1,4 @@
-"""The queue's page as a server, in a thread of its own."""
+"""Serves the console, in its own thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENDS_IN_S: Final = 1
 
 
 class ConsoleError(MailroomError):
-    """The page cannot be served here."""
+    """The console cannot be served."""
 
     exit_code = 69
 
@@ -29,10 +29,10 @@ class ConsoleServer:
         settings: where the queue is.
         host: the address to listen on.
         port: 0 for any that is free.
-        read_only: let nobody change anything; a standby of the database will do then.
+        read_only: refuse all changes; a standby of the database is enough then.
 
     Attributes:
-        url: of the page.
+        url: the address of the page.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class ConsoleServer:
         self._read_only = read_only
 
     def __enter__(self) -> Self:
-        """Look at the queue once, and listen. A database that does not answer yet is waited for.
+        """Check the queue once, and listen. A database that does not answer may answer later.
 
         Raises:
             ConsoleError: the extra is not installed, or the port is taken.
-            DatabaseError: the database is not to be used as it is: not this schema.
+            DatabaseError: the schema or a privilege is missing.
         """
         with extra_installed("http", ConsoleError):
             from mailroom.console.app import create_app
