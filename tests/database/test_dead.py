@@ -194,14 +194,14 @@ def test_show_tells_the_story_or_what_it_is_instead(db: Db, database: str) -> No
     sent = sign_up(db, "sent")
     settle_all(db, "sent")
     db.execute("INSERT INTO accounts (email, login) VALUES ('n@example.com', '987654')")
-    assert "rejected: given up at T: SES said: Address z…@example.com is blacklisted" == (
+    assert "rejected: at T: SES answered: Address z…@example.com is blacklisted" == (
         TIME.sub("T", run(database, "show", str(dead)).stdout.splitlines()[0])
     )
     assert "rejected" == json.loads(run(database, "show", str(dead), "--json").stdout)["verdict"]
     done = run(database, "show", str(sent))
     assert (65, "") == (done.returncode, done.stdout)
     assert (
-        f"Error: token {sent} is no dead letter: sent: SES accepted it at T as id-{sent}"
+        f"Error: token {sent} is not a dead letter: sent: SES accepted it at T as id-{sent}"
         == TIME.sub("T", done.stderr).splitlines()[0]
     )
     for nothing in ("987654", "4711", "-5", str(2**63), "9" * 40):
@@ -250,8 +250,8 @@ def test_a_retried_dead_letter_is_told_as_such(db: Db) -> None:
     assert [Decided(token, "retried")] == again(db, token, reason="as zoe@example.com asked")
     db.execute("UPDATE mailroom.leases SET due_at = due_at + interval '1 second'")
     assert (
-        "retrying: it was rejected, and is tried again by hand: as z…@example.com asked, since T;"
-        " no `mailroom run` is alive (a collector in a pipe is not seen here)\n"
+        "retrying: it was rejected, and retried by hand: as z…@example.com asked, at T;"
+        " no `mailroom run` is alive (a collector in a pipe does not show here)\n"
         f"  token {token}: activation for zoe <z…@example.com>, whose account is provisioned\n"
         "  T  made; it expires at T\n"
         "  T  attempt 1, w: rejected: Address z…@example.com is blacklisted\n"
@@ -374,7 +374,7 @@ def test_who_waits_for_another_sees_what_the_other_did(db: Db, database: str) ->
         first.commit()
         second.join()
     assert [Decided(token, "not dead")] == found
-    assert "no dead letter any more" == found[0].text()
+    assert "not a dead letter any more" == found[0].text()
 
 
 def test_an_old_snapshot_is_refused(db: Db, database: str) -> None:
@@ -419,7 +419,7 @@ def test_renewing_mails_a_new_token_and_tells_it(
     assert f"sent: SES accepted it at T as {mail.id}" == told(db, new).splitlines()[0]
     assert (
         f"renewed: renewed as token {new}: the filter is mended, at T,"
-        " after SES said: Address z…@example.com is blacklisted\n"
+        " after SES answered: Address z…@example.com is blacklisted\n"
         f"  token {old}: activation for zoe <z…@example.com>, whose account is provisioned\n"
         "  T  made; it expires at T\n"
         "  T  attempt 1, w: rejected: Address z…@example.com is blacklisted\n"
@@ -470,7 +470,7 @@ def test_an_account_that_is_being_changed_is_left_for_later(db: Db, database: st
     with psycopg.connect(database) as other:
         other.execute("UPDATE accounts SET status = 'active'")
         (busy,) = again(db, token, renew=True)
-        assert "not retried: somebody else changes its account at this moment; try again" == busy.text()
+        assert "not retried: its account is being changed right now; try again" == busy.text()
 
 
 # All of them
@@ -501,7 +501,7 @@ def test_dropping_is_told(db: Db, database: str) -> None:
     assert (0, f"{token}  dropped\ndropped 1\n") == (done.returncode, done.stdout)
     assert (
         "dropped: dropped by hand: a typo: z…@example.com, at T,"
-        " after SES said: Address z…@example.com is blacklisted\n"
+        " after SES answered: Address z…@example.com is blacklisted\n"
         f"  token {token}: activation for zoe <z…@example.com>, whose account is provisioned\n"
         "  T  made; it expires at T\n"
         "  T  attempt 1, w: rejected: Address z…@example.com is blacklisted\n"
@@ -510,7 +510,7 @@ def test_dropping_is_told(db: Db, database: str) -> None:
     assert [] == claim(db)
     done = run(database, "drop", str(token))
     assert 65 == done.returncode
-    assert f"{token}  no dead letter: dropped: dropped by hand" in done.stdout
+    assert f"{token}  not a dead letter: dropped: dropped by hand" in done.stdout
 
 
 def test_a_dead_letter_of_a_deleted_account_can_be_dropped(db: Db, database: str) -> None:
@@ -556,7 +556,7 @@ def test_wrong_ids_are_told_and_the_others_are_done(db: Db, database: str) -> No
     assert [
         f"{token}  retried",
         "-5  there is no token -5",
-        f"{sent}  no dead letter: sent: SES accepted it at T as id-{sent}",
+        f"{sent}  not a dead letter: sent: SES accepted it at T as id-{sent}",
         "0  there is no token 0",
         f"{2**63}  there is no token {2**63}",
         f"{'9' * 40}  there is no token {'9' * 40}",

@@ -26,8 +26,8 @@ from support.processes import environment
 from support.queue_sql import Db, claim, expire_leases, reserve, settle, sign_up, sign_up_many
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
-NOBODY = "no `mailroom run` is alive (a collector in a pipe is not seen here)"
-PIPE = "handed out: to a pipe (mailroom collector), whose sender's log and rejected.csv know more"
+NOBODY = "no `mailroom run` is alive (a collector in a pipe does not show here)"
+PIPE = "handed out: to a pipe (`mailroom collector`); see its sender's log and rejected.csv"
 
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -112,23 +112,26 @@ def test_a_sent_mail_is_told_from_the_row_to_the_message_id(db: Db) -> None:
 def test_a_rejected_mail(db: Db) -> None:
     sign_up(db, "zoe")
     record(db, "rejected", detail="Address zoe@example.com is blacklisted")
-    assert "rejected: given up at T: SES said: Address z…@example.com is blacklisted" == conclusion(db)
+    assert "rejected: at T: SES answered: Address z…@example.com is blacklisted" == conclusion(db)
 
 
 def test_a_mail_given_up_after_its_last_attempt(db: Db) -> None:
     sign_up(db, "zoe")
     for _ in range(3):
         record(db, "failed", detail="Failed", retry_ms=0)
-    assert "rejected: given up at T after attempt 3, the last one: SES said: Failed" == conclusion(db)
+    assert "rejected: at T after attempt 3, the last one: SES answered: Failed" == conclusion(db)
 
 
 def test_a_mail_that_waits(db: Db) -> None:
     sign_up(db, "zoe")
     assert f"waiting: {NOBODY}" == conclusion(db)
     live(db)
-    assert "waiting: it is to be handed out; see `mailroom status` whether others are" == conclusion(db)
+    assert (
+        "waiting: no worker has claimed it yet; `mailroom status` shows whether others are sent"
+        == conclusion(db)
+    )
     pause(db)
-    assert "waiting: the queue is paused since T because: a wrong template" == conclusion(db)
+    assert "waiting: the queue is paused since T: a wrong template" == conclusion(db)
 
 
 def test_a_mail_behind_a_cursor_that_stands_before_it_waits(db: Db) -> None:
@@ -149,7 +152,7 @@ def test_a_mail_of_a_transaction_that_commits_late_waits(db: Db, database: str) 
         with pytest.raises(UnknownPerson):
             told(db, "late")
         late.commit()
-    assert conclusion(db, "late").startswith("waiting: it is to be handed out")
+    assert conclusion(db, "late").startswith("waiting: no worker has claimed it yet")
     assert PIPE == conclusion(db)
 
 
@@ -157,13 +160,13 @@ def test_a_mail_in_hand(db: Db) -> None:
     live(db)
     sign_up(db, "zoe")
     claim(db, worker="host:1:ab")
-    assert "in flight: host:1:ab has it in hand, attempt 1" == conclusion(db)
+    assert "in flight: host:1:ab has claimed it, attempt 1" == conclusion(db)
     assert "  T  attempt 1: the lease of host:1:ab ends" == told(db, "zoe")[0].splitlines()[-1]
     expire_leases(db)
-    ended = "waiting: the lease of host:1:ab ended at T with no outcome; "
-    assert ended + "the next worker to claim takes it over" == conclusion(db)
+    ended = "waiting: the lease of host:1:ab expired at T without an outcome; "
+    assert ended + "the next worker that claims takes it over" == conclusion(db)
     pause(db)
-    assert ended + "the queue is paused since T because: a wrong template" == conclusion(db)
+    assert ended + "the queue is paused since T: a wrong template" == conclusion(db)
 
 
 def test_a_mail_that_is_tried_again(db: Db) -> None:
@@ -173,7 +176,7 @@ def test_a_mail_that_is_tried_again(db: Db) -> None:
     record(db, "throttled", detail="slow down")
     assert [
         (
-            "retrying: attempt 2 failed: slow down; next try at T\n"
+            "retrying: attempt 2 failed: slow down; next attempt at T\n"
             f"  token {token}: activation for zoe <z…@example.com>, whose account is provisioned\n"
             "  T  made; it expires at T\n"
             "  T  attempt 1, w: retried: transient\n"
@@ -183,7 +186,7 @@ def test_a_mail_that_is_tried_again(db: Db) -> None:
     ] == told(db, "zoe")
     pause(db)
     assert (
-        "retrying: attempt 2 failed: slow down; the queue is paused since T because: a wrong template"
+        "retrying: attempt 2 failed: slow down; the queue is paused since T: a wrong template"
         == conclusion(db)
     )
 
@@ -192,22 +195,20 @@ def test_a_mail_whose_answer_was_lost(db: Db) -> None:
     live(db)
     sign_up(db, "zoe")
     record(db, "unknown", detail="ReadTimeoutError")
-    expected = (
-        "retrying: the answer to attempt 1 was lost (ReadTimeoutError), so it may arrive twice; next try at T"
-    )
-    assert expected == conclusion(db)
+    lost = "the answer to attempt 1 was lost (ReadTimeoutError), so it may arrive twice"
+    assert f"retrying: {lost}; next attempt at T" == conclusion(db)
 
 
 def test_a_mail_that_was_held_back_is_told_with_the_workers_troubles(db: Db) -> None:
     sign_up(db, "zoe")
     record(db, "", retry_ms=0)
     live(db)
-    held = "it was held back when its turn came"
-    assert f"retrying: {held} (see `mailroom status`); next try at T" == conclusion(db)
+    held = "a worker claimed it and made no attempt"
+    assert f"retrying: {held} (see `mailroom status`); next attempt at T" == conclusion(db)
     for worker in ("a", "b"):
         live(db, "Email sending is paused for zoe@example.com", worker)
     assert (
-        f"retrying: {held} (in trouble: Email sending is paused for z…@example.com); next try at T"
+        f"retrying: {held} (in trouble: Email sending is paused for z…@example.com); next attempt at T"
     ) == conclusion(db)
     db.execute("UPDATE mailroom.workers SET seen_at = now() - interval '1 minute'")
     assert f"retrying: {held} (see `mailroom status`); {NOBODY}" == conclusion(db)
@@ -218,10 +219,10 @@ def test_attempts_are_numbered_by_the_ledger_and_not_by_the_claims(db: Db) -> No
     live(db)
     for result in ("", "transient", "", "", "throttled"):
         record(db, result, detail=result and "slow down", retry_ms=0)
-    assert "retrying: attempt 2 failed: slow down; next try at T" == conclusion(db)
+    assert "retrying: attempt 2 failed: slow down; next attempt at T" == conclusion(db)
     record(db, "")
-    held = "it was held back when its turn came (see `mailroom status`)"
-    assert f"retrying: attempt 2 failed: slow down; {held}; next try at T" == conclusion(db)
+    held = "a worker claimed it and made no attempt (see `mailroom status`)"
+    assert f"retrying: attempt 2 failed: slow down; {held}; next attempt at T" == conclusion(db)
     assert [
         "  T  attempt 1, w: retried: slow down",
         "  T  attempt 2, w: retried: slow down",
@@ -229,13 +230,13 @@ def test_attempts_are_numbered_by_the_ledger_and_not_by_the_claims(db: Db) -> No
     ] == told(db, "zoe")[0].splitlines()[3:]
     expire_leases(db)
     claim(db, worker="host:1:ab")
-    assert "in flight: host:1:ab has it in hand, attempt 3" == conclusion(db)
+    assert "in flight: host:1:ab has claimed it, attempt 3" == conclusion(db)
     # The outcome is written between our look at the lease and our look at the ledger.
     db.execute(
         "INSERT INTO mailroom.deliveries (token, attempt, outcome, result)"
         " SELECT tokens[1], generation, 'retried', 'throttled' FROM mailroom.leases"
     )
-    assert "in flight: host:1:ab has it in hand, attempt 3" == conclusion(db)
+    assert "in flight: host:1:ab has claimed it, attempt 3" == conclusion(db)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +259,8 @@ def test_attempts_are_numbered_by_the_ledger_and_not_by_the_claims(db: Db) -> No
         ),
         (
             "UPDATE accounts SET status = 'active'",
-            "not handed out: the account is active, and activation needs provisioned",
-            "not sent: the account is active, and activation needs provisioned",
+            "not handed out: the account is active, and activation requires provisioned",
+            "not sent: the account is active, and activation requires provisioned",
         ),
     ],
 )
@@ -294,9 +295,13 @@ def test_a_superseded_mail(db: Db) -> None:
     record(db, "transient", retry_ms=0)
     db.execute("INSERT INTO tokens (action, account) SELECT 'activation', id FROM accounts")
     db.execute("UPDATE tokens SET consumed_at = clock_timestamp() WHERE id <> %s", [token])
-    assert "not sent: another activation was consumed, which ended it at T" == conclusion(db, token)
+    assert "not sent: another activation token was consumed, which ended this one at T" == conclusion(
+        db, token
+    )
     record(db, "sent")
-    assert "not sent: another activation was consumed, which ended it at T" == conclusion(db, token)
+    assert "not sent: another activation token was consumed, which ended this one at T" == conclusion(
+        db, token
+    )
 
 
 def test_a_suspension_that_is_over_is_told_as_past(db: Db) -> None:
@@ -311,13 +316,13 @@ def test_a_suspension_that_is_over_is_told_as_past(db: Db) -> None:
 def test_a_recovery_before_the_activation_is_not_handed_out(db: Db) -> None:
     sign_up(db, "zoe")
     token = ask_recovery(db, "zoe")
-    expected = "not handed out: the account is provisioned, and password_recovery needs active"
+    expected = "not handed out: the account is provisioned, and password_recovery requires active"
     assert expected == conclusion(db, token)
     for lease in claim(db):
         settle(db, lease)
     assert expected == conclusion(db, token)
     db.execute("UPDATE accounts SET status = 'active'")
-    either = f"{PIPE}; or passed over, depending on when: the account is active since T"
+    either = f"{PIPE}; or it was passed over: the account has been active since T"
     assert either == conclusion(db, token)
 
 
@@ -382,7 +387,7 @@ def test_who_is_an_address_a_login_or_an_id(db: Db) -> None:
     db.execute("INSERT INTO accounts (email, login) VALUES ('n@example.com', '987654')")
     assert "for 987654 <" in told(db, "987654")[0]
     for unknown in ("Zoe", "nobody@example.com", "4711", "9" * 30, "", "%"):
-        with pytest.raises(UnknownPerson, match="no account has the address or login") as caught:
+        with pytest.raises(UnknownPerson, match="no account or token matches") as caught:
             told(db, unknown)
         assert 65 == caught.value.exit_code
 
@@ -435,7 +440,7 @@ def test_why_as_json(db: Db, database: str) -> None:
 def test_why_of_nobody_exits_with_65(database: str) -> None:
     done = run(database, "why", "nobody")
     assert (65, "") == (done.returncode, done.stdout)
-    assert "Error: no account has the address or login 'nobody'" in done.stderr
+    assert "Error: no account or token matches 'nobody'" in done.stderr
     assert "Try:" in done.stderr
 
 
@@ -464,11 +469,11 @@ def test_status_counts_what_there_is(db: Db, database: str) -> None:
         "rejected   0 in the last minute, 1 in the last hour\n"
         "unknown    2 in the last minute, 2 in the last hour\n"
         "dead       0\n"
-        "rate       14/s, shared by all workers, when one last asked\n"
+        "rate       14/s, shared by all workers, as of the last send\n"
         "workers    0 alive\n"
         "nobody sends: 7 tokens to be mailed, and no `mailroom run` is alive"
-        " (a collector in a pipe is not seen here)\n"
-        "paused since T because: a wrong template\n"
+        " (a collector in a pipe does not show here)\n"
+        "paused since T: a wrong template\n"
     ) == re.sub(r"\d+\.\d s", "S s", TIME.sub("T", done.stdout)), done.stderr
     found = json.loads(run(database, "status", "--json").stdout)
     assert (4, 1, 2, 14.0) == (found["waiting"], found["in_flight"], found["retrying"], found["rate"])

@@ -25,10 +25,10 @@ from mailroom.cli.doctor import as_json_text, as_table, doctor
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer, free_port
 from mailroom.doctor import clocks, queue, report, server, ses
-from mailroom.doctor.account import Account
 from mailroom.doctor.diagnosis import diagnose
 from mailroom.doctor.probe import Probe
-from mailroom.doctor.report import Finding, Report, State
+from mailroom.doctor.report import Finding, Report, Status
+from mailroom.doctor.ses_probe import SesProbe
 from mailroom.inbox import ses as inbox_actions
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
@@ -44,7 +44,7 @@ from support import commands
 from support.queue_sql import Db, sign_up
 from support.smtp import MailServer, mail_server
 
-OK, WARNING, FAULT, SKIPPED = State.OK, State.WARNING, State.FAULT, State.SKIPPED
+OK, WARNING, FAULT, SKIPPED = Status.OK, Status.WARNING, Status.FAULT, Status.SKIPPED
 KEY = "deadbeef" * 8
 NEWEST = migrate.shipped()[-1].version
 DB_PASSWORD = "dbpass-31337"
@@ -357,7 +357,7 @@ def test_a_paused_queue_is_told_with_the_reason(database: str, db: Db, collector
     assert ["pause"] == not_ok(findings)
     assert WARNING is findings["pause"].state
     assert findings["pause"].detail.startswith("paused since ")
-    assert findings["pause"].detail.endswith("because: z…@example.com complained")
+    assert findings["pause"].detail.endswith(": z…@example.com complained")
     assert "`mailroom resume`" in findings["pause"].remedy
 
 
@@ -420,8 +420,8 @@ def test_short_credentials_leave_the_words_of_an_answer_whole(
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "e")
-    with Account(read_settings(SenderSettings, sending)) as account:
-        assert "Access denied" in str(account.explained(RuntimeError("Access denied")))
+    with SesProbe(read_settings(SenderSettings, sending)) as probe:
+        assert "Access denied" in str(probe.explained(RuntimeError("Access denied")))
 
 
 def test_read_only(database: str, collector: Db) -> None:
@@ -441,7 +441,7 @@ def test_a_standby_is_told_from_a_read_only_primary(database: str, monkeypatch: 
 def test_no_schema(empty_database: str) -> None:
     findings = the_database(empty_database)
     assert ["migrations"] == faults(findings)
-    assert "the database has no schema of Mailroom's" == findings["migrations"].detail
+    assert "the database does not have Mailroom's schema" == findings["migrations"].detail
     assert "`mailroom migrate up`" in findings["migrations"].remedy
     assert {SKIPPED} == {findings[name].state for name in ("functions", "pause", "tokens-trigger", "backlog")}
     assert OK is findings["notifications"].state
@@ -529,7 +529,7 @@ def test_another_channel(database: str) -> None:
     findings = the_database(database, CHANNEL_NAME="letters")
     assert ["tokens-trigger"] == faults(findings)
     assert (
-        "no trigger rings 'letters'; the trigger on tokens rings 'token_insert'"
+        "no trigger notifies 'letters'; the trigger on tokens notifies 'token_insert'"
         == findings["tokens-trigger"].detail
     )
     assert "MAILROOM_CHANNEL_NAME" in findings["tokens-trigger"].remedy
@@ -538,8 +538,8 @@ def test_another_channel(database: str) -> None:
 @pytest.mark.parametrize(
     ("statement", "name", "remedy"),
     [
-        ("DROP TRIGGER tokens_ring ON tokens", "tokens-trigger", "make the trigger tokens_ring anew"),
-        ("DROP TRIGGER accounts_issue_activation ON accounts", "accounts-trigger", "make the trigger acc"),
+        ("DROP TRIGGER tokens_ring ON tokens", "tokens-trigger", "create the trigger tokens_ring again"),
+        ("DROP TRIGGER accounts_issue_activation ON accounts", "accounts-trigger", "create the trigger acc"),
         ("ALTER TABLE tokens DISABLE TRIGGER ALL", "tokens-trigger", "ALTER TABLE tokens ENABLE TRIGGER"),
         ("ALTER TABLE tokens ENABLE REPLICA TRIGGER tokens_ring", "tokens-trigger", "ALTER TABLE tokens"),
         ("ALTER TABLE accounts DISABLE TRIGGER ALL", "accounts-trigger", "ALTER TABLE accounts ENABLE T"),
@@ -599,7 +599,7 @@ def test_no_collector(database: str) -> None:
 @pytest.mark.parametrize(
     ("off_by_s", "state"), [(0, OK), (-1.9, OK), (30, WARNING), (-30, WARNING), (61, FAULT), (-3600, FAULT)]
 )
-def test_clocks(off_by_s: float, state: State) -> None:
+def test_clocks(off_by_s: float, state: Status) -> None:
     finding = clocks.compared("the database", 1000.0 + off_by_s, 999.99, 1000.01)
     assert state is finding.state
     if state is not OK:
@@ -771,7 +771,7 @@ def test_the_configuration_set(box: Inbox, sending: dict[str, str]) -> None:
     assert "there is no configuration set 'letters' in this region" == finding.detail
     assert "MAILROOM_SES_CONFIG_SET" in finding.remedy
     assert "to none" in finding.remedy
-    assert "none is named" == the_account(sending, SES_CONFIG_SET="none")["configuration-set"].detail
+    assert "none is set" == the_account(sending, SES_CONFIG_SET="none")["configuration-set"].detail
 
 
 def test_a_paused_configuration_set(
@@ -821,10 +821,10 @@ def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -
         ("", SKIPPED),
     ],
 )
-def test_the_clock_of_ses(sending: dict[str, str], date: str, state: State) -> None:
-    with Account(read_settings(SenderSettings, sending)) as account:
-        account.answered = (1000.4, 1000.6, date)
-        assert state is ses.clock(account).state
+def test_the_clock_of_ses(sending: dict[str, str], date: str, state: Status) -> None:
+    with SesProbe(read_settings(SenderSettings, sending)) as probe:
+        probe.answered = (1000.4, 1000.6, date)
+        assert state is ses.clock(probe).state
 
 
 # Other transports, and this machine

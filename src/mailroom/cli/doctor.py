@@ -40,16 +40,16 @@ def doctor(only: str | None, as_json: bool) -> None:
     Exits with 1 if there are faults, else with 0; warnings do not count.
     """
     from mailroom.doctor.diagnosis import diagnose
-    from mailroom.doctor.report import State
+    from mailroom.doctor.report import Status
 
     report = diagnose(os.environ, only)
     click.echo(as_json_text(report) if as_json else as_table(report))
-    sys.exit(EXIT_FOUND if report.count(State.FAULT) else 0)
+    sys.exit(EXIT_FOUND if report.count(Status.FAULT) else 0)
 
 
 def as_json_text(report: Report) -> str:
     """The report as one JSON object."""
-    from mailroom.doctor.report import State
+    from mailroom.doctor.report import Status
 
     checks = [
         {
@@ -60,23 +60,23 @@ def as_json_text(report: Report) -> str:
         }
         for finding in report.findings
     ]
-    faults, warnings = report.count(State.FAULT), report.count(State.WARNING)
+    faults, warnings = report.count(Status.FAULT), report.count(Status.WARNING)
     return json.dumps({"faults": faults, "warnings": warnings, "checks": checks}, ensure_ascii=False)
 
 
 def as_table(report: Report) -> str:
     """The report as one line for each check, with remedies, and a summary."""
-    from mailroom.doctor.report import State
+    from mailroom.doctor.report import Status
 
     width = max(len(finding.name) for finding in report.findings)
     lines = [_line(finding, width) for finding in report.findings]
-    faults, warnings = report.count(State.FAULT), report.count(State.WARNING)
+    faults, warnings = report.count(Status.FAULT), report.count(Status.WARNING)
     summary = [
         f"{faults} fault{'' if faults == 1 else 's'}",
         f"{warnings} warning{'' if warnings == 1 else 's'}",
-        f"{report.count(State.OK)} ok",
+        f"{report.count(Status.OK)} ok",
     ]
-    if number := report.count(State.SKIPPED):
+    if number := report.count(Status.SKIPPED):
         summary.append(f"{number} skipped")
     return "\n".join([*lines, "", ", ".join(summary)])
 

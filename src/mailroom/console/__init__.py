@@ -1,1 +1,1 @@
-"""The queue in a browser; ``server`` is where it begins."""
+"""Shows the queue in a browser; ``server`` is the entry point."""

@@ -1,6 +1,6 @@
-"""What people do on the page: pause the queue and go on, mail dead letters again or let them rest.
+"""Carries out the page's forms: pause and resume the queue, retry, renew or drop dead letters.
 
-Each is what the command of the same name does, and is told in the log. Read-only, all are refused.
+Each does the same as the command of its name, and is logged. A read-only console refuses all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from mailroom.console.reader import Question, Reader, Value
+from mailroom.console.reader import ConsoleReader, Question, Value
 from mailroom.console.snapshot import Snapshots
 from mailroom.logs import EventLogger
 from mailroom.operations.dead import Decided, drop, retry
@@ -22,16 +22,16 @@ from mailroom.settings.collector import QueueSettings
 from mailroom.web.bodies import read_form
 
 MAX_REASON: Final = 500
-DEEDS: Final = ("retry", "renew", "drop")
+DECISIONS: Final = ("retry", "renew", "drop")
 
 log = EventLogger("console")
 
 
-class Actions:
-    """The forms; each method answers one."""
+class ConsoleActions:
+    """Each method answers one form."""
 
     def __init__(
-        self, reader: Reader, snapshots: Snapshots, settings: QueueSettings, *, read_only: bool
+        self, reader: ConsoleReader, snapshots: Snapshots, settings: QueueSettings, *, read_only: bool
     ) -> None:
         self._reader = reader
         self._snapshots = snapshots
@@ -39,33 +39,33 @@ class Actions:
         self._read_only = read_only
 
     async def pause(self, request: Request) -> Response:
-        """Stop handing out mail, for a reason."""
+        """Pause the queue, with a reason."""
         reason = _reason(await self._form(request))
         if not reason:
-            raise HTTPException(400, "say why, for whoever asks later")
+            raise HTTPException(400, "enter a reason: others will see it")
         await self._do(lambda connection: pause(connection, reason))
         log.info("paused")
         return RedirectResponse("/", 303)
 
     async def resume(self, request: Request) -> Response:
-        """Go on."""
+        """Resume the queue."""
         await self._form(request)
         await self._do(lambda connection: resume(connection, self._channel))
         log.info("resumed")
         return RedirectResponse("/", 303)
 
     async def decide(self, request: Request) -> Response:
-        """Decide about a dead letter."""
+        """Retry, renew or drop a dead letter."""
         form = await self._form(request)
-        token, deed = request.path_params["token"], request.path_params["deed"]
-        if deed not in DEEDS or not (token.isascii() and token.isdigit() and len(token) < 20):
-            raise HTTPException(404, "there is no such deed")
-        number, reason = int(token), _reason(form) or "on the queue's page"
+        token, decision = request.path_params["token"], request.path_params["decision"]
+        if decision not in DECISIONS or not (token.isascii() and token.isdigit() and len(token) < 20):
+            raise HTTPException(404, "there is no such page")
+        number, reason = int(token), _reason(form) or "in the console"
 
         def question(connection: psycopg.Connection) -> list[Decided]:
-            if deed == "drop":
+            if decision == "drop":
                 return drop(connection, [number], reason=reason)
-            renew = deed == "renew"
+            renew = decision == "renew"
             return retry(connection, self._channel, [number], renew=renew, reason=reason)
 
         (decided,) = await self._do(question)
@@ -76,7 +76,7 @@ class Actions:
 
     async def _form(self, request: Request) -> dict[str, str]:
         if self._read_only:
-            raise HTTPException(403, "this page is read-only: nothing can be changed here")
+            raise HTTPException(403, "this console is read-only")
         return await read_form(request)
 
     async def _do(self, question: Question[Value]) -> Value:

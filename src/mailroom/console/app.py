@@ -1,7 +1,7 @@
-"""The queue's page over HTTP: the picture, the story of a mail, the dead letters, and the brake.
+"""The console as an ASGI application: the overview, a mail's story, the dead letters, pause and resume.
 
-The pages are read without JavaScript; with it, ``console.js`` asks ``/live`` every second for what
-changes. Whatever a client sends, it gets an answer of ours and never a traceback.
+The pages work without JavaScript. With it, ``console.js`` requests ``/live`` every second and updates what
+has changed. No request, however malformed, is answered with a traceback.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mailroom.console.actions import Actions
-from mailroom.console.pages import Front
-from mailroom.console.reader import Reader
+from mailroom.console.actions import ConsoleActions
+from mailroom.console.pages import ConsolePages
+from mailroom.console.reader import ConsoleReader
 from mailroom.console.snapshot import Snapshots
 from mailroom.errors import MailroomError
 from mailroom.settings.collector import QueueSettings
@@ -26,7 +26,7 @@ from mailroom.web.guard import Guard
 
 
 def create_app(
-    reader: Reader,
+    reader: ConsoleReader,
     snapshots: Snapshots,
     settings: QueueSettings,
     address: str,
@@ -37,33 +37,33 @@ def create_app(
     """The application.
 
     Args:
-        reader: whom to ask for what only one viewer wants.
-        snapshots: what all see.
+        reader: answers what only one viewer asks.
+        snapshots: what all viewers see.
         settings: where the queue is.
-        address: the one that it is bound to, and
-        names: its other names: see ``Guard``.
-        read_only: let nobody change anything.
+        address: the address that it is bound to; see ``Guard``.
+        names: more names of this server; see ``Guard``.
+        read_only: refuse all changes.
     """
-    front = Front(reader, snapshots, read_only=read_only)
-    actions = Actions(reader, snapshots, settings, read_only=read_only)
+    pages = ConsolePages(reader, snapshots, read_only=read_only)
+    actions = ConsoleActions(reader, snapshots, settings, read_only=read_only)
 
     async def refused(_request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
-        return front.explain(error.status_code, str(error.detail))
+        return pages.explain(error.status_code, str(error.detail))
 
     async def away(_request: Request, error: Exception) -> Response:
-        return front.explain(503, str(error))
+        return pages.explain(503, str(error))
 
     app = Starlette(
         routes=[
-            Route("/", front.index),
-            Route("/live", front.live),
-            Route("/why", front.why),
-            Route("/dead", front.dead),
+            Route("/", pages.index),
+            Route("/live", pages.live),
+            Route("/why", pages.why),
+            Route("/dead", pages.dead),
             Route("/pause", actions.pause, methods=["POST"]),
             Route("/resume", actions.resume, methods=["POST"]),
-            Route("/dead/{token}/{deed:str}", actions.decide, methods=["POST"]),
+            Route("/dead/{token}/{decision:str}", actions.decide, methods=["POST"]),
             *asset_routes("mailroom.web", "mailroom.console"),
         ],
         exception_handlers={HTTPException: refused, MailroomError: away, ClientDisconnect: _gone},
@@ -72,5 +72,5 @@ def create_app(
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
-    """An answer for nobody: the client left before it had said everything."""
+    """An answer that nobody reads: the client left before it had sent the whole request."""
     return Response(status_code=400)

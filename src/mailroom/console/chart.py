@@ -1,4 +1,4 @@
-"""The chart as shapes: a stacked bar for each interval, one SVG path for each series."""
+"""Draws the chart: a stacked bar for each interval, as one SVG path for each series."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 from mailroom.console.ledger import Interval, summed
 
-# One bar is so wide, and the next begins so far from it, in units of the drawing.
+# The width of a bar and the distance between two, in units of the drawing.
 BAR: Final = 4
 STEP: Final = 5
 HEIGHT: Final = 100
 SERIES: Final = ("sent", "retried", "rejected", "dropped")
-# The top of the scale: twice this is a whole number, and so is the line in the middle.
+# The top of the scale is one of these times a power of ten, so the line in the middle is a whole number.
 SCALE: Final = (4, 10, 20)
 
 
@@ -22,12 +22,12 @@ class Chart:
     """A drawing of intervals.
 
     Attributes:
-        width: of the drawing, whose height is ``HEIGHT``.
-        top: what its top stands for.
-        paths: the shapes of each series, by its name.
-        gaps: the shape of what is not known.
-        totals: what became of all attempts in it.
-        text: the same in words.
+        width: the width; the height is ``HEIGHT``.
+        top: the number at the top of the scale.
+        paths: the SVG path of each series, by its name.
+        gaps: the SVG path of the intervals that are not known.
+        totals: the sum of all intervals.
+        text: the totals in words.
     """
 
     width: int
@@ -39,7 +39,7 @@ class Chart:
 
 
 def draw(intervals: Sequence[Interval | None], step_s: int) -> Chart:
-    """Draw intervals, the oldest on the left; None is not known."""
+    """A chart of the intervals, the oldest on the left; None is an interval that is not known."""
     known = [each for each in intervals if each]
     top = scale(max((each.total for each in known), default=0))
     paths = dict.fromkeys(SERIES, "")
@@ -51,7 +51,7 @@ def draw(intervals: Sequence[Interval | None], step_s: int) -> Chart:
             continue
         for series, value in zip(SERIES, heights(each), strict=True):
             if value:
-                tall = max(value * HEIGHT / top, 1)  # one among thousands is seen
+                tall = max(value * HEIGHT / top, 1)  # one among thousands is visible
                 below -= tall
                 paths[series] += f"M{left} {below:.6g}h{BAR}v{tall:.6g}h-{BAR}z"
     totals = summed(known)
@@ -66,12 +66,12 @@ def draw(intervals: Sequence[Interval | None], step_s: int) -> Chart:
 
 
 def heights(interval: Interval) -> tuple[int, int, int, int]:
-    """An interval by ``SERIES``; an answer that was lost is retried too."""
+    """The numbers of an interval, by ``SERIES``. Attempts whose answer was lost count as retried."""
     return interval.sent, interval.retried + interval.unknown, interval.rejected, interval.dropped
 
 
 def scale(most: int) -> int:
-    """The top of a scale up to so much."""
+    """The top of a scale for numbers up to ``most``."""
     size = 1
     while True:
         for top in SCALE:

@@ -1,7 +1,7 @@
-"""The ledger as the page shows it: the newest rows, and how many there were in each few seconds.
+"""Reads the ledger for the page: the newest rows, and the number of rows in each few seconds.
 
-Either looks at a bounded number of rows. ``Traffic`` remembers what it has counted, for the ledger is
-insert only, and so counts little more than what is new.
+Both read a bounded number of rows. Rows of the ledger never change, so ``Traffic`` keeps its counts and only
+counts what is new.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mailroom.operations.story import PROVIDERS, mask, plain
 
 OUTCOMES: Final = ("sent", "retried", "unknown", "rejected", "expired", "skipped")
 PAGE: Final = 50
-# Among so many rows an outcome is looked for at a time.
+# The number of rows in which an outcome is searched for at a time.
 LOOK: Final = 20_000
 NEWEST: Final = 2**63 - 1
 
@@ -26,7 +26,7 @@ STEP_S: Final = 5
 KEPT: Final = 3600 // STEP_S
 MINUTE: Final = 60 // STEP_S
 MAX_COUNTED: Final = 100_000
-# A row is visible some time after the one that it bears, and its interval was counted without it.
+# A row is visible only some time after the time in it, so its interval may have been counted without it.
 LATE_S: Final = 10.0
 
 TRAFFIC: Final = "SELECT at, sent, retried, unknown, rejected, dropped FROM mailroom.traffic(%s, %s, %s)"
@@ -38,8 +38,8 @@ RECENT: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the ledger, and whom it is about; without an action its token is gone."""
+class LedgerRow:
+    """A row of the ledger, with its account; ``action`` is None if the token was deleted."""
 
     id: int
     token: int
@@ -57,17 +57,17 @@ class Row:
 
     @property
     def by(self) -> str:
-        """Who answered; empty when nobody was asked."""
+        """The name of the provider that answered; empty if none was called."""
         return PROVIDERS.get(self.provider, plain(self.provider))
 
     @property
     def why(self) -> str:
-        """What was said, else the class of the answer, where either says more than the outcome."""
+        """The provider's text, or the result; empty if it is the same as the outcome."""
         said = self.detail or self.result
         return "" if said == self.outcome else said
 
-    def shown(self, *, addresses: bool) -> Row:
-        """The row without what may not be shown."""
+    def shown(self, *, addresses: bool) -> LedgerRow:
+        """The row as it may be shown: without control characters, and masked unless ``addresses``."""
         email, login, detail = self.email or "", self.login or "", self.detail
         if not addresses:
             email, login, detail = mask(email, email), "", mask(detail, email)
@@ -82,29 +82,29 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """A page of the ledger; ``older`` is where the next one begins, None at the end."""
+    """A page of the ledger; ``older`` is the row before which the next page begins, None at the end."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[LedgerRow, ...]
     older: int | None
 
 
 def recent(connection: psycopg.Connection, outcome: str | None, before: int | None) -> Recent:
-    """The newest rows of the ledger, newest first, as they are.
+    """The newest rows of the ledger, newest first, not masked.
 
     Args:
         connection: in autocommit mode.
-        outcome: of this one alone.
-        before: before this row; None for the newest.
+        outcome: only rows with this outcome.
+        before: only rows before this one; None for the newest.
 
     Raises:
-        DatabaseError, DatabaseUnavailable: as ``oncall.rows`` does.
+        DatabaseError, DatabaseUnavailable: as ``sync.rows`` does.
     """
     first, last = one(connection, LEDGER_ENDS, [])
     if last is None:
         return Recent((), None)
     start = min(before or NEWEST, last + 1)
     look = LOOK if outcome else NEWEST
-    found = rows(connection, Row, RECENT, [outcome, start, look, PAGE + 1])
+    found = rows(connection, LedgerRow, RECENT, [outcome, start, look, PAGE + 1])
     if len(found) > PAGE:
         return Recent(tuple(found[:PAGE]), found[PAGE - 1].id)
     left = start - LOOK
@@ -113,7 +113,7 @@ def recent(connection: psycopg.Connection, outcome: str | None, before: int | No
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What became of attempts in ``STEP_S`` seconds from ``at`` on."""
+    """The results of the attempts in the ``STEP_S`` seconds from ``at`` on."""
 
     at: datetime
     sent: int = 0
@@ -124,11 +124,11 @@ class Interval:
 
     @property
     def total(self) -> int:
-        """How many attempts."""
+        """The number of attempts."""
         return self.sent + self.retried + self.unknown + self.rejected + self.dropped
 
     def most(self, other: Interval) -> Interval:
-        """Both, counted at different times: no row goes, so the larger counts are right."""
+        """The larger counts of two countings of the same interval: rows are only added."""
         return Interval(
             self.at,
             max(self.sent, other.sent),
@@ -140,7 +140,7 @@ class Interval:
 
 
 def summed(intervals: Sequence[Interval]) -> Interval:
-    """All of them in one."""
+    """The sum of intervals."""
     return Interval(
         intervals[0].at if intervals else datetime.min.replace(tzinfo=UTC),
         sum(each.sent for each in intervals),
@@ -152,7 +152,7 @@ def summed(intervals: Sequence[Interval]) -> Interval:
 
 
 class Traffic:
-    """The intervals of the last hour, as far as they are known."""
+    """The intervals of the last hour that are known."""
 
     def __init__(self) -> None:
         self._known: dict[datetime, Interval] = {}
@@ -160,14 +160,14 @@ class Traffic:
         self._now = datetime.min.replace(tzinfo=UTC)
 
     def look(self, connection: psycopg.Connection, now_s: float) -> None:
-        """Count what is new.
+        """Count the new rows.
 
         Args:
             connection: in autocommit mode.
-            now_s: on a clock that never goes back.
+            now_s: the time on a monotonic clock.
 
         Raises:
-            DatabaseError, DatabaseUnavailable: as ``oncall.rows`` does.
+            DatabaseError, DatabaseUnavailable: as ``sync.rows`` does.
         """
         span_s = min(now_s - self._asked_at + STEP_S + LATE_S, float(KEPT * STEP_S))
         counted = rows(connection, Interval, TRAFFIC, [timedelta(seconds=span_s), STEP_S, MAX_COUNTED])
@@ -175,19 +175,19 @@ class Traffic:
         self.learn(counted)
 
     def learn(self, counted: Sequence[Interval]) -> None:
-        """Take in what was counted, up to the present."""
+        """Add the counts of the newest intervals."""
         whole = summed(counted).total < MAX_COUNTED
         for interval in counted:
             known = self._known.get(interval.at)
             if whole or known:
                 self._known[interval.at] = interval.most(known) if known else interval
             if interval.total:
-                whole = True  # this one may lack some, and is not taken unless it was counted before
+                whole = True  # it may be incomplete, and is only taken if it was counted before
         self._now = counted[-1].at
         oldest = self._now - timedelta(seconds=STEP_S * (KEPT - 1))
         self._known = {at: interval for at, interval in self._known.items() if oldest <= at <= self._now}
 
     def last(self, count: int) -> tuple[Interval | None, ...]:
-        """The last intervals, the present one at the end; None is not known."""
+        """The last intervals, the current one at the end; None is not known."""
         steps = (self._now - timedelta(seconds=STEP_S * back) for back in range(count - 1, -1, -1))
         return tuple(self._known.get(at) for at in steps)

@@ -1,4 +1,4 @@
-"""The pages to read: the picture of the queue, the story of a mail, the dead letters."""
+"""Renders the pages: the overview, the story of a mail, the dead letters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from mailroom.console.chart import HEIGHT, draw, heights
 from mailroom.console.ledger import LOOK, MINUTE, OUTCOMES, STEP_S, Interval, Recent, recent, summed
-from mailroom.console.reader import Reader
+from mailroom.console.reader import ConsoleReader
 from mailroom.console.snapshot import Look, Snapshot, Snapshots
 from mailroom.operations.dead import NEWEST, WHY_NOT, Decided, dead_letters
 from mailroom.operations.reports import UnknownPerson, stories
@@ -25,7 +25,7 @@ from mailroom.web.pages import Pages
 
 DRAWN: Final = 10 * MINUTE
 DEAD_PAGE: Final = 50
-# What a verdict and an outcome look like; others are plain.
+# The look of a verdict or an outcome; others are plain.
 LOOKS: Final = {
     "sent": "good",
     "renewed": "good",
@@ -44,37 +44,37 @@ DECIDED: Final = {"retried", "renewed", "dropped", "valid", "not-dead", *WHY_NOT
 _DECIDED: Final = re.compile(r"([0-9]{1,19})\.([a-z-]{1,20})(?:\.([0-9]{1,19}))?")
 
 
-class Front:
-    """The pages; each method answers a request."""
+class ConsolePages:
+    """Each method answers requests for one page."""
 
-    def __init__(self, reader: Reader, snapshots: Snapshots, *, read_only: bool) -> None:
+    def __init__(self, reader: ConsoleReader, snapshots: Snapshots, *, read_only: bool) -> None:
         self._reader = reader
         self._snapshots = snapshots
         self._read_only = read_only
         self._pages = Pages("mailroom.console")
 
     async def index(self, request: Request) -> Response:
-        """The picture of the queue."""
+        """The overview."""
         return self._pages.answer("index.html", await self._picture(request))
 
     async def live(self, request: Request) -> Response:
-        """What changes in it, alone."""
+        """The parts of the overview that change."""
         return self._pages.answer("live.html", await self._picture(request))
 
     async def why(self, request: Request) -> Response:
-        """What became of somebody's last mails, or of one."""
+        """The story of a person's last mails, or of one token."""
         who = request.query_params.get("who", "").strip().replace("\0", "")[:300]
-        values: dict[str, Any] = {"who": who, "told": [], "unknown": "", "hint": ""}
+        values: dict[str, Any] = {"who": who, "stories": [], "unknown": "", "hint": ""}
         if who:
             try:
-                told = await self._reader.ask(lambda connection: stories(connection, who))
-                values["told"] = [(story, _moments(story.events)) for story in reversed(told)]
+                found = await self._reader.ask(lambda connection: stories(connection, who))
+                values["stories"] = [(story, _moments(story.events)) for story in reversed(found)]
             except UnknownPerson as error:
                 values |= {"unknown": str(error), "hint": error.hint}
         return self._pages.answer("why.html", await self._around("/why") | values)
 
     async def dead(self, request: Request) -> Response:
-        """What was rejected for good."""
+        """The dead letters."""
         before = _dead_place(request.query_params.get("before", ""))
         letters = await self._reader.ask(
             lambda connection: dead_letters(connection, None, None, DEAD_PAGE + 1, before)
@@ -92,11 +92,11 @@ class Front:
         return self._pages.answer("dead.html", await self._around("/dead") | values)
 
     def explain(self, status: int, detail: str) -> Response:
-        """An error as a page."""
+        """An error page."""
         return self._pages.answer("error.html", {"status": status, "detail": detail}, status)
 
     async def _around(self, here: str, look: Look | None = None) -> dict[str, Any]:
-        """What stands on every page."""
+        """The values that every page needs."""
         look = look or await self._snapshots.look()
         return {
             "here": here,
@@ -147,44 +147,44 @@ class Front:
 
 
 def _wanted(request: Request) -> tuple[str | None, int | None, bool]:
-    """Which outcome, before which row, and whether with addresses."""
+    """The requested outcome, the row before which the list begins, and whether to show addresses."""
     outcome = request.query_params.get("outcome", "")
     before = request.query_params.get("before", "")
     if (outcome and outcome not in OUTCOMES) or (
         before and not (before.isascii() and before.isdigit() and 0 < int(before[:20]) < 2**63)
     ):
-        raise HTTPException(404, "the list has no such page")
+        raise HTTPException(404, "there is no such page")
     return outcome or None, int(before) if before else None, request.query_params.get("addresses") == "1"
 
 
 def _state(look: Look) -> tuple[str, str]:
-    """The queue in a word or two, and how it looks."""
+    """The queue's state in a few words, and its look."""
     now = look.snapshot
     if look.away:
-        return "No answer from the database", "bad"
+        return "The database does not answer", "bad"
     if now is None:
-        return "Looking", ""
+        return "Loading", ""
     if now.pause.paused_at:
         return "Paused", "warn"
     if now.nobody_sends:
-        return "Nobody sends", "bad"
+        return "No worker", "bad"
     if now.troubled:
-        return "Sending is in trouble", "warn"
+        return "Workers in trouble", "warn"
     if now.pulse.retrying:
         return "Retrying", "warn"
     if now.left:
         return "Sending", "accent"
-    return "All is sent", "good"
+    return "All sent", "good"
 
 
 def _rate(drawn: Sequence[Interval | None]) -> float | None:
-    """Mails sent a second, over the last whole half minute that is known."""
+    """Mails sent per second in the last half minute, without the current interval."""
     known = [each for each in drawn[-MINUTE // 2 - 1 : -1] if each]
     return sum(each.sent for each in known) / (len(known) * STEP_S) if known else None
 
 
 def _limit(snapshot: Snapshot | None) -> str:
-    """Recipients a second that may be sent to; empty where there is no limit to speak of."""
+    """The limit in recipients per second; empty if there is none."""
     rate = snapshot.pulse.rate if snapshot else None
     if rate is None or rate >= MAX_RATE:
         return ""
@@ -192,7 +192,7 @@ def _limit(snapshot: Snapshot | None) -> str:
 
 
 def _minutes(drawn: Sequence[Interval | None]) -> list[tuple[str, tuple[int, ...] | None]]:
-    """The chart's numbers by the minute, newest first; None where one is not known."""
+    """The chart's numbers by the minute, newest first; None if a minute is not fully known."""
     found: list[tuple[str, tuple[int, ...] | None]] = []
     for back in range(len(drawn) // MINUTE):
         part = drawn[len(drawn) - (back + 1) * MINUTE : len(drawn) - back * MINUTE]
@@ -207,7 +207,7 @@ def _moments(events: Sequence[tuple[datetime, str]]) -> list[tuple[dict[str, str
 
 
 def _moment(at: datetime) -> dict[str, str]:
-    """A time in UTC, for people and for machines."""
+    """A time in UTC, in several formats."""
     day = at.astimezone(UTC)
     is_old = datetime.now(UTC) - day > timedelta(hours=20)
     return {
@@ -228,14 +228,14 @@ def _dead_place(text: str) -> tuple[datetime, int]:
     try:
         place = datetime.fromisoformat(at), int(number)
     except ValueError:
-        raise HTTPException(404, "the list has no such page") from None
+        raise HTTPException(404, "there is no such page") from None
     if place[0].tzinfo is None or not 0 <= place[1] < 2**63:
-        raise HTTPException(404, "the list has no such page")
+        raise HTTPException(404, "there is no such page")
     return place
 
 
 def _decided(text: str) -> tuple[int, str, bool] | None:
-    """What became of a dead letter: its token, the words, and whether it is done."""
+    """The result of a decision: the token, the result in words, and whether it succeeded."""
     found = _DECIDED.fullmatch(text)
     if not found or found[2] not in DECIDED:
         return None

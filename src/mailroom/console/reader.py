@@ -1,7 +1,7 @@
-"""One connection that asks one question at a time, in a thread of its own, and comes back.
+"""Runs questions one at a time over one connection, in its own thread.
 
-A question that finds its old connection broken is asked once more over a new one; what people do
-here may be done twice. A database that is deaf is given up after ``LIMIT_S``.
+If the connection has broken meanwhile, the question is asked once more over a new one. All that it may change
+may be done twice. A question fails after ``LIMIT_S`` seconds without an answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from mailroom.database.connection import CONNECTION_DEFAULTS, permanent_failure, reason
-from mailroom.database.sync import answering_within
+from mailroom.database.sync import ANY_SERVER, answering_within, connected, translated
 from mailroom.errors import DatabaseUnavailable
 
 Value = TypeVar("Value")
@@ -26,20 +24,16 @@ LIMIT_S: Final = 5.0
 CONNECT_S: Final = "3"
 
 
-class Reader:
+class ConsoleReader:
     """Asks a database.
 
     Args:
         conninfo: a libpq connection string.
-        read_only: change nothing, whatever is asked; a standby will do then.
+        read_only: refuse all changes; a standby is enough then.
     """
 
     def __init__(self, conninfo: str, *, read_only: bool) -> None:
-        given = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-        ours = CONNECTION_DEFAULTS | {"connect_timeout": CONNECT_S, "fallback_application_name": PROGRAM}
-        if read_only:
-            ours = ours | {"target_session_attrs": "any"}
-        self._conninfo = make_conninfo(**(ours | given))
+        self._conninfo = conninfo
         self._read_only = read_only
         self._connection: psycopg.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "console-reader")
@@ -48,16 +42,16 @@ class Reader:
         """The answer to a question.
 
         Raises:
-            DatabaseError, DatabaseUnavailable: PostgreSQL refuses it, or does not answer.
+            DatabaseError, DatabaseUnavailable: PostgreSQL refuses the question, or does not answer.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, question)
 
     def ask_now(self, question: Question[Value]) -> Value:
-        """The same, for whoever has no event loop."""
+        """The answer to a question, for callers without an event loop."""
         return self._thread.submit(self._ask, question).result()
 
     def close(self) -> None:
-        """Close the connection, when its question is answered."""
+        """Close the connection after the current question."""
         self._thread.submit(self._hang_up)
         self._thread.shutdown()
 
@@ -77,15 +71,11 @@ class Reader:
             return question(self._connection)
 
     def _connect(self) -> psycopg.Connection:
-        try:
-            connection = psycopg.connect(self._conninfo, autocommit=True)
-            if self._read_only:
+        defaults = {"connect_timeout": CONNECT_S} | (ANY_SERVER if self._read_only else {})
+        connection = connected(self._conninfo, program=PROGRAM, defaults=defaults)
+        if self._read_only:
+            with translated(connection):
                 connection.execute("SET default_transaction_read_only = on")
-        except psycopg.OperationalError as error:
-            raise permanent_failure(error) or DatabaseUnavailable(
-                f"PostgreSQL does not answer: {reason(error)}",
-                hint="see that the server runs, and that MAILROOM_DATABASE_URL is right",
-            ) from error
         return connection
 
     def _hang_up(self) -> None:

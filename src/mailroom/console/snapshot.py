@@ -1,4 +1,4 @@
-"""How the queue is, looked at once a second for all who look; and since when nobody answers."""
+"""Takes a snapshot of the queue at most once a second, for all viewers together."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Final
 import psycopg
 
 from mailroom.console.ledger import KEPT, MINUTE, OUTCOMES, Interval, Recent, Traffic, recent, summed
-from mailroom.console.reader import Reader
+from mailroom.console.reader import ConsoleReader
 from mailroom.database.sync import one
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
-from mailroom.operations.dead import Count, count
-from mailroom.operations.reports import Worker, paused, workers
+from mailroom.operations.dead import DeadCount, count
+from mailroom.operations.reports import WorkerStatus, paused, workers
 from mailroom.operations.story import Pause, counted
 from mailroom.outage import Outage
 from mailroom.queue.pulse import COUNT_LIMIT, PULSE, Pulse
 
 FRESH_S: Final = 1.0
-# Whoever looks waits so long for an answer, and then gets the last picture.
+# A viewer waits this long for a new snapshot, and then gets the last one.
 PATIENCE_S: Final = 2.0
-# The newest rows of an outcome are looked for so long after somebody looked at them.
+# An outcome's newest rows are read for this long after somebody viewed them.
 WANTED_S: Final = 10.0
 
 log = EventLogger("console")
@@ -33,55 +33,55 @@ log = EventLogger("console")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One look at the queue.
+    """The state of the queue at one time.
 
     Attributes:
-        at: when.
-        traffic: the intervals of the last hour, the present one at the end; None is not known.
-        recent: the ledger's newest rows, by outcome; under None those of any.
+        at: the time.
+        traffic: the intervals of the last hour, the current one at the end; None is not known.
+        recent: the ledger's newest rows by outcome; under None those of all outcomes.
     """
 
     at: datetime
     pulse: Pulse
     pause: Pause
-    dead: Count
-    workers: tuple[Worker, ...]
+    dead: DeadCount
+    workers: tuple[WorkerStatus, ...]
     traffic: tuple[Interval | None, ...]
     recent: dict[str | None, Recent]
 
     @property
     def alive(self) -> int:
-        """How many workers are alive."""
+        """The number of workers that are alive."""
         return sum(worker.alive for worker in self.workers)
 
     @property
     def left(self) -> int:
-        """How many tokens are to be mailed, as far as they are counted."""
+        """The number of tokens to be mailed; a lower bound if there are many."""
         return self.pulse.waiting + self.pulse.in_flight + self.pulse.retrying
 
     @property
     def minute(self) -> Interval:
-        """What became of attempts in the last minute."""
+        """The results of the attempts in the last minute."""
         return summed([each for each in self.traffic[-MINUTE:] if each])
 
     @property
     def hour(self) -> Interval:
-        """And in the last hour."""
+        """The results of the attempts in the last hour."""
         return summed([each for each in self.traffic if each])
 
     @property
     def knows_the_hour(self) -> bool:
-        """Whether all of the last hour is counted."""
+        """Whether the whole last hour is counted."""
         return None not in self.traffic
 
     @property
-    def troubled(self) -> tuple[Worker, ...]:
-        """Who is alive and kept from sending."""
+    def troubled(self) -> tuple[WorkerStatus, ...]:
+        """The workers that are alive and report trouble."""
         return tuple(worker for worker in self.workers if worker.alive and worker.trouble)
 
     @property
     def nobody_sends(self) -> str:
-        """What to say when there is mail and nobody to send it; empty otherwise."""
+        """A warning if there is mail and no worker; else empty."""
         if self.alive or not self.left:
             return ""
         more = " at least" if self.pulse.waiting >= COUNT_LIMIT else ""
@@ -90,16 +90,16 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a viewer gets: the last snapshot, if there was one, and why there is none that is newer."""
+    """What a viewer gets: the last snapshot, if there is one, and why there is no newer one."""
 
     snapshot: Snapshot | None = None
     away: str = ""
 
 
 class Snapshots:
-    """Looks at the queue over a reader."""
+    """Takes snapshots of the queue over a reader."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: ConsoleReader) -> None:
         self._reader = reader
         self._traffic = Traffic()
         self._wanted: dict[str | None, float] = {}
@@ -109,7 +109,7 @@ class Snapshots:
         self._outage = Outage(log, "lost", "still_lost", "back")
 
     def take(self, connection: psycopg.Connection, outcomes: Sequence[str | None] = (None,)) -> Snapshot:
-        """Look now.
+        """A new snapshot.
 
         Raises:
             DatabaseError: there is not this schema, or it may not be asked.
@@ -128,9 +128,9 @@ class Snapshots:
         )
 
     async def look(self, outcome: str | None = None) -> Look:
-        """The queue, at most a second ago, or why not; with the newest rows of an outcome."""
+        """The last snapshot, with the newest rows of an outcome, and why it is not newer if it is old."""
         self._wanted[outcome] = time.monotonic()
-        for _ in range(2):  # what is under way may have begun before this outcome was asked for
+        for _ in range(2):  # the one under way may have begun before this outcome was requested
             if self._under_way is None:
                 if time.monotonic() - self._looked_at < FRESH_S and not self._lacks(outcome):
                     break
@@ -145,11 +145,11 @@ class Snapshots:
         return self._look
 
     def forget(self) -> None:
-        """Look anew for whoever comes next: something was done."""
+        """Take a new snapshot for the next viewer, because something was changed."""
         self._looked_at = float("-inf")
 
     def _lacks(self, outcome: str | None) -> bool:
-        """Whether there is a picture that was taken before anybody asked for this outcome."""
+        """Whether the last snapshot has no rows of this outcome."""
         snapshot = self._look.snapshot
         return not self._look.away and snapshot is not None and outcome not in snapshot.recent
 

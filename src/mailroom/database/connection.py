@@ -1,12 +1,12 @@
-"""Connections to PostgreSQL that come back.
+"""Connects to PostgreSQL, and connects again after an outage.
 
-``Database`` knows one address (which may name several hosts). ``connect`` tries for ever, with
-exponential back-off and jitter, and each outage is told once: a line when it begins, one when the
-first statement is answered again, and one a minute in between. At the very first connection it
-gives up on what waiting cannot heal, such as a wrong password, with the remedy.
+``Database`` has one address, which may name several hosts. ``connect`` retries until it succeeds, with
+exponential back-off and jitter. Each outage is logged when it begins, once a minute, and when a statement
+is answered again. Only the very first connection fails at once on an error that retrying cannot fix, such
+as a wrong password, and suggests a fix.
 
-A network that goes deaf without closing is found by time: every answer has a limit, after which
-``limited`` hangs up, and the kernel's keepalives look after the rest.
+A connection may be dead without being closed. Hence every answer has a time limit, after which ``limited``
+shuts the connection down. The kernel's keepalives find dead connections on which nobody waits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
+from types import MappingProxyType
 from typing import Final, TypeVar
 from weakref import WeakSet
 
@@ -30,7 +31,7 @@ from mailroom.outage import Outage
 Value = TypeVar("Value")
 Connection = psycopg.AsyncConnection[psycopg.rows.TupleRow]
 
-# What may heal by waiting. A server that turned read-only is a standby now, and another host is not.
+# What may pass by itself. A server that became read-only is a standby now, and another host is the primary.
 LOST: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
 
 CONNECTION_DEFAULTS: Final = {
@@ -43,20 +44,22 @@ CONNECTION_DEFAULTS: Final = {
     "tcp_user_timeout": "30000",
 }
 
-# We are idle for as long as nobody signs up, whatever the database's default is.
+WORKER_ROLE: Final = "mailroom_worker"
+ONCALL_ROLE: Final = "mailroom_oncall"
+
+# A worker is idle while nobody signs up, which may be longer than the server's limit.
 NO_IDLE_TIMEOUT: Final = (
     "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
 )
 
-# The server's reasons that stay as they are however long one waits. libpq passes no SQLSTATE for a
-# refused connection, so they are known by their English text; where the server speaks another
-# language we go on trying, and the log says why.
+# Why a connection failed, where retrying cannot help. libpq reports no SQLSTATE for a refused connection, so
+# the English text is matched. With a server in another language we keep retrying, and the log says why.
 _PERMANENT_FAILURES: Final = (
     (r'database ".*" does not exist', "create the database, or correct its name in MAILROOM_DATABASE_URL"),
     (r'role ".*" does not exist', "create the role, or correct the user in MAILROOM_DATABASE_URL"),
     (r"password authentication failed", "correct the user or the password in MAILROOM_DATABASE_URL"),
     (r"no password supplied", "put the password into MAILROOM_DATABASE_URL, or into a .pgpass file"),
-    (r"no pg_hba\.conf entry", "let this machine and user in with a line in the server's pg_hba.conf"),
+    (r"no pg_hba\.conf entry", "add a line for this machine and user to the server's pg_hba.conf"),
     (r"permission denied for database", "GRANT CONNECT ON DATABASE to the user"),
     (r"(server does not support SSL|root certificate file|certificate verify failed)",
      "correct sslmode or sslrootcert in MAILROOM_DATABASE_URL"),
@@ -67,19 +70,16 @@ log = EventLogger("database")
 
 
 class Database:
-    """One address, and whether it answers.
+    """A database by its address, and whether it answers.
 
     Args:
-        conninfo: a libpq connection string; what it leaves open gets ``CONNECTION_DEFAULTS``.
-        program: the connections' application_name, unless the string has one.
-        answer_limit_s: how long one answer may take, in seconds.
+        conninfo: a libpq connection string, completed by ``CONNECTION_DEFAULTS``.
+        program: the application_name of the connections, unless the string has one.
+        answer_limit_s: how many seconds one answer may take.
     """
 
     def __init__(self, conninfo: str, *, program: str, answer_limit_s: float) -> None:
-        given = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-        self._conninfo = make_conninfo(
-            **(CONNECTION_DEFAULTS | {"fallback_application_name": program} | given)
-        )
+        self._conninfo = completed(conninfo, program)
         self.answer_limit_s = answer_limit_s
         self._ever_connected = False
         self._outage = Outage(log, "lost", "still_lost", "back")
@@ -88,19 +88,19 @@ class Database:
 
     @property
     def epoch(self) -> int:
-        """Counts outages: a connection of an older epoch is not to be trusted."""
+        """The number of outages until now. A connection of an older epoch must not be used."""
         return self._epoch
 
     @property
     def is_down(self) -> bool:
-        """Whether the last statement was not answered."""
+        """Whether the last statement got no answer."""
         return self._outage.is_on
 
     async def connect(self) -> Connection:
-        """A fresh connection in autocommit mode; waits as long as it takes.
+        """A new connection in autocommit mode; retries until there is one.
 
         Raises:
-            DatabaseError: there never was one, and waiting will not help.
+            DatabaseError: no connection ever succeeded, and retrying cannot fix the error.
         """
         while True:
             await self._outage.back_off()
@@ -118,7 +118,7 @@ class Database:
                 return connection
 
     def lost(self, error: BaseException) -> None:
-        """Note that the database did not answer; what one connection met ends the others too."""
+        """Record that the database did not answer, and shut down all its connections."""
         if self._outage.failed(reason(error)):
             self._epoch += 1
             for connection in self._connections:
@@ -126,14 +126,14 @@ class Database:
             self._connections.clear()
 
     def answered(self) -> None:
-        """Note that the database did answer, which ends an outage."""
+        """Record that the database answered, which ends an outage."""
         self._outage.ended()
 
     async def limited(self, connection: Connection, answer: Awaitable[Value]) -> Value:
-        """Wait for an answer, and hang up on a connection that does not give it in time.
+        """The answer; a connection that does not give it in time is shut down.
 
         Raises:
-            psycopg.OperationalError: the connection broke, or was hung up on.
+            psycopg.OperationalError: the connection broke, or was shut down.
         """
         timer = asyncio.get_running_loop().call_later(self.answer_limit_s, hang_up, connection)
         try:
@@ -142,14 +142,27 @@ class Database:
             timer.cancel()
 
 
+def completed(conninfo: str, program: str, defaults: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A connection string with a value for everything that it left open.
+
+    Args:
+        conninfo: a libpq connection string; its own values stay.
+        program: the application_name.
+        defaults: libpq's options that differ from ``CONNECTION_DEFAULTS``.
+    """
+    given = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+    ours = {"fallback_application_name": program}
+    return make_conninfo(**(CONNECTION_DEFAULTS | ours | dict(defaults) | given))
+
+
 def reason(error: BaseException) -> str:
-    """An error of psycopg's or the system's on one line, for a log: no row, no context."""
+    """An error of psycopg or the system on one line, without rows and context, for a log."""
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     return " ".join((primary or str(error)).split()) or type(error).__name__
 
 
 def permanent_failure(error: BaseException) -> DatabaseError | None:
-    """The error to end with, when a connection failed for a reason that waiting will not heal."""
+    """The error to raise if a connection failed and retrying cannot help, else None."""
     text = reason(error)
     for pattern, remedy in _PERMANENT_FAILURES:
         if re.search(pattern, text):
@@ -158,24 +171,24 @@ def permanent_failure(error: BaseException) -> DatabaseError | None:
 
 
 def refuse_no_encoding(connection: psycopg.Connection | Connection) -> None:
-    """See that the database's texts are of an encoding.
+    """Check that the database has an encoding.
 
     Raises:
-        DatabaseError: they are of none.
+        DatabaseError: it has none.
     """
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
         raise DatabaseError(
-            "the database has no encoding (SQL_ASCII), so its texts may be anything",
+            "the database has no encoding (SQL_ASCII), so its text may be any bytes",
             hint="move it to a database with ENCODING 'UTF8'",
         )
 
 
-def explained(error: psycopg.Error, role: str = "mailroom_worker") -> DatabaseError:
-    """The error to end with, when a statement failed for a reason that waiting will not heal.
+def explained(error: psycopg.Error, role: str = WORKER_ROLE) -> DatabaseError:
+    """The error to raise if a statement failed and retrying cannot help.
 
     Args:
-        error: why it failed.
-        role: of ``mailroom roles``, the one whose work it is.
+        error: psycopg's.
+        role: the role of ``mailroom roles`` that may run the statement.
     """
     text = reason(error)
     match error:
@@ -195,7 +208,7 @@ def explained(error: psycopg.Error, role: str = "mailroom_worker") -> DatabaseEr
         case _:
             return DatabaseError(
                 f"PostgreSQL refused a statement: {text} ({type(error).__name__})",
-                hint="see whether the schema was altered; the server's log holds the whole error",
+                hint="check whether the schema was altered; the server's log has the full error",
             )
 
 
@@ -205,7 +218,7 @@ def _pass_on_warning(notice: psycopg.errors.Diagnostic) -> None:
 
 
 def hang_up(connection: psycopg.Connection | Connection) -> None:
-    """Shut the socket down, so that whoever waits on it gets an error at once."""
+    """Shut the socket down, so that a statement under way fails at once."""
     with (
         contextlib.suppress(OSError, psycopg.OperationalError),
         socket.socket(fileno=os.dup(connection.fileno())) as twin,

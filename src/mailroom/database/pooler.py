@@ -1,12 +1,12 @@
-"""Whether a session is one server process for as long as it lasts, which a pooler may not keep.
+"""Finds out whether a connection keeps its session, which a pooler may not do.
 
-LISTEN and advisory locks are a session's. Behind PgBouncer in transaction mode a connection has another
-server process for each transaction: both seem to work, and no mail is heard of.
+LISTEN and advisory locks belong to a session. Behind PgBouncer in transaction mode each transaction of a
+connection may run in another session: both statements succeed, and no notification ever arrives.
 
-Promises: nobody is refused who is not pooled, since a server tells its process's id when a session
-begins, and a statement that tells the same one has met nobody in between. Else a notification has to
-arrive, which it does in session mode, and cannot in another: what a pooler hears for a connection that
-waits between transactions, it drops, however many or few server processes it has.
+Promises: a direct connection is never refused. The server reports its process id when a session begins; if a
+statement later reports the same id, there is no such pooler in between. Otherwise a notification must arrive.
+It does in session mode. In other modes it cannot, however many server processes the pooler has: it drops
+notifications for a connection that is not in a transaction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOTIFY: Final = "SELECT pg_notify(%s, '')"
 
 
 async def keeps_sessions(listener: Connection, ringer: Connection) -> bool:
-    """Whether what is notified over ``ringer`` arrives where ``listener`` listens.
+    """Whether a notification sent over ``ringer`` arrives at ``listener``.
 
     Raises:
         psycopg.OperationalError: a connection broke.
@@ -40,6 +40,6 @@ async def keeps_sessions(listener: Connection, ringer: Connection) -> bool:
         await ringer.execute(NOTIFY, [name])
         arrived = [note async for note in listener.notifies(timeout=ARRIVES_WITHIN_S, stop_after=1)]
         await listener.execute(sql.SQL("UNLISTEN {}").format(channel))
-    except (psycopg.ProgrammingError, psycopg.NotSupportedError):  # a pooler that does not know LISTEN
+    except (psycopg.ProgrammingError, psycopg.NotSupportedError):  # a pooler that does not support LISTEN
         return False
     return bool(arrived)

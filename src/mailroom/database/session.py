@@ -1,7 +1,8 @@
-"""One connection that comes back, and one statement at a time over it.
+"""Runs statements one at a time over one connection, and connects again when it breaks.
 
-``ask`` asks until there is an answer. Whoever may not be asked twice uses ``ask_once``, and hears when
-the answer was lost. What one session meets hangs up the others of its ``Database``.
+``ask`` repeats a statement until there is an answer. ``ask_once`` is for statements that must not run twice:
+it raises ``AnswerLost`` when it is not known whether the statement ran. When one session loses its
+connection, the other sessions of its ``Database`` connect again too.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ log = EventLogger("queue")
 
 
 class AnswerLost(MailroomError):
-    """The statement may have been carried out or not."""
+    """The connection broke: the statement may have run or not."""
 
 
 class Postponed(MailroomError):
-    """The statement was not asked."""
+    """The statement was not sent."""
 
 
 class Session:
-    """A session of ``database``; it connects when it is first asked."""
+    """A session of ``database``; it connects for its first statement."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -42,10 +43,10 @@ class Session:
         self._one_at_a_time = asyncio.Lock()
 
     async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
-        """Ask until there is an answer.
+        """The rows of the answer; the statement is repeated until there is one.
 
         Raises:
-            DatabaseError: the schema or a privilege is missing; waiting will not help.
+            DatabaseError: the schema or a privilege is missing.
         """
         while True:
             try:
@@ -60,19 +61,19 @@ class Session:
         *,
         unless: Callable[[], bool] | None = None,
     ) -> Cursor:
-        """Ask, as soon as the database is there; again only when it refused for a reason that passes.
+        """The whole answer, as a cursor from which the rows are still to be read.
 
-        The whole answer has come when it is given back; only its rows are not Python's yet.
+        Waits for the database. The statement is repeated only after an error that certainly rolled it back.
 
         Args:
             query: the statement.
-            parameters: and its parameters.
-            unless: is asked right before, when the database is there.
+            parameters: its parameters.
+            unless: called right before the statement is sent; True prevents it.
 
         Raises:
-            Postponed: because of ``unless``.
+            Postponed: ``unless`` returned True.
             AnswerLost: the connection broke before there was an answer.
-            DatabaseError: the schema or a privilege is missing; waiting will not help.
+            DatabaseError: the schema or a privilege is missing.
         """
         async with self._one_at_a_time:
             while True:
@@ -86,7 +87,7 @@ class Session:
                     )
                 except LOST as error:
                     if connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-                        if self._epoch == self._database.epoch:  # else another session has told
+                        if self._epoch == self._database.epoch:  # else another session reported it
                             self._database.lost(error)
                         await connection.close()
                         raise AnswerLost(reason(error)) from error
@@ -99,7 +100,7 @@ class Session:
                     return answer
 
     async def connected(self) -> Connection:
-        """The connection, made anew where need be."""
+        """The connection, a new one if the last one broke."""
         if self._connection is not None:
             if not self._connection.closed and self._epoch == self._database.epoch:
                 return self._connection

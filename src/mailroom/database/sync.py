@@ -1,46 +1,59 @@
-"""Connections for commands: one at a time, blocking, with errors that name the remedy."""
+"""Blocking connections, for commands, the console and the doctor: opens one, asks over it, bounds an answer.
+
+psycopg's errors become Mailroom's, with a remedy. Nothing is retried here.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import class_row
 
-from mailroom.database.connection import explained, hang_up, permanent_failure, reason
-from mailroom.errors import DatabaseUnavailable, MailroomError
+from mailroom.database.connection import ONCALL_ROLE, completed, explained, hang_up, permanent_failure, reason
+from mailroom.errors import DatabaseUnavailable
 
-ROLE: Final = "mailroom_oncall"
+PROGRAM: Final = "mailroom"
+ANY_SERVER: Final = {"target_session_attrs": "any"}
 
-Row = TypeVar("Row")
+RowT = TypeVar("RowT")
 
 
-@contextmanager
-def connected(conninfo: str) -> Iterator[psycopg.Connection]:
-    """A connection for migrating.
+def connected(
+    conninfo: str, *, program: str = PROGRAM, defaults: Mapping[str, str] = ANY_SERVER, **options: str
+) -> psycopg.Connection:
+    """A connection in autocommit mode, which the caller closes, or uses as a context.
+
+    Args:
+        conninfo: a libpq connection string.
+        program: the connection's application_name, unless the string has one.
+        defaults: libpq's options where the string leaves them open, before ``CONNECTION_DEFAULTS``.
+        options: libpq's options, whatever the string says.
 
     Raises:
-        DatabaseError, DatabaseUnavailable: PostgreSQL does not let us in, for good or for now.
+        DatabaseError, DatabaseUnavailable: PostgreSQL refuses the connection, for good or for now.
     """
     try:
-        connection = psycopg.connect(
-            conninfo, autocommit=True, client_encoding="UTF8", fallback_application_name="mailroom migrate"
+        return psycopg.connect(
+            make_conninfo(completed(conninfo, program, defaults), client_encoding="UTF8", **options),
+            autocommit=True,
+            # A pooler may lend the server's process to others, and a prepared statement would stay in it.
+            prepare_threshold=None,
         )
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, OSError) as error:
         raise permanent_failure(error) or DatabaseUnavailable(
             f"cannot connect to PostgreSQL: {reason(error)}",
-            hint="see that the server runs, and that MAILROOM_DATABASE_URL is right",
+            hint="check that the server runs and can be reached, and that MAILROOM_DATABASE_URL is right",
         ) from error
-    with connection:
-        yield connection
 
 
 @contextmanager
 def answering_within(connection: psycopg.Connection, limit_s: float) -> Iterator[None]:
-    """Hang up on a connection that has not answered in time, so that whoever waits gets an error."""
+    """Shut the connection down after ``limit_s`` seconds, so that a statement under way fails."""
     timer = threading.Timer(limit_s, hang_up, [connection])
     timer.daemon = True
     timer.start()
@@ -50,41 +63,49 @@ def answering_within(connection: psycopg.Connection, limit_s: float) -> Iterator
         timer.cancel()
 
 
-def rows(
-    connection: psycopg.Connection, row: type[Row], query: LiteralString, parameters: Sequence[object] = ()
-) -> list[Row]:
-    """What a query gives, as instances of a class with its columns' names.
+@contextmanager
+def translated(connection: psycopg.Connection, role: str = ONCALL_ROLE) -> Iterator[None]:
+    """Turns psycopg's errors into Mailroom's.
+
+    Args:
+        connection: the connection that is used inside.
+        role: the role of ``mailroom roles`` to suggest when a privilege is missing.
 
     Raises:
-        DatabaseError: there is not this schema, or it may not be asked.
+        DatabaseError: the schema is missing or older, or a privilege is missing.
         DatabaseUnavailable: the connection was lost.
     """
     try:
-        with connection.cursor(row_factory=class_row(row)) as cursor:
-            return cursor.execute(query, parameters).fetchall()
+        yield
     except psycopg.Error as error:
-        raise _failure(connection, error) from error
+        if not connection.closed:
+            raise explained(error, role) from error
+        raise DatabaseUnavailable(
+            f"the connection to PostgreSQL was lost: {reason(error)}",
+            hint="run it again; what was done stays done",
+        ) from error
+
+
+def rows(
+    connection: psycopg.Connection, row: type[RowT], query: LiteralString, parameters: Sequence[object] = ()
+) -> list[RowT]:
+    """The rows of a query, as instances of a class with its columns' names.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``translated`` does.
+    """
+    with translated(connection), connection.cursor(row_factory=class_row(row)) as cursor:
+        return cursor.execute(query, parameters).fetchall()
 
 
 def one(
-    connection: psycopg.Connection, query: LiteralString, parameters: Sequence[object]
+    connection: psycopg.Connection, query: LiteralString, parameters: Sequence[object] = ()
 ) -> tuple[Any, ...]:
-    """The one row that a query gives.
+    """The only row of a query.
 
     Raises:
-        DatabaseError, DatabaseUnavailable: as ``rows`` does.
+        DatabaseError, DatabaseUnavailable: as ``translated`` does.
     """
-    try:
+    with translated(connection):
         (row,) = connection.execute(query, parameters).fetchall()
-    except psycopg.Error as error:
-        raise _failure(connection, error) from error
     return row
-
-
-def _failure(connection: psycopg.Connection, error: psycopg.Error) -> MailroomError:
-    if not connection.closed:
-        return explained(error, ROLE)
-    return DatabaseUnavailable(
-        f"the connection to PostgreSQL was lost: {reason(error)}",
-        hint="run it again; what was done stays done",
-    )

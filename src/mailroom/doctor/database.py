@@ -1,4 +1,4 @@
-"""The database's side: what the collector needs to find, in the order in which one thing needs another."""
+"""Lists the checks of the database's side, in an order in which each has what it needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHECKS: Final[tuple[Check[Probe], ...]] = (
 
 
 def examine(environment: Mapping[str, str], report: Report) -> None:
-    """Make the checks."""
+    """Run the checks."""
     probe = Probe(variables.read(CollectorSettings, environment, report, "mailroom collector"))
     try:
         report.run(CHECKS, probe)

@@ -1,12 +1,12 @@
-"""The doctor: looks at everything that Mailroom stands on, and tells what is wrong and what to do.
+"""The doctor: checks everything that Mailroom depends on, and reports faults with a remedy.
 
-``diagnose`` examines the database's side and the sending side at the same time, each as a list of
-checks that reads like a table of contents (``database.CHECKS``, ``ses.CHECKS``, ``smtp.CHECKS``).
+``diagnose`` checks the database's side and the sending side at the same time. The checks are listed in
+``database.CHECKS``, ``ses.CHECKS`` and ``smtp.CHECKS``.
 
-Promises: nothing is changed and no mail is sent; a check that fails hides no other; the whole takes
-``PATIENCE_S`` at most, whoever does not answer; no finding holds a password, a key or a user's address.
+Promises: nothing is changed and no mail is sent. A check that fails does not hide another. The whole takes at
+most ``PATIENCE_S``, even if a server does not answer. No finding has a password, a key or a user's address.
 
-Does not promise that mail arrives: it asks no recipient.
+Does not promise that mail arrives: no recipient is contacted.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import Final
 
 from mailroom.doctor.database import examine as examine_database
 from mailroom.doctor.environment import examine as examine_environment
-from mailroom.doctor.report import Finding, Report, State
+from mailroom.doctor.report import Finding, Report, Status
 from mailroom.doctor.sending import examine as examine_sending
 
 PATIENCE_S: Final = 13.0
 PARTS: Final = {"database": examine_database, "sending": examine_sending}
 
-__all__ = ["PARTS", "Finding", "Report", "State", "diagnose"]
+__all__ = ["PARTS", "Finding", "Report", "Status", "diagnose"]
 
 
 def diagnose(
     environment: Mapping[str, str], only: str | None = None, patience_s: float = PATIENCE_S
 ) -> Report:
-    """Examine everything, or only one of ``PARTS``.
+    """The findings on everything, or on one of ``PARTS``.
 
     Args:
-        environment: Mailroom's variables; AWS's are read by botocore, from where it reads them.
+        environment: Mailroom's variables. botocore reads those of AWS itself.
         only: the name of a part.
-        patience_s: after so many seconds, whoever has not answered yet is told as a fault.
+        patience_s: how many seconds the checks have; a check that is not done then is a fault.
     """
     deadline = time.monotonic() + patience_s
     examined = []
     for name, examine in PARTS.items():
         if only in (None, name):
             report = Report()
-            # A thread, and not one to wait for at the end: nothing else bounds a name's resolution.
+            # A daemon thread, which need not end: resolving a host name has no time limit.
             look = partial(examine, environment, report)
             thread = Thread(target=report.attempt, args=[name, look], daemon=True)
             thread.start()

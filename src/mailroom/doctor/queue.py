@@ -1,4 +1,4 @@
-"""The queue in the database: its functions, its triggers, its channel, and what waits in it."""
+"""Checks the queue: its functions, triggers, notifications, backlog, and workers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from mailroom.database.connection import LOST
-from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect, translated
+from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
@@ -49,42 +49,42 @@ def functions(probe: Probe) -> Finding:
 
 
 def pause(probe: Probe) -> Finding:
-    """Nobody has paused it."""
+    """The queue is not paused."""
     found = _asked(probe, reports.paused)
     if found.paused_at:
-        return warning(found.text(), "`mailroom resume`, if it is to go on")
+        return warning(found.text(), "run `mailroom resume` to continue")
     return ok("it is not paused")
 
 
 def workers(probe: Probe) -> Finding:
-    """What the workers that are alive say of themselves."""
+    """No worker that is alive reports trouble."""
     alive = [worker for worker in _asked(probe, reports.workers) if worker.alive]
-    told = [
+    troubles = [
         f"{worker.worker} since {utc(worker.trouble_since)}: {worker.trouble}"
         for worker in alive
         if worker.trouble and worker.trouble_since
     ]
-    if told:
+    if troubles:
         return warning(
-            f"{len(told)} of {counted(len(alive), 'worker')} in trouble: {'; '.join(told)}",
-            "mend what is named: until then its mail waits",
+            f"{len(troubles)} of {counted(len(alive), 'worker')} in trouble: {'; '.join(troubles)}",
+            "fix the cause; until then their mail waits",
         )
     return ok(f"{counted(len(alive), 'worker')} of `mailroom run` alive, none in trouble")
 
 
 def _asked(probe: Probe, ask: Callable[[psycopg.Connection], Answer]) -> Answer:
-    """What a command's question about the queue gives.
+    """The result of ``ask``.
 
     Raises:
-        NotKnown: there was no answer, or roles of an older version may not ask.
-        DatabaseError: it was refused.
+        NotKnown: there was no answer, or the roles are of an older version and lack a privilege.
+        DatabaseError: another statement failed.
     """
     try:
         with probe.transaction() as connection:
             return ask(connection)
     except (DatabaseError, DatabaseUnavailable) as error:
         if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-            remedy = "make the roles anew: `mailroom roles --apply`"
+            remedy = "update the roles: `mailroom roles --apply`"
         elif isinstance(error.__cause__, LOST):
             remedy = NO_ANSWER
         else:
@@ -93,33 +93,33 @@ def _asked(probe: Probe, ask: Callable[[psycopg.Connection], Answer]) -> Answer:
 
 
 def tokens_trigger(probe: Probe) -> Finding:
-    """A trigger rings the channel on which the collector listens."""
+    """The trigger on tokens notifies the channel on which the collector listens."""
     wanted = probe.settings.channel_name
     found = probe.ask(TRIGGERS, RING_FUNCTION)
     rung = [channel for _, _, enabled, channel in found if enabled]
     if wanted in rung:
-        return ok(f"rings {wanted!r}")
+        return ok(f"notifies {wanted!r}")
     for table, name, _, channel in found:
         if channel == wanted:
-            return _disabled(table, name, "new tokens would not be heard")
+            return _disabled(table, name, "no worker would notice new tokens")
     if rung:
         return fault(
-            f"no trigger rings {wanted!r}; the trigger on tokens rings {', '.join(map(repr, rung))}",
-            f"correct MAILROOM_CHANNEL_NAME, or make tokens_ring anew with {wanted!r} as its argument",
+            f"no trigger notifies {wanted!r}; the trigger on tokens notifies {', '.join(map(repr, rung))}",
+            f"correct MAILROOM_CHANNEL_NAME, or create tokens_ring again with the argument {wanted!r}",
         )
     return fault(
-        "no trigger on tokens rings, so that new tokens would not be heard",
-        "make the trigger tokens_ring anew, as migration 000001 does",
+        "no trigger on tokens notifies the workers, so no worker would notice new tokens",
+        "create the trigger tokens_ring again, as in the migrations",
     )
 
 
 def accounts_trigger(probe: Probe) -> Finding:
-    """A new account gets its token."""
+    """A trigger makes a token for each new account."""
     rows = probe.ask(TRIGGERS, ISSUE_FUNCTION)
     if not rows:
         return fault(
-            "no trigger on accounts makes tokens, so that new accounts would get no mail",
-            "make the trigger accounts_issue_activation anew, as migration 000001 does",
+            "no trigger on accounts makes tokens, so new accounts would get no mail",
+            "create the trigger accounts_issue_activation again, as in the migrations",
         )
     for table, name, enabled, _ in rows:
         if enabled:
@@ -128,27 +128,27 @@ def accounts_trigger(probe: Probe) -> Finding:
 
 
 def notifications(probe: Probe) -> Finding:
-    """What is notified arrives. The real channel is not rung: collectors listen to it."""
+    """A notification arrives. The collectors' channel is not used, so that none of them wakes up."""
     channel = f"mailroom_doctor_{secrets.token_hex(8)}"
     with probe.transaction() as listener:
         listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-    # From another session: a pooler may let what one session notifies come back to it.
+    # From another session: a pooler may deliver a session's own notifications to it.
     with connect(probe.settings.database_url) as ringer:
         Probe(probe.settings, ringer).ask(RING, channel, "1")
-    with translated():
+    with probe.translated():
         arrived = list(probe.connection.notifies(timeout=DELIVERY_S, stop_after=1))
         probe.connection.execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)))
     if not arrived:
         return fault(
             f"a notification did not arrive within {DELIVERY_S:g} s",
-            "let MAILROOM_DATABASE_URL name PostgreSQL itself: LISTEN does not work through PgBouncer in"
+            "set MAILROOM_DATABASE_URL to PostgreSQL itself: LISTEN does not work through PgBouncer in"
             " transaction mode",
         )
     return ok("a notification arrived")
 
 
 def backlog(probe: Probe) -> Finding:
-    """How much waits, and since when."""
+    """No token has waited for long."""
     try:
         waiting = Backlog._make(probe.ask(BACKLOG)[0])
     except DatabaseUnavailable as error:
@@ -160,25 +160,23 @@ def backlog(probe: Probe) -> Finding:
     if waiting.oldest_age_s > OLDEST_S:
         return warning(
             detail,
-            "see that a collector and a sender run, and what their logs say; tokens live for 15 minutes",
+            "check that a worker runs, and read its log; tokens expire after 15 minutes",
         )
     return ok(detail)
 
 
 def collectors(probe: Probe) -> Finding:
-    """A worker is connected. Each has three connections or more."""
+    """A worker is connected. Each one has three or more connections."""
     if probe.connection.info.parameter_status("application_name") != PROGRAM:
-        return skipped("workers cannot be told apart: an application_name is set for all connections")
+        return skipped("workers cannot be recognised: an application_name is set for all connections")
     ((connections,),) = probe.ask(COLLECTORS, list(PROGRAMS))
     if not connections:
-        return warning(
-            "no worker is connected to this database", f"start `{PROGRAMS[0]}`, if mail is to go out now"
-        )
-    return ok(f"{connections} connections are of {' or '.join(f'`{name}`' for name in PROGRAMS)}")
+        return warning("no worker is connected to this database", f"start `{PROGRAMS[0]}` to send mail now")
+    return ok(f"{connections} connections from {' or '.join(f'`{name}`' for name in PROGRAMS)}")
 
 
 def _disabled(table: str, trigger: str, consequence: str) -> Finding:
     return fault(
-        f"the trigger {trigger} on {table} is disabled, so that {consequence}",
+        f"the trigger {trigger} on {table} is disabled, so {consequence}",
         f"ALTER TABLE {table} ENABLE TRIGGER {trigger}",
     )

@@ -1,8 +1,7 @@
-"""Checks, their findings, and the report that gathers them.
+"""Runs checks and collects their findings in a report.
 
-A check is a function that looks at one thing and gives back a ``Finding``. Errors of Mailroom's are
-findings too: what happened is the detail, the hint is the remedy. Any other exception is a bug in the
-check, and told as one.
+A check is a function that looks at one thing and returns a ``Finding``. A Mailroom error becomes a finding
+too: its message is the detail, its hint the remedy. Any other exception is reported as a bug in the check.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ Subject = TypeVar("Subject")
 MAX_DETAIL: Final = 500
 
 
-class State(enum.StrEnum):
-    """How a thing is; SKIPPED is not looked at, for what it needs is not there."""
+class Status(enum.StrEnum):
+    """The result of a check; SKIPPED means that it did not run, because it needs another that failed."""
 
     OK = "ok"
     WARNING = "warning"
@@ -32,22 +31,22 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found.
+    """The result of a check, in words.
 
     Attributes:
         detail: one line, without secrets.
-        remedy: what to do; of warnings and faults.
-        name: the check's, which the report puts in.
+        remedy: what to do, for warnings and faults.
+        name: the check's name, set by the report.
     """
 
-    state: State
+    state: Status
     detail: str
     remedy: str = ""
     name: str = ""
 
 
 class NotKnown(Exception):
-    """A check was not allowed to look, which is a warning: what it looks for may be right."""
+    """A check lacks a permission, which is a warning: the thing itself may be right."""
 
     def __init__(self, detail: str, remedy: str) -> None:
         super().__init__(detail)
@@ -59,7 +58,7 @@ class Check(Generic[Subject]):
     """One look at a subject.
 
     Attributes:
-        needs: the checks before it, and the variables, without which it makes no sense.
+        needs: the names of the checks and variables that it needs.
     """
 
     name: str
@@ -75,18 +74,18 @@ class Report:
         self._unusable: set[str] = set()
         self._due: list[str] = []
 
-    def count(self, state: State) -> int:
-        """How many findings are of a state."""
+    def count(self, state: Status) -> int:
+        """The number of findings in a state."""
         return sum(finding.state is state for finding in self.findings)
 
     def add(self, name: str, finding: Finding) -> None:
-        """Take a finding in; those that need a thing which is at fault are skipped later."""
-        self.findings.append(_told(name, finding))
-        if finding.state in (State.FAULT, State.SKIPPED):
+        """Add a finding. Checks that need a faulty or skipped one are skipped later."""
+        self.findings.append(_cleaned(name, finding))
+        if finding.state in (Status.FAULT, Status.SKIPPED):
             self._unusable.add(name)
 
     def run(self, checks: Sequence[Check[Subject]], subject: Subject) -> None:
-        """Make the checks in their order."""
+        """Run the checks in their order."""
         self._due = [check.name for check in checks]
         for check in checks:
             missing = [name for name in check.needs if name in self._unusable]
@@ -97,7 +96,7 @@ class Report:
             self._due = self._due[1:]
 
     def attempt(self, name: str, look: Callable[[], Finding | None]) -> None:
-        """Take in what a function finds, or what kept it from it."""
+        """Add the finding of a function, or of the error that it raises."""
         try:
             finding = look()
         except NotKnown as error:
@@ -110,49 +109,49 @@ class Report:
             self.add(name, finding)
 
     def ended(self, patience_s: float) -> list[Finding]:
-        """The findings, when there is no more time: what is under way is at fault, the rest is skipped."""
+        """The findings when time is up: the check that is running is a fault, the rest are skipped."""
         findings, due = list(self.findings), self._due or ["settings"]
         late = fault(
             f"no answer within {patience_s:g} s",
-            "see whether names are resolved and the network lets this machine through",
+            "check that DNS answers and that no firewall is in the way",
         )
-        rest = [_told(name, skipped("no time was left")) for name in due[1:]]
-        return [*findings, _told(due[0], late), *rest]
+        rest = [_cleaned(name, skipped("time was up")) for name in due[1:]]
+        return [*findings, _cleaned(due[0], late), *rest]
 
 
 def ok(detail: str) -> Finding:
-    """All is well."""
-    return Finding(State.OK, detail)
+    """A finding: the thing is right."""
+    return Finding(Status.OK, detail)
 
 
 def warning(detail: str, remedy: str) -> Finding:
-    """It works, and something should be looked at."""
-    return Finding(State.WARNING, detail, remedy)
+    """A finding: it works, and somebody should look at it."""
+    return Finding(Status.WARNING, detail, remedy)
 
 
 def fault(detail: str, remedy: str) -> Finding:
-    """Mail does not go out like this."""
-    return Finding(State.FAULT, detail, remedy)
+    """A finding: mail is not sent until this is fixed."""
+    return Finding(Status.FAULT, detail, remedy)
 
 
 def skipped(detail: str) -> Finding:
-    """It was not looked at."""
-    return Finding(State.SKIPPED, detail)
+    """A finding: it was not checked."""
+    return Finding(Status.SKIPPED, detail)
 
 
-def _told(name: str, finding: Finding) -> Finding:
+def _cleaned(name: str, finding: Finding) -> Finding:
     return replace(finding, name=name, detail=_line(finding.detail), remedy=_line(finding.remedy))
 
 
 def _line(text: str) -> str:
-    """One line; a server's words may hold what speaks to a terminal."""
+    """A text on one line, without control characters, which a server's text may have."""
     text = " ".join(text.split())
     text = "".join(character if character.isprintable() else "\ufffd" for character in text)
     return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 1] + "…"
 
 
 def _bug(error: Exception) -> str:
-    """An exception by its type and place; its text may hold anything."""
+    """An exception by its type and place. Its text is left out, since it may have secrets."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""The sending side: what the sender needs of this machine, and of the provider that its transport names."""
+"""Checks the sending side: this machine's folder, and the provider of the transport that is set."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from mailroom.sender.rejected import FILE_NAME, read
 from mailroom.settings.sender import SenderSettings, SmtpServer
 
 NOTHING_IS_SENT: Final = warning(
-    "debug: mails are printed and not sent",
-    "for users' mail, set MAILROOM_TRANSPORT to ses or smtp://… and MAILROOM_DEBUG to false",
+    "debug: mails are printed, not sent",
+    "to send mail, set MAILROOM_TRANSPORT to ses or smtp://… and MAILROOM_DEBUG to false",
 )
 
 
 def examine(environment: Mapping[str, str], report: Report) -> None:
-    """Make the checks of this machine, and those of the transport that the settings name."""
+    """Run the checks of this machine and of the transport."""
     settings = variables.read(SenderSettings, environment, report, "mailroom sender")
-    told = {finding.name for finding in report.findings}
+    faulty = {finding.name for finding in report.findings}
     report.run(CHECKS, settings)
-    if "MAILROOM_TRANSPORT" in told or "MAILROOM_DEBUG" in told:
-        return  # nobody can tell which transport was meant
+    if "MAILROOM_TRANSPORT" in faulty or "MAILROOM_DEBUG" in faulty:
+        return  # it is unknown which transport was meant
     if settings.transport == "debug":
         report.add("transport", NOTHING_IS_SENT)
     elif isinstance(settings.transport, SmtpServer):
         from mailroom.doctor import smtp
 
-        with smtp.Session(settings, settings.transport) as session:
-            report.run(smtp.CHECKS, session)
+        with smtp.SmtpProbe(settings, settings.transport) as probe:
+            report.run(smtp.CHECKS, probe)
     else:
         from mailroom.doctor import ses
-        from mailroom.doctor.account import Account
+        from mailroom.doctor.ses_probe import SesProbe
 
-        with Account(settings) as account:
-            report.run(ses.CHECKS, account)
+        with SesProbe(settings) as probe:
+            report.run(ses.CHECKS, probe)
 
 
 def output_folder(settings: SenderSettings) -> Finding:
-    """What cannot be mailed can be set aside."""
+    """The folder for rejected mail can be written."""
     folder = settings.output_path.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     try:
@@ -52,28 +52,28 @@ def output_folder(settings: SenderSettings) -> Finding:
     except OSError as error:
         return fault(
             f"{str(nearest)!r} cannot be written: {error.strerror}",
-            "make room, or let MAILROOM_SES_OUTPUT_PATH name a folder that this user can write",
+            "free some space, or set MAILROOM_SES_OUTPUT_PATH to a folder that this user can write",
         )
     if nearest != folder:
-        return ok(f"{str(folder)!r} is not there yet, and the sender can make it")
+        return ok(f"{str(folder)!r} does not exist yet; the sender can create it")
     return ok(f"{str(folder)!r} can be written")
 
 
 def rejected(settings: SenderSettings) -> Finding:
-    """What was not mailed."""
+    """No mail was set aside."""
     path = settings.output_path / FILE_NAME
     if not path.exists():
         return ok("nothing was set aside")
     try:
         outcomes = Counter(row.outcome for _, row, _ in read(path))
     except ReplayError as error:
-        return warning(str(error), error.hint or "let the sender's user run the doctor")
+        return warning(str(error), error.hint or "run the doctor as the sender's user")
     if not outcomes:
         return ok("nothing was set aside")
-    told = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
+    counts = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
     return warning(
-        f"{path} has {outcomes.total()} mails that were not sent: {told}",
-        "see the reasons in it; `mailroom replay --help` says how to send them again",
+        f"{path} has {outcomes.total()} mails that were not sent: {counts}",
+        "read the reasons in it; `mailroom replay --help` explains how to send them again",
     )
 
 

@@ -1,6 +1,6 @@
-"""A mail server: whether it can be reached, is safe, and knows us. No mail is sent.
+"""Checks the mail server: the connection, encryption, and login. No mail is sent.
 
-The steps are those of ``transports.smtp``, one check each.
+The checks are the steps of ``transports.smtp``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mailroom.transports.smtp import SmtpTransport
 LIMIT_S: Final = 4.0
 
 
-class Session:
-    """A connection that one check opens and the others use; it is closed with the context."""
+class SmtpProbe:
+    """What the checks share: a connection that the first one opens and the context closes."""
 
     def __init__(self, settings: SenderSettings, server: SmtpServer) -> None:
         self.settings = settings
@@ -38,11 +38,11 @@ class Session:
         self.smtp.close()
 
     @contextmanager
-    def told(self, what: str, hint: str) -> Iterator[None]:
-        """Turns what the server or the network does into an error of ours.
+    def explained(self, what: str, hint: str) -> Iterator[None]:
+        """Turns an error of the server or the network into a Mailroom error.
 
         Raises:
-            TransportError: it did something.
+            TransportError: there was one.
         """
         try:
             yield
@@ -52,82 +52,82 @@ class Session:
             raise self._error(what, f"{error.smtp_code} {words}", hint) from None
         except ssl.SSLCertVerificationError as error:
             raise self._error(
-                what, str(error), "SSL_CERT_FILE may name a file of other authorities"
+                what, str(error), "for a private authority, set SSL_CERT_FILE to a file with its certificate"
             ) from None
         except (OSError, UnicodeEncodeError) as error:
-            text = "user and password have to be ASCII" if isinstance(error, ValueError) else str(error)
+            text = "user and password must be ASCII" if isinstance(error, ValueError) else str(error)
             raise self._error(what, text or type(error).__name__, hint) from None
 
     def _error(self, what: str, words: str, hint: str) -> TransportError:
-        # A server may quote what it was given.
+        # A server may quote the password.
         if self.server.password:
             words = re.sub(rf"(?<!\w){re.escape(self.server.password)}(?!\w)", "…", words)
         return TransportError(f"{what}: {words}", hint=hint)
 
 
-def connection(session: Session) -> Finding:
+def connection(probe: SmtpProbe) -> Finding:
     """The server answers."""
-    host, port = session.server.host, session.server.port
-    name = parseaddr(session.settings.source)[1].rpartition("@")[2]
-    with session.told(
+    host, port = probe.server.host, probe.server.port
+    name = parseaddr(probe.settings.source)[1].rpartition("@")[2]
+    with probe.explained(
         f"{host}:{port} cannot be used",
-        "see that this machine reaches it, and that MAILROOM_TRANSPORT has the right scheme, host and port",
+        "check that this machine can reach it, and the scheme, host and port in MAILROOM_TRANSPORT",
     ):
-        if session.server.tls:
-            session.smtp = smtplib.SMTP_SSL(host, port, name, timeout=LIMIT_S, context=session.tls)
+        if probe.server.tls:
+            probe.smtp = smtplib.SMTP_SSL(host, port, name, timeout=LIMIT_S, context=probe.tls)
         else:
-            session.smtp = smtplib.SMTP(host, port, name, timeout=LIMIT_S)
-        session.smtp.ehlo_or_helo_if_needed()
+            probe.smtp = smtplib.SMTP(host, port, name, timeout=LIMIT_S)
+        probe.smtp.ehlo_or_helo_if_needed()
     return ok(f"{host}:{port} answers")
 
 
-def encryption(session: Session) -> Finding:
-    """What is sent cannot be read on its way."""
-    server = session.server
-    if not server.tls and session.smtp.has_extn("starttls"):
-        with session.told(
-            "STARTTLS failed", "see the server's certificate, and the host in MAILROOM_TRANSPORT"
+def encryption(probe: SmtpProbe) -> Finding:
+    """The connection is encrypted, or stays on this machine."""
+    server = probe.server
+    if not server.tls and probe.smtp.has_extn("starttls"):
+        with probe.explained(
+            "STARTTLS failed", "check the server's certificate, and the host in MAILROOM_TRANSPORT"
         ):
-            session.smtp.starttls(context=session.tls)
-            session.smtp.ehlo_or_helo_if_needed()
-    if isinstance(session.smtp.sock, ssl.SSLSocket):
-        return ok(f"{session.smtp.sock.version()}{'' if server.tls else ', by STARTTLS'}")
+            probe.smtp.starttls(context=probe.tls)
+            probe.smtp.ehlo_or_helo_if_needed()
+    if isinstance(probe.smtp.sock, ssl.SSLSocket):
+        return ok(f"{probe.smtp.sock.version()}{'' if server.tls else ', by STARTTLS'}")
     remedy = "use smtps:// in MAILROOM_TRANSPORT, or a server that offers STARTTLS"
     if server.require_tls:
-        return fault("TLS is required, and the server offers none", remedy)
+        return fault("TLS is required, and the server does not offer it", remedy)
     if server.host == "localhost" or server.host == "::1" or server.host.startswith("127."):
-        return ok("none, and the server is this machine")
-    return warning("the server offers no TLS: mails and their links can be read on the way", remedy)
+        return ok("none needed: the server is on this machine")
+    return warning("the server does not offer TLS: mails and their links can be read in transit", remedy)
 
 
-def login(session: Session) -> Finding:
-    """The server knows us."""
-    server = session.server
+def login(probe: SmtpProbe) -> Finding:
+    """The server accepts the user and the password."""
+    server = probe.server
     if not server.user:
-        return ok("no user is named in MAILROOM_TRANSPORT")
-    with session.told(
-        "the server does not let this user in", "correct the user and the password in MAILROOM_TRANSPORT"
+        return ok("MAILROOM_TRANSPORT has no user")
+    with probe.explained(
+        "the server refuses this user", "correct the user and the password in MAILROOM_TRANSPORT"
     ):
-        session.smtp.login(server.user, server.password)
-    return ok("the server takes the user and the password")
+        probe.smtp.login(server.user, server.password)
+    return ok("the server accepts the user and the password")
 
 
-def files(session: Session) -> Finding:
-    """The templates show what their mails have."""
-    settings = session.settings.templates
-    where = str(settings.folder or "those of Mailroom")
+def files(probe: SmtpProbe) -> Finding:
+    """The templates are valid."""
+    settings = probe.settings.templates
+    where = str(settings.folder or "Mailroom's own")
     loaded = sources.load(settings.folder, settings.constants)
-    told = [f"{name}: {text}" for name, template in loaded.items() for text in checks.check(template)]
-    if told:
-        return fault(f"{where}: {'; '.join(told)}", "mend it; `mailroom templates check` looks again")
+    faults = [f"{name}: {text}" for name, template in loaded.items() for text in checks.check(template)]
+    if faults:
+        return fault(f"{where}: {'; '.join(faults)}", "fix it, then run `mailroom templates check`")
     return ok(f"{where} can be used")
 
 
-def sender(session: Session) -> Finding:
-    """The sender's address can be one."""
-    SmtpTransport(session.settings, session.server).close()
-    address = parseaddr(session.settings.source)[1]
-    if session.settings.source == DEFAULT_SOURCE:
+def sender(probe: SmtpProbe) -> Finding:
+    """The sender's address is valid."""
+    SmtpTransport(probe.settings, probe.server).close()
+    address = parseaddr(probe.settings.source)[1]
+    if probe.settings.source == DEFAULT_SOURCE:
         return warning(
             f"{address} is the default: most servers refuse it",
             "set MAILROOM_SES_SOURCE to an address of yours",
@@ -135,7 +135,7 @@ def sender(session: Session) -> Finding:
     return ok(address)
 
 
-CHECKS: Final[tuple[Check[Session], ...]] = (
+CHECKS: Final[tuple[Check[SmtpProbe], ...]] = (
     Check("mail-server", connection, ("MAILROOM_SES_SOURCE",)),
     Check("encryption", encryption, ("mail-server",)),
     Check("login", login, ("encryption",)),

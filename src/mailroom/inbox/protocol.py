@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import threading
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
-import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mailroom.inbox.app import create_app
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.smtp import SmtpInbox
+from mailroom.web.server import Server
 
 TASKS_END_S: Final = 5.0
 
@@ -25,53 +24,36 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
-        # asyncio does this for sockets that name their protocol only, and ours are made without. An
-        # answer is written in two pieces: the second would wait 40 ms for the first one's receipt.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
 
 
-class Server(uvicorn.Server):
-    """Runs until ``stop`` is called from any thread; ``ready`` is set once it runs, or failed to.
+class InboxHttpServer(Server):
+    """Answers SMTP on a second socket, if there is one, and ends without waiting for clients.
 
     Args:
-        config: uvicorn's.
+        app: the application.
         smtp: what answers on the second socket.
+        smtp_socket: the second socket.
+        options: uvicorn's.
     """
 
-    def __init__(self, config: uvicorn.Config, smtp: SmtpInbox) -> None:
-        super().__init__(config)
-        self.ready = threading.Event()
+    def __init__(
+        self, app: ASGIApp, smtp: SmtpInbox, smtp_socket: socket.socket | None, **options: Any
+    ) -> None:
+        super().__init__(app, ends_in_s=0, **options)
         self._smtp = smtp
-        self._smtp_socket: socket.socket | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop = asyncio.Event()
-
-    def run_to_end(self, listening: socket.socket, smtp: socket.socket | None) -> None:
-        """Serve HTTP on a socket, and SMTP on another if there is one; close them."""
-        self._smtp_socket = smtp
-        try:
-            with listening, smtp or contextlib.nullcontext():
-                self.run([listening])
-        finally:
-            self.ready.set()
-
-    def stop(self) -> None:
-        """End, and cut the calls that are under way."""
-        if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        self._smtp_socket = smtp_socket
 
     async def main_loop(self) -> None:
-        """Wait for the end, where uvicorn looks for it ten times a second."""
-        self._loop = asyncio.get_running_loop()
+        """Answer SMTP too, until the end."""
         if self._smtp_socket:
-            self.servers.append(await self._loop.create_server(self._smtp.connection, sock=self._smtp_socket))
-        self.ready.set()
-        await self._stop.wait()
+            loop = asyncio.get_running_loop()
+            self.servers.append(await loop.create_server(self._smtp.connection, sock=self._smtp_socket))
+        await super().main_loop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
-        """End without waiting for clients, where uvicorn would."""
+        """Cut the calls that are under way, where uvicorn would wait for them."""
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
@@ -82,28 +64,25 @@ class Server(uvicorn.Server):
 
 
 def create_server(
-    inbox: Inbox, told: Callable[[], None], *, address: str, names: Iterable[str], keep_alive_s: int
+    inbox: Inbox,
+    told: Callable[[], None],
+    smtp_socket: socket.socket | None,
+    *,
+    address: str,
+    names: Iterable[str],
+    keep_alive_s: int,
 ) -> Server:
-    """A server for this inbox, at this address and by these names; it leaves logging and signals alone."""
+    """A server for this inbox, at this address and by these names."""
     changes = Changes()
 
     def told_by_smtp() -> None:
         told()
         changes.notify()
 
-    return Server(
-        uvicorn.Config(
-            create_app(inbox, told, changes, address, names),
-            loop="asyncio",
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=keep_alive_s,
-        ),
+    return InboxHttpServer(
+        create_app(inbox, told, changes, address, names),
         SmtpInbox(inbox, told_by_smtp),
+        smtp_socket,
+        http=Protocol,
+        timeout_keep_alive=keep_alive_s,
     )

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 from mailroom.errors import MailroomError
 from mailroom.inbox.inbox import Inbox
-from mailroom.web.listening import authority, listen
+from mailroom.web.listening import authority, extra_installed, listen
 
 if TYPE_CHECKING:
-    from mailroom.inbox.protocol import Server
+    from mailroom.web.server import Server
 
 KEEP_ALIVE_S: Final = 75
-EXTRAS: Final = ("starlette", "uvicorn", "h11", "jinja2", "markupsafe", "aiosmtpd")
 PATIENCE_S: Final = 30.0
 
 
@@ -65,16 +64,8 @@ class InboxServer:
         Raises:
             InboxError: the extra is not installed, or the port is in use.
         """
-        try:
+        with extra_installed("inbox", InboxError):
             from mailroom.inbox.protocol import create_server
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in EXTRAS:
-                raise
-            raise InboxError(
-                f"the package {package} is not installed",
-                hint="install the extra: pip install 'mailroom-postgresql[inbox]', or '.[inbox]' in a clone",
-            ) from None
         listening, smtp = _listen(*self._place, "--port"), None
         if self._smtp_port is not None:
             try:
@@ -87,22 +78,18 @@ class InboxServer:
         self._server: Server = create_server(
             self.inbox,
             self._notify,
+            smtp,
             address=listening.getsockname()[0],
             names=[self._place[0]],
             keep_alive_s=KEEP_ALIVE_S,
         )
-        self._thread = threading.Thread(
-            target=self._server.run_to_end, args=[listening, smtp], name="inbox", daemon=True
-        )
-        self._thread.start()
-        self._server.ready.wait(PATIENCE_S)
+        self._server.start(listening, "inbox")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.stop()
-        self._thread.join(PATIENCE_S)
 
     def wait_for(self, condition: Callable[[Inbox], object], timeout_s: float = PATIENCE_S) -> None:
         """Wait until a condition holds, which is checked after each call and each mail over SMTP.

@@ -1,1 +1,1 @@
-"""What people on call ask and do: status, why, dead letters, prune."""
+"""Commands for people on call: status, why, dead letters, prune."""

@@ -1,12 +1,12 @@
-"""Dead letters: what was rejected for good, and what the people on call do about it.
+"""Lists, retries and drops dead letters: tokens whose mail was rejected for good.
 
-A token is a dead letter when the last row of the ledger for it is ``rejected``, none is ``sent``, and
-no lease holds it. ``retry`` puts it into a lease that is due at once, or gives its account a new
-token; ``drop`` lets it rest. Either is a row of the ledger, so that `mailroom why` tells it.
+A token is a dead letter if its last row in the ledger is ``rejected``, none is ``sent``, and no lease holds
+it. ``retry`` puts it into a lease that is due at once, or gives its account a new token. ``drop`` removes it
+from the list. Both write a row into the ledger, which `mailroom why` shows.
 
-Promises: two people at the same time do not mail a dead letter twice, for one decides after the other.
-No secret and no code is read; addresses are masked. Listing and counting walk the rejections alone,
-and counting no more than the newest ``MAX_COUNTED``.
+Promises: two people who retry a dead letter at the same time do not mail it twice. No secret and no code is
+read; addresses are masked. Listing and counting read only rejections, and counting at most the newest
+``MAX_COUNTED``.
 """
 
 from __future__ import annotations
@@ -47,21 +47,25 @@ WHY_NOT: Final = {
     "suspended": "the account is suspended",
     "ineligible": "the account's status does not fit the action",
     "deleted": "the token is gone: its account was deleted, or it was pruned",
-    "busy": "somebody else changes its account at this moment; try again",
+    "busy": "its account is being changed right now; try again",
 }
 
 
 class NoDeadLetter(MailroomError):
-    """A token is none, or there is no such token; the message says what it is instead."""
+    """A token is not a dead letter, or does not exist; the message says what it is."""
 
     exit_code = 65
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A token that was rejected for good; without an action it is gone.
+    """A token whose mail was rejected for good.
 
-    ``id`` and ``at`` are those of the rejection; ``why_not_mailable`` says why it may not be mailed any more.
+    Attributes:
+        id: the id of the rejection in the ledger.
+        action: None if the token was deleted.
+        at: when it was rejected.
+        why_not_mailable: why it must not be mailed again; None if it may be.
     """
 
     id: int
@@ -76,7 +80,7 @@ class DeadLetter:
 
     @property
     def state(self) -> str:
-        """Whether the token may still be mailed."""
+        """Whether the token may be mailed again, in words."""
         if self.why_not_mailable == "deleted":
             return "gone"
         if self.why_not_mailable == "expired" and self.expires_in_s is not None:
@@ -86,7 +90,7 @@ class DeadLetter:
         return "never expires" if self.expires_in_s is None else f"expires in {span(self.expires_in_s)}"
 
     def cells(self) -> tuple[str, ...]:
-        """A row of a table, for people."""
+        """The cells of a table's row."""
         return (
             str(self.token),
             self.action or "-",
@@ -98,8 +102,8 @@ class DeadLetter:
         )
 
 
-class Count(NamedTuple):
-    """How many dead letters are known; ``more`` says that older rejections were not looked at."""
+class DeadCount(NamedTuple):
+    """The number of dead letters; ``more`` if there are older rejections, which were not counted."""
 
     dead: int
     more: bool
@@ -107,7 +111,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What became of a token that somebody decided about; ``other`` is the token that matters instead."""
+    """The result of retrying or dropping a token; ``other`` is a newer token of the same account, if any."""
 
     token: int
     outcome: str
@@ -115,18 +119,18 @@ class Decided:
 
     @property
     def done(self) -> bool:
-        """Whether it is a dead letter no more, as was asked."""
+        """Whether it was retried, renewed or dropped."""
         return self.outcome in {"retried", "renewed", "dropped"}
 
     def text(self) -> str:
-        """For people, without the token."""
+        """The result in words, without the token."""
         match self.outcome:
             case "renewed":
                 return f"renewed as token {self.other}"
             case "valid":
                 return f"not retried: token {self.other} of the same account and action is still valid"
             case "not dead":
-                return "no dead letter any more"
+                return "not a dead letter any more"
             case outcome if self.done:
                 return outcome
             case outcome:
@@ -144,13 +148,13 @@ def dead_letters(
 
     Args:
         connection: in autocommit mode.
-        action: of this action alone.
-        since: rejected in this time alone.
-        limit: at most so many.
-        before: rejected before this row of the ledger, its time and id.
+        action: only tokens of this action.
+        since: only rejections of this last period.
+        limit: the maximum number.
+        before: only rejections before this row of the ledger, by its time and id.
 
     Raises:
-        DatabaseError: there is not this schema, or it may not be asked.
+        DatabaseError: the schema or a privilege is missing.
         DatabaseUnavailable: the connection was lost.
     """
     found = rows(connection, DeadLetter, DEAD_LETTERS, [action, since, *before, limit])
@@ -167,7 +171,7 @@ def dead_letters(
 def all_dead(
     connection: psycopg.Connection, action: str | None, since: timedelta | None
 ) -> Iterator[list[int]]:
-    """All tokens that are dead letters, newest first, in pages; those that die meanwhile are not among them.
+    """All tokens that are dead letters, newest first, in pages, without those rejected meanwhile.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
@@ -178,33 +182,35 @@ def all_dead(
         before = (page[-1].at, page[-1].id)
 
 
-def count(connection: psycopg.Connection, action: str | None = None, since: timedelta | None = None) -> Count:
-    """How many there are among the newest ``MAX_COUNTED`` rejections.
+def count(
+    connection: psycopg.Connection, action: str | None = None, since: timedelta | None = None
+) -> DeadCount:
+    """The number of dead letters among the newest ``MAX_COUNTED`` rejections.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
     """
-    return Count._make(one(connection, DEAD_COUNT, [action, since, MAX_COUNTED]))
+    return DeadCount._make(one(connection, DEAD_COUNT, [action, since, MAX_COUNTED]))
 
 
 def show(connection: psycopg.Connection, token: int) -> Story:
     """The story of a dead letter.
 
     Raises:
-        NoDeadLetter: it is none, and the message says what it is.
+        NoDeadLetter: it is not one.
         DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
     """
     story = _story(connection, token)
     if not one(connection, IS_DEAD, [token])[0]:
         raise NoDeadLetter(
-            f"token {token} is no dead letter: {story.verdict}: {story.conclusion}",
+            f"token {token} is not a dead letter: {story.verdict}: {story.conclusion}",
             hint="`mailroom dead list` lists them",
         )
     return story
 
 
 def why_not_dead(connection: psycopg.Connection, token: int) -> str:
-    """What a token is that is no dead letter.
+    """Why a token is not a dead letter.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
@@ -213,7 +219,7 @@ def why_not_dead(connection: psycopg.Connection, token: int) -> str:
         story = _story(connection, token)
     except NoDeadLetter as error:
         return str(error)
-    return f"no dead letter: {story.verdict}: {story.conclusion}"
+    return f"not a dead letter: {story.verdict}: {story.conclusion}"
 
 
 def retry(
@@ -224,17 +230,17 @@ def retry(
     renew: bool,
     reason: str,
 ) -> list[Decided]:
-    """Mail dead letters again, and ring; one transaction.
+    """Mail dead letters again, and notify the workers, in one transaction.
 
     Args:
         connection: in autocommit mode.
-        channel: the channel to ring.
-        tokens: which.
-        renew: give accounts whose token expired a new one, where they may have it.
+        channel: the workers' channel.
+        tokens: the tokens.
+        renew: for an expired token, give its account a new one, if its status fits the action.
         reason: for the ledger; may be empty.
 
     Raises:
-        DatabaseError: there is not this schema, or it may not be asked.
+        DatabaseError: the schema or a privilege is missing.
         DatabaseUnavailable: the connection was lost.
     """
     asked = [channel, [token for token in tokens if _fits(token)], renew, reason, operator()]
@@ -242,7 +248,7 @@ def retry(
 
 
 def drop(connection: psycopg.Connection, tokens: Sequence[int], *, reason: str) -> list[Decided]:
-    """Let dead letters be none any more, without mailing them; one transaction.
+    """Drop dead letters without mailing them, in one transaction.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``dead_letters`` does.
@@ -252,10 +258,10 @@ def drop(connection: psycopg.Connection, tokens: Sequence[int], *, reason: str) 
 
 
 def operator() -> str:
-    """Who decides, for the ledger: the machine and the user, written as workers are."""
+    """The machine and the user, for the ledger, in the form of a worker's name."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # a container's user may have no name
         user = "?"
     return f"{socket.gethostname()}:{user}"
 
@@ -276,5 +282,5 @@ def _story(connection: psycopg.Connection, token: int) -> Story:
 
 
 def _fits(token: int) -> bool:
-    """Whether it may be a token's id at all."""
+    """Whether a number fits into a token's id."""
     return -(2**63) <= token < 2**63

@@ -1,4 +1,4 @@
-"""Deletes the ledger's old rows and old tokens, in small transactions."""
+"""Deletes old rows of the ledger and old tokens, in small transactions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ PRUNE_TOKENS: Final = "SELECT last_seen, deleted FROM mailroom.prune_tokens(%s, 
 def prune(
     connection: psycopg.Connection, older_than: timedelta, batch: int, tell: Callable[[str, int], None]
 ) -> tuple[int, int]:
-    """Delete the ledger's old rows, and old tokens that are in no lease; gives back how many of each.
+    """Delete old rows of the ledger, and old tokens that no lease holds; returns the number of each.
 
     Args:
         connection: in autocommit mode, so that each batch is a transaction.
-        older_than: since so long written, or expired or consumed.
-        batch: look at so many at a time.
-        tell: is told after each batch what, and how many so far.
+        older_than: the age of a row, or of a token's expiry or consumption.
+        batch: the number of rows to look at in one transaction.
+        tell: called after each batch with the name of the rows and the number deleted so far.
 
     Raises:
-        DatabaseError: there is not this schema, or a foreign key holds a token.
+        DatabaseError: the schema or a privilege is missing, or a foreign key refers to a token.
         DatabaseUnavailable: the connection was lost.
     """
     deliveries = tokens = 0

@@ -1,8 +1,8 @@
-"""What the people on call ask: how the queue is, what became of a mail.
+"""Reports the state of the queue, and what happened to a mail.
 
-``overview`` counts what waits, what was sent and what died, and tells which workers are alive.
-``stories`` tells the last tokens of a person from the row to the provider's message id, or to the
-reason why there was no mail, out of the token, its account, the cursor, its lease and the ledger.
+``overview`` counts the tokens that wait, were sent, or are dead letters, and lists the workers.
+``stories`` explains the last tokens of a person: from the token's row to the provider's message id, or to the
+reason why there was no mail. It reads the token, its account, the cursor, the lease and the ledger.
 
 Promises: no secret and no code is read.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
 import psycopg
 
@@ -19,10 +19,10 @@ from mailroom.database.sync import one, rows
 from mailroom.errors import MailroomError
 from mailroom.operations.story import (
     NOBODY_IS_ALIVE,
-    Delivery,
-    Mail,
+    MailState,
     Pause,
     Story,
+    TokenDelivery,
     counted,
     mask,
     masked,
@@ -33,7 +33,7 @@ from mailroom.operations.story import (
 )
 
 MAX_TOKENS: Final = 5
-# Dead letters are counted among so many rejections, which costs milliseconds however many there are.
+# Dead letters are counted among this many rejections at most, which takes milliseconds.
 MAX_COUNTED: Final = 10_000
 
 OVERVIEW: Final = (
@@ -58,18 +58,15 @@ DELIVERIES_OF: Final = (
 )
 
 
-Row = TypeVar("Row")
-
-
 class UnknownPerson(MailroomError):
-    """Nobody and nothing is known by this name."""
+    """No account and no token matches the name."""
 
     exit_code = 65
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """A `mailroom run` that was seen in the last hour; one that is not alive left without a word."""
+class WorkerStatus:
+    """A `mailroom run` that reported in the last hour; ``alive`` unless it stopped reporting."""
 
     worker: str
     version: str
@@ -84,7 +81,7 @@ class Worker:
     trouble_since: datetime | None
 
     def text(self) -> str:
-        """For people, on one line."""
+        """The status on one line."""
         life = f"up {span(self.up_s)}"
         if not self.alive:
             life = f"stopped answering {span(self.silent_s)} ago, at {utc(self.seen_at)}"
@@ -97,9 +94,11 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """How a queue is; counts are of tokens, and of the ledger's rows in the last minute and hour.
+    """The state of the queue: numbers of tokens, and of the ledger's rows in the last minute and hour.
 
-    ``dead`` counts dead letters; ``dead_more`` says that there are older rejections than were looked at.
+    Attributes:
+        dead: the number of dead letters.
+        dead_more: whether there are older rejections, which were not counted.
     """
 
     waiting: int
@@ -118,10 +117,10 @@ class Overview:
     dead: int = 0
     dead_more: bool = False
     workers_alive: int = 0
-    workers: tuple[Worker, ...] = ()
+    workers: tuple[WorkerStatus, ...] = ()
 
     def text(self) -> str:
-        """For people."""
+        """The state as lines of text."""
         lines = [
             f"waiting    {self.waiting}",
             f"in flight  {self.in_flight}",
@@ -135,7 +134,7 @@ class Overview:
         ]
         if self.rate is not None:
             rate = f"{self.rate:.0f}" if self.rate >= 1000 else f"{self.rate:.4g}"
-            lines.append(f"rate       {rate}/s, shared by all workers, when one last asked")
+            lines.append(f"rate       {rate}/s, shared by all workers, as of the last send")
         lines.append(f"workers    {self.workers_alive} alive")
         lines += [f"           {worker.text()}" for worker in self.workers]
         if not self.workers_alive and (left := self.waiting + self.in_flight + self.retrying):
@@ -146,10 +145,10 @@ class Overview:
 
 
 def overview(connection: psycopg.Connection) -> Overview:
-    """How the queue is.
+    """The state of the queue.
 
     Raises:
-        DatabaseError: there is not this schema, or it may not be asked.
+        DatabaseError: the schema or a privilege is missing.
         DatabaseUnavailable: the connection was lost.
     """
     (found,) = rows(connection, Overview, OVERVIEW)
@@ -159,15 +158,15 @@ def overview(connection: psycopg.Connection) -> Overview:
     return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=working)
 
 
-def workers(connection: psycopg.Connection) -> tuple[Worker, ...]:
-    """The workers that were seen in the last hour.
+def workers(connection: psycopg.Connection) -> tuple[WorkerStatus, ...]:
+    """The workers that reported in the last hour.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``overview`` does.
     """
     return tuple(
         replace(worker, worker=plain(worker.worker), trouble=plain(mask(worker.trouble)))
-        for worker in rows(connection, Worker, WORKERS)
+        for worker in rows(connection, WorkerStatus, WORKERS)
     )
 
 
@@ -182,32 +181,31 @@ def paused(connection: psycopg.Connection) -> Pause:
 
 
 def stories(connection: psycopg.Connection, who: str) -> list[Story]:
-    """What became of the last mails of a person, or of one token, oldest first.
+    """What happened to the last mails of a person, or to one token, oldest first.
 
     Args:
         connection: in autocommit mode.
-        who: an address in any case, a login, or a token's id.
+        who: an address in upper or lower case, a login, or a token's id.
 
     Raises:
-        UnknownPerson: there is none, or no mail was ever asked for.
-        DatabaseError: there is not this schema, or it may not be asked.
+        UnknownPerson: no account matches, or it has no token.
+        DatabaseError: the schema or a privilege is missing.
         DatabaseUnavailable: the connection was lost.
     """
     pause = paused(connection)
     alive = [worker for worker in workers(connection) if worker.alive]
-    # The ledger is read last: what is in no lease any more is in it by then.
-    mails = rows(connection, Mail, TOKENS_OF, [who, MAX_TOKENS])[::-1]
+    # The ledger is read last: a token that has left its lease is in it by then.
+    mails = rows(connection, MailState, TOKENS_OF, [who, MAX_TOKENS])[::-1]
     if not mails:
         raise UnknownPerson(
-            f"no account has the address or login {who!r}, and no token this id",
-            hint="mind the login's case; what was deleted is known by its token's id alone",
+            f"no account or token matches {who!r}",
+            hint="logins are case-sensitive; search for a deleted account by token id",
         )
     if mails[0].token is None:
         raise UnknownPerson(
-            f"the account of {who!r} is {mails[0].status} and has no token: no mail was asked for, or it was"
-            " pruned",
-            hint="an activation token is made for an account that is inserted as provisioned",
+            f"the account of {who!r} is {mails[0].status} and has no token: none was made, or it was pruned",
+            hint="an account gets an activation token when it is inserted as provisioned",
         )
-    written = rows(connection, Delivery, DELIVERIES_OF, [[mail.token for mail in mails]])
+    written = rows(connection, TokenDelivery, DELIVERIES_OF, [[mail.token for mail in mails]])
     troubles = list(dict.fromkeys(worker.trouble for worker in alive if worker.trouble))
     return [tell_story(masked(mail, written), pause, alive=len(alive), troubles=troubles) for mail in mails]

@@ -1,7 +1,7 @@
-"""The story of one mail in plain words, out of what the database knows of it.
+"""Explains what happened to one mail, from what the database knows about it.
 
-Promises: addresses are masked, in a provider's words too. What the database cannot know (a pipe's
-sender keeps its own record) is said to be unknown, never guessed.
+Promises: addresses are masked, in the provider's text too. Nothing is guessed: where the database cannot
+know, as with a sender in a pipe, the story says so.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
-# The result of a row of the ledger that a person wrote.
+# The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
-NOBODY_IS_ALIVE: Final = "no `mailroom run` is alive (a collector in a pipe is not seen here)"
-PIPE: Final = "to a pipe (mailroom collector), whose sender's log and rejected.csv know more"
+NOBODY_IS_ALIVE: Final = "no `mailroom run` is alive (a collector in a pipe does not show here)"
+PIPE: Final = "to a pipe (`mailroom collector`); see its sender's log and rejected.csv"
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Since when a queue is paused, and why; neither when it is not."""
+    """Since when the queue is paused, and why; None twice if it is not paused."""
 
     paused_at: datetime | None
     pause_reason: str | None
 
     def text(self) -> str:
-        """For people; empty when it is not paused."""
+        """The pause in words; empty if the queue is not paused."""
         if self.paused_at is None:
             return ""
-        why = plain(mask(self.pause_reason or "nobody said why"))
-        return f"paused since {utc(self.paused_at)} because: {why}"
+        why = plain(mask(self.pause_reason or "no reason was given"))
+        return f"paused since {utc(self.paused_at)}: {why}"
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """A row of the ledger."""
+class TokenDelivery:
+    """A row of the ledger, of one token."""
 
     token: int
     attempt: int
@@ -50,28 +50,28 @@ class Delivery:
 
     @property
     def by(self) -> str:
-        """Who answered."""
+        """The name of the provider that answered."""
         return PROVIDERS.get(self.provider, plain(self.provider) or "the transport")
 
     @property
     def why(self) -> str:
-        """What was said, else the class of the answer."""
+        """The provider's text, or the result if there is none."""
         return self.detail or self.result or "no reason was given"
 
     @property
     def by_hand(self) -> bool:
-        """Whether a person wrote it, with `mailroom dead`."""
+        """Whether somebody wrote it with `mailroom dead`."""
         return self.result == BY_HAND
 
     @property
     def is_attempt(self) -> bool:
-        """Whether it says what became of an attempt."""
+        """Whether it is the result of an attempt to send."""
         return self.outcome in {"sent", "rejected", "retried", "unknown"} and not self.by_hand
 
 
 @dataclass(frozen=True, slots=True)
-class Mail:
-    """A token, as far as its mail is concerned; without an action it is gone."""
+class MailState:
+    """What the database knows about a token's mail; ``action`` is None if the token was deleted."""
 
     token: int | None
     action: str | None
@@ -89,7 +89,7 @@ class Mail:
     lease_generation: int | None
     lease_due_at: datetime | None
     lease_is_due: bool | None
-    deliveries: tuple[Delivery, ...] = ()
+    deliveries: tuple[TokenDelivery, ...] = ()
 
     @property
     def changed_since(self) -> bool:
@@ -98,42 +98,42 @@ class Mail:
 
     @property
     def attempts(self) -> int:
-        """How many attempts the ledger has. A lease's generation counts those claims too that made none."""
+        """The number of attempts in the ledger. A lease's generation counts claims without one too."""
         return sum(one.is_attempt for one in self.deliveries)
 
     @property
     def held_back(self) -> bool:
-        """Whether whoever had the lease last made no attempt, or none yet."""
+        """Whether the last holder of the lease made no attempt, or none yet."""
         by_hand = [place for place, one in enumerate(self.deliveries) if one.by_hand]
-        since = self.deliveries[by_hand[-1] if by_hand else 0 :]  # from where its generations count anew
+        since = self.deliveries[by_hand[-1] if by_hand else 0 :]  # its generations restart there
         return all(one.attempt != self.lease_generation for one in since)
 
     @property
     def attempt_in_hand(self) -> int:
-        """The number of a worker's attempt; the ledger, read after the lease, may have it already."""
+        """The number of the current attempt. The ledger is read after the lease and may have it."""
         return self.attempts + self.held_back
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What became of a mail: a verdict, its reason in plain words, and what happened when."""
+    """What happened to a mail: a verdict, its reason, and the events with their times."""
 
     verdict: str
     conclusion: str
     events: tuple[tuple[datetime, str], ...]
-    mail: Mail
+    mail: MailState
 
     def text(self) -> str:
-        """For people: the conclusion, the token, and a line for each event."""
+        """The verdict, the token, and a line for each event."""
         mail = self.mail
         about = f"token {mail.token}"
         if mail.action:
             about += f": {mail.action} for {mail.login} <{mail.email}>, whose account is {mail.status}"
-        told = [f"  {utc(at)}  {text}" for at, text in self.events]
-        return "\n".join([f"{self.verdict}: {self.conclusion}", f"  {about}", *told])
+        lines = [f"  {utc(at)}  {text}" for at, text in self.events]
+        return "\n".join([f"{self.verdict}: {self.conclusion}", f"  {about}", *lines])
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs; times are datetimes."""
+        """The story for JSON; times are datetimes."""
         return {"verdict": self.verdict, "conclusion": self.conclusion} | asdict(self.mail)
 
 
@@ -143,7 +143,7 @@ def utc(at: datetime) -> str:
 
 
 def span(seconds: float) -> str:
-    """How long, in the largest unit that has two of it."""
+    """A duration in the largest unit of which it has at least two."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -151,25 +151,25 @@ def span(seconds: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things."""
+    """A number with its noun, in the singular or plural."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def plain(text: str) -> str:
-    """A text on one line, without what a terminal would obey."""
+    """A text on one line, without control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
 
 
 def mask(text: str, address: str = "") -> str:
-    """A text in which of every address the first letter and the domain are left."""
+    """A text in which every address is cut to its first letter and its domain."""
     if address:
         local, _, domain = address.partition("@")
         text = re.sub(re.escape(address), lambda _: f"{local[:1]}…@{domain}", text, flags=re.IGNORECASE)
     return re.sub(r"""([^\s@<>"'(),:;])[^\s@<>"'(),:;]*@(?=[^\s@])""", r"\1…@", text)
 
 
-def masked(mail: Mail, written: Sequence[Delivery]) -> Mail:
-    """A mail with its rows of the ledger, without addresses and what a terminal would obey."""
+def masked(mail: MailState, written: Sequence[TokenDelivery]) -> MailState:
+    """A mail with its rows of the ledger, addresses masked, without control characters."""
     address = mail.email or ""
     return replace(
         mail,
@@ -183,14 +183,14 @@ def masked(mail: Mail, written: Sequence[Delivery]) -> Mail:
     )
 
 
-def tell_story(mail: Mail, pause: Pause, *, alive: int, troubles: Sequence[str]) -> Story:
+def tell_story(mail: MailState, pause: Pause, *, alive: int, troubles: Sequence[str]) -> Story:
     """The story of a mail.
 
     Args:
-        mail: with its rows of the ledger.
-        pause: the queue's.
-        alive: how many workers are.
-        troubles: what keeps them from sending.
+        mail: the mail, with its rows of the ledger.
+        pause: the queue's pause.
+        alive: the number of workers that are alive.
+        troubles: why workers cannot send.
     """
     stopped = f"the queue is {pause.text()}" if pause.paused_at else ""
     if not stopped and not alive:
@@ -198,7 +198,7 @@ def tell_story(mail: Mail, pause: Pause, *, alive: int, troubles: Sequence[str])
     return Story(*_concluded(mail, stopped, troubles), tuple(sorted(_events(mail))), mail)
 
 
-def _events(mail: Mail) -> list[tuple[datetime, str]]:
+def _events(mail: MailState) -> list[tuple[datetime, str]]:
     events = []
     if mail.created_at:
         life = f"it expires at {utc(mail.expires_at)}" if mail.expires_at else "it never expires"
@@ -228,41 +228,45 @@ def _events(mail: Mail) -> list[tuple[datetime, str]]:
     return events
 
 
-def _concluded(mail: Mail, stopped: str, troubles: Sequence[str]) -> tuple[str, str]:
-    """The verdict and its reason; ``stopped`` says why no mail goes out at all, if none does."""
+def _concluded(mail: MailState, stopped: str, troubles: Sequence[str]) -> tuple[str, str]:
+    """The verdict and its reason; ``stopped`` is the reason why no mail at all is sent, if there is one."""
     for one in reversed(mail.deliveries):
         if one.outcome == "sent":
             return "sent", f"{one.by} accepted it at {utc(one.at)} as {one.message_id or '(no id)'}"
     last = mail.deliveries[-1] if mail.deliveries else None
     if last and last.outcome == "rejected":
         tried = "" if last.result == "rejected" else f" after attempt {mail.attempts}, the last one"
-        return "rejected", f"given up at {utc(last.at)}{tried}: {last.by} said: {last.why}"
+        return "rejected", f"at {utc(last.at)}{tried}: {last.by} answered: {last.why}"
     if last and last.by_hand and last.outcome == "skipped":
         rejections = [one for one in mail.deliveries if one.outcome == "rejected"]
-        said = f", after {rejections[-1].by} said: {rejections[-1].why}" if rejections else ""
+        said = f", after {rejections[-1].by} answered: {rejections[-1].why}" if rejections else ""
         verdict = "renewed" if last.detail.startswith("renewed") else "dropped"
         return verdict, f"{last.detail}, at {utc(last.at)}{said}"
     if last and last.outcome in {"expired", "skipped"}:
         return _hindered(mail, last.detail, last)
     if mail.lease_due_at:
         if mail.lease_worker and not mail.lease_is_due:
-            return "in flight", f"{plain(mail.lease_worker)} has it in hand, attempt {mail.attempt_in_hand}"
+            return "in flight", f"{plain(mail.lease_worker)} has claimed it, attempt {mail.attempt_in_hand}"
         if mail.why_not_mailable:
             return _hindered(mail, mail.why_not_mailable)
         if mail.lease_worker:
-            ended = (
-                f"the lease of {plain(mail.lease_worker)} ended at {utc(mail.lease_due_at)} with no outcome"
+            ended = f"the lease of {plain(mail.lease_worker)} expired at {utc(mail.lease_due_at)}"
+            return (
+                "waiting",
+                f"{ended} without an outcome; {stopped or 'the next worker that claims takes it over'}",
             )
-            return "waiting", f"{ended}; {stopped or 'the next worker to claim takes it over'}"
-        told = [_failed(mail, last)] if last else []
+        reasons = [_failed(mail, last)] if last else []
         if mail.held_back:
-            told.append(_held_back(troubles))
-        told.append(stopped or f"next try at {utc(mail.lease_due_at)}")
-        return "retrying", "; ".join(told)
+            reasons.append(_held_back(troubles))
+        reasons.append(stopped or f"next attempt at {utc(mail.lease_due_at)}")
+        return "retrying", "; ".join(reasons)
     if mail.waits:
         if mail.why_not_mailable:
             return _hindered(mail, mail.why_not_mailable)
-        return "waiting", stopped or "it is to be handed out; see `mailroom status` whether others are"
+        return (
+            "waiting",
+            stopped or "no worker has claimed it yet; `mailroom status` shows whether others are sent",
+        )
     if last and not last.by_hand:
         return (
             "unsettled",
@@ -271,35 +275,35 @@ def _concluded(mail: Mail, stopped: str, troubles: Sequence[str]) -> tuple[str, 
     return _passed(mail)
 
 
-def _failed(mail: Mail, last: Delivery) -> str:
-    """What the ledger's last row says of a mail that is to be tried again."""
+def _failed(mail: MailState, last: TokenDelivery) -> str:
+    """The ledger's last row, in words, for a mail that will be retried."""
     if last.by_hand:
-        return f"it was rejected, and is tried again {last.detail}, since {utc(last.at)}"
+        return f"it was rejected, and retried {last.detail}, at {utc(last.at)}"
     if last.outcome == "unknown":
         return f"the answer to attempt {mail.attempts} was lost ({last.why}), so it may arrive twice"
     return f"attempt {mail.attempts} failed: {last.why}"
 
 
 def _held_back(troubles: Sequence[str]) -> str:
-    """A worker had it in hand and made no attempt. Which trouble it was, if any, is not known."""
-    told = f"in trouble: {'; '.join(troubles)}" if troubles else "see `mailroom status`"
-    return f"it was held back when its turn came ({told})"
+    """Why a worker claimed it and made no attempt. The ledger does not say, so all troubles are listed."""
+    why = f"in trouble: {'; '.join(troubles)}" if troubles else "see `mailroom status`"
+    return f"a worker claimed it and made no attempt ({why})"
 
 
-def _passed(mail: Mail) -> tuple[str, str]:
-    """Behind the cursor, in no lease, not in the ledger: a pipe had it, or it was passed over."""
+def _passed(mail: MailState) -> tuple[str, str]:
+    """Behind the cursor, in no lease and not in the ledger: handed to a pipe, or passed over."""
     since = utc(mail.status_changed_at) if mail.changed_since and mail.status_changed_at else ""
     if mail.why_not_mailable in {"suspended", "ineligible"} and not since:
         return _hindered(mail, mail.why_not_mailable)
     if mail.consumed_at:
         return "handed out", f"{PIPE}; it was consumed at {utc(mail.consumed_at)}"
     if since:
-        over = f"passed over, depending on when: the account is {mail.status} since {since}"
+        over = f"it was passed over: the account has been {mail.status} since {since}"
         return "handed out", f"{PIPE}; or {over}"
     return "handed out", PIPE
 
 
-def _hindered(mail: Mail, why: str, row: Delivery | None = None) -> tuple[str, str]:
+def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tuple[str, str]:
     attempts = [one for one in mail.deliveries if one.is_attempt]
     tried = max((number for number, one in enumerate(attempts, 1) if one.outcome != "rejected"), default=0)
     waited = f", after attempt {tried} failed" if tried else " while it waited"
@@ -313,17 +317,15 @@ def _hindered(mail: Mail, why: str, row: Delivery | None = None) -> tuple[str, s
             return "not sent", f"the token was consumed{when}{waited}"
         case "superseded":
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
-            return (
-                "not sent",
-                f"another {mail.action or 'token of its action'} was consumed, which ended it{when}",
-            )
+            other = f"{mail.action} token" if mail.action else "token of its action"
+            return "not sent", f"another {other} was consumed, which ended this one{when}"
         case "suspended" if mail.status == "suspended":
             return "not sent", "the account is suspended"
         case "suspended":
             return "not sent", f"the account was suspended{turn}"
         case "ineligible" if mail.action and mail.status != mail.needed_status:
             verdict = "not sent" if tried else "not handed out"
-            return verdict, f"the account is {mail.status}, and {mail.action} needs {mail.needed_status}"
+            return verdict, f"the account is {mail.status}, and {mail.action} requires {mail.needed_status}"
         case "deleted":
             return "not sent", "the token is gone: its account was deleted, or it was pruned"
         case _:

@@ -1,1 +1,1 @@
-"""What every page needs: the guard, the templates, static files, the server."""
+"""What all pages share: the guard, templates, static files, the server."""

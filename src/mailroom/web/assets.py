@@ -1,4 +1,8 @@
-"""Style sheets, scripts and icons: a fixed set of files, read once, each with a strong ETag."""
+"""Serves style sheets, scripts and icons: a fixed set of files, read once.
+
+Each has an ETag made from its content. Starlette's StaticFiles makes it from time and size, and the files of
+a reproducible wheel all have the same time: after an upgrade a browser could keep an old file.
+"""
 
 from __future__ import annotations
 

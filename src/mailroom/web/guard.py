@@ -1,10 +1,13 @@
-"""What stands before every page: whom we answer, who may change things, and the headers of each answer.
+"""Guards every page: refuses requests that another site's page makes, and sets the headers of each answer.
 
-Pages on loopback are within reach of every site that the same browser has open. So a request has to
-name us as its host (else a site could make its own name mean 127.0.0.1, and read), and whatever
-changes something has to come from our own pages or from no browser at all. Other sites' pages may lead
-to ours, and no more: what they cannot read they could still time. Clients that are no browsers send
-neither ``Origin`` nor ``Sec-Fetch-Site`` and notice nothing.
+A page on loopback can be reached by every site that is open in the same browser. Hence:
+
+- A request's ``Host`` must be one of our names. Otherwise a site could point its own name at 127.0.0.1 and
+  read our answers.
+- A request that changes something must come from our own pages, or from a client that is not a browser.
+  Such clients send neither ``Origin`` nor ``Sec-Fetch-Site``.
+- Another site's page may link to ours. All its other requests are refused: it cannot read the answers, but
+  it could time them.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What is no page: nobody is led there from another site.
+# These are not pages: no link from another site leads here.
 FOR_PROGRAMS: Final = ("/api/", "/events", "/live")
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 POLICY: Final = (
@@ -35,13 +38,13 @@ HEADERS: Final = {
 
 
 class Guard:
-    """An application with a guard before it. It is ASGI, and leaves everything but HTTP alone.
+    """An application behind the guard, as an ASGI application. What is not HTTP passes unchanged.
 
     Args:
-        app: the application. Headers that it sets itself stay as they are.
-        address: the one that it is bound to. On loopback, requests may name loopback and ``names``
-            only; elsewhere any host, for nobody knows all our names there.
-        names: other names of ours.
+        app: the application. Headers that it sets itself are kept.
+        address: the address that it is bound to. On loopback, a request's host must be loopback or one of
+            ``names``. Elsewhere it may be any, since the names of other interfaces are not known.
+        names: more names of this server.
     """
 
     def __init__(self, app: ASGIApp, address: str, names: Iterable[str] = ()) -> None:
@@ -60,7 +63,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                # A page that is sandboxed would not be shown at all with it.
+                # A browser does not show a sandboxed page that has it.
                 if "sandbox" not in headers["Content-Security-Policy"]:
                     headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
             await send(message)
@@ -70,27 +73,30 @@ class Guard:
         await app(scope, receive, send_with_headers)
 
     def _fault(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
-        """Why a request is refused: a status and a sentence."""
+        """The status and the text of a refusal; None if the request is allowed."""
         host = headers.get("host", "")
         if host and not (self._any_host or _name(host) in self._names or _is_loopback(_name(host))):
-            return 421, "This listens on loopback only, and answers to localhost and 127.0.0.1 alone.\n"
+            return (
+                421,
+                "This server listens on loopback and answers to the hosts localhost and 127.0.0.1 only.\n",
+            )
         site, origin = headers.get("sec-fetch-site", ""), headers.get("origin", "")
         if method in SAFE_METHODS:
             led_here = headers.get("sec-fetch-dest") == "document" and not path.startswith(FOR_PROGRAMS)
             if site in ("cross-site", "same-site") and not led_here:
-                return 403, "Another site's page may lead here, and no more.\n"
+                return 403, "A page of another site may link here, but not request anything else.\n"
             return None
         if site not in ("", "same-origin", "none") or (
             not site
             and origin
             and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")
         ):
-            return 403, "Another site's page may change nothing here.\n"
+            return 403, "A page of another site may not change anything here.\n"
         return None
 
 
 def _name(host: str) -> str:
-    """A ``Host`` without its port."""
+    """The ``Host`` header without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].rstrip(".").lower()

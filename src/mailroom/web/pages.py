@@ -1,4 +1,4 @@
-"""Pages out of Jinja2: whatever is put into one is escaped, and a name that is missing is an error."""
+"""Renders pages with Jinja2. Every value is escaped, and a missing one is an error."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from starlette.responses import HTMLResponse
 
 
 class Pages:
-    """Renders the templates in a package's folder ``pages``, beside those that all pages share.
+    """Renders the templates in a package's folder ``html``, and those that all pages share.
 
     Args:
-        package: its name.
+        package: the package's name.
     """
 
     def __init__(self, package: str) -> None:
@@ -26,6 +26,6 @@ class Pages:
         )
 
     def answer(self, name: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:
-        """A page as an answer. Half a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
+        """A page as an answer. A lone surrogate, which UTF-8 cannot encode, becomes a question mark."""
         text = self._environment.get_template(name).render(values)
         return HTMLResponse(text.encode("utf-8", "replace"), status)

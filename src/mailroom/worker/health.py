@@ -11,19 +11,17 @@ most two seconds when the database does not answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
-from mailroom.web.listening import authority, listen
+from mailroom.web.listening import authority, extra_installed, listen
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-EXTRAS: Final = ("starlette", "uvicorn", "h11")
 ENDS_IN_S: Final = 2
 
 log = EventLogger("health")
@@ -71,44 +69,12 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition, 
     Raises:
         HealthError: the extra is not installed.
     """
-    try:
-        import uvicorn
+    with extra_installed("http", HealthError, "MAILROOM_HTTP is set, and "):
+        from mailroom.web.server import Server
 
-        app = _app(check, exposition, content_type)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        raise HealthError(
-            f"MAILROOM_HTTP is set, and the package {package} is not installed",
-            hint="install the extra: pip install 'mailroom-postgresql[http]', or '.[http]' in a clone",
-        ) from None
-
-    class Server(uvicorn.Server):
-        """A server that leaves signals to the program."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    server = Server(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=ENDS_IN_S,
-        )
-    )
+        server = Server(_app(check, exposition, content_type), ends_in_s=ENDS_IN_S)
     log.info("serving", address=authority(listening))
-    with listening:
-        try:
-            await server.serve([listening])
-        except asyncio.CancelledError:
-            await server.shutdown()
-            raise
+    await server.serve_on(listening)
 
 
 def _app(check: Check, exposition: Exposition, content_type: str) -> Starlette:

@@ -1,13 +1,13 @@
 "use strict";
-// The picture is renewed every second while somebody sees it. Everything that is shown was made, and
-// escaped, by the server; without this script the page is the same, and loads itself anew.
+// Updates the overview every second while the page is visible. The server renders and escapes everything.
+// Without this script the page is the same, and reloads itself.
 
 (() => {
   const PAUSE_MS = 1000;
   const PATIENCE_MS = 6000;
   const live = document.getElementById("live");
   const main = document.getElementById("main");
-  const told = document.getElementById("told");
+  const announcement = document.getElementById("announcement");
   const seen = new Map();
   let said = document.getElementById("state")?.dataset.state;
   let pressed = false;
@@ -35,18 +35,18 @@
     }
     const state = document.getElementById("state").dataset;
     main.classList.toggle("stale", state.away !== "");
-    say(state.away ? "lost" : "live", state.away ? "Database away" : "Live");
-    if (state.state !== said) told.textContent = said = state.state;
+    say(state.away ? "lost" : "live", state.away ? "No database" : "Live");
+    if (state.state !== said) announcement.textContent = said = state.state;
   }
 
-  // Nothing goes from under a finger, a key, or a reason that is being written.
+  // A part that is being pressed, focused or typed into is not replaced.
   function held(part) {
     if (pressed && part.matches("#deliveries, #brake, #nav")) return true;
     if (part.querySelector("details[open]")) return true;
     return part.contains(document.activeElement) && document.activeElement.matches(":focus-visible");
   }
 
-  // A row that stays is left alone.
+  // Keeps rows that are in both lists.
   function merge(mine, theirs) {
     const known = new Map([...mine.children].map((row) => [row.dataset.id, row]));
     const rows = [...theirs.children].map((row) => {

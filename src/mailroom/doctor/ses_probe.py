@@ -1,4 +1,4 @@
-"""An account of SES's as the checks see it: calls that only read, one attempt each."""
+"""The SES account as the checks see it: a client, and calls that only read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CONNECT_LIMIT_S: Final = 3.0
 ANSWER_LIMIT_MS: Final = 4000
 
 
-class Account:
-    """An account of SES's as the checks see it.
+class SesProbe:
+    """What the checks of SES share.
 
     Attributes:
-        unreadable: whether AWS's settings say something about credentials that makes no sense.
-        quota: what GetSendQuota told; None when it did not.
-        answered: our time before and after an answer, and its Date, as far as it had one.
+        unreadable: whether the AWS settings have invalid credentials.
+        quota: the answer to GetSendQuota; None if there was none.
+        answered: our time before and after an answer, and the answer's Date.
     """
 
     def __init__(self, settings: SenderSettings) -> None:
@@ -46,10 +46,10 @@ class Account:
 
     @property
     def client(self) -> Client:
-        """A client; nothing is asked of SES to make it.
+        """A client; creating it makes no call.
 
         Raises:
-            TransportError: botocore's settings are incomplete.
+            TransportError: the AWS settings are incomplete.
         """
         if self._client is None:
             self._client = open_client(
@@ -61,11 +61,11 @@ class Account:
         return self._client
 
     def ask(self, permission: str, call: Callable[[], Answer]) -> Answer:
-        """What SES answers, at the second try if the first one was throttled.
+        """The answer of SES; a throttled call is made twice.
 
         Raises:
             NotKnown: the permission is missing.
-            TransportError: there is no answer, or another refusal.
+            TransportError: there was no answer, or another refusal.
         """
         try:
             return asked(call)
@@ -73,14 +73,14 @@ class Account:
             if code_of(error) in DENIED:
                 raise NotKnown(
                     f"not known: {permission} is not permitted",
-                    f"permit {permission} to the role, or look in the console of SES",
+                    f"permit {permission} to the role, or look in the SES console",
                 ) from error
             raise self.explained(error) from error
 
     def explained(self, error: Exception) -> TransportError:
-        """An exception of botocore's as one of ours, without credentials."""
-        told = explain(error)
-        return TransportError(self._clean(str(told)), hint=told.hint)
+        """An exception of botocore as a Mailroom error, without credentials."""
+        raw = explain(error)
+        return TransportError(self._clean(str(raw)), hint=raw.hint)
 
     def _clean(self, text: str) -> str:
         try:

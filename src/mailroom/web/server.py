@@ -1,0 +1,87 @@
+"""Serves an application with uvicorn, on a socket that listens already.
+
+Signals and logging stay the program's. A server waits for its end without polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+PATIENCE_S: Final = 30.0
+
+
+class Server(uvicorn.Server):
+    """Serves until it is stopped, or its task is cancelled.
+
+    Args:
+        app: the application.
+        ends_in_s: how many seconds the requests under way have at the end.
+        options: more of uvicorn's options.
+    """
+
+    def __init__(self, app: ASGIApp, *, ends_in_s: int, **options: Any) -> None:
+        defaults: dict[str, Any] = {
+            "loop": "asyncio",
+            "http": "h11",
+            "ws": "none",
+            "lifespan": "off",
+            "interface": "asgi3",
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+            "date_header": False,
+            "timeout_graceful_shutdown": ends_in_s,
+        }
+        super().__init__(uvicorn.Config(app, **(defaults | options)))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._is_up = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the program."""
+        yield
+
+    async def main_loop(self) -> None:
+        """Wait for the end, where uvicorn looks for it ten times a second."""
+        self._loop = asyncio.get_running_loop()
+        self._is_up.set()
+        await self._stop.wait()
+
+    async def serve_on(self, listening: socket.socket) -> None:
+        """Serve in this task until it is cancelled; close the socket."""
+        with listening:
+            try:
+                await self.serve([listening])
+            except asyncio.CancelledError:
+                await self.shutdown()
+                raise
+
+    def start(self, listening: socket.socket, name: str) -> None:
+        """Serve in a thread of this name; returns once it serves, or failed to."""
+        self._thread = threading.Thread(target=self._run, args=[listening], name=name, daemon=True)
+        self._thread.start()
+        self._is_up.wait(PATIENCE_S)
+
+    def stop(self) -> None:
+        """End the thread; returns once it has ended."""
+        if self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread:
+            self._thread.join(PATIENCE_S)
+
+    def _run(self, listening: socket.socket) -> None:
+        try:
+            with listening:
+                self.run([listening])
+        finally:
+            self._is_up.set()
