@@ -24,6 +24,7 @@ SPEAKERS: Final = {
     "queue/client.py",
     "queue/leader.py",
     "queue/pulse.py",
+    "queue/schema.py",
 }
 KEYWORD: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|LOCK|TRUNCATE|ALTER|CALL)\b")
 CREATED: Final = re.compile(

@@ -15,17 +15,8 @@ from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warnin
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
 from mailroom.operations.story import counted, utc
-from mailroom.queue.client import (
-    BACKLOG,
-    CALLED,
-    RING,
-    RING_FUNCTION,
-    TRIGGERS,
-    UNUSABLE,
-    VERSION,
-    Backlog,
-    schema_fault,
-)
+from mailroom.queue.client import BACKLOG, RING, Backlog
+from mailroom.queue.schema import CALLED, RING_FUNCTION, TRIGGERS, UNUSABLE, VERSION, schema_fault
 
 Answer = TypeVar("Answer")
 

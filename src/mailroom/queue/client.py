@@ -27,6 +27,7 @@ from mailroom.database.session import AnswerLost, Postponed, Session
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.queue.lease import LEASE_MS, Lease, read_leases
+from mailroom.queue.schema import check_schema
 
 # A lease with less than this share of its time left is renewed before a claim.
 LATE_SHARE: Final = 1 / 3
@@ -52,38 +53,7 @@ NEXT_DUE: Final = "SELECT mailroom.next_due()"
 HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
 LEAVE: Final = "SELECT mailroom.leave(%s)"
 BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog()"
-# What this version calls, in the schema of the last migration that it knows.
-SCHEMA_VERSION: Final = 4
-CALLED: Final = (
-    "claim",
-    "settle",
-    "record",
-    "renew",
-    "release",
-    "next_due",
-    "reserve",
-    "throttle",
-    "heartbeat",
-    "leave",
-    "backlog",
-    "pulse",
-    "sleep_lock",
-    "bell_lock",
-    "schema_version",
-)
-VERSION: Final = "SELECT mailroom.schema_version()"
-UNUSABLE: Final = """
-SELECT f.name, p.oid IS NOT NULL FROM unnest(%s::text[]) WITH ORDINALITY AS f (name, n)
-LEFT JOIN pg_proc p ON p.proname = f.name AND p.pronamespace = to_regnamespace('mailroom')
-WHERE p.oid IS NULL OR NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY f.n
-"""
-# Enabled means that it fires on a primary: O and A, not R.
-TRIGGERS: Final = """
-SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A'),
-       split_part(encode(t.tgargs, 'escape'), '\\000', 1)
-FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
-"""
-RING_FUNCTION: Final = "mailroom.ring()"
+
 log = EventLogger("queue")
 
 
@@ -112,43 +82,6 @@ class Recorded(NamedTuple):
     age_s: float | None
 
 
-def schema_fault(unusable: dict[str, bool], version: int | None) -> DatabaseError | None:
-    """Why this version of Mailroom cannot use the schema; None if it can.
-
-    Args:
-        unusable: the functions in ``CALLED`` that are missing or not granted, and whether they exist.
-        version: the schema's version; None if its function is among them.
-    """
-    if version is None and not unusable["schema_version"]:
-        return DatabaseError(
-            "the database lacks Mailroom's schema",
-            hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
-        )
-    if version is not None and version < SCHEMA_VERSION:
-        return DatabaseError(
-            f"the schema is at version {version}, and this Mailroom needs {SCHEMA_VERSION}",
-            hint="run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
-        )
-    if version is not None and version > SCHEMA_VERSION:
-        return DatabaseError(
-            f"this Mailroom is older than the schema: it knows version {SCHEMA_VERSION}, and the schema is at"
-            f" {version}",
-            hint="use the Mailroom that migrated it, or a newer one",
-        )
-    if missing := [name for name, exists in unusable.items() if not exists]:
-        return DatabaseError(
-            f"the schema was altered: it has no mailroom.{missing[0]}",
-            hint="create the function again from the migrations",
-        )
-    if unusable:
-        names = ", ".join(f"mailroom.{name}" for name in unusable)
-        return DatabaseError(
-            f"the user may not call {names}: permission denied",
-            hint="GRANT mailroom_worker to it; `mailroom roles` makes the role, after each migration",
-        )
-    return None
-
-
 class Queue:
     """The queue, used by one worker over two connections that reconnect.
 
@@ -174,28 +107,16 @@ class Queue:
         return list(self._held.values())
 
     async def check(self) -> None:
-        """Check that this version can use the schema, and that its trigger notifies the channel.
+        """Check that this version can use the schema, and that the connections can wait for new tokens.
 
         Raises:
-            DatabaseError: it is not; the hint says how to fix it.
+            DatabaseError: not so; the hint says how to fix it.
         """
-        await self._refuse_pooler()
+        await self._check_pooler()
         refuse_no_encoding(await self._claims.connected())
-        unusable: dict[str, bool] = dict(await self._claims.ask(UNUSABLE, [list(CALLED)]))
-        version = None if "schema_version" in unusable else (await self._claims.ask(VERSION, []))[0][0]
-        if fault := schema_fault(unusable, version):
-            raise fault
-        triggers = await self._claims.ask(TRIGGERS, [RING_FUNCTION])
-        rung = [channel for _, _, is_enabled, channel in triggers if is_enabled]
-        if self._channel not in rung:
-            raise DatabaseError(
-                f"MAILROOM_CHANNEL_NAME: no trigger notifies {self._channel!r},"
-                " so new tokens would not be noticed"
-                + (f"; the trigger on tokens notifies {', '.join(map(repr, rung))}" if rung else ""),
-                hint="correct the name, or create the trigger tokens_ring again with this argument",
-            )
+        await check_schema(self._claims, self._channel)
 
-    async def _refuse_pooler(self) -> None:
+    async def _check_pooler(self) -> None:
         while True:
             listener, ringer = await self._claims.connected(), await self._settlings.connected()
             try:
