@@ -341,22 +341,22 @@ def test_mails_are_kept_up_to_so_many_bytes() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("default", "own"),
+    ("calls", "default", "own"),
     [
-        (json.dumps({f"k{number}": 0 for number in range(15_000)}), "{}"),
-        ("{}", '{"a": [' + ",".join(["{}"] * 80_000) + "]}"),
+        (4, json.dumps({f"k{number}": 0 for number in range(15_000)}), "{}"),
+        (1, "{}", '{"a": [' + ",".join(["{}"] * 80_000) + "]}"),
     ],
     ids=["default", "own"],
 )
-def test_mails_take_no_more_memory_than_their_text(default: str, own: str) -> None:
+def test_mails_take_no_more_memory_than_their_text(calls: int, default: str, own: str) -> None:
     inbox = with_templates(Inbox())
     process = psutil.Process()
     before = process.memory_info().rss
-    for _ in range(4):
+    for _ in range(calls):
         destinations = [Destination((f"person{number}@example.com",), own) for number in range(50)]
         inbox.send_bulk(BulkCall("noreply@acme.example", "activationv1", "", default, destinations))
     grown = process.memory_info().rss - before
-    assert 200 == len(inbox.mails)
+    assert 50 * calls == len(inbox.mails)
     assert "k1" in default or {"a"} == inbox.mails.find()[-1].data.keys()
     assert grown < 80_000_000, f"{grown:,} bytes"
 

@@ -205,7 +205,7 @@ def test_the_whole_lifecycle_clicked(staying: Demo, pages: Pages) -> None:
         expect(link.get_by_role("alert")).to_contain_text("The code is wrong. Tries left: 4.")
         assert ("active", 1) == state()
         fill(link, code=code, password=NEW_PASSWORD)
-        expect(link.get_by_role("status")).to_contain_text("You have a new password")
+        expect(link.get_by_role("status")).to_contain_text("Your password is changed")
         assert ("active", 2) == state()
         fill(link, email="zoe@example.com", password=NEW_PASSWORD)
         expect(link.locator("h1")).to_have_text("Hello zoe")

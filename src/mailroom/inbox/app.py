@@ -48,7 +48,7 @@ def create_app(
     Args:
         inbox: the inbox.
         on_call: is called after each SES call, before it is answered.
-        changes: is notified of each change.
+        changes: is notified of changes over the API and the pages; ``on_call`` must notify it of calls.
         address: the address that the server is bound to.
         names: its other names; see ``Guard``.
     """
@@ -65,7 +65,6 @@ def create_app(
         content_type = request.headers.get("content-type", "")
         status, answer, fault = reply(inbox, content_type, body, _head(request))
         on_call()
-        changes.notify()
         return lose(fault, status, answer) if fault else Response(answer, status, media_type="text/xml")
 
     async def index(request: Request) -> Response:

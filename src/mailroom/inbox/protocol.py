@@ -1,4 +1,4 @@
-"""uvicorn, as the inbox needs it: a server that ends at once, and connections that an answer may cut."""
+"""Serves the inbox's HTTP and SMTP with uvicorn: it stops at once, and an answer may cut its connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mailroom.web.server import Server
 TASKS_END_S: Final = 5.0
 
 
-class Protocol(H11Protocol):
+class InboxHttpProtocol(H11Protocol):
     """Puts the connection into each request's state, as ``transport``."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -29,13 +29,13 @@ class Protocol(H11Protocol):
 
 
 class InboxHttpServer(Server):
-    """Answers SMTP on a second socket, if there is one, and ends without waiting for clients.
+    """Also serves SMTP on a second socket, if there is one, and stops without waiting for clients.
 
     Args:
         app: the application.
-        smtp: what answers on the second socket.
-        smtp_socket: the second socket.
-        options: uvicorn's.
+        smtp: serves SMTP.
+        smtp_socket: the socket for SMTP.
+        options: for uvicorn.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class InboxHttpServer(Server):
         self._smtp_socket = smtp_socket
 
     async def main_loop(self) -> None:
-        """Answer SMTP too, until the end."""
+        """Serve until the server is stopped."""
         if self._smtp_socket:
             loop = asyncio.get_running_loop()
             self.servers.append(await loop.create_server(self._smtp.connection, sock=self._smtp_socket))
         await super().main_loop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
-        """Cut the calls that are under way, where uvicorn would wait for them."""
+        """Cut the calls in progress; uvicorn would wait for them."""
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
@@ -65,24 +65,24 @@ class InboxHttpServer(Server):
 
 def create_server(
     inbox: Inbox,
-    told: Callable[[], None],
+    on_call: Callable[[], None],
     smtp_socket: socket.socket | None,
     *,
     address: str,
     names: Iterable[str],
     keep_alive_s: int,
 ) -> Server:
-    """A server for this inbox, at this address and by these names."""
+    """Return a server for an inbox; see ``create_app`` for ``on_call``, ``address`` and ``names``."""
     changes = Changes()
 
-    def told_by_smtp() -> None:
-        told()
+    def called() -> None:
+        on_call()
         changes.notify()
 
     return InboxHttpServer(
-        create_app(inbox, told, changes, address, names),
-        SmtpInbox(inbox, told_by_smtp),
+        create_app(inbox, called, changes, address, names),
+        SmtpInbox(inbox, called),
         smtp_socket,
-        http=Protocol,
+        http=InboxHttpProtocol,
         timeout_keep_alive=keep_alive_s,
     )

@@ -46,8 +46,8 @@ def check(template: Template) -> list[str]:
             faults.append(f"{part}: empty")
         elif fault := syntax_fault(source):
             faults.append(f"{part}: {fault}")
-        elif told := _tag_faults(part, source, action):
-            faults += told
+        elif tag_faults := _tag_faults(part, source, action):
+            faults += tag_faults
         elif part != "subject":
             faults += _missing(part, source, [name for name in action.fields if name not in ESCAPED_FIELDS])
     if len(template.subject.splitlines()) > 1:
