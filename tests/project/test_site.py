@@ -22,7 +22,7 @@ from mailroom.cli.main import cli
 from mailroom.demo.postgres import PostgresServer, embedded_binaries, free_port
 from mailroom.inbox.server import InboxServer
 from project.test_docs import commands, shell
-from project.test_image import OFFLINE
+from support.image import OFFLINE
 from support.queue_sql import Db, claimed_tokens, sign_up_many
 
 ROOT = Path(__file__).parents[2]
