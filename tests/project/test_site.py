@@ -337,7 +337,7 @@ def test_one_moves_from_the_reference_as_the_guide_says(
         assert 7 == consume(db, sign(secret, "activation", keys=key), "activation", keys=key).account
         db.execute("INSERT INTO accounts (email, login) VALUES ('new@example.com', 'new')")
         assert [(16,)] == db.execute("SELECT id FROM accounts WHERE login = 'new'").fetchall()
-        # Whoever had been active is so again after a suspension; the others are told of.
+        # An account that was active is active again after a suspension; the guide names the others.
         assert ("eve@example.com" in printed, "rob@example.com" in printed) == (True, False)
         assert ("ada@example.com" in printed) is (not times)
         db.execute("UPDATE accounts SET status = 'active' WHERE status = 'suspended'")

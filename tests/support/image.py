@@ -76,16 +76,15 @@ def base(release: str) -> Path:
 
 def pip_options(folder: Path) -> list[str]:
     """What lets pip in the build reach what pip reaches here."""
-    lines, mounted = ["[global]"], [Path("/etc/ssl/certs")]
+    settings: dict[str, str] = {}
     for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
         name, _, value = line.partition("=")
-        value = value.strip("'")
-        lines.append(f"{name.rpartition('.')[2]} = {value}")
-        if Path(value).is_absolute() and Path(value).exists():
-            mounted.append(Path(value))
-    (folder / "pip.conf").write_text("\n".join(lines) + "\n")
-    given = [f"--volume={folder / 'pip.conf'}:/etc/pip.conf:ro"]
-    return given + [f"--volume={path}:{path}:ro" for path in dict.fromkeys(mounted) if path.exists()]
+        settings.setdefault(name.rpartition(".")[2], value.strip("'"))  # the environment's come first
+    lines = [f"{name} = {value}\n" for name, value in settings.items()]
+    (folder / "pip.conf").write_text(f"[global]\n{''.join(lines)}")
+    paths = {Path("/etc/ssl/certs"), *(Path(value) for value in settings.values() if value.startswith("/"))}
+    mounted = [f"{path}:{path}" for path in sorted(paths) if path.exists()]
+    return [f"--volume={one}:ro" for one in (f"{folder / 'pip.conf'}:/etc/pip.conf", *mounted)]
 
 
 class Container:
