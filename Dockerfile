@@ -1,5 +1,5 @@
 # Mailroom's programs for containers: `mailroom run` unless another command is given. docs/deploy.md.
-# No engine is needed to check it: tests/test_image.py does what this file says, in a clean folder.
+# tests/project/test_image.py builds and runs it, without an engine.
 FROM python:3.13-slim-bookworm AS build
 WORKDIR /build
 COPY requirements/build.txt requirements/image.txt requirements/

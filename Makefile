@@ -1,4 +1,4 @@
-# Everything a fresh clone needs is set up by the first target that needs it, in .venv.
+# The first target that needs .venv makes it.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ ATHERIS := $(VENV)/atheris
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY)  ## see it work: an embedded PostgreSQL, an application to sign up at, its mails and the queue in a browser
+demo: $(READY)  ## show it at work: an embedded PostgreSQL, an application to sign up at, its mails and the queue in a browser
 	@$(BIN)/mailroom demo
 
 test: $(READY)  ## run the quick tests, on an embedded PostgreSQL: three minutes on two cores
@@ -27,10 +27,10 @@ test: $(READY)  ## run the quick tests, on an embedded PostgreSQL: three minutes
 slow: $(READY)  ## run the tests that `make test` leaves out
 	$(PYTEST) -m slow $(ARGS)
 
-test-matrix: $(READY)  ## run the tests on every PostgreSQL and Python that can be had; prints what could not
+test-matrix: $(READY)  ## run the tests on every PostgreSQL and Python that it can install; prints which it cannot
 	PYTEST_ADDOPTS="-n $(JOBS) --dist worksteal" $(BIN)/python tests/matrix.py $(ARGS)
 
-check: lint types layers docs test slow  ## all that CI asks for: format, lint, types, import layers, the site, all tests
+check: lint types layers docs test slow  ## everything that CI runs: format, lint, types, import layers, the site, all tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -47,23 +47,23 @@ types: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports
 
-format: $(READY)  ## rewrite the code in the common format
+format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-audit: $(AUDIT)  ## ask whether a locked dependency is known to be vulnerable; says so when nobody could be asked
+audit: $(AUDIT)  ## check the locked dependencies for known vulnerabilities; fails when no database answers
 	@for service in pypi osv; do \
-	    told=$$($(AUDIT) --strict --progress-spinner off --vulnerability-service $$service --disable-pip --require-hashes \
-	        $(patsubst %,--requirement %,$(wildcard requirements/*.txt)) 2>&1) && { echo "$$told"; exit 0; }; \
-	    case "$$told" in *"Found "*" known vulnerabilit"*) echo "$$told"; exit 1;; esac; \
-	    echo "$$service does not tell: $$(echo "$$told" | tail -n 1)" >&2; \
+	    report=$$($(AUDIT) --strict --progress-spinner off --vulnerability-service $$service --disable-pip --require-hashes \
+	        $(patsubst %,--requirement %,$(wildcard requirements/*.txt)) 2>&1) && { echo "$$report"; exit 0; }; \
+	    case "$$report" in *"Found "*" known vulnerabilit"*) echo "$$report"; exit 1;; esac; \
+	    echo "$$service has no answer: $$(echo "$$report" | tail -n 1)" >&2; \
 	done; \
-	echo "Error: nothing is known about the dependencies: no data could be had. Try: make audit, where the network allows it" >&2; \
+	echo "Error: neither PyPI nor OSV answered for every package. Try: make audit, where the network allows it" >&2; \
 	exit 69
 
-fuzz: $(READY)  ## throw bytes at the parsers, FUZZ_SECONDS=60 at each; with atheris where it can be had
+fuzz: $(READY)  ## fuzz the parsers, FUZZ_SECONDS=60 each; with atheris where pip can install it
 	@test -d $(ATHERIS) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(ATHERIS) \
-	    --require-hashes -r requirements/fuzz.txt || echo "atheris could not be had: the changes are random" >&2
+	    --require-hashes -r requirements/fuzz.txt || echo "atheris cannot be installed: the changes are random" >&2
 	@for target in line inbox; do \
 	    PYTHONPATH=tests:$(ATHERIS) $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit; \
 	done
@@ -71,13 +71,13 @@ fuzz: $(READY)  ## throw bytes at the parsers, FUZZ_SECONDS=60 at each; with ath
 migration: $(READY)  ## make the migrations from src/mailroom/sql, NAME=… one of them or a new one
 	@$(BIN)/python scripts/migration.py $(NAME)
 
-bench: $(READY_TO_BENCH)  ## measure all that docs/benchmarks.md shows, and write it anew; takes a quarter of an hour
+bench: $(READY_TO_BENCH)  ## measure what docs/benchmarks.md shows, and rewrite it; takes a quarter of an hour
 	$(BIN)/python -m bench $(ARGS)
 
 docs: $(READY_FOR_DOCS)  ## build the documentation's site into site/, without the network; ARGS=serve shows it while you write
 	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs $(or $(ARGS),build --strict)
 
-screenshots: $(READY)  ## make the README's screenshots anew, by the browser tests
+screenshots: $(READY)  ## take the README's screenshots again, by the browser tests
 	mkdir -p dist/screenshots
 	MAILROOM_SCREENSHOTS=dist/screenshots $(BIN)/python -m pytest --quiet tests/pages/test_inbox_page.py tests/pages/test_console_page.py -k fit
 	cp dist/screenshots/inbox-1440-light.png docs/images/inbox.png
@@ -87,7 +87,7 @@ screenshots: $(READY)  ## make the README's screenshots anew, by the browser tes
 release: $(READY)  ## build wheel and sdist of a tagged commit, and try the wheel in an empty environment
 	$(BIN)/python scripts/release.py
 
-lock: $(READY)  ## choose the newest versions of all dependencies anew (needs uv)
+lock: $(READY)  ## lock the newest versions of all dependencies (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --extra dev --upgrade pyproject.toml --output-file requirements/dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

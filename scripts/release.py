@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parent.parent
 DIST: Final = ROOT / "dist"
 # These tests need only the package, PostgreSQL and the tests folder.
 TESTS: Final = (
-    "unit/test_tokens.py",
+    "unit",
     "database/test_consumption.py",
     "database/test_schema.py",
     "database/test_queue.py",
@@ -90,7 +90,7 @@ def try_out(wheel: Path, version: str) -> None:
         run(*pip, "--require-hashes", "-r", ROOT / "requirements/dev.txt", cwd=folder, env=clean)
         shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "pytest.ini").write_text(
-            "[pytest]\naddopts = --import-mode=importlib\npythonpath = tests\n"
+            "[pytest]\naddopts = --import-mode=importlib\npythonpath = tests\nmarkers = slow\n"
         )
         run(python, "-m", "pytest", "-q", *(f"tests/{test}" for test in TESTS), cwd=folder, env=clean)
 

@@ -28,8 +28,7 @@ from support import processes, senders
 from support.runs import RunProcess, Start
 from support.secrets import Watch
 
-# Whoever starts the tests in the background, as with & in a script, has SIGINT ignored, and so would the
-# programs that the tests start and interrupt.
+# A script that starts the tests with & makes them ignore SIGINT, and so would the programs they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing here outlives its process, so that what the disk keeps does not matter.

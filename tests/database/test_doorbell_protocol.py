@@ -109,7 +109,7 @@ def stuck(protocol: Protocol, state: State) -> bool:
 
 
 def search(protocol: Protocol, producers: int) -> tuple[int, list[str] | None]:
-    """Every state that can be reached; gives back how many, and the shortest way to a lost token."""
+    """Visit every reachable state; returns their number, and the shortest way to a lost token."""
     start = State((None,) * producers)
     ways: dict[State, list[str]] = {start: []}
     waiting = deque([start])

@@ -125,7 +125,7 @@ def test_a_paused_queue_has_nothing_due(database: str, db: Db) -> None:
 
 
 def record(db: Db, lease: Handed, results: dict[int, str]) -> bool:
-    """Settle a lease as `mailroom run` does; gives back whether it was still this generation's."""
+    """Settle a lease as `mailroom run` does; returns whether it was still this generation's."""
     count = len(results)
     rows = db.execute(
         "SELECT settled FROM mailroom.record(%s, %s, 'w', 'ses', %s, %s, %s, %s, 0, 3)",

@@ -176,7 +176,7 @@ def test_a_token_written_after_a_claim_of_the_same_transaction_is_not_lost(datab
 
 
 def fill(db: Db, count: int) -> None:
-    """A table with so many settled tokens, and 300 new ones."""
+    """Make a table with this many settled tokens, and 300 new ones."""
     sign_up_many(db, 1000)
     claimed_tokens(db, 100_000)
     db.execute("ALTER TABLE tokens DISABLE TRIGGER ALL")

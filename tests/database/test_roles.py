@@ -171,7 +171,7 @@ def test_the_roles_have_no_more_than_that(with_roles: str, db: Db) -> None:
 
 
 def test_nobody_else_may_call_more_than_the_defaults(db: Db) -> None:
-    """Whoever inserts into tokens needs the defaults; a trigger's function can be called by no one."""
+    """A role that inserts into tokens needs the defaults; no role can call a trigger's function."""
     rows = db.execute(
         "SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'mailroom'::regnamespace"
         " AND has_function_privilege('public', p.oid, 'execute') AND p.prorettype <> 'trigger'::regtype"

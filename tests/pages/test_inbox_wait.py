@@ -145,7 +145,7 @@ def test_the_example_in_the_documentation_is_a_test_that_passes(server: InboxSer
     assert (0, True) == (result.returncode, "1 passed" in result.stdout), result.stdout
 
 
-# The application that the example tests: whoever signs up is mailed by a thread, some time later.
+# The application that the example tests: a thread mails each person that signs up, some time later.
 APPLICATION = """
 import os, threading
 import pytest

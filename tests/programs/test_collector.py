@@ -175,7 +175,7 @@ def test_a_sleeper_takes_over_what_another_worker_left(db: Db, start: Start) -> 
 
 
 def test_a_busy_channel_needs_no_sign_of_life(db: Db, start: Start) -> None:
-    """Whoever hears something knows that the connection lives."""
+    """A notification shows that the connection is alive."""
     collector = start(BATCH_TIMEOUT=0, HEALTHCHECK_INTERVAL=3000).wait_until_listening()
     deadline = time.monotonic() + 3  # of silence it would bear 2 s
     for number in itertools.count(1):
@@ -277,7 +277,7 @@ def test_a_signal_ends_it_with_nothing_left_leased(db: Db, start: Start, number:
 
 
 class Piped:
-    """A collector whose standard output nobody reads until told."""
+    """A collector whose standard output nobody reads until the test does."""
 
     def __init__(self, url: str, log: Path, **variables: str | int) -> None:
         self.reader, writer = os.pipe()

@@ -78,7 +78,7 @@ class Demo:
         os.close(self._screen)
 
     def wait_for(self, text: str) -> str:
-        """Wait until it has printed a text; gives back all that it has printed."""
+        """Wait until it has printed a text; returns all that it has printed."""
         with self._grown:
             ended = self.process.poll
             self._grown.wait_for(lambda: text in self.output or ended() is not None, PATIENCE_S)

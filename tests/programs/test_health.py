@@ -212,7 +212,7 @@ def test_red_when_the_oldest_due_mail_is_too_old(database: str, db: Db, start: S
     port = free_port()
     start(HTTP=port, constants={READY_AGE: 1.0})
     wait_for_readiness(port, None)
-    with psycopg.connect(database) as blocker:  # whoever claims waits for it
+    with psycopg.connect(database) as blocker:  # a claim waits for it
         blocker.execute("SELECT FROM jobs FOR UPDATE")
         sign_up(db, "zoe")
         wait_for_readiness(port, "queue", SECONDS)

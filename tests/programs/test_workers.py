@@ -45,7 +45,7 @@ def beat(db: Db, worker: str, trouble: str = "") -> None:
 
 
 def age(db: Db, worker: str, seen: str, started: str = "0 seconds") -> None:
-    """Let a worker have been seen and started so much longer ago."""
+    """Move the times when a worker was seen and started into the past."""
     db.execute(
         "UPDATE mailroom.workers SET seen_at = seen_at - %s::interval, started_at = started_at - %s::interval"
         " WHERE worker = %s",
@@ -221,7 +221,7 @@ class Watch:
         os.close(theirs)  # so that reading fails when the process is gone
 
     def wait_for(self, *texts: bytes) -> bytes:
-        """Read on until all of these were shown; gives back what was."""
+        """Read on until all of these were shown; returns what was."""
         seen, deadline = b"", time.monotonic() + PATIENCE_S
         while not all(text in seen for text in texts):
             assert time.monotonic() < deadline, seen

@@ -22,7 +22,7 @@ from mailroom.cli.main import cli
 from mailroom.demo.postgres import PostgresServer, embedded_binaries, free_port
 from mailroom.inbox.server import InboxServer
 from project.test_docs import commands, shell
-from project.test_image import OFFLINE
+from support.image import OFFLINE
 from support.queue_sql import Db, claimed_tokens, sign_up_many
 
 ROOT = Path(__file__).parents[2]
@@ -337,7 +337,7 @@ def test_one_moves_from_the_reference_as_the_guide_says(
         assert 7 == consume(db, sign(secret, "activation", keys=key), "activation", keys=key).account
         db.execute("INSERT INTO accounts (email, login) VALUES ('new@example.com', 'new')")
         assert [(16,)] == db.execute("SELECT id FROM accounts WHERE login = 'new'").fetchall()
-        # Whoever had been active is so again after a suspension; the others are told of.
+        # An account that was active is active again after a suspension; the guide names the others.
         assert ("eve@example.com" in printed, "rob@example.com" in printed) == (True, False)
         assert ("ada@example.com" in printed) is (not times)
         db.execute("UPDATE accounts SET status = 'active' WHERE status = 'suspended'")

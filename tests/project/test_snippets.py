@@ -77,7 +77,7 @@ NO_KEYS = ("", f"{new_key()},", new_key()[:62], "z" * 64)
 
 
 def signed_with(key: bytes) -> str:
-    """An activation's token, by whoever knows that the key is nothing to know."""
+    """An activation's token, signed with an empty key."""
     secret = bytes(range(32))
     signature = hmac.digest(key, b"/activate" + secret, "sha256")
     return base64.urlsafe_b64encode(secret + signature).rstrip(b"=").decode()

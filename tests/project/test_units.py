@@ -21,7 +21,7 @@ from mailroom.settings.variables import variables as settings_variables
 from mailroom.settings.worker import HealthSettings, RunSettings
 from mailroom.worker import health
 from mailroom.worker.program import GIVE_BACK_S
-from project.test_image import FINAL, only, variables
+from project.test_containers import IMAGE, last
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "deploy.md").read_text()
@@ -163,7 +163,7 @@ def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["Job", "Deployment"])
 def test_a_pod_may_do_nothing_but_its_work(kind: str) -> None:
     spec = pod(kind)
-    user, group = map(int, only("USER").rest.split(":"))
+    user, group = map(int, last("USER").split(":"))
     context = spec["securityContext"]
     assert (True, user, group, group) == (
         context["runAsNonRoot"], context["runAsUser"], context["runAsGroup"], context["fsGroup"],
@@ -216,8 +216,8 @@ def test_the_deployment_is_probed_where_health_is_served() -> None:
     given = {entry["name"]: entry["value"] for entry in container["env"]}
     (port,) = container["ports"]
     assert f"0.0.0.0:{port['containerPort']}" == given["MAILROOM_HTTP"]
-    assert str(port["containerPort"]) == only("EXPOSE").rest
-    assert variables(FINAL)["MAILROOM_SES_OUTPUT_PATH"] == given["MAILROOM_SES_OUTPUT_PATH"]
+    assert str(port["containerPort"]) == last("EXPOSE")
+    assert IMAGE["MAILROOM_SES_OUTPUT_PATH"] == given["MAILROOM_SES_OUTPUT_PATH"]
     assert given["MAILROOM_SES_OUTPUT_PATH"] in [one["mountPath"] for one in container["volumeMounts"]]
     probes = {name: container[name]["httpGet"] for name in container if name.endswith("Probe")}
     assert {

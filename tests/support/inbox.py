@@ -34,7 +34,7 @@ def ses_client(url: str, *, read_timeout_s: float = 30) -> Any:
 
 
 def mail(server: InboxServer, *recipients: str, template: str = "activationv1", **data: str) -> list[str]:
-    """Mail up to 50 people over SES's API, all with the same data; gives back the ids."""
+    """Mail up to 50 people over SES's API, all with the same data; returns the ids."""
     ses = ses_client(server.url)
     answer = ses.send_bulk_templated_email(
         Source="Acme <noreply@acme.example>",

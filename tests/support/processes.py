@@ -92,7 +92,7 @@ class CollectorProcess:
         return self._log.read_text()
 
     def wait_for_messages(self, count: int, patience_s: float = PATIENCE_S) -> list[Message]:
-        """Wait until so many messages were printed; fails with the log when they were not."""
+        """Wait until this many messages were printed; fails with the log otherwise."""
         with self._grown:
             self._grown.wait_for(
                 lambda: len(self.messages) >= count or self.process.poll() is not None, patience_s
@@ -102,7 +102,7 @@ class CollectorProcess:
         return self.messages
 
     def wait_for_log(self, text: str, count: int = 1, patience_s: float = PATIENCE_S) -> None:
-        """Wait until the log holds a text so many times."""
+        """Wait until the log holds a text this many times."""
         deadline = time.monotonic() + patience_s
         while self.log().count(text) < count:
             if time.monotonic() > deadline or (self.process.poll() is not None and text not in self.log()):

@@ -10,7 +10,7 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards a port of loopback to another, until it is told not to."""
+    """Forwards a port of loopback to another, until a test interrupts it."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port

@@ -41,7 +41,7 @@ def reserve(db: Db, recipients: int, ceiling: float, longest_s: float = float("i
 
 
 def claimed_tokens(db: Db, tokens: int = 1000) -> list[int]:
-    """Claim, settle, and give back the tokens."""
+    """Claim, settle, and return the tokens."""
     handed = claim(db, tokens)
     for lease in handed:
         assert settle(db, lease)
@@ -66,7 +66,7 @@ def expire_leases(db: Db) -> None:
 
 
 def sign_up(db: Db, login: str) -> int:
-    """Insert an account; gives back its activation token."""
+    """Insert an account; returns its activation token."""
     row = db.execute(
         "WITH a AS (INSERT INTO accounts (email, login) VALUES (%s, %s) RETURNING id) SELECT id FROM a",
         [f"{login}@example.com", login],

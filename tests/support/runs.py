@@ -110,7 +110,7 @@ def readiness(port: int) -> dict[str, str] | None:
 
 
 def wait_for_readiness(port: int, fault: str | None, patience_s: float = PATIENCE_S) -> float:
-    """Wait until ``/readyz`` names this part, or (None) is green; gives back for how long, in seconds."""
+    """Wait until ``/readyz`` names this part, or (None) is green; returns how long that took, in seconds."""
     began = time.monotonic()
     while True:
         found = readiness(port)

@@ -192,7 +192,7 @@ class _Events(logging.Handler):
 
 
 class Watch:
-    """Once ``begin`` was called, ``end`` gives back what leaked since."""
+    """After ``begin``, ``end`` returns what leaked since."""
 
     def __init__(self) -> None:
         self._here = _Log("an event", secrets_of(os.environ) | secrets_of(OURS))

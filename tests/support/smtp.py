@@ -1,4 +1,4 @@
-"""A mail server (aiosmtpd) in a thread, which can be told what to answer at each step."""
+"""A mail server (aiosmtpd) in a thread; a test sets its answer at each step."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def once_each(server: InboxServer, numbers: range | list[int]) -> bool:
 
 
 def mended_after_some_calls(server: InboxServer, calls: int) -> threading.Thread:
-    """Takes the faults away once the server has seen so many calls."""
+    """Takes the faults away once the server has seen this many calls."""
 
     def mend() -> None:
         server.wait_for(lambda inbox: inbox.counts.calls >= calls)
@@ -166,7 +166,7 @@ def test_what_a_person_must_mend_pauses_and_costs_no_attempt(
     assert {"sent": 10} == sent.count()
     assert once_each(ses, range(10))
     paused = [record for record in caplog.records if "sender.paused" == record.getMessage()]
-    assert [logging.ERROR] == [record.levelno for record in paused]  # told once, and not once a try
+    assert [logging.ERROR] == [record.levelno for record in paused]  # logged once, and not once a try
     assert status in str(getattr(paused[0], "fields", {})["reason"])
 
 

@@ -13,7 +13,7 @@ from mailroom.sender.rate import HOLD_S, Bucket
 
 
 class Clock:
-    """A clock that goes on only when told, or when somebody sleeps."""
+    """A clock that only the test and sleeping tasks move."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -244,7 +244,7 @@ def test_a_provider_that_is_away_is_transient_and_no_exception(rig: Rig) -> None
     assert 10 == len(outcomes)
     assert no_secret_in(outcomes)
     assert rig.transport.quota() is None
-    rig.transport.check()  # whoever does not answer now may answer later
+    rig.transport.check()  # a server that does not answer now may answer later
 
 
 @pytest.mark.parametrize("transport", ["ses", "smtp"])
