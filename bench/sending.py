@@ -69,7 +69,7 @@ def inbox() -> Iterator[str]:
     ) as process:
         assert process.stderr
         try:
-            found = re.search(r"open at (http\S+)\. ", process.stderr.readline())
+            found = re.search(r" is at (http\S+)\. ", process.stderr.readline())
             assert found
             yield found[1]
         finally:
