@@ -160,7 +160,7 @@ def backlog(probe: Probe) -> Finding:
     if waiting.oldest_age_s > OLDEST_S:
         return warning(
             detail,
-            "check that a worker runs, and read its log; tokens expire after 15 minutes",
+            "check that `mailroom run`, or a collector and a sender, is running; tokens expire after 15 min",
         )
     return ok(detail)
 
