@@ -27,7 +27,7 @@ from mailroom.queue.client import (
     schema_fault,
 )
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 OLDEST_S: Final = 300.0
 DELIVERY_S: Final = 2.0
@@ -72,7 +72,7 @@ def workers(probe: Probe) -> Finding:
     return ok(f"{counted(len(alive), 'worker')} of `mailroom run` alive, none in trouble")
 
 
-def _asked(probe: Probe, ask: Callable[[psycopg.Connection], Answer]) -> Answer:
+def _asked(probe: Probe, ask: Callable[[psycopg.Connection], Value]) -> Value:
     """The result of ``ask``.
 
     Raises:
