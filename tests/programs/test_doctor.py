@@ -794,7 +794,7 @@ def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -
 
     put(box, "activation", good | {"HtmlPart": "{{secret}} {{login}}"})
     finding = the_account(sending)["template-activation"]
-    assert (WARNING, True) == (finding.state, "as it is" in finding.detail)
+    assert (WARNING, True) == (finding.state, "without escaping" in finding.detail)
 
     put(box, "activation", good | {"TextPart": "Another: {{login}} {{secret}}"})
     finding = the_account(sending)["template-activation"]
