@@ -471,7 +471,7 @@ def test_status_counts_what_there_is(db: Db, database: str) -> None:
         "dead       0\n"
         "rate       14/s, shared by all workers, as of the last send\n"
         "workers    0 alive\n"
-        "nobody sends: 7 tokens to be mailed, and no `mailroom run` is alive"
+        "no worker: 7 tokens to be mailed, and no `mailroom run` is alive"
         " (a collector in a pipe does not show here)\n"
         "paused since T: a wrong template\n"
     ) == re.sub(r"\d+\.\d s", "S s", TIME.sub("T", done.stdout)), done.stderr

@@ -356,7 +356,7 @@ def test_the_person_on_call_gets_the_queues_page(with_roles: str, db: Db) -> Non
         answer = ask(server.url, "/")
     assert 200 == answer.status
     assert "No answer from the database" not in answer.text
-    assert "nobody sends" in answer.text.lower()
+    assert "no worker" in answer.text.lower()
 
 
 def test_the_doctor_looks_for_a_worker_that_is_paused_or_in_trouble(with_roles: str, db: Db) -> None:

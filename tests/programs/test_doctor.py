@@ -784,7 +784,7 @@ def test_a_paused_configuration_set(
 
 def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -> None:
     good = for_ses(load(None, NAMES)["activation"], "")
-    assert "activationv1, the same as the files" == the_account(sending)["template-activation"].detail
+    assert "activationv1, the same as the local files" == the_account(sending)["template-activation"].detail
 
     put(box, "activation", good | {"TextPart": "{{secret}} {{nickname}}"})
     findings = the_account(sending)
@@ -794,7 +794,7 @@ def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -
 
     put(box, "activation", good | {"HtmlPart": "{{secret}} {{login}}"})
     finding = the_account(sending)["template-activation"]
-    assert (WARNING, True) == (finding.state, "as it is" in finding.detail)
+    assert (WARNING, True) == (finding.state, "without escaping" in finding.detail)
 
     put(box, "activation", good | {"TextPart": "Another: {{login}} {{secret}}"})
     finding = the_account(sending)["template-activation"]
@@ -901,7 +901,7 @@ def test_templates_and_sender_of_smtp(sending: dict[str, str], tmp_path: Path) -
 
 def test_the_output_folder(sending: dict[str, str], tmp_path: Path) -> None:
     sending |= {"MAILROOM_TRANSPORT": "debug"}
-    assert "not there yet" in the_account(sending)["output-folder"].detail
+    assert "does not exist yet" in the_account(sending)["output-folder"].detail
     assert not (tmp_path / "output").exists()
     (tmp_path / "output").mkdir()
     assert "can be written" in the_account(sending)["output-folder"].detail

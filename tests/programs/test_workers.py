@@ -35,7 +35,7 @@ from support.runs import Start, wait_until
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 NOBODY = (
-    "nobody sends: 3 tokens to be mailed, and no `mailroom run` is alive"
+    "no worker: 3 tokens to be mailed, and no `mailroom run` is alive"
     " (a collector in a pipe does not show here)"
 )
 

@@ -52,7 +52,7 @@ def create_app(
             raise error
         return pages.explain(error.status_code, str(error.detail))
 
-    async def away(_request: Request, error: Exception) -> Response:
+    async def unavailable(_request: Request, error: Exception) -> Response:
         return pages.explain(503, str(error))
 
     app = Starlette(
@@ -66,7 +66,7 @@ def create_app(
             Route("/dead/{token}/{decision:str}", actions.decide, methods=["POST"]),
             *asset_routes("mailroom.web", "mailroom.console"),
         ],
-        exception_handlers={HTTPException: refused, MailroomError: away, ClientDisconnect: _gone},
+        exception_handlers={HTTPException: refused, MailroomError: unavailable, ClientDisconnect: _gone},
     )
     return Guard(app, address, names)
 

@@ -55,11 +55,11 @@ class ConsolePages:
 
     async def index(self, request: Request) -> Response:
         """The overview."""
-        return self._pages.answer("index.html", await self._picture(request))
+        return self._pages.answer("index.html", await self._overview(request))
 
     async def live(self, request: Request) -> Response:
         """The parts of the overview that change."""
-        return self._pages.answer("live.html", await self._picture(request))
+        return self._pages.answer("live.html", await self._overview(request))
 
     async def why(self, request: Request) -> Response:
         """The story of a person's last mails, or of one token."""
@@ -71,7 +71,7 @@ class ConsolePages:
                 values["stories"] = [(story, _moments(story.events)) for story in reversed(found)]
             except UnknownPerson as error:
                 values |= {"unknown": str(error), "hint": error.hint}
-        return self._pages.answer("why.html", await self._around("/why") | values)
+        return self._pages.answer("why.html", await self._shared("/why") | values)
 
     async def dead(self, request: Request) -> Response:
         """The dead letters."""
@@ -89,13 +89,13 @@ class ConsolePages:
             "newest": "/dead" if before != NEWEST else "",
             "decided": _decided(request.query_params.get("decided", "")),
         }
-        return self._pages.answer("dead.html", await self._around("/dead") | values)
+        return self._pages.answer("dead.html", await self._shared("/dead") | values)
 
     def explain(self, status: int, detail: str) -> Response:
         """An error page."""
         return self._pages.answer("error.html", {"status": status, "detail": detail}, status)
 
-    async def _around(self, here: str, look: Look | None = None) -> dict[str, Any]:
+    async def _shared(self, here: str, look: Look | None = None) -> dict[str, Any]:
         """The values that every page needs."""
         look = look or await self._snapshots.look()
         return {
@@ -112,7 +112,7 @@ class ConsolePages:
             "most": COUNT_LIMIT,
         }
 
-    async def _picture(self, request: Request) -> dict[str, Any]:
+    async def _overview(self, request: Request) -> dict[str, Any]:
         outcome, before, addresses = _wanted(request)
         look = await self._snapshots.look(outcome if before is None else None)
         snapshot = look.snapshot
@@ -128,7 +128,7 @@ class ConsolePages:
 
         rows = [(row.shown(addresses=addresses), _moment(row.at)) for row in page.rows] if page else []
         drawn = snapshot.traffic[-DRAWN:] if snapshot else (None,) * DRAWN
-        return await self._around("/", look) | {
+        return await self._shared("/", look) | {
             "outcomes": OUTCOMES,
             "outcome": outcome,
             "before": before,
@@ -166,7 +166,7 @@ def _state(look: Look) -> tuple[str, str]:
         return "Loading", ""
     if now.pause.paused_at:
         return "Paused", "warn"
-    if now.nobody_sends:
+    if now.no_worker:
         return "No worker", "bad"
     if now.troubled:
         return "Workers in trouble", "warn"

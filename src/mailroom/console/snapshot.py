@@ -80,7 +80,7 @@ class Snapshot:
         return tuple(worker for worker in self.workers if worker.alive and worker.trouble)
 
     @property
-    def nobody_sends(self) -> str:
+    def no_worker(self) -> str:
         """A warning if there is mail and no worker; else empty."""
         if self.alive or not self.left:
             return ""

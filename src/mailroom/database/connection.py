@@ -114,7 +114,7 @@ class Database:
             else:
                 self._ever_connected = True
                 self._connections.add(connection)
-                connection.add_notice_handler(_pass_on_warning)
+                connection.add_notice_handler(_log_warning)
                 return connection
 
     def lost(self, error: BaseException) -> None:
@@ -212,7 +212,7 @@ def explained(error: psycopg.Error, role: str = WORKER_ROLE) -> DatabaseError:
             )
 
 
-def _pass_on_warning(notice: psycopg.errors.Diagnostic) -> None:
+def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
     if notice.severity_nonlocalized == "WARNING":
         log.warning("warning", message=notice.message_primary)
 

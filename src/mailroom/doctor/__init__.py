@@ -1,1 +1,1 @@
-"""``mailroom doctor``: checks of everything that Mailroom depends on; ``diagnosis`` is where it begins."""
+"""``mailroom doctor``: checks of everything that Mailroom depends on; ``diagnosis`` is the entry point."""

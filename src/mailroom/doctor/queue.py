@@ -18,7 +18,7 @@ from mailroom.operations.story import counted, utc
 from mailroom.queue.client import BACKLOG, RING, Backlog
 from mailroom.queue.schema import CALLED, RING_FUNCTION, TRIGGERS, UNUSABLE, VERSION, schema_fault
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 OLDEST_S: Final = 300.0
 DELIVERY_S: Final = 2.0
@@ -63,7 +63,7 @@ def workers(probe: Probe) -> Finding:
     return ok(f"{counted(len(alive), 'worker')} of `mailroom run` alive, none in trouble")
 
 
-def _asked(probe: Probe, ask: Callable[[psycopg.Connection], Answer]) -> Answer:
+def _asked(probe: Probe, ask: Callable[[psycopg.Connection], Value]) -> Value:
     """The result of ``ask``.
 
     Raises:
@@ -151,7 +151,7 @@ def backlog(probe: Probe) -> Finding:
     if waiting.oldest_age_s > OLDEST_S:
         return warning(
             detail,
-            "check that a worker runs, and read its log; tokens expire after 15 minutes",
+            "check that `mailroom run`, or a collector and a sender, is running; tokens expire after 15 min",
         )
     return ok(detail)
 

@@ -179,7 +179,7 @@ def config_set(probe: SesProbe) -> Finding:
     if answer is None:
         return fault(
             f"there is no configuration set {name!r} in this region",
-            "create it in SES, or set MAILROOM_SES_CONFIG_SET to an existing one, or to nothing",
+            "create it in SES, or set MAILROOM_SES_CONFIG_SET to an existing one, or to none",
         )
     if not answer.get("ReputationOptions", {}).get("SendingEnabled", True):
         return fault(

@@ -14,7 +14,7 @@ from mailroom.settings.sender import SenderSettings
 from mailroom.transports.saved_answers import redacted
 from mailroom.transports.ses_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 CONNECT_LIMIT_S: Final = 3.0
 ANSWER_LIMIT_MS: Final = 4000
@@ -60,7 +60,7 @@ class SesProbe:
             )
         return self._client
 
-    def ask(self, permission: str, call: Callable[[], Answer]) -> Answer:
+    def ask(self, permission: str, call: Callable[[], Value]) -> Value:
         """The answer of SES; a throttled call is made twice.
 
         Raises:

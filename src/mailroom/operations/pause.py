@@ -1,4 +1,4 @@
-"""Pause the queue and resume it."""
+"""Pauses and resumes the queue."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ RESUME: Final = "SELECT mailroom.resume(%s)"
 
 
 def pause(connection: psycopg.Connection, reason: str) -> None:
-    """Stop handing out mail, to all workers; they still send what they hold.
+    """Pause the queue for all workers, which still send what they have claimed.
 
     Raises:
-        DatabaseError: the schema is not this one, or the user may not pause the queue.
+        DatabaseError: the schema or a privilege is missing.
         DatabaseUnavailable: the connection was lost.
     """
     one(connection, PAUSE, [reason])
 
 
 def resume(connection: psycopg.Connection, channel: str) -> bool:
-    """Hand out mail again, and notify the channel; returns whether the queue was paused.
+    """Resume the queue and notify the workers; returns whether it was paused.
 
     Raises:
         DatabaseError, DatabaseUnavailable: as ``pause`` does.

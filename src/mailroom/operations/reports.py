@@ -18,7 +18,7 @@ import psycopg
 from mailroom.database.sync import one, rows
 from mailroom.errors import MailroomError
 from mailroom.operations.story import (
-    NOBODY_IS_ALIVE,
+    NO_WORKER_ALIVE,
     MailState,
     Pause,
     Story,
@@ -138,7 +138,7 @@ class Overview:
         lines.append(f"workers    {self.workers_alive} alive")
         lines += [f"           {worker.text()}" for worker in self.workers]
         if not self.workers_alive and (left := self.waiting + self.in_flight + self.retrying):
-            lines.append(f"nobody sends: {counted(left, 'token')} to be mailed, and {NOBODY_IS_ALIVE}")
+            lines.append(f"no worker: {counted(left, 'token')} to be mailed, and {NO_WORKER_ALIVE}")
         if pause := Pause(self.paused_at, self.pause_reason).text():
             lines.append(pause)
         return "\n".join(lines)

@@ -15,7 +15,7 @@ from typing import Any, Final
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
 # The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
-NOBODY_IS_ALIVE: Final = "no `mailroom run` is alive (a collector in a pipe does not show here)"
+NO_WORKER_ALIVE: Final = "no `mailroom run` is alive (a collector in a pipe does not show here)"
 PIPE: Final = "to a pipe (`mailroom collector`); see its sender's log and rejected.csv"
 
 
@@ -194,7 +194,7 @@ def tell_story(mail: MailState, pause: Pause, *, alive: int, troubles: Sequence[
     """
     stopped = f"the queue is {pause.text()}" if pause.paused_at else ""
     if not stopped and not alive:
-        stopped = NOBODY_IS_ALIVE
+        stopped = NO_WORKER_ALIVE
     return Story(*_concluded(mail, stopped, troubles), tuple(sorted(_events(mail))), mail)
 
 
