@@ -45,7 +45,7 @@ def _rate(text: str) -> float | None:
     number = float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) else 0.0
     if not 0 < number <= MAX_RATE:
         raise ValueError(
-            f"{text!r} is neither auto nor recipients a second, above 0 and up to {MAX_RATE:,.0f}"
+            f"{text!r} is neither auto nor a number of recipients a second, above 0 and up to {MAX_RATE:,.0f}"
         )
     return number
 
@@ -97,7 +97,7 @@ def _transport(text: str) -> TransportAddress:
     if parts.scheme not in SMTP_PORTS or not host or parts.path.strip("/") or parts.fragment:
         raise fault
     if parts.query not in {"", "tls=required", "tls=optional"}:
-        raise ValueError("the only option of an smtp:// address is ?tls=required or ?tls=optional")
+        raise ValueError("an smtp:// address takes no option but ?tls=required or ?tls=optional")
     password = unquote(parts.password or "")
     local = host == "localhost" or host == "::1" or host.startswith("127.")
     return SmtpServer(
