@@ -13,7 +13,7 @@ import migration
 from conftest import bindir, needs
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import embedded_binaries
-from mailroom.queue.schema import SCHEMA_VERSION
+from mailroom.queue.start_check import SCHEMA_VERSION
 
 ADDED = "ALTER TABLE mailroom.workers ADD COLUMN place text NOT NULL DEFAULT '';"
 

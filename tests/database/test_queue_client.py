@@ -17,6 +17,7 @@ from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseError
 from mailroom.queue.client import Queue
 from mailroom.queue.lease import LEASE_MS, Lease
+from mailroom.worker.ledger import record
 from support.proxy import Proxy
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 from support.runs import ledger
@@ -144,7 +145,7 @@ def test_a_schema_that_was_altered_is_an_error_and_no_loop(database: str, db: Db
 
 async def settle(queue: Queue, lease: Lease) -> None:
     outcomes = {one.token: Answer(Result.SENT, message_id="1") for one in lease.claimed}
-    await queue.record(lease, outcomes, provider="test", retry_ms=1000, retry_limit=3)
+    await record(queue, lease, outcomes, provider="test", retry_ms=1000, retry_limit=3)
 
 
 def test_a_claim_after_a_standstill_renews_first(

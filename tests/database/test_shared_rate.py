@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import LiteralString
 
 import psycopg
 import pytest
+from psycopg.rows import TupleRow
 
 from mailroom.database.connection import Database
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.client import Queue
-from mailroom.worker.shared_rate import MAX_S, SharedRate
+from mailroom.worker.shared_rate import MAX_S, RESERVE, SharedRate
 from support.queue_sql import Db, reserve, sign_up_many
 from support.runs import Start
 
@@ -66,11 +69,15 @@ class CountingQueue(Queue):
         )
         self.charged: list[int] = []
 
-    async def reserve(self, recipients: int, *, longest_s: float, **policy: float) -> tuple[float, float]:
-        wait_s, rate = await super().reserve(recipients, longest_s=longest_s, **policy)
-        if wait_s <= longest_s:
-            self.charged.append(recipients)
-        return wait_s, rate
+    async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
+        rows = await super().ask(query, parameters)
+        if query == RESERVE:
+            recipients, _, longest_s, *_ = parameters
+            assert isinstance(recipients, int)
+            assert isinstance(longest_s, float)
+            if rows[0][0] <= longest_s:
+                self.charged.append(recipients)
+        return rows
 
 
 def take_all(

@@ -27,6 +27,7 @@ from mailroom.errors import DatabaseUnavailable
 from mailroom.operations.reports import overview
 from mailroom.operations.story import span
 from mailroom.queue.client import Queue
+from mailroom.worker import ledger
 from support import commands
 from support.processes import PATIENCE_S, environment
 from support.proxy import Proxy
@@ -132,8 +133,8 @@ def test_a_queue_says_it(database: str, db: Db) -> None:
     async def scenario() -> None:
         queue = Queue(Database(database, program="test", answer_limit_s=30), channel="token_insert")
         try:
-            await queue.heartbeat("")
-            await queue.heartbeat("ses: paused")
+            await ledger.heartbeat(queue, "")
+            await ledger.heartbeat(queue, "ses: paused")
             (worker,) = overview(db).workers
             assert (queue.worker, __version__, True, "ses: paused") == (
                 worker.worker,
@@ -141,7 +142,7 @@ def test_a_queue_says_it(database: str, db: Db) -> None:
                 worker.alive,
                 worker.trouble,
             )
-            await queue.leave()
+            await ledger.leave(queue)
             assert () == overview(db).workers
         finally:
             await queue.close()

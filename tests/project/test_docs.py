@@ -26,7 +26,7 @@ from mailroom.demo.postgres import embedded_binaries, free_port
 from mailroom.inbox.server import InboxServer
 from mailroom.operations.pause import PAUSE, RESUME
 from mailroom.queue.pulse import PULSE
-from mailroom.queue.schema import CALLED
+from mailroom.queue.start_check import CALLED
 from mailroom.sender.policy import Verdict
 from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.variables import variables

@@ -24,7 +24,9 @@ SPEAKERS: Final = {
     "queue/client.py",
     "queue/leader.py",
     "queue/pulse.py",
-    "queue/schema.py",
+    "queue/start_check.py",
+    "worker/ledger.py",
+    "worker/shared_rate.py",
 }
 KEYWORD: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|LOCK|TRUNCATE|ALTER|CALL)\b")
 CREATED: Final = re.compile(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import psycopg
 
-from mailroom.queue.client import RESERVE
 from mailroom.sender.rate import BURST_S, FASTER_A_SECOND, HOLD_S
+from mailroom.worker.shared_rate import RESERVE
 
 Db = psycopg.Connection
 

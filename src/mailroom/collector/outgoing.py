@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from mailroom.logs import EventLogger
-from mailroom.queue.lease import Lease
-from mailroom.queue.signing import sign_claimed
+from mailroom.queue.lease import Lease, sign_claimed
 from mailroom.wire import join_line
 
 log = EventLogger("collector")

@@ -16,7 +16,7 @@ from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
 from mailroom.operations.story import counted, utc
 from mailroom.queue.client import BACKLOG, RING, Backlog
-from mailroom.queue.schema import CALLED, RING_FUNCTION, TRIGGERS, UNUSABLE, VERSION, schema_fault
+from mailroom.queue.start_check import CALLED, RING_FUNCTION, TRIGGERS, UNUSABLE, VERSION, schema_fault
 
 Value = TypeVar("Value")
 

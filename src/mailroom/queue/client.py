@@ -1,4 +1,4 @@
-"""Calls the queue's SQL functions: claim, settle, record, renew, release.
+"""Calls the queue's SQL functions: claim, settle, renew, release.
 
 Promises: a claim is one statement that moves the cursor and writes the leases, or does nothing. No
 transaction stays open between two statements. A statement whose answer was lost with the connection is
@@ -16,18 +16,16 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, LiteralString, NamedTuple
 
-from mailroom import __version__
-from mailroom.answers import Answer, Result
-from mailroom.database.connection import LOST, Database, refuse_no_encoding
-from mailroom.database.pooler import keeps_sessions
+from psycopg.rows import TupleRow
+
+from mailroom.database.connection import Database
 from mailroom.database.session import AnswerLost, Postponed, Session
-from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.queue.lease import LEASE_MS, Lease, read_leases
-from mailroom.queue.schema import check_schema
+from mailroom.queue.start_check import check_schema, check_sessions
 
 # A lease with less than this share of its time left is renewed before a claim.
 LATE_SHARE: Final = 1 / 3
@@ -39,19 +37,7 @@ SETTLE: Final = "SELECT mailroom.settle(%s, %s, %s)"
 RENEW: Final = "SELECT mailroom.renew(%s::bigint[], %s::integer[], %s)"
 RELEASE: Final = "SELECT mailroom.release(%s, %s::bigint[])"
 RING: Final = "SELECT pg_notify(%s, %s)"
-RECORD: Final = (
-    "SELECT token, outcome, settled, age FROM mailroom.record("
-    "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
-)
-# A charge that is lost in a crash of the database does no harm, so it does not wait for the disk.
-RESERVE: Final = (
-    "SELECT wait_s, rate"
-    " FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s, %s, %s)"
-)
-THROTTLE: Final = "SELECT mailroom.throttle(%s, %s, %s, %s)"
 NEXT_DUE: Final = "SELECT mailroom.next_due()"
-HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
-LEAVE: Final = "SELECT mailroom.leave(%s)"
 BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog()"
 
 log = EventLogger("queue")
@@ -73,13 +59,6 @@ class Backlog(NamedTuple):
     waiting: int
     in_flight: int
     oldest_age_s: float | None
-
-
-class Recorded(NamedTuple):
-    """A token's outcome in the ledger (sent, rejected, retried, unknown), and its age in seconds."""
-
-    outcome: str
-    age_s: float | None
 
 
 class Queue:
@@ -107,31 +86,13 @@ class Queue:
         return list(self._held.values())
 
     async def check(self) -> None:
-        """Check that this version can use the schema, and that the connections can wait for new tokens.
+        """Check that the connections can wait for new tokens, and that this version can use the schema.
 
         Raises:
             DatabaseError: not so; the hint says how to fix it.
         """
-        await self._check_pooler()
-        refuse_no_encoding(await self._claims.connected())
+        await check_sessions(self._database, self._claims, self._settlings)
         await check_schema(self._claims, self._channel)
-
-    async def _check_pooler(self) -> None:
-        while True:
-            listener, ringer = await self._claims.connected(), await self._settlings.connected()
-            try:
-                kept = await self._database.limited(listener, keeps_sessions(listener, ringer))
-            except LOST as error:
-                self._database.lost(error)  # both reconnect
-            else:
-                break
-        if not kept:
-            raise DatabaseError(
-                "MAILROOM_DATABASE_URL names a pooler that keeps no sessions, such as PgBouncer in"
-                " transaction mode, so new tokens would not be noticed",
-                hint="let it name PostgreSQL itself, or a pool in session mode; the application may keep"
-                " using the pooler",
-            )
 
     async def claim(self, tokens: int, lease_tokens: int) -> Claim:
         """Claim up to ``tokens`` messages, in leases of up to ``lease_tokens``.
@@ -178,76 +139,17 @@ class Queue:
             SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)]
         )
         settled: bool = rows[0][0]
-        if self._let_go(lease) and not (settled or again):
+        if self.let_go(lease) and not (settled or again):
             log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
         return settled
 
-    async def record(
-        self,
-        lease: Lease,
-        answers: Mapping[int, Answer | None],
-        *,
-        provider: str,
-        retry_ms: int,
-        retry_limit: int,
-    ) -> dict[int, Recorded]:
-        """Settle a lease with the answers of an attempt, and stop holding it.
+    async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
+        """The answer to a statement that may be sent twice.
 
-        Args:
-            lease: the lease.
-            answers: one for each of its tokens; None where there was no attempt.
-            provider: the transport's name.
-            retry_ms: in how many milliseconds the tokens to be tried again are due.
-            retry_limit: after this number of failures without a stated reason a token is rejected.
-
-        Returns:
-            For each token its record in the ledger.
+        Raises:
+            DatabaseError: the schema or a privilege is missing.
         """
-        given = [one or Answer(Result.TRANSIENT) for one in answers.values()]
-        rows = await self._settlings.ask(
-            RECORD,
-            [
-                lease.id,
-                lease.generation,
-                self.worker,
-                provider,
-                list(answers),
-                [one.result.value if one else "" for one in answers.values()],
-                [one.message_id for one in given],
-                [one.detail for one in given],
-                retry_ms,
-                retry_limit,
-            ],
-        )
-        if self._let_go(lease) and not all(row[2] for row in rows):
-            log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
-        return {row[0]: Recorded(row[1], row[3]) for row in rows}
-
-    async def reserve(
-        self,
-        recipients: int,
-        *,
-        ceiling: float,
-        longest_s: float,
-        burst_s: float,
-        hold_s: float,
-        recovery: float,
-    ) -> tuple[float, float]:
-        """Charge the rate that all workers share, unless the wait would be longer than ``longest_s``.
-
-        The bucket holds ``burst_s`` of the rate. ``hold_s`` after a throttle the rate begins to rise by
-        ``recovery`` of ``ceiling`` a second.
-
-        Returns:
-            For how many seconds to wait, and the rate.
-        """
-        policy = [burst_s, hold_s, recovery]
-        ((wait_s, rate),) = await self._settlings.ask(RESERVE, [recipients, ceiling, longest_s, *policy])
-        return wait_s, rate
-
-    async def throttle(self, ceiling: float, *, factor: float, lowest_share: float, grace_s: float) -> None:
-        """Multiply the shared rate by ``factor``, once in ``grace_s``, down to that share of ``ceiling``."""
-        await self._settlings.ask(THROTTLE, [ceiling, factor, lowest_share, grace_s])
+        return await self._settlings.ask(query, parameters)
 
     async def renew(self) -> None:
         """Renew every held lease; stop holding those that another worker has by now."""
@@ -260,7 +162,7 @@ class Queue:
         for lease in leases:
             if lease.id in ours:
                 lease.valid_until = asked_at + LEASE_MS / 1000
-            elif self._let_go(lease):
+            elif self.let_go(lease):
                 log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
 
     def holds(self, lease: Lease) -> bool:
@@ -289,18 +191,6 @@ class Queue:
         due: float | None = (await self._claims.ask(NEXT_DUE, []))[0][0]
         return due
 
-    async def heartbeat(self, trouble: str) -> None:
-        """Record that this worker is alive; to be called every few seconds.
-
-        Args:
-            trouble: why it cannot send, for people; empty when it can.
-        """
-        await self._settlings.ask(HEARTBEAT, [self.worker, __version__, trouble])
-
-    async def leave(self) -> None:
-        """Record that this worker ends."""
-        await self._settlings.ask(LEAVE, [self.worker])
-
     async def backlog(self) -> Backlog:
         """The tokens that are to be mailed."""
         return Backlog._make((await self._claims.ask(BACKLOG, []))[0])
@@ -310,14 +200,14 @@ class Queue:
         await self._claims.close()
         await self._settlings.close()
 
-    def _is_late(self) -> bool:
-        """Whether a held lease may soon be due, and so be claimed by any worker, this one included."""
-        soon = time.monotonic() + LATE_SHARE * LEASE_MS / 1000
-        return any(lease.valid_until < soon for lease in self._held.values())
-
-    def _let_go(self, lease: Lease) -> bool:
+    def let_go(self, lease: Lease) -> bool:
         """Stop holding a lease; False if it was not held, or is held in a later generation."""
         if self._held.get(lease.id) is not lease:
             return False
         del self._held[lease.id]
         return True
+
+    def _is_late(self) -> bool:
+        """Whether a held lease may soon be due, and so be claimed by any worker, this one included."""
+        soon = time.monotonic() + LATE_SHARE * LEASE_MS / 1000
+        return any(lease.valid_until < soon for lease in self._held.values())

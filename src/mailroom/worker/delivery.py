@@ -19,10 +19,10 @@ from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.outage import back_off_s
 from mailroom.queue.client import Queue
-from mailroom.queue.lease import Lease
-from mailroom.queue.signing import sign_claimed
+from mailroom.queue.lease import Lease, sign_claimed
 from mailroom.sender.calls import Calls
 from mailroom.wire import Message
+from mailroom.worker.ledger import record
 from mailroom.worker.metrics import Metrics
 
 # What waits longer at a tripped breaker is claimed again, which checks again whether it may be mailed.
@@ -86,7 +86,8 @@ class LeaseDelivery:
     async def _settle(
         self, lease: Lease, answers: dict[int, Answer | None], waited_s: float, retry_s: float
     ) -> bool:
-        recorded = await self._queue.record(
+        recorded = await record(
+            self._queue,
             lease,
             answers,
             provider=self._provider,

@@ -21,8 +21,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mailroom import __version__
 from mailroom.answers import Answer, Result
-from mailroom.queue.client import Recorded
 from mailroom.queue.pulse import COUNT_LIMIT, Pulse
+from mailroom.worker.ledger import Recorded
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 CALL_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

@@ -33,7 +33,7 @@ from mailroom.queue.lease import LEASE_MS, Lease
 from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
-from mailroom.worker import health
+from mailroom.worker import health, ledger
 from mailroom.worker.delivery import LeaseDelivery
 from mailroom.worker.metrics import CONTENT_TYPE, Metrics
 from mailroom.worker.readiness import SILENCE_S, Readiness
@@ -211,7 +211,7 @@ class Runner:
                 f"{name}: {why}" if name != ACCOUNT else why
                 for name, (why, _) in self._calls.troubles.items()
             ]
-            await self._queue.heartbeat("; ".join(troubles))
+            await ledger.heartbeat(self._queue, "; ".join(troubles))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _deliver(self, lease: Lease, waited_s: float) -> None:
@@ -231,7 +231,7 @@ class Runner:
             # Before the start was over nothing was claimed, and no heartbeat was sent.
             if self._started and not self._database.is_down:
                 async with asyncio.timeout(GIVE_BACK_S):
-                    await self._queue.leave()
+                    await ledger.leave(self._queue)
                     cut_off = await self._delivery.give_back()
                     if cut_off:
                         await self._queue.ring(cut_off)

@@ -18,9 +18,17 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from psycopg.rows import TupleRow
+
 from mailroom.queue.client import Queue
 from mailroom.sender.rate import BURST_S, FASTER_A_SECOND, GRACE_S, HOLD_S, LOWEST_SHARE, SLOWER
 
+# A charge that is lost in a crash of the database does no harm, so it does not wait for the disk.
+RESERVE: Final = (
+    "SELECT wait_s, rate"
+    " FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s, %s, %s)"
+)
+THROTTLE: Final = "SELECT mailroom.throttle(%s, %s, %s, %s)"
 MAX_S: Final = 1.0
 # The database's answer may take this long, and the wait still ends in time.
 MARGIN_S: Final = 0.5
@@ -45,7 +53,7 @@ class SharedRate:
         self._ceiling = self._rate = ceiling
         self._turn = asyncio.Lock()
         self._waiting: list[_Waiting] = []
-        self._slowing: asyncio.Task[None] | None = None
+        self._slowing: asyncio.Task[list[TupleRow]] | None = None
 
     @property
     def rate(self) -> float:
@@ -66,7 +74,7 @@ class SharedRate:
         """Lower the rate for all workers after a throttle, before the next charge."""
         if self._slowing is None:
             self._slowing = asyncio.create_task(
-                self._queue.throttle(self._ceiling, factor=SLOWER, lowest_share=LOWEST_SHARE, grace_s=GRACE_S)
+                self._queue.ask(THROTTLE, [self._ceiling, SLOWER, LOWEST_SHARE, GRACE_S])
             )
 
     async def take(self, recipients: int, until: float = math.inf) -> None:
@@ -103,13 +111,8 @@ class SharedRate:
                 recipients -= other.recipients
                 break
             together.append(other)
-        wait_s, self._rate = await self._queue.reserve(
-            recipients,
-            ceiling=self._ceiling,
-            longest_s=longest_s,
-            burst_s=BURST_S,
-            hold_s=HOLD_S,
-            recovery=FASTER_A_SECOND,
+        ((wait_s, self._rate),) = await self._queue.ask(
+            RESERVE, [recipients, self._ceiling, longest_s, BURST_S, HOLD_S, FASTER_A_SECOND]
         )
         if wait_s <= longest_s:
             for one in together:

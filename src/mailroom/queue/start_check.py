@@ -1,12 +1,30 @@
-"""Checks that this version of Mailroom can use the database's schema, and says what to do if not."""
+"""Checks, before a worker starts, that the database can be used, and says what to do if not.
+
+The sessions: LISTEN and advisory locks belong to a session. Behind PgBouncer in transaction mode each
+transaction of a connection may run in another session: both statements succeed, and no notification ever
+arrives. A direct connection is never refused. The server reports its process id when a session begins; if a
+statement later reports the same id, there is no such pooler in between. Otherwise a notification must arrive.
+It does in session mode. In other modes it cannot, however many server processes the pooler has: it drops
+notifications for a connection that is not in a transaction.
+
+The schema: its version, the functions that this version of Mailroom calls, and the trigger on tokens.
+"""
 
 from __future__ import annotations
 
+import secrets
 from typing import Final
 
+import psycopg
+from psycopg import sql
+
+from mailroom.database.connection import LOST, Connection, Database, refuse_no_encoding
 from mailroom.database.session import Session
 from mailroom.errors import DatabaseError
 
+ARRIVES_WITHIN_S: Final = 5.0
+PROCESS: Final = "SELECT pg_backend_pid()"
+NOTIFY: Final = "SELECT pg_notify(%s, '')"
 # What this version calls, in the schema of the last migration that it knows.
 SCHEMA_VERSION: Final = 4
 CALLED: Final = (
@@ -39,6 +57,51 @@ SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A
 FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
 """
 RING_FUNCTION: Final = "mailroom.ring()"
+
+
+async def check_sessions(database: Database, listening: Session, notifying: Session) -> None:
+    """Check that connections keep their sessions, and that texts have an encoding.
+
+    Raises:
+        DatabaseError: not so.
+    """
+    while True:
+        listener, ringer = await listening.connected(), await notifying.connected()
+        try:
+            kept = await database.limited(listener, keeps_sessions(listener, ringer))
+        except LOST as error:
+            database.lost(error)  # both reconnect
+        else:
+            break
+    if not kept:
+        raise DatabaseError(
+            "MAILROOM_DATABASE_URL names a pooler that keeps no sessions, such as PgBouncer in"
+            " transaction mode, so new tokens would not be noticed",
+            hint="let it name PostgreSQL itself, or a pool in session mode; the application may keep"
+            " using the pooler",
+        )
+    refuse_no_encoding(await listening.connected())
+
+
+async def keeps_sessions(listener: Connection, ringer: Connection) -> bool:
+    """Whether a notification sent over ``ringer`` arrives at ``listener``.
+
+    Raises:
+        psycopg.OperationalError: a connection broke.
+    """
+    found = await (await listener.execute(PROCESS)).fetchone()
+    if found == (listener.info.backend_pid,):
+        return True
+    name = f"mailroom_session_{secrets.token_hex(8)}"
+    channel = sql.Identifier(name)
+    try:
+        await listener.execute(sql.SQL("LISTEN {}").format(channel))
+        await ringer.execute(NOTIFY, [name])
+        arrived = [note async for note in listener.notifies(timeout=ARRIVES_WITHIN_S, stop_after=1)]
+        await listener.execute(sql.SQL("UNLISTEN {}").format(channel))
+    except (psycopg.ProgrammingError, psycopg.NotSupportedError):  # a pooler that does not support LISTEN
+        return False
+    return bool(arrived)
 
 
 def schema_fault(unusable: dict[str, bool], version: int | None) -> DatabaseError | None:

@@ -1,0 +1,86 @@
+"""Writes into the database what a worker did: the answers of its attempts, and that it is alive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from mailroom import __version__
+from mailroom.answers import Answer, Result
+from mailroom.logs import EventLogger
+from mailroom.queue.client import Queue
+from mailroom.queue.lease import Lease
+
+RECORD: Final = (
+    "SELECT token, outcome, settled, age FROM mailroom.record("
+    "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
+)
+HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
+LEAVE: Final = "SELECT mailroom.leave(%s)"
+
+log = EventLogger("queue")
+
+
+class Recorded(NamedTuple):
+    """A token's outcome in the ledger (sent, rejected, retried, unknown), and its age in seconds."""
+
+    outcome: str
+    age_s: float | None
+
+
+async def record(
+    queue: Queue,
+    lease: Lease,
+    answers: Mapping[int, Answer | None],
+    *,
+    provider: str,
+    retry_ms: int,
+    retry_limit: int,
+) -> dict[int, Recorded]:
+    """Settle a lease with the answers of an attempt, and stop holding it.
+
+    Args:
+        queue: the queue.
+        lease: the lease.
+        answers: one for each of its tokens; None where there was no attempt.
+        provider: the transport's name.
+        retry_ms: in how many milliseconds the tokens to be tried again are due.
+        retry_limit: after this number of failures without a stated reason a token is rejected.
+
+    Returns:
+        For each token its record in the ledger.
+    """
+    given = [one or Answer(Result.TRANSIENT) for one in answers.values()]
+    rows = await queue.ask(
+        RECORD,
+        [
+            lease.id,
+            lease.generation,
+            queue.worker,
+            provider,
+            list(answers),
+            [one.result.value if one else "" for one in answers.values()],
+            [one.message_id for one in given],
+            [one.detail for one in given],
+            retry_ms,
+            retry_limit,
+        ],
+    )
+    if queue.let_go(lease) and not all(row[2] for row in rows):
+        log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+    return {row[0]: Recorded(row[1], row[3]) for row in rows}
+
+
+async def heartbeat(queue: Queue, trouble: str) -> None:
+    """Record that this worker is alive; to be called every few seconds.
+
+    Args:
+        queue: the worker's queue.
+        trouble: why it cannot send, for people; empty when it can.
+    """
+    await queue.ask(HEARTBEAT, [queue.worker, __version__, trouble])
+
+
+async def leave(queue: Queue) -> None:
+    """Record that this worker ends."""
+    await queue.ask(LEAVE, [queue.worker])
