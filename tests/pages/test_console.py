@@ -528,7 +528,7 @@ def test_an_outage_is_told_the_picture_stays_and_it_comes_back(own_server: Postg
             assert (503, True) == (answer.status, "PostgreSQL" in answer.text)
         assert 503 == post(server, "/resume").status
         own_server.start()
-        wait_for(lambda: "No answer" not in page(server))
+        wait_for(lambda: "The database does not answer" not in page(server))
         assert 'class="board"' in page(server)
 
 
