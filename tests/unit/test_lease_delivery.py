@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
+
+import pytest
 
 from mailroom.answers import Answer, Result, Scope
 from mailroom.queue.lease import Claimed, Lease
@@ -17,6 +19,8 @@ BLAMED = Answer(Result.REJECTED, "for one of them", scope=Scope.CALL)
 LEASE = Lease(
     1, 1, [Claimed(n, "activation", f"p{n}@b.example", f"p{n}", bytes(32), "12345") for n in range(4)], 0.0
 )
+
+Settled = Callable[[dict[str, list[Answer]]], dict[int, Answer | None]]
 
 
 class ScriptedCalls:
@@ -32,31 +36,29 @@ class ScriptedCalls:
         return None if answers is None else Attempt(answers, tripped=False)
 
 
-class Ledger:
-    """Keeps the answers that it is given."""
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> Settled:
+    """Delivers the lease, and returns the answers that were to be recorded."""
+    recorded: dict[int, Answer | None] = {}
 
-    def __init__(self) -> None:
-        self.answers: dict[int, Answer | None] = {}
-
-    async def record(self, _: Lease, answers: dict[int, Answer | None], **__: object) -> dict[int, Any]:
-        self.answers = answers
+    async def record(
+        _: object, __: Lease, answers: dict[int, Answer | None], **___: object
+    ) -> dict[int, Any]:
+        recorded.update(answers)
         return {}
 
+    monkeypatch.setattr("mailroom.worker.delivery.record", record)
 
-def settled(answers: dict[str, list[Answer]]) -> dict[int, Answer | None]:
-    ledger = Ledger()
-    delivery = LeaseDelivery(
-        cast("Any", ledger),
-        cast("Any", ScriptedCalls(answers)),
-        Metrics(),
-        provider="test",
-        keys=(b"k" * 32,),
-    )
-    asyncio.run(delivery.deliver(LEASE, 0.0))
-    return ledger.answers
+    def deliver(answers: dict[str, list[Answer]]) -> dict[int, Answer | None]:
+        calls = cast("Any", ScriptedCalls(answers))
+        delivery = LeaseDelivery(cast("Any", None), calls, Metrics(), provider="test", keys=(b"k" * 32,))
+        asyncio.run(delivery.deliver(LEASE, 0.0))
+        return recorded
+
+    return deliver
 
 
-def test_a_refused_call_is_halved_until_the_recipient_is_known() -> None:
+def test_a_refused_call_is_halved_until_the_recipient_is_known(settled: Settled) -> None:
     sent = Answer(Result.SENT)
     answers = {
         "p0 p1 p2 p3": [BLAMED] * 4,
@@ -68,6 +70,6 @@ def test_a_refused_call_is_halved_until_the_recipient_is_known() -> None:
     assert {0: sent, 1: sent, 2: BLAMED, 3: sent} == settled(answers)
 
 
-def test_a_half_that_got_no_turn_is_not_settled_with_the_answer_of_the_whole() -> None:
+def test_a_half_that_got_no_turn_is_not_settled_with_the_answer_of_the_whole(settled: Settled) -> None:
     sent = Answer(Result.SENT)
     assert {0: sent, 1: sent, 2: None, 3: None} == settled({"p0 p1 p2 p3": [BLAMED] * 4, "p0 p1": [sent] * 2})
