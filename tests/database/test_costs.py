@@ -2,7 +2,7 @@
 
 A proxy between Mailroom and its server counts round trips and bytes, the server itself counts commits, rows
 and write-ahead log. The bounds are what was measured and a fifth more. One that breaks has a reason: name it
-in the commit that moves the bound, or mend it. Lower a bound that has become too wide.
+in the commit that moves the bound, or fix it. Lower a bound that has become too wide.
 """
 
 from __future__ import annotations

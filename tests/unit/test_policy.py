@@ -75,14 +75,14 @@ def once_each(server: InboxServer, numbers: range | list[int]) -> bool:
     return {f"person{n}@example.com": 1 for n in numbers} == server.inbox.counts.by_recipient
 
 
-def mended_after_some_calls(server: InboxServer, calls: int) -> threading.Thread:
+def repaired_after_some_calls(server: InboxServer, calls: int) -> threading.Thread:
     """Takes the faults away once the server has seen this many calls."""
 
-    def mend() -> None:
+    def repair() -> None:
         server.wait_for(lambda inbox: inbox.counts.calls >= calls)
         server.inbox.faults.clear()
 
-    thread = threading.Thread(target=mend)
+    thread = threading.Thread(target=repair)
     thread.start()
     return thread
 

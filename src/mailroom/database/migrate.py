@@ -1,12 +1,12 @@
-"""Migrations, in golang-migrate's file names and bookkeeping, so that either tool can go on.
+"""Applies migrations and takes them back, with golang-migrate's file names and table of versions.
 
-Files are ``000001_name.up.sql`` and ``000001_name.down.sql``; the table ``schema_migrations`` in the
-current schema holds the one version that is applied, and whether its migration was left half done
-(``dirty``). The advisory locks are computed as golang-migrate's drivers compute them, so the two
-never migrate one database at the same time.
+Either tool can continue where the other one stopped. Files are ``000001_name.up.sql`` and
+``000001_name.down.sql``. The table ``schema_migrations`` in the current schema holds the version that is
+applied, and whether its migration was interrupted (``dirty``). The advisory locks are those of
+golang-migrate's drivers, so the two never migrate a database at the same time.
 
-Promises: each migration and its bookkeeping is one transaction, so ours never leaves a dirty state;
-one left by another tool is refused, and told.
+Promises: each migration and its row in the table are one transaction, so Mailroom leaves no dirty state. A
+dirty state of another tool is an error, and nothing is applied.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mailroom.errors import MigrationError
 LOCK_SALT: Final = 1486364155
 TABLE: Final = "schema_migrations"
 OWNER: Final = (
-    "run it as the owner of Mailroom's schema; the first time as one who may create in the database"
+    "run it as the owner of Mailroom's schema; the first time, as a user who may create in the database"
 )
 _FILE_NAME: Final = re.compile(r"([0-9]+)_(.+)\.(up|down)\.sql")
 
@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (version bigint NOT NULL PRIMARY KE
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step of the schema and the way back."""
+    """One step of the schema, and the step back."""
 
     version: int
     name: str
@@ -48,7 +48,7 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The applied version (0 is none) and whether its migration was left half done."""
+    """The applied version (0 is none) and whether its migration was interrupted."""
 
     version: int
     dirty: bool
@@ -67,10 +67,10 @@ def shipped() -> list[Migration]:
 
 
 def state(connection: psycopg.Connection) -> State:
-    """What is applied.
+    """The version that is applied.
 
     Raises:
-        MigrationError: the bookkeeping is none that golang-migrate or we would write, or not ours to read.
+        MigrationError: the table is not golang-migrate's, or the user may not read it.
     """
     if connection.execute("SELECT to_regclass(%s)", [TABLE]).fetchall() == [(None,)]:
         return State(0, dirty=False)
@@ -81,13 +81,13 @@ def state(connection: psycopg.Connection) -> State:
     if len(rows) > 1:
         raise MigrationError(
             f"{TABLE} has {len(rows)} rows, and golang-migrate's has one",
-            hint="another tool's table has this name; migrate into a database or schema of its own",
+            hint="the table belongs to another tool; use another database or schema for Mailroom",
         )
     return State(*rows[0]) if rows else State(0, dirty=False)
 
 
-def up(connection: psycopg.Connection, steps: int | None, tell: Callable[[str], None]) -> int:
-    """Apply the next ``steps`` migrations, or all; gives back how many there were to apply.
+def up(connection: psycopg.Connection, steps: int | None, report: Callable[[str], None]) -> int:
+    """Apply the next ``steps`` migrations, or all; returns how many there were to apply.
 
     Raises:
         DatabaseError: the database has no encoding.
@@ -98,12 +98,12 @@ def up(connection: psycopg.Connection, steps: int | None, tell: Callable[[str], 
         current = _clean_version(connection)
         chosen = [migration for migration in shipped() if migration.version > current][:steps]
         for migration in chosen:
-            _apply(connection, migration, "up", migration.version, tell)
+            _apply(connection, migration, "up", migration.version, report)
         return len(chosen)
 
 
-def down(connection: psycopg.Connection, steps: int, tell: Callable[[str], None]) -> int:
-    """Take back the last ``steps`` migrations; gives back how many there were to take back.
+def down(connection: psycopg.Connection, steps: int, report: Callable[[str], None]) -> int:
+    """Take back the last ``steps`` migrations; returns how many there were to take back.
 
     Raises:
         MigrationError: the state is dirty or unknown, or a migration failed (and was rolled back).
@@ -114,7 +114,7 @@ def down(connection: psycopg.Connection, steps: int, tell: Callable[[str], None]
         chosen = applied[::-1][:steps]
         for migration in chosen:
             earlier = [other.version for other in applied if other.version < migration.version]
-            _apply(connection, migration, "down", max(earlier, default=0), tell)
+            _apply(connection, migration, "down", max(earlier, default=0), report)
         return len(chosen)
 
 
@@ -131,7 +131,7 @@ def _locked(connection: psycopg.Connection) -> Iterator[None]:
         raise MigrationError(
             "no schema of the search_path exists", hint="create the schema public, or set search_path"
         )
-    # Its library takes the one, its command line the other, where the name is a URL's path.
+    # golang-migrate's library locks the first; its command line the second, which is a URL's path.
     locks = [lock_id(name, row[1]) for name in (row[0], f"/{row[0]}")]
     for lock in locks:
         connection.execute("SELECT pg_advisory_lock(%s)", [lock])
@@ -147,8 +147,8 @@ def _clean_version(connection: psycopg.Connection) -> int:
     current = state(connection)
     if current.dirty:
         raise MigrationError(
-            f"the schema is dirty: a migration to or from version {current.version} was left half done",
-            hint="look what of it was applied, mend that by hand, then set the version that holds:"
+            f"the schema is dirty: a migration to or from version {current.version} was interrupted",
+            hint="see which of its statements were applied, complete or undo them, then set the version:"
             " UPDATE schema_migrations SET version = …, dirty = false",
         )
     newest = max(migration.version for migration in shipped())
@@ -165,7 +165,7 @@ def _apply(
     migration: Migration,
     direction: str,
     version: int,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     script = migration.up if direction == "up" else migration.down
     try:
@@ -181,6 +181,6 @@ def _apply(
         raise MigrationError(
             f"migration {migration.version:06d}_{migration.name} ({direction}) failed and was rolled back:"
             f" {reason(error)}",
-            hint=f"nothing of it was applied; {OWNER if is_not_ours else 'mend the cause and run it again'}",
+            hint=f"nothing of it was applied; {OWNER if is_not_ours else 'fix the cause and run it again'}",
         ) from error
-    tell(f"{migration.version:06d}_{migration.name} {direction}")
+    report(f"{migration.version:06d}_{migration.name} {direction}")

@@ -15,7 +15,7 @@ PRUNE_TOKENS: Final = "SELECT last_seen, deleted FROM mailroom.prune_tokens(%s, 
 
 
 def prune(
-    connection: psycopg.Connection, older_than: timedelta, batch: int, tell: Callable[[str, int], None]
+    connection: psycopg.Connection, older_than: timedelta, batch: int, report: Callable[[str, int], None]
 ) -> tuple[int, int]:
     """Delete old rows of the ledger, and old tokens that no lease holds; returns the number of each.
 
@@ -23,7 +23,7 @@ def prune(
         connection: in autocommit mode, so that each batch is a transaction.
         older_than: the age of a row, or of a token's expiry or consumption.
         batch: the number of rows to look at in one transaction.
-        tell: called after each batch with the name of the rows and the number deleted so far.
+        report: called after each batch with the name of the rows and the number deleted so far.
 
     Raises:
         DatabaseError: the schema or a privilege is missing, or a foreign key refers to a token.
@@ -32,10 +32,10 @@ def prune(
     deliveries = tokens = 0
     while deleted := one(connection, PRUNE_DELIVERIES, [older_than, batch])[0]:
         deliveries += deleted
-        tell("deliveries", deliveries)
+        report("deliveries", deliveries)
     last_seen, deleted = one(connection, PRUNE_TOKENS, [-(2**63), older_than, batch])
     while last_seen is not None:
         tokens += deleted
-        tell("tokens", tokens)
+        report("tokens", tokens)
         last_seen, deleted = one(connection, PRUNE_TOKENS, [last_seen, older_than, batch])
     return deliveries, tokens

@@ -1,4 +1,4 @@
--- Roles with the rights that they need and no more. `mailroom roles` prints this file:
+-- Roles with only the rights that they need. `mailroom roles` prints this file:
 --
 --     mailroom roles | psql "$MAILROOM_DATABASE_URL"
 --
