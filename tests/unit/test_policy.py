@@ -160,7 +160,7 @@ def test_what_a_person_must_mend_pauses_and_costs_no_attempt(
     ses: InboxServer, tmp_path: Path, status: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ses.inbox.faults.add(Fault("status", status=status))
-    mending = mended_after_some_calls(ses, 6)
+    mending = repaired_after_some_calls(ses, 6)
     sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=1)
     mending.join()
     assert {"sent": 10} == sent.count()
@@ -175,7 +175,7 @@ def test_what_a_person_must_mend_pauses_when_a_call_says_so(
     ses: InboxServer, tmp_path: Path, code: str
 ) -> None:
     ses.inbox.faults.add(Fault("error", code=code))
-    mending = mended_after_some_calls(ses, 4)
+    mending = repaired_after_some_calls(ses, 4)
     sent = send(settings(tmp_path, SEND_RATE=1000), TEN, retry_limit=1)
     mending.join()
     assert {"sent": 10} == sent.count()
