@@ -153,6 +153,7 @@ def test_green_again_when_no_mail_is_left_to_try(db: Db, ses: InboxServer, start
     wait_until(db, "SELECT trouble FROM mailroom.workers", "")
 
 
+@pytest.mark.slow
 def test_the_trouble_of_one_action_is_called_so(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     ses.inbox.faults.add(Fault("error", code="TemplateDoesNotExist"))
@@ -237,6 +238,7 @@ def test_a_failed_task_ends_the_process(db: Db, start: Start) -> None:
     assert "mailroom migrate up" in worker.log()
 
 
+@pytest.mark.slow
 def test_red_while_the_network_is_deaf(own_server: PostgresServer, tmp_path: Path) -> None:
     """Without traffic, and with the health check's interval of minutes that is the default."""
     given = conninfo_to_dict(own_server.url())

@@ -154,6 +154,7 @@ def test_a_signal_gives_back_what_cannot_be_finished(db: Db, ses: InboxServer, s
     wait_until(db, "SELECT count(*) FROM mailroom.deliveries WHERE outcome = 'sent'", 20)
 
 
+@pytest.mark.slow
 def test_a_signal_keeps_the_leases_of_what_is_under_way(db: Db, ses: InboxServer, start: Start) -> None:
     """For longer than a lease lasts; and nothing is claimed any more."""
     ses.inbox.faults.add(Fault("hang", calls=1, accept=True))

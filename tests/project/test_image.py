@@ -29,7 +29,7 @@ from support.processes import PATIENCE_S
 from support.queue_sql import Db, sign_up_many
 from support.runs import UNSETTLED, fetch, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the build takes minutes on a busy machine
 
 LITTLE_MB = 128
 OUTPUT = "var/lib/mailroom"
