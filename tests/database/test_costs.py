@@ -253,6 +253,7 @@ def test_a_backlog_costs_no_more_than_that(server: Server, tmp_path: Path, comma
     assert {} == {name: (found[name], bound) for name, bound in bounds.items() if found[name] > bound}
 
 
+@pytest.mark.slow
 def test_a_token_that_comes_alone_costs_no_more_than_that(server: Server, tmp_path: Path) -> None:
     server.make("alone", "empty")
     with (

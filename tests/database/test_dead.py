@@ -326,6 +326,7 @@ def test_two_who_retry_at_the_same_time_mail_it_once(db: Db, database: str) -> N
     assert 60 == sum(len(lease.tokens) for lease in claim(db))
 
 
+@pytest.mark.slow
 def test_workers_and_operators_at_once_mail_everybody_once(
     db: Db, database: str, ses: InboxServer, start: Start
 ) -> None:

@@ -274,6 +274,7 @@ def test_a_frozen_holder_holds_up_nobody(db: Db, start_collector: Starts, load: 
     frozen.process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_deep_backlog_wakes_the_others(db: Db, start_collector: Starts) -> None:
     collectors = [start_collector(BATCH_TIMEOUT=0, BATCH_LIMIT=10).wait_until_listening() for _ in range(3)]
     wait_for_holder(db, "sleep_lock")
@@ -406,6 +407,7 @@ def test_limits_of_the_database_do_not_end_the_bells_session(
     assert "bell_lost" not in first.log() + second.log()
 
 
+@pytest.mark.slow
 def test_a_limit_of_transactions_does_not_either(database: str, db: Db, start_collector: Starts) -> None:
     if db.info.server_version < 170000:
         pytest.skip("PostgreSQL has transaction_timeout from 17 on")

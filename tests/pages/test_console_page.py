@@ -30,6 +30,8 @@ from support.browser import (
 from support.queue_sql import Db, claim, reserve, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until
 
+pytestmark = pytest.mark.slow
+
 HOSTILE: Final = "<script>alert(1)</script>"
 PEOPLE: Final = ("ada", "grace", "linus", "margaret", "barbara", "edsger", "katherine", "alan", "hedy", "tim")
 INSERT: Final = (
@@ -101,7 +103,6 @@ def deliver(db: Db, token: int, outcome: str, detail: str = "") -> None:
     db.execute(INSERT, [token, 1, outcome, outcome, "0100-abc" if outcome == "sent" else "", detail, 0])
 
 
-@pytest.mark.slow
 def test_the_picture_changes_without_a_reload(db: Db, console: ConsoleServer, pages: Pages) -> None:
     page = live(pages.open(console.url))
     page.evaluate("window.never = 'reloaded'")
@@ -128,7 +129,6 @@ def test_the_picture_changes_without_a_reload(db: Db, console: ConsoleServer, pa
     assert all(url.startswith(console.url) for url in pages.requests)
 
 
-@pytest.mark.slow
 def test_a_throttle_switched_on_in_the_inbox_is_seen_and_so_is_its_end(
     db: Db, ses: InboxServer, start: Start, console: ConsoleServer, pages: Pages
 ) -> None:
@@ -206,7 +206,6 @@ def test_one_finds_a_mail_and_decides_about_dead_letters(
     assert [(1,)] == db.execute("SELECT count(*) FROM mailroom.leases").fetchall()
 
 
-@pytest.mark.slow
 def test_hostile_words_do_nothing(db: Db, console: ConsoleServer, pages: Pages) -> None:
     token = sign_up(db, "zoe")
     escape = f"</td></table>{HOSTILE}<img src=x onerror=alert(2)><style>*{{display:none}}</style>"
@@ -225,7 +224,6 @@ def test_hostile_words_do_nothing(db: Db, console: ConsoleServer, pages: Pages) 
         assert 0 == page.locator("main script, main img, main style").count()
 
 
-@pytest.mark.slow
 def test_everything_is_read_and_done_without_javascript(
     db: Db, request: pytest.FixtureRequest, pages: Pages
 ) -> None:
@@ -250,7 +248,6 @@ def test_everything_is_read_and_done_without_javascript(
     expect(page.locator("h1")).not_to_have_text("Paused")
 
 
-@pytest.mark.slow
 def test_an_outage_greys_the_picture_and_it_comes_back(own_server: PostgresServer, pages: Pages) -> None:
     with psycopg.connect(own_server.url(), autocommit=True) as db:
         sign_up(db, "zoe")
@@ -270,7 +267,6 @@ def test_an_outage_greys_the_picture_and_it_comes_back(own_server: PostgresServe
     pages.errors.clear()  # the browser's own, of a connection that was lost
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["360", "1440"])
 def test_pages_fit_and_are_accessible(

@@ -32,6 +32,8 @@ from support.browser import (
 from support.inbox import DATA, mail
 from support.senders import with_templates
 
+pytestmark = pytest.mark.slow
+
 HOSTILE: Final = "<script>alert(1)</script>"
 # Sent as it is: an application's own template may forget to escape.
 ESCAPES: Final = """\
@@ -65,7 +67,6 @@ def live(page: Page) -> Page:
     return page
 
 
-@pytest.mark.slow
 def test_the_list_grows_without_a_reload_the_newest_first(server: InboxServer, pages: Pages) -> None:
     mail(server, "first@example.com")
     page = live(pages.open(server.url))
@@ -153,7 +154,6 @@ def test_by_keyboard_the_mail_is_one_step_away(server: InboxServer, pages: Pages
     expect(page.locator(".code")).to_have_text("Code 36829")
 
 
-@pytest.mark.slow
 def test_a_hostile_mail_does_nothing(server: InboxServer, pages: Pages) -> None:
     server.inbox.account.put_template("hostile", ("{{login}}", "{{login}}", ESCAPES), new=True)
     (sent,) = mail(server, f'"{HOSTILE}"@example.com', template="hostile", login=HOSTILE)
@@ -210,7 +210,6 @@ def fill(inbox: Inbox, count: int) -> None:
         )
 
 
-@pytest.mark.slow
 def test_with_5000_mails_the_page_stays_small_and_the_oldest_go(pages: Pages) -> None:
     with InboxServer(inbox=with_templates(Inbox(keep=5000))) as server:
         fill(server.inbox, 5000)
@@ -265,7 +264,6 @@ def test_faults_are_switches_on_the_page(server: InboxServer, pages: Pages) -> N
     assert [] == server.inbox.faults.listing()
 
 
-@pytest.mark.slow
 def test_everything_is_read_and_done_without_javascript(server: InboxServer, pages: Pages) -> None:
     for start in range(0, 120, 40):
         mail(server, *(f"person{number}@example.com" for number in range(start, start + 40)))
@@ -300,7 +298,6 @@ def test_the_page_says_when_the_inbox_is_gone(pages: Pages) -> None:
 PEOPLE: Final = ("ada", "grace", "linus", "margaret", "barbara", "edsger", "katherine", "alan", "hedy", "tim")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["360", "1440"])
 def test_pages_fit_and_are_accessible(

@@ -603,6 +603,7 @@ def test_without_fetch_metadata_the_origin_decides(site: Site) -> None:
         assert 303 == old_browser.post("/forgot", data=fields).status_code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("declared", [True, False])
 def test_ten_megabytes_are_not_read(site: Site, declared: bool) -> None:
     chunks = (b"a" * 65_536 for _ in range(160))

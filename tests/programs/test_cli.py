@@ -129,6 +129,7 @@ def test_every_variable_that_a_command_reads_is_known() -> None:
     } == set(misspelt.LOG_VARIABLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "is_coloured"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],

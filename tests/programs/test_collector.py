@@ -85,6 +85,7 @@ def test_ten_thousand_accounts_of_one_transaction_go_out(db: Db, start: Start) -
     assert (0, 0) == backlog(db)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 7, 11, 64, 1000])
 def test_any_batch_limit_is_kept(db: Db, start: Start, limit: int) -> None:
     sign_up_many(db, 300)

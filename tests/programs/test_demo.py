@@ -243,6 +243,7 @@ def fill(page: Page, **fields: str) -> None:
     page.click("main button")
 
 
+@pytest.mark.slow
 def test_what_it_counts_is_what_the_api_says_and_ctrl_c_stops_all_of_it(staying: Demo) -> None:
     inbox = staying.address("inbox")
     with psycopg.connect(database_url(staying), autocommit=True) as db:

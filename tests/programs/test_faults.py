@@ -93,6 +93,7 @@ def test_kill_9_twenty_times_loses_nothing_and_repeats_at_most_200_each(
         assert len(later & set(collector.emails())) <= REPEATED_TOKENS
 
 
+@pytest.mark.slow
 def test_kill_9_in_a_deep_backlog_repeats_at_most_200(database: str, tmp_path: Path) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         sign_up_many(connection, 20_000)

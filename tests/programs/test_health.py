@@ -265,7 +265,7 @@ def test_a_taken_port_is_told(db: Db, start: Start) -> None:
     # Not the 78 after which a supervisor tries no more: the port may be free again.
     assert 69 == second.process.wait(processes.PATIENCE_S)
     assert f"MAILROOM_HTTP: cannot listen on 127.0.0.1:{port}: Address already in use" in second.log()
-    assert "Try: choose another port, or end what listens there" in second.log()
+    assert "Try: choose another port, or stop the process that listens there" in second.log()
 
 
 @pytest.mark.parametrize("package", ["uvicorn", "starlette"])

@@ -69,6 +69,7 @@ def test_each_recipient_has_its_own_outcome(db: Db, ses: InboxServer, start: Sta
     assert ["u1", "u3", "u5"] == sorted(name.partition("@")[0] for name in ses.inbox.counts.by_recipient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "outcome", "detail"),
     [

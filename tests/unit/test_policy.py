@@ -307,6 +307,7 @@ def test_the_rate_comes_from_the_quota(ses: InboxServer, tmp_path: Path) -> None
     assert 1.9 < last.at_s - first.at_s < 4
 
 
+@pytest.mark.slow
 def test_two_thousand_arrive_while_the_server_throttles_fails_and_hangs(
     ses: InboxServer, tmp_path: Path
 ) -> None:
@@ -354,6 +355,7 @@ def test_expiry_does_not_wait_for_a_turn_at_the_breaker(
     assert 20 > time.monotonic() - started
 
 
+@pytest.mark.slow
 def test_a_chunk_that_is_too_large_for_the_server_becomes_smaller(ses: InboxServer, tmp_path: Path) -> None:
     ses.inbox.limits.rate = 14.0
     sent = send(settings(tmp_path, SEND_RATE=100), [message(number) for number in range(50)])

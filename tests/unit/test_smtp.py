@@ -476,7 +476,7 @@ def test_a_detail_keeps_the_recipient_and_the_token_to_itself(
 
 def test_check_refuses_templates_that_do_not_fit(server: MailServer, transport: SmtpTransport) -> None:
     transport.check()
-    with pytest.raises(TemplateError, match=r"MAILROOM_APP_URL is not set"):
+    with pytest.raises(TemplateError, match=r"MAILROOM_APP_URL, which is not set"):
         transport_to(server.port, APP_URL="").check()
     outcomes = transport_to(server.port, APP_URL="").send(BATCH)
     assert alike(PAUSED, Scope.ACTION) == results(outcomes)

@@ -38,6 +38,7 @@ def read_chunked(chunks: list[bytes]) -> list[Line]:
         os.close(reader)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=60), st.binary(min_size=5000, max_size=9000)), max_size=12))
 def test_any_chunking_of_any_bytes_gives_the_same_lines(chunks: list[bytes]) -> None:

@@ -244,6 +244,7 @@ TAGS = "{{a}} {{~b}} {{{a}}} {{&b}} {{#unless}} {{else}} {{/if}} {{/unless}} {{!
 pieces = st.sampled_from([*TAGS.split(), "{{#if a}}", "{{#unless b}}", "{{else if b}}", "{{ a }}", " ", "\n"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(st.lists(pieces, max_size=12).map("".join), st.booleans())
 def test_no_name_is_read_that_placeholders_do_not_tell(source: str, value: bool) -> None:
@@ -255,6 +256,7 @@ def test_no_name_is_read_that_placeholders_do_not_tell(source: str, value: bool)
         assert data.asked <= placeholders(source)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.lists(pieces | st.text(max_size=3), max_size=12).map("".join))
 def test_any_source_is_checked_without_a_crash(source: str) -> None:

@@ -56,6 +56,7 @@ def test_what_is_encoded_is_decoded(batch: list[Message]) -> None:
     assert batch == decode(line)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.binary() | batches.map(encode), st.integers(0, 2000), st.binary(max_size=3))
 @example(b'1,"a""b",c', 0, b"")
@@ -192,6 +193,7 @@ rows = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rows)
 def test_many_are_encoded_as_one_is(batch: list[tuple[str, str, str, str, str]]) -> None:
