@@ -12,6 +12,9 @@ AUDIT := $(VENV)/audit/bin/pip-audit
 FUZZ_SECONDS ?= 60
 ATHERIS := $(VENV)/atheris
 
+# Python keeps what it has compiled: the tests start it hundreds of times.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow test-matrix check format lint types layers audit fuzz migration bench docs screenshots release lock clean
 
