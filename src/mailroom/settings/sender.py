@@ -158,7 +158,7 @@ class SenderSettings:
     transport_address: TransportAddress = variable(
         "MAILROOM_TRANSPORT",
         "ses",
-        "what sends: ses, debug, smtp://user:password@host:587 (STARTTLS where offered) or smtps://… (TLS)",
+        "the transport: ses, debug, smtp://user:password@host:587 (STARTTLS if offered) or smtps://… (TLS)",
         _transport,
         secret=True,
     )
@@ -205,11 +205,11 @@ class SenderSettings:
     shutdown_timeout_ms: int = whole(
         "MAILROOM_SHUTDOWN_TIMEOUT",
         10_000,
-        "after SIGTERM, mail in hand has this many milliseconds to go out",
+        "after SIGTERM, mails in hand are still sent for this many milliseconds",
         least=0,
     )
 
     @property
     def transport(self) -> TransportAddress:
-        """What sends."""
+        """The transport to send with."""
         return "debug" if self.debug else self.transport_address

@@ -78,7 +78,7 @@ def whole(name: str, default: int, purpose: str, least: int, most: int = MAX_MS)
 
 
 def group(source: type[Settings]) -> Settings:
-    """A field that is settings of its own."""
+    """A field that is a group of settings."""
     found: Settings = _field(source)
     return found
 
