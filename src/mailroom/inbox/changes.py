@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive
 
 KEEP_ALIVE_S: Final = 15.0
-# A page looks at most this often, however many mails arrive.
+# A page is updated at most this often, however many mails arrive.
 PAUSE_S: Final = 0.2
 
 
