@@ -95,7 +95,7 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
         return closed
 
     if asyncio.run(run()):
-        raise OutputClosed("the reader of standard output has gone", hint="use --no-print to run without it")
+        raise OutputClosed("the reader of standard output is gone", hint="use --no-print to run without it")
 
 
 def _line(mail: KeptMail, rendered: RenderedMail | None) -> str:
