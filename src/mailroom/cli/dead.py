@@ -60,7 +60,7 @@ def dead() -> None:
 @of_action
 @since_when
 @click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The most to list."
+    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The number to list."
 )
 @json_option
 def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: bool) -> None:

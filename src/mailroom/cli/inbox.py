@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 1_000_000),
     default=5000,
     show_default=True,
-    help="The most mails to keep; the oldest are deleted first.",
+    help="The maximum number of mails to keep; the oldest are deleted first.",
 )
 @click.option(
     "--print/--no-print", "printing", default=True, show_default=True, help="Print a line for each mail."

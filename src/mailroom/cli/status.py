@@ -45,7 +45,7 @@ def status(as_json: bool, watch: bool) -> None:
 
 
 def _watch() -> NoReturn:
-    """Refresh for ever. While the connection is lost, show the last state with the error, and reconnect."""
+    """Refresh until interrupted. While the connection is lost, show the last state and the error."""
     from mailroom.database.sync import answering_within
     from mailroom.errors import DatabaseUnavailable
     from mailroom.operations.reports import overview

@@ -20,7 +20,7 @@ PAUSE_S: Final = 0.2
 class Changes:
     """Counts changes, in the event loop of the server.
 
-    Read ``number`` before you look at the inbox, and wait with ``after`` that number: no change is missed.
+    Read ``number`` before you read the inbox, then wait with ``after`` that number: no change is missed.
     """
 
     def __init__(self) -> None:

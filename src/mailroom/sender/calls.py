@@ -218,7 +218,7 @@ class Calls:
             async with asyncio.timeout(self._longest_s):
                 answers = await in_thread(self._transport.send, messages)
         except TimeoutError:
-            detail = f"no whole answer within {self._longest_s:g} s"
+            detail = f"no complete answer within {self._longest_s:g} s"
             answers = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         self._in_calls.difference_update(map(id, messages))
         self.answers.update(answer.result for answer in answers)

@@ -12,7 +12,7 @@ given to the transport in a few threads. The answers decide what happens next:
   until it is over, so that the caller stops reading.
 
 Promises: every submitted message is reported once with its verdict; ``abandon`` reports those still in
-hand. Does not promise that a mail goes out once: a lost answer is counted and logged as unknown, and
+hand. Does not promise that a mail is sent once: a lost answer is counted and logged as unknown, and
 the mail is sent again.
 """
 

@@ -71,7 +71,7 @@ class Pipe:
         if self._unsaved:
             raise SetAsideError(
                 f"{len(self._unsaved)} recipients and lines that were not mailed could not be set aside",
-                hint="the log says why; their tokens are lost, so let those users ask for a new one",
+                hint="the log says why; their tokens are lost, so these users must ask for new ones",
             )
         return not self._has_set_aside
 

@@ -111,9 +111,9 @@ class CollectorSettings(KeySettings, QueueSettings):
     batch_timeout_ms: int = whole(
         "MAILROOM_BATCH_TIMEOUT",
         5000,
-        "a batch waits at most this many milliseconds for more tokens; 0 does not wait",
+        "a batch waits at most this many milliseconds for more tokens; 0 means no wait",
         least=0,
     )
     batch_limit: int = whole(
-        "MAILROOM_BATCH_LIMIT", 10, "the most tokens in a batch", least=1, most=MAX_MESSAGES
+        "MAILROOM_BATCH_LIMIT", 10, "the maximum number of tokens in a batch", least=1, most=MAX_MESSAGES
     )

@@ -190,11 +190,11 @@ class SenderSettings:
     send_rate: float | None = variable(
         "MAILROOM_SEND_RATE",
         "auto",
-        f"the most recipients a second, up to {MAX_RATE:,.0f}; auto takes SES's quota, or 14 without one",
+        f"the maximum recipients a second, up to {MAX_RATE:,.0f}; auto uses SES's quota, or 14 without one",
         _rate,
     )
     send_concurrency: int = whole(
-        "MAILROOM_SEND_CONCURRENCY", 4, "the most calls at a time", least=1, most=100
+        "MAILROOM_SEND_CONCURRENCY", 4, "the maximum number of calls at a time", least=1, most=100
     )
     send_timeout_ms: int = whole(
         "MAILROOM_SEND_TIMEOUT",
