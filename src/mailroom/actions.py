@@ -1,7 +1,7 @@
-"""Describes the actions, activation and password recovery, for all other modules.
+"""Defines the actions: activation and password recovery.
 
-The line holds an action's number; the signature covers its prefix. The collector and the sender know
-actions only by this data, not by name.
+A line holds an action's number, and the signature covers its prefix. The collector and the sender use only
+this data; they do not mention an action by name.
 """
 
 from __future__ import annotations

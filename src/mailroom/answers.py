@@ -1,4 +1,4 @@
-"""Defines a provider's answer for one recipient in one attempt, in classes.
+"""Defines a provider's answer for one recipient in one attempt, and the classes of answers.
 
 A transport translates its provider's replies into these; the sender decides what to do with each.
 """
@@ -53,7 +53,7 @@ class Answer:
         detail: the reason in the provider's words, without secrets.
         message_id: the provider's id for a mail that was sent.
         scope: which mails would get the same answer.
-        is_ours: whether it was determined without the provider, so that it says nothing about it.
+        is_ours: whether Mailroom gave it without asking the provider, so it says nothing about the provider.
     """
 
     result: Result

@@ -1,4 +1,4 @@
-"""What asyncio lacks here: tasks that end together, races, and blocking work in threads."""
+"""Adds what asyncio lacks here: tasks that end together, races, and blocking work in threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ Value = TypeVar("Value")
 
 
 async def in_thread(function: Callable[..., Value], *arguments: object) -> Value:
-    """What a blocking function returns. After a cancellation it runs on, and its result is dropped.
+    """What a blocking function returns, called in a thread.
+
+    After a cancellation the function continues in its thread, and its result is dropped.
 
     Raises:
         Exception: what the function raises.

@@ -40,13 +40,13 @@ class DatabaseError(MailroomError):
 
 
 class DatabaseUnavailable(MailroomError):
-    """PostgreSQL does not answer now; it may later."""
+    """PostgreSQL does not answer now; it may answer later."""
 
     exit_code = 75
 
 
 class MigrationError(MailroomError):
-    """The schema is not one that the migrations can be applied to."""
+    """The migrations cannot be applied to this schema."""
 
     exit_code = 78
 
@@ -64,7 +64,7 @@ class InputClosed(MailroomError):
 
 
 class SetAsideError(MailroomError):
-    """What was not mailed cannot be saved now."""
+    """The mails that were not sent cannot be saved now."""
 
     exit_code = 75
 
@@ -89,7 +89,7 @@ class TokenError(MailroomError):
 
 
 class MalformedToken(TokenError):
-    """It is not a token by its form, or the code is not five digits."""
+    """It is not a well-formed token, or the code is not five digits."""
 
     reason = "malformed"
 
@@ -119,7 +119,7 @@ class TokenUsed(TokenError):
 
 
 class TokenExpired(TokenError):
-    """Its time is over, or another token of the same account and action was consumed."""
+    """It has expired, or another token of the same account and action was consumed."""
 
     reason = "expired"
 

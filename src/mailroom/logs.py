@@ -46,7 +46,7 @@ class EventLogger:
 
 
 def without_addresses(text: str) -> str:
-    """A text from outside, with every address reduced to its domain."""
+    """A text with every address reduced to its domain."""
     return _ADDRESS.sub("…@", text)
 
 

@@ -1,4 +1,4 @@
-"""Outages: a log that is not flooded, and the back-off between two attempts."""
+"""Logs an outage without flooding the log, and computes the back-off between two attempts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def back_off_s(earlier_failures: int, limits_s: tuple[float, float]) -> float:
 
     Args:
         earlier_failures: how many failures came right before this one.
-        limits_s: the wait after the first failure, and the longest; up to half of it is taken off.
+        limits_s: the wait after the first failure, and the longest wait, each before jitter, which takes
+            off up to half.
     """
     first_s, longest_s = limits_s
     ceiling_s = min(longest_s, first_s * 2 ** min(earlier_failures, 10))
@@ -27,7 +28,7 @@ def back_off_s(earlier_failures: int, limits_s: tuple[float, float]) -> float:
 
 
 class Outage:
-    """Something that fails for a while: logged when it begins, once a minute, and when it ends.
+    """An outage: logged when it begins, once a minute, and when it ends.
 
     Args:
         log: where to log.

@@ -3,7 +3,7 @@
 A token is ``base64url(secret ‖ HMAC-SHA256(key, prefix ‖ secret [‖ code]))`` without padding:
 32 + 32 bytes, 86 characters (RFC 4648 section 5, RFC 2104). The prefix binds it to its action. Where
 the action needs a code, the signature covers the code too. So a token proves by itself that a holder of
-the key issued it. Whether it is expired or was consumed, only the database knows: see
+the key issued it. Only the database knows whether it has expired or was consumed: see
 ``mailroom.consume``.
 
 Comparison takes constant time, and every key is tried.
@@ -85,8 +85,8 @@ def sign_all(
     Raises:
         ValueError: as for ``sign``, for any of them.
     """
-    # HMAC by its definition (RFC 2104), with both keyed hashes computed once: copying an object of
-    # hmac's takes twice as long.
+    # HMAC by its definition (RFC 2104), with both keyed hashes computed once: copying an hmac object
+    # takes twice as long.
     key = _key_list(keys)[0]
     key = (hashlib.sha256(key).digest() if len(key) > BLOCK_BYTES else key).ljust(BLOCK_BYTES, b"\0")
     inner, outer = (hashlib.sha256(bytes(byte ^ pad for byte in key)) for pad in (0x36, 0x5C))
@@ -118,7 +118,7 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
         code: what the user typed, for an action that needs it; ignored for the others.
 
     Raises:
-        MalformedToken: it is not a token by its form, or the code is not five digits.
+        MalformedToken: it is not a well-formed token, or the code is not five digits.
         WrongAction: it was issued for another action.
         ForgedToken: none of the keys signed it, or the code is not the one that was mailed.
         ValueError: the action or a key is not valid.
@@ -139,7 +139,7 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
                 hint="check that the link leads to the page for its action",
             )
     raise ForgedToken(
-        "the signature is not ours" + (", or the code is wrong" if action.needs_code else ""),
+        "none of the keys signed it" + (", or the code is wrong" if action.needs_code else ""),
         hint="if the key was rotated recently, keep the old one in MAILROOM_SECRET_KEY after the new one",
     )
 
@@ -148,12 +148,12 @@ def split(token: str) -> tuple[bytes, bytes]:
     """A token's secret and signature, without checking the signature.
 
     Raises:
-        MalformedToken: it is not a token by its form.
+        MalformedToken: it is not a well-formed token.
     """
     if not _TOKEN.fullmatch(token):
         raise MalformedToken(
             f"a token has {TOKEN_CHARACTERS} characters of A-Z a-z 0-9 - _",
-            hint="the link may have been cut off or changed on its way",
+            hint="the link may have been cut off or changed in transit",
         )
     raw = binascii.a2b_base64(token.encode("ascii").translate(_FROM_URL) + b"==")
     # 86 characters carry 516 bits, 4 more than 64 bytes: these must be zero, or several texts would be
@@ -162,7 +162,7 @@ def split(token: str) -> tuple[bytes, bytes]:
     if canonical.decode("ascii") != token:
         raise MalformedToken(
             "the token's last character is not one that the encoding produces",
-            hint="the link may have been changed on its way",
+            hint="the link may have been changed in transit",
         )
     return raw[:SECRET_BYTES], raw[SECRET_BYTES:]
 

@@ -3,7 +3,7 @@ r"""Encodes and decodes the line: a batch of messages as text, for a pipe betwee
 A batch is one line in UTF-8, ended by ``\n``: ``action,email,username,secret,code`` for each message,
 separated by commas. The field ``secret`` holds the signed token. A field with ``,`` or ``"`` is quoted
 as in RFC 4180. No field holds a control character, so a line break always ends a batch, and the content
-of one field never becomes another.
+of one field is never read as another field.
 
 The encoder refuses what this format cannot hold. The decoder accepts exactly what the encoder writes.
 """
@@ -61,7 +61,7 @@ def encode_all(
     tokens: Sequence[str],
     codes: Sequence[str],
 ) -> list[str]:
-    """Messages, given as columns, each as the text of its five fields.
+    """The text of each message's five fields, for messages that are given as columns.
 
     Raises:
         WireError: a field is empty, or holds a control character or half a surrogate pair; or an
@@ -135,7 +135,7 @@ def _all_of(texts: Sequence[str], length: int, alphabet: bytes) -> bool:
 
 
 def _quoted(name: str, values: Sequence[str]) -> Sequence[str]:
-    """The values of a column, quoted where they need it."""
+    """The values of a column, quoted where necessary."""
     if all(values) and not _NEEDS_CARE.search("".join(values)):
         return values
     return [_careful(name, value) if not value or _NEEDS_CARE.search(value) else value for value in values]

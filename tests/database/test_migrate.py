@@ -48,7 +48,7 @@ def test_steps_go_up_and_down_one_by_one(empty_database: str) -> None:
     assert [(len(NAMES) - 1, False)] == bookkeeping(empty_database)
     assert 0 == run(empty_database, "down", "--yes", str(len(NAMES))).returncode
     assert [] == bookkeeping(empty_database)
-    assert "nothing to take back" in run(empty_database, "down", "--yes").stdout
+    assert "nothing to revert" in run(empty_database, "down", "--yes").stdout
 
 
 def test_nothing_is_taken_back_unasked_without_a_terminal(empty_database: str) -> None:

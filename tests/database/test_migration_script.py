@@ -78,7 +78,7 @@ def test_a_new_migration_is_the_difference(
     monkeypatch.setattr(migration, "SQL", folder)
     for name, old, new in (
         ("workers", "DELETE FROM mailroom.workers w WHERE w.worker = p_worker", "SELECT"),
-        ("workers", "IS 'Forgets a worker that stops in good order.'", "IS 'Does nothing.'"),
+        ("workers", "IS 'Removes a worker that has stopped in good order.'", "IS 'Does nothing.'"),
         ("lease", "RETURNS SETOF bigint", "RETURNS TABLE (lease bigint)"),
         ("ledger", "BEFORE UPDATE ON", "BEFORE UPDATE OR DELETE ON"),
         (

@@ -132,7 +132,7 @@ def test_a_collector_behind_it_says_why_it_cannot_work(
         assert [] == collector.lines
     told = collector.log()
     assert "Error: MAILROOM_DATABASE_URL names a pooler that keeps no sessions" in told
-    assert "Try: let it name PostgreSQL itself" in told
+    assert "Try: set it to PostgreSQL itself" in told
     assert "Traceback" not in told
 
 

@@ -569,7 +569,7 @@ def test_a_taken_port_is_an_error_with_a_remedy(database: str) -> None:
         ConsoleServer(settings(database), port=taken.getsockname()[1]),
     ):
         pass
-    assert (69, "choose another with --port, or end what listens there") == (
+    assert (69, "choose another with --port, or stop the process that listens there") == (
         caught.value.exit_code,
         caught.value.hint,
     )

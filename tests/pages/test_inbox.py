@@ -797,4 +797,4 @@ def test_the_command_ends_when_nobody_reads_its_output(process: subprocess.Popen
     process.stdout.close()
     assert "Success" == bulk(ses, people(1))[0]["Status"]
     assert 69 == process.wait(30)
-    assert "Error: the reader of standard output has gone\nTry: " in process.stderr.read()
+    assert "Error: the reader of standard output is gone\nTry: " in process.stderr.read()

@@ -55,7 +55,7 @@ def test_a_newer_schema(database: str, db: Db) -> None:
 
 def test_another_queue(database: str) -> None:
     message = refused(database, QUEUE_NAME="letters")
-    assert "MAILROOM_QUEUE_NAME: a database has one queue, called mailroom, and not 'letters'" in message
+    assert "MAILROOM_QUEUE_NAME: a database has one queue, called mailroom, not 'letters'" in message
 
 
 def test_a_channel_that_no_trigger_rings(database: str) -> None:

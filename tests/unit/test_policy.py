@@ -423,7 +423,7 @@ def test_an_answer_that_drips_is_lost_in_the_end(tmp_path: Path, monkeypatch: py
         Drip.ended.set()
         server.shutdown()
     assert {"unknown": 1} == sent.count()
-    assert "no whole answer within 1 s" in sent.reasons[message(1)]
+    assert "no complete answer within 1 s" in sent.reasons[message(1)]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 407])

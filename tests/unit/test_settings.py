@@ -44,7 +44,7 @@ def test_defaults() -> None:
 
 def test_a_database_has_one_queue() -> None:
     fault = faults(GOOD | {"MAILROOM_QUEUE_NAME": "letters"})["MAILROOM_QUEUE_NAME"]
-    assert "a database has one queue, called mailroom, and not 'letters'" in fault
+    assert "a database has one queue, called mailroom, not 'letters'" in fault
     assert "a database for each queue" in fault
 
 

@@ -177,8 +177,8 @@ def test_ses_gets_the_escaped_login_in_html(source: str, sent: str) -> None:
         ("{{secret}} <style>.{{login}} {}</style>", "html: {{login}} is in <style>"),
         ("{{secret}} {{app_name}}", "{{app_name}} needs MAILROOM_APP_NAME, which is not set"),
         ("{{secret}} {{app_url}}", "{{app_url}} needs MAILROOM_APP_URL, which is not set"),
-        ("{{secret}} {{~app_url~}}", "{{~app_url~}} is refused: constants are put in at loading"),
-        ("{{secret}} {{#if app_url}}{{/if}}", "{{#if app_url}} is refused: constants are put in at loading"),
+        ("{{secret}} {{~app_url~}}", "{{~app_url~}} is refused: for a constant, write {{app_url}}"),
+        ("{{secret}} {{#if app_url}}{{/if}}", "{{#if app_url}} is refused: for a constant, write "),
     ],
 )
 def test_what_cannot_be_promised_is_refused(html: str, fault: str) -> None:

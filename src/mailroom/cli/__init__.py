@@ -1,1 +1,1 @@
-"""The command line, one file a command; ``main`` wires them."""
+"""The command line, one file for each command. It begins in ``main``."""

@@ -12,13 +12,13 @@ from mailroom.settings.collector import CollectorSettings
 
 @click.command(epilog=environment_help(CollectorSettings))
 def collector() -> None:
-    """Print signed batches of tokens as they are committed, one line each.
+    """Print committed tokens, signed, as one line for each batch.
 
     A line holds action,email,username,secret,code for each token of the batch. Standard output holds
     lines and nothing else; logs go to standard error.
 
-    It runs until SIGTERM or SIGINT. Then it finishes the current line, releases the other tokens that
-    it has claimed, and exits with 0.
+    It runs until SIGTERM or SIGINT. Then it finishes the current line, releases its other leases, and
+    exits with 0.
     """
     import asyncio
 

@@ -1,4 +1,4 @@
-"""What several commands use: exit codes, settings, a connection, options, signals."""
+"""Holds what several commands share: exit codes, settings, a connection, options, signals."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ since_when = click.option(
 )
 of_all = click.option("--all", "every", is_flag=True, help="All dead letters, in small batches.")
 with_reason = click.option(
-    "--reason", default="", callback=text_argument, help="Why, for people who look at the token later."
+    "--reason", default="", callback=text_argument, help="The reason, which `mailroom why` shows later."
 )
 tokens_or_all = click.argument("tokens", metavar="[TOKEN]...", type=int, nargs=-1)
 
@@ -60,7 +60,7 @@ def dead() -> None:
 @of_action
 @since_when
 @click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The most to list."
+    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The number to list."
 )
 @json_option
 def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: bool) -> None:
@@ -106,7 +106,7 @@ def dead_show(token: int, as_json: bool) -> None:
 @of_all
 @of_action
 @since_when
-@click.option("--renew", is_flag=True, help="Replace an expired token by a new one, and mail that.")
+@click.option("--renew", is_flag=True, help="Replace an expired token with a new one, and mail that.")
 @with_reason
 def dead_retry(
     tokens: tuple[int, ...],

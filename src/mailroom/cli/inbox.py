@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 1_000_000),
     default=5000,
     show_default=True,
-    help="The most mails to keep; the oldest are deleted first.",
+    help="The maximum number of mails to keep; the oldest are deleted first.",
 )
 @click.option(
     "--print/--no-print", "printing", default=True, show_default=True, help="Print a line for each mail."
@@ -95,7 +95,7 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
         return closed
 
     if asyncio.run(run()):
-        raise OutputClosed("the reader of standard output has gone", hint="use --no-print to run without it")
+        raise OutputClosed("the reader of standard output is gone", hint="use --no-print to run without it")
 
 
 def _line(mail: KeptMail, rendered: RenderedMail | None) -> str:

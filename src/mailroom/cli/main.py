@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if error.errno not in NO_OUTPUT:
             raise
         _discard_output()
-        if error.errno != errno.EPIPE:  # a reader that has gone is no error to report
+        if error.errno != errno.EPIPE:  # a reader that is gone is not reported as an error
             _print_error(OutputClosed(f"cannot write to standard output: {error.strerror}"))
         code = OutputClosed.exit_code
     sys.exit(code)
@@ -91,7 +91,7 @@ def _discard_output() -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    # click's own main would treat a reader that has gone as a failure of the command.
+    # click's own main would treat a reader that is gone as a failure of the command.
     try:
         with cli.make_context("mailroom", list(arguments), color=_colour()) as context:
             cli.invoke(context)
@@ -131,7 +131,7 @@ def _print_error(error: MailroomError) -> None:
     show_default=True,
     envvar="MAILROOM_LOG_LEVEL",
     show_envvar=True,
-    help="The least important log to show.",
+    help="The lowest level to log.",
 )
 def cli(log_format: str, log_level: str) -> None:
     """User-lifecycle mail for applications whose users live in PostgreSQL.

@@ -13,7 +13,7 @@ from mailroom.settings.collector import DatabaseSettings
 
 @click.group(epilog=environment_help(DatabaseSettings))
 def migrate() -> None:
-    """Apply or take back migrations of the database's schema.
+    """Apply or revert migrations of the database's schema.
 
     The files and the table of versions are golang-migrate's: either tool can continue where the other one
     stopped.
@@ -35,7 +35,7 @@ def migrate_up(steps: int | None) -> None:
 @click.argument("steps", type=click.IntRange(min=1), default=1)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def migrate_down(steps: int, yes: bool) -> None:
-    """Take back the last STEPS migrations; one by default.
+    """Revert the last STEPS migrations; one by default.
 
     This drops tables with their rows. It asks first on a terminal, and needs --yes elsewhere.
     """
@@ -43,12 +43,12 @@ def migrate_down(steps: int, yes: bool) -> None:
 
     if not yes:
         confirm(
-            f"Take back {steps} migration(s), with the rows of their tables?",
-            "taking migrations back without a terminal needs --yes",
+            f"Revert {steps} migration(s), and drop their tables with all rows?",
+            "reverting migrations without a terminal needs --yes",
         )
     with connected() as connection:
         if not migrations.down(connection, steps, click.echo):
-            click.echo("nothing to take back: no migration is applied")
+            click.echo("nothing to revert: no migration is applied")
 
 
 @migrate.command("status")
@@ -71,6 +71,6 @@ def migrate_status(as_json: bool) -> None:
         if state.version > len(rows):
             click.echo(f"the schema is at version {state.version}, newer than this Mailroom")
         if state.dirty:
-            click.echo(f"dirty: a migration to or from version {state.version} was left half done")
+            click.echo(f"dirty: a migration to or from version {state.version} was interrupted")
     if state.dirty:
         sys.exit(EXIT_CONFIGURATION)

@@ -9,7 +9,7 @@ from mailroom.settings.collector import DatabaseSettings, QueueSettings
 
 
 @click.command(epilog=environment_help(DatabaseSettings))
-@click.option("--reason", required=True, help="Why, for people who look at the queue later.")
+@click.option("--reason", required=True, help="The reason, which `mailroom status` shows.")
 def pause(reason: str) -> None:
     """Stop all workers from claiming mail; mail that they have claimed is still sent.
 

@@ -29,7 +29,7 @@ def _age(context: click.Context, parameter: click.Parameter, text: str) -> timed
     type=click.IntRange(1, 100_000),
     default=1000,
     show_default=True,
-    help="The rows to look at in one transaction.",
+    help="The number of rows to check in one transaction.",
 )
 def prune(older_than: timedelta, batch: int) -> None:
     """Delete old rows of the ledger, and tokens that expired or were consumed that long ago.

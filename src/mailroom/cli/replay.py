@@ -24,7 +24,7 @@ from mailroom.cli.common import EXIT_DATA
     type=click.IntRange(1, 10_000),
     default=50,
     show_default=True,
-    help="The most recipients on one line.",
+    help="The maximum number of recipients on one line.",
 )
 def replay(file: Path, outcomes: tuple[str, ...], batch: int) -> None:
     """Turn FILE, a rejected.csv, into lines for `mailroom sender`.

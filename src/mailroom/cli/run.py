@@ -12,7 +12,7 @@ from mailroom.settings.worker import RunSettings
 
 @click.command(epilog=environment_help(RunSettings))
 def run() -> None:
-    """Collect, send and settle in one process, with the outcome of every mail in the database.
+    """Claim, send and settle in one process, and record the outcome of every mail in the database.
 
     It does what `mailroom collector | mailroom sender` does, with acknowledged delivery: a lease is settled
     when the provider has answered. After a crash, mails in flight may be sent twice, and none is lost. Any
@@ -24,7 +24,7 @@ def run() -> None:
     The ledger is the table mailroom.deliveries.
 
     It runs until SIGTERM or SIGINT. Then it finishes the mails in hand within MAILROOM_SHUTDOWN_TIMEOUT,
-    releases the rest, and exits with 0.
+    releases its other leases, and exits with 0.
     """
     import asyncio
 

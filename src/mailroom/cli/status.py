@@ -21,14 +21,14 @@ ANSWER_LIMIT_S: Final = 30.0
 @json_option
 @click.option("--watch", is_flag=True, help="Refresh every 2 seconds until interrupted; needs a terminal.")
 def status(as_json: bool, watch: bool) -> None:
-    """Show the queue: what waits, what is being sent, recent outcomes, and the workers.
+    """Show the queue: tokens that wait, tokens in flight, recent outcomes, and the workers.
 
     Waiting tokens are not claimed yet, tokens in flight are claimed by a worker, and retrying tokens are
     due again later. Outcomes, dead letters and workers are those of `mailroom run`: a pipe's sender keeps
     its own record, and a pipe's collector does not report that it is alive.
 
-    A worker is alive if it reported in the last 15 seconds. One that ended without signing off is shown for
-    an hour. Dead letters are counted among the newest 10000 rejections.
+    A worker is alive if it reported in the last 15 seconds. One that stopped reporting is shown for an
+    hour. Dead letters are counted among the newest 10000 rejections.
     """
     if watch and (as_json or not sys.stdout.isatty()):
         raise click.UsageError("--watch needs a terminal, and does not go with --json")
@@ -45,7 +45,7 @@ def status(as_json: bool, watch: bool) -> None:
 
 
 def _watch() -> NoReturn:
-    """Refresh for ever. While the connection is lost, show the last state with the error, and reconnect."""
+    """Refresh until interrupted. While the connection is lost, show the last state and the error."""
     from mailroom.database.sync import answering_within
     from mailroom.errors import DatabaseUnavailable
     from mailroom.operations.reports import overview

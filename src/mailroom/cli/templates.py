@@ -127,7 +127,7 @@ def templates_push(actions: tuple[str, ...], dry_run: bool) -> None:
 @templates.command("diff", epilog=HELP)
 @click.argument("actions", metavar="[ACTION]...", type=ACTION, nargs=-1)
 def templates_diff(actions: tuple[str, ...]) -> None:
-    """Show what `push` would change in SES: - marks SES's lines, + marks ours.
+    """Show what `push` would change in SES: - marks SES's lines, + marks the local ones.
 
     Exits with 0 if nothing differs, else with 1.
     """
@@ -183,7 +183,7 @@ def _difference(name: str, part: str, theirs: str, ours: str) -> str:
 
 @contextmanager
 def _ses() -> Iterator[Any]:
-    """A client of SES whose exceptions are raised as ours."""
+    """An SES client whose exceptions are raised as Mailroom's."""
     from mailroom.transports.ses_client import ERRORS, explain, open_client
 
     client = open_client(send_timeout_ms=ANSWER_TIMEOUT_MS, connections=1)

@@ -1,1 +1,1 @@
-"""``mailroom collector``: claims tokens and writes them as lines; ``program`` is where it begins."""
+"""``mailroom collector``: claims tokens and writes them as lines. It begins in ``program``."""

@@ -1,4 +1,4 @@
-"""A lease on its way out: the lines to write, and which tokens they settle."""
+"""Splits a lease into the lines to write, and tracks which tokens the written lines settle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Outgoing:
 
     Attributes:
         lease: the lease.
-        lines: what is to be written.
+        lines: the lines to write.
         is_settling: whether PostgreSQL was asked to settle it.
     """
 

@@ -3,9 +3,10 @@
 It waits until the listener reports that a claim is due. Then it claims, signs and writes until a claim
 comes back short. It settles a lease once its lines are written and, for a pipe, read.
 
-Promises: a token is settled only after its line was written completely and read from the pipe; what was
-claimed and not read is given back, or falls due by itself. While a slow reader delays a line, the leases
-are renewed and no transaction is open. A lease that another worker may have taken over is not written.
+Promises: a token is settled only after its line was written completely and read from the pipe. A token
+that was claimed and not read is released, or due when its lease expires. While a slow reader delays a
+line, the leases are renewed and no transaction is open. A lease that another worker may have taken over is
+not written.
 After a ``kill -9`` at most ``REPEATED_TOKENS`` tokens, or one batch where that is more, are written again.
 
 A token that no line can hold is settled and logged by its id. One whose action this version does not
@@ -50,7 +51,7 @@ class Collector:
         self._stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Collect until ``stop`` is set, then finish the line in hand and give back the rest.
+        """Collect until ``stop`` is set, then finish the line in hand and release the rest.
 
         Raises:
             OutputClosed: the reader is gone.
@@ -82,7 +83,7 @@ class Collector:
             await self._drain(waited_s)
 
     async def _drain(self, waited_s: float) -> None:
-        """Claim until a claim comes back short, each time twice as much.
+        """Claim until a claim comes back short, doubling the size each time.
 
         While the leases of one claim are written, the next claim is under way. While one lease is
         settled, the next is signed.
@@ -157,7 +158,7 @@ class Collector:
         if not done and self._writing:
             raise OutputClosed(
                 f"the reader of standard output did not take the line in hand within {SHUTDOWN_S:.0f} s",
-                hint="its tokens are given back; the line may be cut off in the pipe",
+                hint="its tokens are released and will be written again; the line may be cut off in the pipe",
             )
         if not done and self._output.read < self._output.written:
             log.warning("unread", bytes=self._output.written - self._output.read)
@@ -165,7 +166,7 @@ class Collector:
         if not done:
             raise DatabaseUnavailable(
                 f"PostgreSQL did not settle the last lines within {SHUTDOWN_S:.0f} s",
-                hint="they will be written once more when it is back",
+                hint="they will be written again once it is back",
             )
         if not working.cancelled():
             await working

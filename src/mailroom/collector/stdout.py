@@ -26,7 +26,7 @@ from typing import Final
 from mailroom.errors import OutputClosed
 
 CHUNK_BYTES: Final = select.PIPE_BUF
-LOOKS_AT_ONCE: Final = 20  # checks whether a pipe was read, before the first pause
+LOOKS_AT_ONCE: Final = 20  # how often to check whether a pipe was read, before the first pause
 LOOK_S: Final = (0.0002, 0.25)  # the pause between two checks: the first and the longest
 
 
@@ -93,7 +93,7 @@ class Output:
             pause_s = min(pause_s * 1.25, longest_s)
 
     async def closed(self) -> None:
-        """Return when the reader of a pipe has gone away; never for anything else."""
+        """Return when the reader of a pipe has gone away; for anything else, never return."""
         gone = asyncio.Event()
         if stat.S_ISFIFO(self._mode):
             # The writing end of a pipe becomes readable only when the reader is gone.

@@ -1,1 +1,1 @@
-"""Shows the queue in a browser; ``server`` is the entry point."""
+"""``mailroom console``: shows the queue in a browser. It begins in ``server``."""

@@ -1,4 +1,4 @@
-"""Carries out the page's forms: pause and resume the queue, retry, renew or drop dead letters.
+"""Handles the page's forms: pause and resume the queue, retry, renew or drop dead letters.
 
 Each does the same as the command of its name, and is logged. A read-only console refuses all of them.
 """

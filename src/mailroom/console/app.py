@@ -72,5 +72,5 @@ def create_app(
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
-    """An answer that nobody reads: the client left before it had sent the whole request."""
+    """Answer a client that left before its request was complete."""
     return Response(status_code=400)

@@ -1,7 +1,7 @@
 """Runs questions one at a time over one connection, in its own thread.
 
-If the connection has broken meanwhile, the question is asked once more over a new one. All that it may change
-may be done twice. A question fails after ``LIMIT_S`` seconds without an answer.
+If the connection broke, the question is asked once more over a new one, so each of its changes must be safe
+to repeat. A question fails after ``LIMIT_S`` seconds without an answer.
 """
 
 from __future__ import annotations

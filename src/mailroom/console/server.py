@@ -89,6 +89,6 @@ def _listen(host: str, port: int) -> socket.socket:
         host,
         port,
         fault=ConsoleError,
-        taken="choose another with --port, or end what listens there",
+        taken="choose another with --port, or stop the process that listens there",
         elsewhere="choose an address of this machine with --host, and a port that you may take with --port",
     )

@@ -90,7 +90,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a viewer gets: the last snapshot, if there is one, and why there is no newer one."""
+    """The last snapshot for a viewer, if there is one, and why there is no newer one."""
 
     snapshot: Snapshot | None = None
     away: str = ""
@@ -112,7 +112,7 @@ class Snapshots:
         """A new snapshot.
 
         Raises:
-            DatabaseError: there is not this schema, or it may not be asked.
+            DatabaseError: the schema or a privilege is missing.
             DatabaseUnavailable: the connection was lost.
         """
         pause = paused(connection)

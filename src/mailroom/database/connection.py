@@ -31,7 +31,7 @@ from mailroom.outage import Outage
 Value = TypeVar("Value")
 Connection = psycopg.AsyncConnection[psycopg.rows.TupleRow]
 
-# What may pass by itself. A server that became read-only is a standby now, and another host is the primary.
+# Errors that may pass. A server that became read-only is a standby now, and another host is the primary.
 LOST: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
 
 CONNECTION_DEFAULTS: Final = {
@@ -130,7 +130,7 @@ class Database:
         self._outage.ended()
 
     async def limited(self, connection: Connection, answer: Awaitable[Value]) -> Value:
-        """The answer; a connection that does not give it in time is shut down.
+        """The answer; if it does not come in time, the connection is shut down.
 
         Raises:
             psycopg.OperationalError: the connection broke, or was shut down.
@@ -143,7 +143,7 @@ class Database:
 
 
 def completed(conninfo: str, program: str, defaults: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A connection string with a value for everything that it left open.
+    """A connection string with a value for each option that it left out.
 
     Args:
         conninfo: a libpq connection string; its own values stay.

@@ -1,4 +1,4 @@
-"""Applies migrations and takes them back, with golang-migrate's file names and table of versions.
+"""Applies and reverts migrations, with golang-migrate's file names and table of versions.
 
 Either tool can continue where the other one stopped. Files are ``000001_name.up.sql`` and
 ``000001_name.down.sql``. The table ``schema_migrations`` in the current schema holds the version that is
@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (version bigint NOT NULL PRIMARY KE
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step of the schema, and the step back."""
+    """One step of the schema, up and down."""
 
     version: int
     name: str
@@ -103,7 +103,7 @@ def up(connection: psycopg.Connection, steps: int | None, report: Callable[[str]
 
 
 def down(connection: psycopg.Connection, steps: int, report: Callable[[str], None]) -> int:
-    """Take back the last ``steps`` migrations; returns how many there were to take back.
+    """Revert the last ``steps`` migrations; returns how many there were to revert.
 
     Raises:
         MigrationError: the state is dirty or unknown, or a migration failed (and was rolled back).
@@ -148,7 +148,7 @@ def _clean_version(connection: psycopg.Connection) -> int:
     if current.dirty:
         raise MigrationError(
             f"the schema is dirty: a migration to or from version {current.version} was interrupted",
-            hint="see which of its statements were applied, complete or undo them, then set the version:"
+            hint="find out which of its statements were applied, complete or undo them, then set the version:"
             " UPDATE schema_migrations SET version = …, dirty = false",
         )
     newest = max(migration.version for migration in shipped())

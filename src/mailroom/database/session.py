@@ -25,7 +25,7 @@ log = EventLogger("queue")
 
 
 class AnswerLost(MailroomError):
-    """The connection broke: the statement may have run or not."""
+    """The connection broke; the statement may or may not have run."""
 
 
 class Postponed(MailroomError):
@@ -61,7 +61,7 @@ class Session:
         *,
         unless: Callable[[], bool] | None = None,
     ) -> Cursor:
-        """The whole answer, as a cursor from which the rows are still to be read.
+        """The whole answer, as a cursor whose rows have not been read yet.
 
         Waits for the database. The statement is repeated only after an error that certainly rolled it back.
 

@@ -1,6 +1,6 @@
-"""Blocking connections, for commands, the console and the doctor: opens one, asks over it, bounds an answer.
+"""Opens blocking connections for commands, the console and the doctor, and queries over them.
 
-psycopg's errors become Mailroom's, with a remedy. Nothing is retried here.
+psycopg's errors become Mailroom's, with a hint. Nothing is retried here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def connected(
     Args:
         conninfo: a libpq connection string.
         program: the connection's application_name, unless the string has one.
-        defaults: libpq's options where the string leaves them open, before ``CONNECTION_DEFAULTS``.
-        options: libpq's options, whatever the string says.
+        defaults: libpq's options that the string leaves out; they precede ``CONNECTION_DEFAULTS``.
+        options: libpq's options that override the string's.
 
     Raises:
         DatabaseError, DatabaseUnavailable: PostgreSQL refuses the connection, for good or for now.
@@ -82,7 +82,7 @@ def translated(connection: psycopg.Connection, role: str = ONCALL_ROLE) -> Itera
             raise explained(error, role) from error
         raise DatabaseUnavailable(
             f"the connection to PostgreSQL was lost: {reason(error)}",
-            hint="run it again; what was done stays done",
+            hint="run it again; work that was committed is kept",
         ) from error
 
 

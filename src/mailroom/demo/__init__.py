@@ -1,1 +1,1 @@
-"""A demonstration on an embedded PostgreSQL; begin at ``tour``."""
+"""``mailroom demo``: a demonstration on an embedded PostgreSQL. It begins in ``tour``."""

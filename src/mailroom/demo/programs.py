@@ -44,7 +44,7 @@ def port_or_free(preferred: int) -> int:
 
 
 class Program:
-    """Starts at once, and ends with the context.
+    """A process that starts at once, and ends with the context.
 
     Args:
         name: for messages.

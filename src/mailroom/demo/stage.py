@@ -50,7 +50,7 @@ class Address(NamedTuple):
 
 
 class Stage:
-    """Everything runs while the context is entered.
+    """Runs everything while the context is entered.
 
     Args:
         tell: prints what is being started.

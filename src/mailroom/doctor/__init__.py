@@ -1,1 +1,1 @@
-"""``mailroom doctor``: checks of everything that Mailroom depends on; ``diagnosis`` is the entry point."""
+"""``mailroom doctor``: checks everything that Mailroom depends on. It begins in ``diagnosis``."""

@@ -1,4 +1,4 @@
-"""Lists the checks of the database's side, in an order in which each has what it needs."""
+"""Lists the checks of the database's side; each comes after the checks that it needs."""
 
 from __future__ import annotations
 

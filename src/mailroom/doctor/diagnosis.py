@@ -3,8 +3,9 @@
 ``diagnose`` checks the database's side and the sending side at the same time. The checks are listed in
 ``database.CHECKS``, ``ses.CHECKS`` and ``smtp.CHECKS``.
 
-Promises: nothing is changed and no mail is sent. A check that fails does not hide another. The whole takes at
-most ``PATIENCE_S``, even if a server does not answer. No finding has a password, a key or a user's address.
+Promises: nothing is changed and no mail is sent. A check that fails does not hide another. All checks
+together take at most ``PATIENCE_S``, even if a server does not answer. No finding has a password, a key or a
+user's address.
 
 Does not promise that mail arrives: no recipient is contacted.
 """

@@ -119,7 +119,7 @@ def accounts_trigger(probe: Probe) -> Finding:
 
 
 def notifications(probe: Probe) -> Finding:
-    """A notification arrives. The collectors' channel is not used, so that none of them wakes up."""
+    """A notification arrives. It uses its own channel, so that no worker claims because of it."""
     channel = f"mailroom_doctor_{secrets.token_hex(8)}"
     with probe.transaction() as listener:
         listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))

@@ -1,6 +1,6 @@
 """Runs checks and collects their findings in a report.
 
-A check is a function that looks at one thing and returns a ``Finding``. A Mailroom error becomes a finding
+A check is a function that checks one thing and returns a ``Finding``. A Mailroom error becomes a finding
 too: its message is the detail, its hint the remedy. Any other exception is reported as a bug in the check.
 """
 
@@ -46,7 +46,7 @@ class Finding:
 
 
 class NotKnown(Exception):
-    """A check lacks a permission, which is a warning: the thing itself may be right."""
+    """A check lacks a permission, which is a warning: what it checks may be in order."""
 
     def __init__(self, detail: str, remedy: str) -> None:
         super().__init__(detail)
@@ -55,7 +55,7 @@ class NotKnown(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Check(Generic[Subject]):
-    """One look at a subject.
+    """A check of a subject.
 
     Attributes:
         needs: the names of the checks and variables that it needs.
@@ -120,12 +120,12 @@ class Report:
 
 
 def ok(detail: str) -> Finding:
-    """A finding: the thing is right."""
+    """A finding: nothing is wrong."""
     return Finding(Status.OK, detail)
 
 
 def warning(detail: str, remedy: str) -> Finding:
-    """A finding: it works, and somebody should look at it."""
+    """A finding: it works, but somebody should check it."""
     return Finding(Status.WARNING, detail, remedy)
 
 

@@ -81,7 +81,7 @@ def migrations(probe: Probe) -> Finding:
     if state.dirty:
         return fault(
             f"dirty: a migration to or from version {state.version} failed halfway",
-            "find out which of its statements were applied, and complete or undo them by hand; then set"
+            "find out which of its statements were applied, and complete or undo them; then set"
             f" version accordingly, and dirty = false, in {migrate.TABLE}",
         )
     if state.version < newest:

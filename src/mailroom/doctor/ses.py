@@ -89,7 +89,7 @@ def quota(probe: SesProbe) -> Finding:
     if probe.quota is None:
         raise NotKnown(
             "not known: ses:GetSendQuota is not permitted, or was throttled",
-            "permit ses:GetSendQuota, or set MAILROOM_SEND_RATE; otherwise the sender sends 14 a second",
+            "permit ses:GetSendQuota, or set MAILROOM_SEND_RATE; without either the rate is 14 a second",
         )
     most, sent = probe.quota["Max24HourSend"], probe.quota["SentLast24Hours"]
     rate = probe.quota["MaxSendRate"]

@@ -1,1 +1,1 @@
-"""A local SES that keeps mail instead of sending it; begin at ``server``."""
+"""``mailroom inbox``: a local SES that keeps mail instead of sending it. It begins in ``server``."""

@@ -60,7 +60,7 @@ class CallAnswer:
     Attributes:
         statuses: one a destination; empty if the call was refused or not processed.
         refusal: the error that answers the whole call.
-        fault: how the answer gets lost on its way to the client.
+        fault: how the answer to the client is lost.
     """
 
     statuses: list[DestinationStatus] = field(default_factory=list)

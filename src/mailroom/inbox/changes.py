@@ -13,14 +13,14 @@ from starlette.routing import Route
 from starlette.types import Receive
 
 KEEP_ALIVE_S: Final = 15.0
-# A page looks at most this often, however many mails arrive.
+# A page is updated at most this often, however many mails arrive.
 PAUSE_S: Final = 0.2
 
 
 class Changes:
     """Counts changes, in the event loop of the server.
 
-    Read ``number`` before you look at the inbox, and wait with ``after`` that number: no change is missed.
+    Read ``number`` before you read the inbox, then wait with ``after`` that number: no change is missed.
     """
 
     def __init__(self) -> None:

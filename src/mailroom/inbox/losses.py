@@ -1,4 +1,4 @@
-"""Makes the answers of faults: none, half of one, or an unreadable one."""
+"""Makes the answers that faults cause: none, half of one, or an unreadable one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps the mails that arrived, and renders them when they are looked at.
+"""Keeps the mails that arrived, and renders them when they are viewed.
 
 A mailbox is bounded by a number of mails and by bytes; the oldest mails go first.
 """

@@ -64,7 +64,7 @@ class Counts:
         unanswered: of calls whose answer was lost, accepted or not.
         throttled: calls that were refused because of the rate.
         dropped: accepted, but nothing was sent because the mail could not be rendered. A failure that
-            only rendering shows is counted once the mail is looked at.
+            only rendering shows is counted once the mail is viewed.
         by_recipient: how often each address was accepted.
     """
 

@@ -111,6 +111,6 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
         host,
         port,
         fault=InboxError,
-        taken=f"choose another port with {option}, or stop the program that uses it",
+        taken=f"choose another port with {option}, or stop the process that listens there",
         elsewhere=f"choose an address of this machine with --host, and a port that you may use with {option}",
     )

@@ -24,7 +24,7 @@ Action: TypeAlias = Callable[[Inbox, Parameters], "Tree | CallAnswer"]
 
 
 class Reply(NamedTuple):
-    """An HTTP answer, and the fault by which it gets lost."""
+    """An HTTP answer, and the fault by which it is lost."""
 
     status: int
     body: bytes

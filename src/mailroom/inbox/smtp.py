@@ -22,7 +22,7 @@ from mailroom.inbox.messages import read_header
 MAX_MAIL: Final = 10_000_000
 MAX_RECIPIENTS: Final = 50
 NAME: Final = "inbox.mailroom"
-# How SES says over SMTP what its API says with a code.
+# SES's replies over SMTP, by the codes of its API.
 WORDS: Final = {
     "Throttling": "454 Throttling failure: Maximum sending rate exceeded.",
     "AccountDailyQuotaExceeded": "454 Throttling failure: Daily message quota exceeded.",

@@ -60,7 +60,7 @@ def other_rules(inbox: Inbox) -> list[dict[str, Any]]:
 
 
 def turn(inbox: Inbox, switch: Switch, on: bool) -> None:
-    """Turn a switch on or off, unless it is so already."""
+    """Turn a switch on or off; nothing changes if it already is."""
     if not switch.fault:
         inbox.account.paused = on
         return

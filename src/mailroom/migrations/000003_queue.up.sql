@@ -49,10 +49,10 @@ COMMENT ON COLUMN public.jobs.system_identifier IS
     'cursor.';
 COMMENT ON COLUMN public.jobs.moved_at IS 'When a claim last moved the cursor.';
 COMMENT ON COLUMN public.jobs.due_floor IS
-    'The last claim found no lease due before this time; -infinity if it looked at all of them.';
-COMMENT ON COLUMN public.jobs.swept_at IS 'When a claim last looked at all leases.';
+    'The last claim found no lease due before this time; -infinity if it checked all leases.';
+COMMENT ON COLUMN public.jobs.swept_at IS 'When a claim last checked all leases.';
 COMMENT ON COLUMN public.jobs.paused_at IS 'When a person paused the queue; NULL if it is not paused.';
-COMMENT ON COLUMN public.jobs.pause_reason IS 'Why, in that person''s words.';
+COMMENT ON COLUMN public.jobs.pause_reason IS 'The reason that this person gave.';
 
 -- PostgreSQL leaves the current transaction out of the list of running ones, so pg_visible_in_snapshot may call
 -- it ended. A token that it inserts after its claim would then lie behind the cursor for ever.
@@ -213,7 +213,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.record IS
     'Settles a lease with the outcomes of an attempt. The outcomes go into the ledger whether or not the lease '
-    'still is of this generation; settled says whether it was. Sent and rejected tokens leave the lease. The '
+    'still has this generation; settled says whether it did. Sent and rejected tokens leave the lease. The '
     'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. age is in seconds since the mail was requested, NULL for a deleted token.';
@@ -228,7 +228,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
     RETURNING l.id
 $$;
 COMMENT ON FUNCTION mailroom.renew IS
-    'Moves due_at of the leases that still are of these generations, and returns those leases.';
+    'Moves due_at of the leases that still have these generations, and returns those leases.';
 
 CREATE FUNCTION mailroom.release(p_worker text, p_keep bigint[] DEFAULT '{}') RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -258,7 +258,7 @@ CREATE TYPE mailroom.message AS (
 
 -- It looks for leases past their time from due_floor on, because there was none before. One can have come there
 -- since: from a statement that took more than a second to commit, or when a clock was set back. So every ten
--- seconds a claim looks at all leases, and sets no floor.
+-- seconds a claim checks all leases, and sets no floor.
 --
 -- While a transaction holds an old snapshot, vacuum can remove neither settled leases nor old versions of an
 -- updated row. The cost of a claim must not grow with them.
@@ -326,7 +326,7 @@ BEGIN
             next_floor := least(next_floor, due.due_at);
             EXIT;
         END IF;
-        -- A sent token is settled, even if the worker that sent it had lost the lease when it said so. A token's
+        -- A sent token is settled, even if the worker that sent it had lost the lease by then. A token's
         -- id can be given out again after a failover: what was sent before the token was made was another one.
         unsettled := ARRAY(
             SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)
@@ -459,7 +459,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION mailroom.next_due IS
     'Returns the seconds until a claim is due: 0 if the last one stopped early or a lease is due, else until '
-    'the first lease is due or the next claim must look at all leases. NULL if there is nothing to wait for, or '
+    'the first lease is due or the next claim must check all leases. NULL if there is nothing to wait for, or '
     'the queue is paused.';
 
 -- The rate that all workers share: a token bucket as one timestamp (the generic cell rate algorithm, ITU-T
@@ -575,14 +575,14 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
         FOR UPDATE SKIP LOCKED);
 $$;
 COMMENT ON FUNCTION mailroom.heartbeat IS
-    'Reports that a worker is alive, and what keeps it from sending (empty if nothing does). Forgets workers '
+    'Reports that a worker is alive, and what keeps it from sending (empty if nothing does). Removes workers '
     'that have not reported for a day.';
 
 CREATE FUNCTION mailroom.leave(p_worker text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DELETE FROM mailroom.workers w WHERE w.worker = p_worker
 $$;
-COMMENT ON FUNCTION mailroom.leave IS 'Forgets a worker that stops in good order.';
+COMMENT ON FUNCTION mailroom.leave IS 'Removes a worker that has stopped in good order.';
 
 CREATE FUNCTION mailroom.recent_workers()
 RETURNS TABLE (worker text, version text, alive boolean, started_at timestamptz, seen_at timestamptz,

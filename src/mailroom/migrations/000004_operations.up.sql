@@ -134,7 +134,7 @@ BEGIN
     RETURN NEXT;
 END $$;
 COMMENT ON FUNCTION mailroom.pulse IS
-    'Returns the state of the queue in one row, cheaply: it looks at the first p_most waiting tokens, and '
+    'Returns the state of the queue in one row, cheaply: it reads the first p_most waiting tokens, and '
     'waiting = p_most means that many or more. oldest_due is how many seconds the oldest sendable mail has '
     'waited, since it was requested or its lease was due; NULL while the queue is paused. oldest_unsettled is '
     'how many seconds ago the oldest mail was requested that waits or is in a lease, paused or not.';
@@ -302,7 +302,7 @@ SET jit = off AS $$
 $$;
 COMMENT ON FUNCTION mailroom.dead_count IS
     'Returns how many dead letters there are among the newest p_rows rejections. more means that there are older '
-    'rejections, which it did not look at.';
+    'rejections, which it did not check.';
 
 -- Each person sees what the one before did; a snapshot from before the wait would not.
 CREATE FUNCTION mailroom.lock_dead_letters() RETURNS void
@@ -400,7 +400,7 @@ COMMENT ON FUNCTION mailroom.drop_dead IS
     'Removes dead letters from the list without mailing them; the ledger keeps their history. The outcome of each '
     'is dropped or not dead.';
 
--- What the queue's page asks each second while somebody looks. Each function looks at a bounded number of rows,
+-- What the queue's page asks each second while somebody views it. Each function reads a bounded number of rows,
 -- however long the ledger is. Nothing here returns a secret or a code.
 
 CREATE FUNCTION mailroom.traffic(p_span interval, p_step integer, p_most integer)
@@ -460,7 +460,7 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 $$;
 COMMENT ON FUNCTION mailroom.recent_deliveries IS
     'Returns the ledger''s rows before the id p_before, newest first, of one outcome, or of any if it is NULL; it '
-    'looks at the p_look ids before p_before. A deleted token has no action.';
+    'reads the p_look ids before p_before. A deleted token has no action.';
 
 -- Deleting what is old, in batches. An age below zero counts as zero: it would delete tokens that are still valid.
 
@@ -495,8 +495,8 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
     SELECT (SELECT max(s.id) FROM seen s), (SELECT count(*) FROM gone)
 $$;
 COMMENT ON FUNCTION mailroom.prune_tokens IS
-    'Looks at the p_batch tokens that follow the id p_after, and deletes those that have been expired or consumed '
-    'for longer and are in no lease. A locked token is skipped. Returns the last one looked at, NULL at the end, '
+    'Checks the p_batch tokens that follow the id p_after, and deletes those that have been expired or consumed '
+    'for longer and are in no lease. A locked token is skipped. Returns the last one checked, NULL at the end, '
     'and how many were deleted.';
 
 -- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.

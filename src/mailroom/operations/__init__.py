@@ -1,1 +1,1 @@
-"""Commands for people on call: status, why, dead letters, prune."""
+"""The operations for people on call: status, why, dead letters, pause, prune."""

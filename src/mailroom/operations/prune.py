@@ -22,7 +22,7 @@ def prune(
     Args:
         connection: in autocommit mode, so that each batch is a transaction.
         older_than: the age of a row, or of a token's expiry or consumption.
-        batch: the number of rows to look at in one transaction.
+        batch: the number of rows to check in one transaction.
         report: called after each batch with the name of the rows and the number deleted so far.
 
     Raises:

@@ -291,7 +291,7 @@ def _held_back(troubles: Sequence[str]) -> str:
 
 
 def _passed(mail: MailState) -> tuple[str, str]:
-    """Behind the cursor, in no lease and not in the ledger: handed to a pipe, or passed over."""
+    """The verdict on a token behind the cursor without a lease or a row in the ledger, and its reason."""
     since = utc(mail.status_changed_at) if mail.changed_since and mail.status_changed_at else ""
     if mail.why_not_mailable in {"suspended", "ineligible"} and not since:
         return _hindered(mail, mail.why_not_mailable)

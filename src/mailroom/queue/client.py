@@ -2,10 +2,10 @@
 
 Promises: a claim is one statement that moves the cursor and writes the leases, or does nothing. No
 transaction stays open between two statements. A statement whose answer was lost with the connection is
-sent again after the reconnect. If the first one was executed, that costs nothing for a settlement, and a
-delay for a claim: its leases are given back first. After an outage, or after this process was suspended,
-the held leases are renewed before the next claim, so a worker never claims from itself what it has sent
-and not settled yet.
+sent again after the reconnect. Repeating a settlement is harmless. Before a claim is repeated, the leases
+that the first one may have made are released, which delays their tokens. After an outage, or after this
+process was suspended, the held leases are renewed before the next claim, so a worker never claims again
+what it has sent and not settled yet.
 
 Does not promise that a held lease is still this worker's: ``settle`` and ``renew`` find out.
 """
@@ -46,7 +46,7 @@ log = EventLogger("queue")
 class Claim(NamedTuple):
     """A claim's result: how many messages there are, and how to read them.
 
-    Reading takes a while, so the next claim can be sent before.
+    Reading takes a while, so the caller can send the next claim first.
     """
 
     messages: int
@@ -66,7 +66,7 @@ class Queue:
 
     Args:
         database: where the queue is.
-        channel: the channel to notify when tokens are given back.
+        channel: the channel to notify when leases are released.
         worker: this worker's name; no two running workers may share one.
     """
 
@@ -74,7 +74,7 @@ class Queue:
         self._database = database
         self._channel = channel
         self.worker = worker or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        # Two, so that a settlement does not wait for a claim.
+        # Two sessions, so that a settlement does not wait for a claim.
         self._claims, self._settlings = Session(database), Session(database)
         self._ever_claimed = False
         self._forgotten = False
@@ -82,14 +82,14 @@ class Queue:
 
     @property
     def held(self) -> list[Lease]:
-        """The leases that were claimed, and not settled, lost or given back."""
+        """The leases that were claimed, and not settled, lost or released."""
         return list(self._held.values())
 
     async def check(self) -> None:
         """Check that the connections can wait for new tokens, and that this version can use the schema.
 
         Raises:
-            DatabaseError: not so; the hint says how to fix it.
+            DatabaseError: a check failed; the hint says how to fix it.
         """
         await check_sessions(self._database, self._claims, self._settlings)
         await check_schema(self._claims, self._channel)
@@ -131,9 +131,9 @@ class Queue:
     async def settle(self, lease: Lease, tokens: Sequence[int] | None = None, *, again: bool = False) -> bool:
         """Settle a lease, or only these tokens of it, and stop holding it.
 
-        The other tokens are due when the lease's time is over. Returns False, and logs it, when another
-        worker has the lease by now. It is not logged for a call that is made ``again``, since the first
-        one may have settled it.
+        The other tokens are due when the lease expires. Returns False, and logs it, when another worker
+        has taken over the lease. A call that is made ``again`` does not log it, since the first call may
+        have settled the lease.
         """
         rows = await self._settlings.ask(
             SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)]
@@ -152,7 +152,7 @@ class Queue:
         return await self._settlings.ask(query, parameters)
 
     async def renew(self) -> None:
-        """Renew every held lease; stop holding those that another worker has by now."""
+        """Renew every held lease; stop holding those that another worker has taken over."""
         leases = self.held
         if not leases:
             return
@@ -170,7 +170,10 @@ class Queue:
         return self._held.get(lease.id) is lease and time.monotonic() < lease.valid_until
 
     async def release(self, keep: Iterable[Lease] = ()) -> int:
-        """Give back every lease but these, due now, and notify the workers; returns how many tokens."""
+        """Release every lease but these, so that its tokens are due now; returns how many tokens.
+
+        Notifies the workers of them.
+        """
         self._held = {lease.id: lease for lease in keep if self._held.get(lease.id) is lease}
         if not self._ever_claimed:
             return 0
@@ -180,7 +183,7 @@ class Queue:
         return freed
 
     async def ring(self, tokens: int) -> None:
-        """Notify the workers of tokens that were given back."""
+        """Notify the workers of tokens that were released."""
         await self._claims.ask(RING, [self._channel, str(tokens)])
 
     async def next_due(self) -> float | None:
@@ -192,7 +195,7 @@ class Queue:
         return due
 
     async def backlog(self) -> Backlog:
-        """The tokens that are to be mailed."""
+        """The numbers of tokens that are to be mailed."""
         return Backlog._make((await self._claims.ask(BACKLOG, []))[0])
 
     async def close(self) -> None:

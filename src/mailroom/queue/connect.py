@@ -52,7 +52,7 @@ def open_worker(
 
 
 async def keep_renewing(queue: Queue) -> None:
-    """Renew the leases that are held, for ever."""
+    """Renew the held leases at intervals until cancelled."""
     while True:
         await asyncio.sleep(RENEW_INTERVAL_S)
         await queue.renew()

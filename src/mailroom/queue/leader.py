@@ -47,7 +47,7 @@ from mailroom.concurrency import before
 from mailroom.database.connection import LOST, Connection, Database, explained, hang_up, reason
 from mailroom.logs import EventLogger
 
-# For this long the others leave the leader to claim, and it stays the leader without a claim.
+# How long the other workers wait for the leader to claim, and how long it stays the leader without a claim.
 PATIENCE_S: Final = 1.0
 FROZEN_MS: Final = 5000
 # A request for a lock is repeated after this time, to check that the server still knows of it.
@@ -153,7 +153,7 @@ class Leader:
         self._updated.set()
 
     async def run(self) -> None:
-        """Take part for ever, over as many connections as it takes.
+        """Take part until cancelled; reconnects as often as needed.
 
         Raises:
             DatabaseError: the first connection, or a privilege, was refused for good.

@@ -76,7 +76,7 @@ class Signed(NamedTuple):
     refused: dict[int, str]
 
     def messages(self) -> list[Message]:
-        """One for each of ``ids``."""
+        """The messages, one for each of ``ids``."""
         return list(map(Message, *self.columns))
 
 

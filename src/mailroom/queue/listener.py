@@ -1,9 +1,9 @@
 """Listens for notifications of new tokens, and decides when a claim is due.
 
-A notification is a hint that something is pending; the query is the truth. Its payload is the number of
-tokens that a statement inserted. After the first hint the listener waits until the batch is full or its
-time is over. Under load producers do not notify (see ``leader``); then a claim is due whenever a batch
-should have filled.
+A notification is only a hint that tokens are pending; the claim finds out which. Its payload is the number
+of tokens that a statement inserted. After the first hint the listener waits until the batch is full or its
+timeout is over. Under load producers do not notify (see ``leader``); then a claim is due whenever a batch
+should be full.
 
 Promises: no token that commits while it listens is missed, however often it reconnects: a claim is due
 after each connection. While idle it sends no statement except to check the session.
@@ -145,7 +145,7 @@ class Listener:
         return 0.0 if self._first_hint_at is None else time.monotonic() - self._first_hint_at
 
     async def run(self) -> None:
-        """Listen, and take part in the leader's protocol, for ever; reconnects as often as needed.
+        """Listen, and take part in the leader's protocol, until cancelled; reconnects as often as needed.
 
         Raises:
             DatabaseError: the first connection was refused for good.
@@ -213,7 +213,7 @@ class Listener:
         self._changed.set()
 
     def _suspect(self) -> None:
-        """Note that tokens may be pending; a claim is due when a batch's time is over."""
+        """Note that tokens may be pending; a claim is due when the batch's timeout is over."""
         if self._first_hint_at is None:
             self._first_hint_at = time.monotonic()
         self._changed.set()

@@ -86,7 +86,7 @@ class Pulses:
         if self._connection is None or self._connection.closed:
             async with asyncio.timeout_at(ends_at):
                 self._connection = await self._database.connect()
-        # A cancelled statement would make psycopg wait for the server, so this hangs up instead.
+        # A cancelled statement would make psycopg wait for the server, so the connection is shut down.
         timer = loop.call_at(ends_at, hang_up, self._connection)
         try:
             cursor = await self._connection.execute(PULSE, [COUNT_LIMIT])

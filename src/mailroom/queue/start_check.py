@@ -63,7 +63,7 @@ async def check_sessions(database: Database, listening: Session, notifying: Sess
     """Check that connections keep their sessions, and that texts have an encoding.
 
     Raises:
-        DatabaseError: not so.
+        DatabaseError: a check failed.
     """
     while True:
         listener, ringer = await listening.connected(), await notifying.connected()
@@ -77,7 +77,7 @@ async def check_sessions(database: Database, listening: Session, notifying: Sess
         raise DatabaseError(
             "MAILROOM_DATABASE_URL names a pooler that keeps no sessions, such as PgBouncer in"
             " transaction mode, so new tokens would not be noticed",
-            hint="let it name PostgreSQL itself, or a pool in session mode; the application may keep"
+            hint="set it to PostgreSQL itself, or to a pool in session mode; the application may keep"
             " using the pooler",
         )
     refuse_no_encoding(await listening.connected())

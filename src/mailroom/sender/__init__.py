@@ -1,1 +1,1 @@
-"""``mailroom sender``: sends the mails of lines. It begins in ``program``; ``policy`` decides on retries."""
+"""``mailroom sender``: mails the lines that it reads. It begins in ``program``."""

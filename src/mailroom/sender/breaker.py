@@ -1,11 +1,11 @@
-"""A circuit breaker before a transport that refuses every mail for a while: throttled, paused, unreachable.
+"""A circuit breaker for a transport that refuses every mail for a while: throttled, paused, unreachable.
 
 It trips when an answer says that every other call would get the same one. While it is tripped, one
 call at a time goes through, after a back-off with jitter, and all others wait. A call that succeeds
 resets it. When no mail is left to try, it is reset without a call, since its state is unknown by then.
 
-Logs: a trouble that a person must fix is an error when it begins and once a minute while it lasts. Any
-other trouble is a warning, once it has lasted longer than a moment.
+A trouble that a person must fix is logged as an error when it begins and once a minute while it lasts. Any
+other trouble is logged as a warning, once it has lasted longer than a moment.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Breaker:
         self._log_trouble(now, answer)
 
     def succeeded(self) -> None:
-        """Note an answer that says nothing against the next call."""
+        """Note an answer that does not affect other calls, and reset the breaker."""
         if fields := self._reset():
             log.info("resumed", **fields)
 

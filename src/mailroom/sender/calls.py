@@ -1,4 +1,4 @@
-"""One attempt for some messages: waits for the breakers, the rate and a free thread, then makes one call.
+"""Makes one attempt for a few messages: waits for the breakers, the rate and a free thread, then calls once.
 
 Two breakers stand before a call: the account's and the action's. An answer trips one when every other
 mail of the account, or of the action, would get the same answer. While one is tripped, one call at a
@@ -50,10 +50,10 @@ class Attempt(NamedTuple):
     tripped: bool
 
     def halves(self, items: Sequence[Item]) -> list[Sequence[Item]]:
-        """Those that the call was refused for, without saying for which of them, in two halves.
+        """The items at fault in two halves, if the call was refused because of one recipient among several.
 
         Args:
-            items: one for each message. Sending the halves separately narrows down whose fault it is.
+            items: one for each message. Sending the halves separately narrows down which recipient it is.
 
         Returns:
             Two halves; nothing when the call was refused for one message alone, or for none.
@@ -64,13 +64,13 @@ class Attempt(NamedTuple):
 
 
 class Calls:
-    """The way to a transport.
+    """Calls a transport, within a rate and behind breakers.
 
     Args:
-        transport: what sends.
+        transport: the transport to call.
         settings: rate and concurrency.
         changed: is set whenever ``can_send`` or ``waiting`` may have changed.
-        bucket: a rate that is shared with others; by default one of its own.
+        bucket: a rate that is shared with other workers; by default its own rate.
         called: is called after each call with the action, the answers and the seconds it took.
 
     Attributes:
@@ -92,7 +92,7 @@ class Calls:
         self._breaker = Breaker("account")
         self._action_breakers = {action.name: Breaker(action.name) for action in ACTIONS}
         self._slots = asyncio.Semaphore(settings.send_concurrency)
-        # A call has several waits, each with a limit of its own; together they have this one.
+        # A call has several waits, each with its own limit; this is the limit of all of them together.
         self._longest_s = CONNECT_TIMEOUT_S + MAX_WAITS * settings.send_timeout_ms / 1000
         self._in_calls: set[int] = set()  # of id(): equal messages may be sent at the same time
         self._changed = changed
@@ -122,7 +122,7 @@ class Calls:
         return min(self._transport.recipients_per_call, self._bucket.burst)
 
     def is_under_way(self, message: Message) -> bool:
-        """Whether a call for it has begun and is not answered."""
+        """Whether a call for it has begun and has not been answered."""
         return id(message) in self._in_calls
 
     async def start(self) -> None:
@@ -131,7 +131,7 @@ class Calls:
         Raises:
             MailroomError: the transport's configuration would lose mails.
         """
-        with suppress(TimeoutError):  # a provider that does not answer is found by the first call
+        with suppress(TimeoutError):  # if the provider does not answer, the first call reports it
             async with asyncio.timeout(self._longest_s):
                 await in_thread(self._transport.check)
         if self._asks_quota:
@@ -139,7 +139,7 @@ class Calls:
         log.info("started", transport=self._transport.name, rate=f"{self._bucket.rate:.10g}/s")
 
     async def keep_asking(self) -> None:
-        """Follow the provider's rate for ever, unless the settings fix it."""
+        """Update the rate from the provider's at intervals until cancelled, unless the settings fix it."""
         while True:
             await asyncio.sleep(QUOTA_INTERVAL_S)
             if self._asks_quota:
@@ -218,7 +218,7 @@ class Calls:
             async with asyncio.timeout(self._longest_s):
                 answers = await in_thread(self._transport.send, messages)
         except TimeoutError:
-            detail = f"no whole answer within {self._longest_s:g} s"
+            detail = f"no complete answer within {self._longest_s:g} s"
             answers = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         self._in_calls.difference_update(map(id, messages))
         self.answers.update(answer.result for answer in answers)

@@ -8,11 +8,11 @@ given to the transport in a few threads. The answers decide what happens next:
   is known;
 - transient, throttled, answer lost: retry after a back-off with jitter, until the mail is too old to be
   useful. A failure without a stated reason, and a lost answer, is retried a few times only;
-- a trouble that every mail would meet (throttled, paused, unreachable): begin nothing more. ``room``
-  waits until it is over, so that the caller stops reading.
+- a trouble that affects every mail (throttled, paused, unreachable): begin nothing more. ``room`` waits
+  until it is over, so that the caller stops reading.
 
 Promises: every submitted message is reported once with its verdict; ``abandon`` reports those still in
-hand. Does not promise that a mail goes out once: a lost answer is counted and logged as unknown, and
+hand. Does not promise that a mail is sent once: a lost answer is counted and logged as unknown, and
 the mail is sent again.
 """
 
@@ -80,13 +80,13 @@ Report = Callable[[list[tuple[Message, Verdict, str]]], None]
 
 
 class Sender:
-    """Sends what is submitted, over one transport.
+    """Sends submitted messages over one transport.
 
     Args:
-        transport: what sends.
+        transport: the transport to send with.
         settings: rate, concurrency, limits.
         report: see ``Report``; called once for every recipient.
-        retry_limit: how often a recipient is tried that fails for no stated reason, or whose answer is lost.
+        retry_limit: how often to try a recipient that fails for no stated reason, or whose answer is lost.
         useful_s: how long after ``submit`` a message is given up.
 
     Attributes:
@@ -125,7 +125,7 @@ class Sender:
     def has_room(self) -> bool:
         """Whether more may be submitted."""
         return (
-            # In trouble, one message is needed to try whether it is over.
+            # In trouble, the breaker needs one message for its next try.
             (self._calls.can_send or not self._in_hand)
             and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
             and len(self._in_hand) < (MAX_IN_TROUBLE if self._calls.troubles else MAX_IN_HAND)

@@ -1,7 +1,7 @@
-"""The sender's end of the pipe: reads lines, sends their mails, and sets aside what is not mailed.
+"""The sender: reads lines from the pipe, sends their mails, and sets aside what is not mailed.
 
-A line is read when there is room for it, and not before. While nothing can be sent the pipe fills up,
-the collector waits, and PostgreSQL keeps the queue.
+A line is read only when there is room for it. While nothing can be sent the pipe fills up, the collector
+waits, and PostgreSQL keeps the queue.
 
 Promises: every recipient that was read is either sent or in ``rejected.csv``, and so is every line that
 cannot be decoded; the file is on the disk before the next line is read. At the end of the input, mails
@@ -71,7 +71,7 @@ class Pipe:
         if self._unsaved:
             raise SetAsideError(
                 f"{len(self._unsaved)} recipients and lines that were not mailed could not be set aside",
-                hint="the log says why; their tokens are lost, so let those users ask for a new one",
+                hint="the log says why; their tokens are lost, so these users must ask for new ones",
             )
         return not self._has_set_aside
 
@@ -151,6 +151,6 @@ class Pipe:
 
     def _log_summary(self) -> None:
         counts = {verdict.value: self._sender.verdicts[verdict] for verdict in Verdict}
-        # Each lost answer may be a mail that went out once more than is known.
+        # Each lost answer may stand for a mail that was sent and not counted as sent.
         counts["unknown_answers"] = self._sender.answers[Result.UNKNOWN]
         log.info("finished", **counts, malformed=self._malformed)

@@ -1,6 +1,6 @@
 r"""Reads standard input as lines, without blocking the event loop.
 
-Reads are small, and there is none before the last line was taken. So a killed sender has read little
+Reads are small, and none happens before the last line was taken. So a killed sender has read little
 that it had not sent, and the rest stays in the pipe, where the collector sees that it was not read.
 """
 
@@ -38,7 +38,7 @@ class Input:
     """A file descriptor, read as lines.
 
     Attributes:
-        reads_ahead: False to read byte by byte, and none beyond the line that has begun.
+        reads_ahead: False to read byte by byte, and no byte beyond the line that has begun.
     """
 
     def __init__(self, descriptor: int) -> None:

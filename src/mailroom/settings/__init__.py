@@ -1,1 +1,1 @@
-"""The environment, read and checked once."""
+"""Settings: each program's environment variables, read and checked once."""

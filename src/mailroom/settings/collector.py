@@ -22,7 +22,7 @@ def _name(text: str) -> str:
 def _the_one_queue(text: str) -> str:
     if text != THE_QUEUE:
         raise ValueError(
-            f"a database has one queue, called {THE_QUEUE}, and not {text!r}; leave the variable out"
+            f"a database has one queue, called {THE_QUEUE}, not {text!r}; unset the variable,"
             " and use a database for each queue (see docs/how-to/scaling-out.md)"
         )
     return text
@@ -46,7 +46,7 @@ def _conninfo(text: str) -> str:
         or ("@" in given.get("dbname", "") and "user" not in given)
     ):
         raise ValueError(
-            "libpq would take a part of the password for the host, the port or the database;"
+            "libpq would read a part of the password as the host, the port or the database;"
             " percent-encode special characters: %40 for @, %2F for /, %3A for :"
         )
     return text
@@ -92,7 +92,7 @@ class CollectorSettings(KeySettings, QueueSettings):
     """The settings of ``mailroom collector``. Durations are in milliseconds, as in the environment.
 
     Attributes:
-        queue_name: always the same; the variable is there because the reference implementation has it.
+        queue_name: always ``THE_QUEUE``; the variable exists because the reference implementation has it.
     """
 
     queue_name: str = variable(
@@ -111,9 +111,9 @@ class CollectorSettings(KeySettings, QueueSettings):
     batch_timeout_ms: int = whole(
         "MAILROOM_BATCH_TIMEOUT",
         5000,
-        "a batch waits at most this many milliseconds for more tokens; 0 does not wait",
+        "a batch waits at most this many milliseconds for more tokens; 0 means no wait",
         least=0,
     )
     batch_limit: int = whole(
-        "MAILROOM_BATCH_LIMIT", 10, "the most tokens in a batch", least=1, most=MAX_MESSAGES
+        "MAILROOM_BATCH_LIMIT", 10, "the maximum number of tokens in a batch", least=1, most=MAX_MESSAGES
     )

@@ -158,7 +158,7 @@ class SenderSettings:
     transport_address: TransportAddress = variable(
         "MAILROOM_TRANSPORT",
         "ses",
-        "what sends: ses, debug, smtp://user:password@host:587 (STARTTLS where offered) or smtps://… (TLS)",
+        "the transport: ses, debug, smtp://user:password@host:587 (STARTTLS if offered) or smtps://… (TLS)",
         _transport,
         secret=True,
     )
@@ -190,11 +190,11 @@ class SenderSettings:
     send_rate: float | None = variable(
         "MAILROOM_SEND_RATE",
         "auto",
-        f"the most recipients a second, up to {MAX_RATE:,.0f}; auto takes SES's quota, or 14 without one",
+        f"the maximum recipients a second, up to {MAX_RATE:,.0f}; auto uses SES's quota, or 14 without one",
         _rate,
     )
     send_concurrency: int = whole(
-        "MAILROOM_SEND_CONCURRENCY", 4, "the most calls at a time", least=1, most=100
+        "MAILROOM_SEND_CONCURRENCY", 4, "the maximum number of calls at a time", least=1, most=100
     )
     send_timeout_ms: int = whole(
         "MAILROOM_SEND_TIMEOUT",
@@ -205,11 +205,11 @@ class SenderSettings:
     shutdown_timeout_ms: int = whole(
         "MAILROOM_SHUTDOWN_TIMEOUT",
         10_000,
-        "after SIGTERM, mail in hand has this many milliseconds to go out",
+        "after SIGTERM, mails in hand are still sent for this many milliseconds",
         least=0,
     )
 
     @property
     def transport(self) -> TransportAddress:
-        """What sends."""
+        """The transport to send with."""
         return "debug" if self.debug else self.transport_address

@@ -28,7 +28,7 @@ class Variable:
     Attributes:
         default: the text where it is not set; None if it is required.
         convert: the value of a text; raises ValueError, which says what would be right.
-        bounds: the least and the most of a whole number; empty for other values.
+        bounds: the minimum and the maximum of a whole number; empty for other values.
     """
 
     name: str
@@ -71,14 +71,14 @@ def variable(
 
 
 def whole(name: str, default: int, purpose: str, least: int, most: int = MAX_MS) -> int:
-    """A field that is a whole number, of milliseconds unless it has a ``most``."""
+    """A field that is a whole number; it is in milliseconds unless ``most`` is given."""
     convert = partial(_whole, least, most)
     number: int = _field(Variable(name, str(default), purpose, convert, bounds=(least, most)))
     return number
 
 
 def group(source: type[Settings]) -> Settings:
-    """A field that is settings of its own."""
+    """A field that is a group of settings."""
     found: Settings = _field(source)
     return found
 

@@ -23,7 +23,7 @@ def _address(text: str) -> tuple[str, int] | None:
 
 @dataclass(frozen=True)
 class HealthSettings:
-    """The host and port that serve health and metrics; None for none."""
+    """The host and port that serve health and metrics; None if they are not served."""
 
     address: tuple[str, int] | None = variable(
         "MAILROOM_HTTP",

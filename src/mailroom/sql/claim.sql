@@ -15,7 +15,7 @@ CREATE TYPE mailroom.message AS (
 
 -- It looks for leases past their time from due_floor on, because there was none before. One can have come there
 -- since: from a statement that took more than a second to commit, or when a clock was set back. So every ten
--- seconds a claim looks at all leases, and sets no floor.
+-- seconds a claim checks all leases, and sets no floor.
 --
 -- While a transaction holds an old snapshot, vacuum can remove neither settled leases nor old versions of an
 -- updated row. The cost of a claim must not grow with them.
@@ -83,7 +83,7 @@ BEGIN
             next_floor := least(next_floor, due.due_at);
             EXIT;
         END IF;
-        -- A sent token is settled, even if the worker that sent it had lost the lease when it said so. A token's
+        -- A sent token is settled, even if the worker that sent it had lost the lease by then. A token's
         -- id can be given out again after a failover: what was sent before the token was made was another one.
         unsettled := ARRAY(
             SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)
@@ -216,5 +216,5 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION mailroom.next_due IS
     'Returns the seconds until a claim is due: 0 if the last one stopped early or a lease is due, else until '
-    'the first lease is due or the next claim must look at all leases. NULL if there is nothing to wait for, or '
+    'the first lease is due or the next claim must check all leases. NULL if there is nothing to wait for, or '
     'the queue is paused.';

@@ -47,10 +47,10 @@ COMMENT ON COLUMN public.jobs.system_identifier IS
     'cursor.';
 COMMENT ON COLUMN public.jobs.moved_at IS 'When a claim last moved the cursor.';
 COMMENT ON COLUMN public.jobs.due_floor IS
-    'The last claim found no lease due before this time; -infinity if it looked at all of them.';
-COMMENT ON COLUMN public.jobs.swept_at IS 'When a claim last looked at all leases.';
+    'The last claim found no lease due before this time; -infinity if it checked all leases.';
+COMMENT ON COLUMN public.jobs.swept_at IS 'When a claim last checked all leases.';
 COMMENT ON COLUMN public.jobs.paused_at IS 'When a person paused the queue; NULL if it is not paused.';
-COMMENT ON COLUMN public.jobs.pause_reason IS 'Why, in that person''s words.';
+COMMENT ON COLUMN public.jobs.pause_reason IS 'The reason that this person gave.';
 
 -- PostgreSQL leaves the current transaction out of the list of running ones, so pg_visible_in_snapshot may call
 -- it ended. A token that it inserts after its claim would then lie behind the cursor for ever.

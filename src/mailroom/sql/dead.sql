@@ -66,7 +66,7 @@ SET jit = off AS $$
 $$;
 COMMENT ON FUNCTION mailroom.dead_count IS
     'Returns how many dead letters there are among the newest p_rows rejections. more means that there are older '
-    'rejections, which it did not look at.';
+    'rejections, which it did not check.';
 
 -- Each person sees what the one before did; a snapshot from before the wait would not.
 CREATE FUNCTION mailroom.lock_dead_letters() RETURNS void

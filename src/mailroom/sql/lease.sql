@@ -93,7 +93,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.record IS
     'Settles a lease with the outcomes of an attempt. The outcomes go into the ledger whether or not the lease '
-    'still is of this generation; settled says whether it was. Sent and rejected tokens leave the lease. The '
+    'still has this generation; settled says whether it did. Sent and rejected tokens leave the lease. The '
     'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. age is in seconds since the mail was requested, NULL for a deleted token.';
@@ -108,7 +108,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
     RETURNING l.id
 $$;
 COMMENT ON FUNCTION mailroom.renew IS
-    'Moves due_at of the leases that still are of these generations, and returns those leases.';
+    'Moves due_at of the leases that still have these generations, and returns those leases.';
 
 CREATE FUNCTION mailroom.release(p_worker text, p_keep bigint[] DEFAULT '{}') RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -31,6 +31,6 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
     SELECT (SELECT max(s.id) FROM seen s), (SELECT count(*) FROM gone)
 $$;
 COMMENT ON FUNCTION mailroom.prune_tokens IS
-    'Looks at the p_batch tokens that follow the id p_after, and deletes those that have been expired or consumed '
-    'for longer and are in no lease. A locked token is skipped. Returns the last one looked at, NULL at the end, '
+    'Checks the p_batch tokens that follow the id p_after, and deletes those that have been expired or consumed '
+    'for longer and are in no lease. A locked token is skipped. Returns the last one checked, NULL at the end, '
     'and how many were deleted.';

@@ -132,7 +132,7 @@ BEGIN
     RETURN NEXT;
 END $$;
 COMMENT ON FUNCTION mailroom.pulse IS
-    'Returns the state of the queue in one row, cheaply: it looks at the first p_most waiting tokens, and '
+    'Returns the state of the queue in one row, cheaply: it reads the first p_most waiting tokens, and '
     'waiting = p_most means that many or more. oldest_due is how many seconds the oldest sendable mail has '
     'waited, since it was requested or its lease was due; NULL while the queue is paused. oldest_unsettled is '
     'how many seconds ago the oldest mail was requested that waits or is in a lease, paused or not.';

@@ -1,4 +1,4 @@
--- What the queue's page asks each second while somebody looks. Each function looks at a bounded number of rows,
+-- What the queue's page asks each second while somebody views it. Each function reads a bounded number of rows,
 -- however long the ledger is. Nothing here returns a secret or a code.
 
 CREATE FUNCTION mailroom.traffic(p_span interval, p_step integer, p_most integer)
@@ -58,4 +58,4 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 $$;
 COMMENT ON FUNCTION mailroom.recent_deliveries IS
     'Returns the ledger''s rows before the id p_before, newest first, of one outcome, or of any if it is NULL; it '
-    'looks at the p_look ids before p_before. A deleted token has no action.';
+    'reads the p_look ids before p_before. A deleted token has no action.';

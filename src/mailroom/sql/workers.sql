@@ -30,14 +30,14 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
         FOR UPDATE SKIP LOCKED);
 $$;
 COMMENT ON FUNCTION mailroom.heartbeat IS
-    'Reports that a worker is alive, and what keeps it from sending (empty if nothing does). Forgets workers '
+    'Reports that a worker is alive, and what keeps it from sending (empty if nothing does). Removes workers '
     'that have not reported for a day.';
 
 CREATE FUNCTION mailroom.leave(p_worker text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DELETE FROM mailroom.workers w WHERE w.worker = p_worker
 $$;
-COMMENT ON FUNCTION mailroom.leave IS 'Forgets a worker that stops in good order.';
+COMMENT ON FUNCTION mailroom.leave IS 'Removes a worker that has stopped in good order.';
 
 CREATE FUNCTION mailroom.recent_workers()
 RETURNS TABLE (worker text, version text, alive boolean, started_at timestamptz, seen_at timestamptz,

@@ -1,1 +1,1 @@
-"""Templates of mails: their files, checks, rendering, and copies in SES; begin at ``sources``."""
+"""Templates of mails: their files, checks, rendering, and copies in SES. It begins in ``sources``."""

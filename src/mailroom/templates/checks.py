@@ -127,7 +127,7 @@ def _tag_faults(part: str, source: str, action: Action) -> list[str]:
 
 def _constant_fault(tag: Tag) -> str:
     if tag.kind is Kind.TEST or "~" in tag.source:
-        return f"{tag.source} is refused: constants are put in at loading; write {{{{{tag.name}}}}}"
+        return f"{tag.source} is refused: for a constant, write {{{{{tag.name}}}}}"
     return f"{{{{{tag.name}}}}} needs {CONSTANTS[tag.name]}, which is not set; set it in the environment"
 
 
@@ -177,7 +177,7 @@ class _ProbeFinder(HTMLParser):
         self._element = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """A tag may hold the whole probe in quotes, in an attribute that is only shown."""
+        """Report the probe in a tag, unless it is whole, quoted, and in an attribute that is only shown."""
         self._element = tag if tag in ("script", "style") else ""
         if _PROBE in tag:
             self.unsafe.append("in the name of an element")
@@ -189,10 +189,10 @@ class _ProbeFinder(HTMLParser):
                     self.unsafe.append(f"in the attribute {name}" if whole else "in a tag and not in quotes")
 
     def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - the base class's name
-        """Text follows."""
+        """Note that the element has ended."""
         self._element = ""
 
     def handle_data(self, data: str) -> None:
-        """Text may hold the probe, except in a script or a style."""
+        """Report the probe in the text of a script or a style."""
         if _PROBE in data and self._element:
             self.unsafe.append(f"in <{self._element}>")

@@ -1,8 +1,8 @@
-"""Makes what SES needs of a template and a message: the source and the data. Renders both where SES does not.
+"""Prepares templates and their data for SES, and renders mails for transports that do not render.
 
 SES escapes nothing. So the HTML part goes to SES with ``{{login_html}}`` in place of ``{{login}}``, and the
-data of every mail holds both: the login as it is for the subject and the text, and escaped for the HTML.
-Rendering for SMTP does the same, so there is one way to escape.
+data of every mail holds the login twice: unescaped for the subject and the text, and escaped for the HTML.
+Rendering for SMTP does the same, so all mails are escaped in one way.
 """
 
 from __future__ import annotations

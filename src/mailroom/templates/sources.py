@@ -3,8 +3,8 @@
 A folder has three files for each action: ``activation.subject.txt``, ``activation.txt`` and
 ``activation.html`` are the parts of one mail, in Handlebars as SES reads it (see ``tags``). They show the
 fields of their action (``{{login}}``, ``{{secret}}``, ``{{code}}``) and two constants, ``{{app_name}}`` and
-``{{app_url}}``. Constants are settings, which loading puts in; one that is not set stays in the source, and
-``check`` reports it.
+``{{app_url}}``. Constants are settings, and loading replaces them; one that is not set stays in the source,
+and ``check`` reports it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads and renders the part of Handlebars that SES and the library used here treat alike.
 
 Fields are single values, so templates need only ``{{field}}``, ``{{#if field}}``, ``{{#unless field}}``,
-``{{else}}`` and comments. Every other tag has the kind OTHER, which ``check`` refuses, because only running
-it shows what it does.
+``{{else}}`` and comments. Every other tag has the kind OTHER. ``check`` refuses it, because what it does is
+known only when it runs.
 
 Rendering escapes nothing, as SES does not; the data holds the escaped values (see ``mails``).
 """
@@ -34,7 +34,7 @@ _WORDS: Final = frozenset([*_HELPERS, "else", "as", "this", "true", "false", "nu
 
 
 class Kind(enum.Enum):
-    """What a tag does: FIELD and RAW show a field, TEST asks whether it has a value."""
+    """What a tag does: FIELD and RAW show a field, TEST tests whether it has a value."""
 
     COMMENT = r"\{\{~?!.*\}\}"
     FIELD = rf"\{{\{{~?\s*{_NAME}\s*~?\}}\}}"

@@ -29,7 +29,7 @@ class DebugTransport:
         self._settings = settings
 
     def check(self) -> None:
-        """Nothing is sent, so no mail can be lost."""
+        """Check nothing: no mail is sent, so none can be lost."""
 
     def quota(self) -> float | None:
         """The highest rate that a setting may have."""
@@ -46,7 +46,7 @@ class DebugTransport:
         return [answer or next(sent) for answer in bad]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
     def _print(self, parameters: dict[str, Any], response: dict[str, Any]) -> None:
         call = {"call": OPERATION, "request": parameters, "response": response}

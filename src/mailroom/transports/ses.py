@@ -1,4 +1,4 @@
-"""Sends through AWS SES with botocore: one ``SendBulkTemplatedEmail`` a call, in one attempt.
+"""Sends through AWS SES with botocore: each ``send`` is one ``SendBulkTemplatedEmail``, tried once.
 
 botocore's own retries are off, since a repeated bulk call mails people twice. Credentials, region, profile,
 proxy and endpoint come from botocore's usual settings. Every reply that is not a complete success is saved

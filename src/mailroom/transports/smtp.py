@@ -1,8 +1,8 @@
 """Sends over SMTP: renders one mail for each recipient, and keeps a few connections open.
 
 Each step of the protocol is separate, so that each failure is classified by its step. Nothing is retried
-here. After a trouble that every mail would meet, the rest of a call gets the same answer without a try;
-mails sent before stay sent.
+here. After a trouble that affects every mail, the rest of a call gets the same answer without a try; mails
+sent before it keep their answers.
 
 A mail is UNKNOWN when the connection is lost between its last byte and the server's reply, since the server
 may have accepted it.
@@ -116,8 +116,8 @@ class SmtpTransport:
         for name, template in self._templates.items():
             if faults := checks.check(template):
                 raise TemplateError(
-                    f"the template for {name} may not be used: {'; '.join(faults)}",
-                    hint="correct it; `mailroom templates check` checks again",
+                    f"the template for {name} cannot be used: {'; '.join(faults)}",
+                    hint="correct it and run `mailroom templates check`",
                 )
 
     def quota(self) -> float | None:
@@ -127,7 +127,7 @@ class SmtpTransport:
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
         answers: list[Answer] = []
-        # The caller gives up at some time, and nothing may be sent after that.
+        # The caller gives up after some time, and nothing may be sent after that.
         last = time.monotonic() + MAX_WAITS * self._send_timeout_s
         try:
             with self._slots, self._connection() as connection:
@@ -260,7 +260,7 @@ class SmtpTransport:
         except OSError as error:
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
         detail = self._words(code, words, message, domain)
-        if code in ACCESS_REFUSED:  # servers may say so only now
+        if code in ACCESS_REFUSED:  # some servers report it only now
             raise _Trouble(Result.PAUSED, detail)
         if code >= 500:
             return Answer(Result.REJECTED, detail)

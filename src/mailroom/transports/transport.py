@@ -1,8 +1,8 @@
 """Defines what a transport does: it translates messages into a provider's calls, and the replies back.
 
-There is one file for each provider. A transport knows nothing of retries, rates or queues; the sender knows
-nothing of providers. docs/adding-a-transport.md explains how to write one. The same tests run for all of
-them.
+There is one file for each provider. A transport handles no retries, rates or queues; the sender has no code
+for a particular provider. docs/adding-a-transport.md explains how to write a transport. The same tests run
+for all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mailroom.answers import Answer
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.wire import Message
 
-# An attempt to connect is given up after this time.
+# The time limit for an attempt to connect.
 CONNECT_TIMEOUT_S: Final = 5.0
 
 

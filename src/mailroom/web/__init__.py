@@ -1,1 +1,1 @@
-"""What all pages share: the guard, templates, static files, the server."""
+"""The parts that all pages share: the guard, templates, static files, the server."""

@@ -1,6 +1,6 @@
-"""What a server needs before it serves: a socket that listens, and the packages of an extra.
+"""Provides what a server needs before it serves: a socket that listens, and the packages of an extra.
 
-Either is there, or an error says what to do.
+If either is missing, the error says what to do.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Serves an application with uvicorn, on a socket that listens already.
 
-Signals and logging stay the program's. A server waits for its end without polling.
+It leaves signals and logging to the program, and waits without polling until it is stopped.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Wait for the end, where uvicorn looks for it ten times a second."""
+        """Wait until the server is stopped; uvicorn would poll ten times a second."""
         self._loop = asyncio.get_running_loop()
         self._is_up.set()
         await self._stop.wait()

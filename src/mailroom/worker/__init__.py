@@ -1,1 +1,1 @@
-"""``mailroom run``: collects, sends and settles in one process. It begins in ``program``."""
+"""``mailroom run``: claims, sends and settles in one process. It begins in ``program``."""

@@ -1,10 +1,10 @@
 """Delivers a lease: signs its tokens, sends them, and settles each with its answer.
 
 Promises: each token is tried once, and the lease is settled once. Tokens to be tried again stay in the
-lease. A lease that another worker may have by now is not sent. A token that no line can hold is
+lease. A lease that another worker may have taken over is not sent. A token that no line can hold is
 rejected, and one whose action this version does not know stays for a newer worker until it expires;
 neither affects the others. After a cancellation during a call, ``give_back`` settles its tokens as
-unknown, since they may have been accepted, and those answered before by their answers.
+unknown, since they may have been accepted, and tokens that were already answered with their answers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from mailroom.wire import Message
 from mailroom.worker.ledger import record
 from mailroom.worker.metrics import Metrics
 
-# What waits longer at a tripped breaker is claimed again, which checks again whether it may be mailed.
+# A mail that waits longer at a tripped breaker is claimed again, and the claim checks again whether it may be
+# sent.
 MAX_AT_BREAKER_S: Final = 1.0
 # Before a lease is tried again, by its generation: the first wait and the longest.
 BACK_OFF_S: Final = (0.5, 60.0)

@@ -1,4 +1,4 @@
-"""Writes into the database what a worker did: the answers of its attempts, and that it is alive."""
+"""Records in the database the answers to a worker's attempts, and that the worker is alive."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Metrics:
             self._answers.labels(answer.result.value).inc()
 
     def settled(self, action: str, recorded: Recorded) -> None:
-        """Count what the ledger recorded for a token."""
+        """Count a token by what the ledger recorded for it."""
         self._outcomes.labels(action, recorded.outcome).inc()
         if recorded.outcome == "sent" and recorded.age_s is not None:
             self._deliveries.labels(action).observe(recorded.age_s)

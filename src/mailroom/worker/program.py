@@ -7,14 +7,14 @@ whether each may still be mailed.
 
 Promises: each mail is sent at least once, until its token expires. It is sent again only when this
 process dies between the provider's answer and the settling, or when the answer was lost; the ledger
-shows both. A lease that another worker may have by now is not sent. Memory does not depend on the
+shows both. A lease that another worker may have taken over is not sent. Memory does not depend on the
 backlog: for every two leases being sent, one more is in hand. Any number of workers share the queue and
 the rate.
 
 While nothing can be sent, it claims one lease at a time, to try whether the trouble is over. On a signal
-it claims no more, finishes what is in hand within the shutdown time, renewing its leases, and gives back
-the rest. A call that is still under way then is recorded as unknown: it may have been accepted, and is
-due again.
+it claims no more, finishes what is in hand within the shutdown time, renewing its leases, and releases the
+rest. Mails in a call that is still under way then are recorded as unknown, since the provider may have
+accepted them, and are due again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mailroom.worker.shared_rate import SharedRate
 HEARTBEAT_S: Final = 5.0
 GIVE_BACK_S: Final = 5.0
 MAX_CLAIMED: Final = 1000
-# A breaker that no call has tried for this time after a try was due has no mail left to try it.
+# If no call has tried a breaker for this time after a try was due, no mail is left that could try it.
 UNTRIED_S: Final = 120.0
 
 Value = TypeVar("Value")
@@ -61,7 +61,7 @@ class Runner:
         )
         self._database, self._queue, self._listener = worker
         self._batch_limit = collector.batch_limit
-        # More than are being sent, so that one claim provides for several calls.
+        # More leases than are being sent, so that one claim feeds several calls.
         self._ahead = sender.send_concurrency // 2
         self._max_in_hand = sender.send_concurrency + self._ahead
         self._shutdown_s = sender.shutdown_timeout_ms / 1000
@@ -84,7 +84,7 @@ class Runner:
         self._stopping = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until ``stop`` is set, then finish what is in hand and give back the rest.
+        """Work until ``stop`` is set, then finish what is in hand and release the rest.
 
         Raises:
             DatabaseError: at the start, for an error that retrying cannot fix.
@@ -167,7 +167,7 @@ class Runner:
         return await (await self._queue.claim(tokens, lease_tokens)).leases()
 
     async def _unclaim(self, leases: Sequence[Lease]) -> None:
-        """Give back what was being claimed when the signal came, even if the claim's answer is missing."""
+        """Release what was being claimed when the signal came, even if the claim's answer is missing."""
         if not self._database.is_down:
             await self._queue.release(keep=[lease for lease in self._queue.held if lease not in leases])
 
@@ -195,7 +195,7 @@ class Runner:
             await self._changed.wait()
 
     async def _unless_stopping(self, work: Coroutine[Any, Any, Value]) -> Value | None:
-        """What the work returns; None when the signal comes first, which cancels it."""
+        """What the work returns; None when the signal comes first, which cancels the work."""
         return await before(work, self._stopping.wait())
 
     def _delivered(self, task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""Reports whether a worker would send a mail that is committed now, and its metrics."""
+"""Reports whether a worker would send a mail that is committed now, and the worker's metrics."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SILENCE_S: Final = 2.0
 LATE_S: Final = 2.0
 # /readyz fails once a sendable mail has waited longer than this, or is not settled after it.
 READY_AGE_S: Final = 120.0
-# And once the provider has refused every mail for longer than this.
+# /readyz also fails once the provider has refused every mail for longer than this.
 READY_PAUSE_S: Final = 60.0
 
 log = EventLogger("run")
 
 
 class Readiness:
-    """Would a mail that is committed now be sent now?
+    """Checks whether a mail that is committed now would be sent now.
 
     Args:
         worker: the worker's parts.
-        calls: the worker's way to the provider.
+        calls: the worker's calls to the provider.
         metrics: the worker's counters.
         state: returns why the worker is not running; empty when it is.
     """
@@ -47,7 +47,7 @@ class Readiness:
         self._pulses = Pulses(worker.database)
 
     async def faults(self) -> dict[str, str]:
-        """What would prevent it, by the name of the part at fault; empty when nothing does."""
+        """What would prevent sending, by the name of the part at fault; empty when nothing does."""
         if state := self._state():
             return {"worker": state}
         faults = {}

@@ -1,7 +1,7 @@
 """The sending rate that all workers of a queue share; it is kept in the database.
 
 SES's rate belongs to the account, not to a worker. Each charge is one statement, so the calls of all
-workers together keep the rate, and a worker that joins, leaves or dies changes the shares at once.
+workers together stay within the rate, and a worker that joins, leaves or dies changes the shares at once.
 
 Promises: a call that will not wait for its turn is not charged. A charge is made at most ``MAX_S`` ahead, so
 a process that dies wastes at most that much of the rate. A worker charges for its calls in the order in

@@ -1,1 +1,1 @@
-"""The example application: sign up, activate, sign in, recover; begin at ``app``."""
+"""The example application: sign up, activate, sign in, recover. It begins in ``app``."""
