@@ -126,11 +126,12 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
     worker = (
         named(
             "queue/client.py",
-            "queue/schema.py",
+            "queue/start_check.py",
             "queue/pulse.py",
             "queue/leader.py",
             "queue/listener.py",
-            "worker/program.py",
+            "worker/ledger.py",
+            "worker/shared_rate.py",
         )
         - NOT_CALLED
     )
