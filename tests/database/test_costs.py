@@ -143,7 +143,7 @@ def _passed_on(source: socket.socket, target: socket.socket) -> Iterator[bytes]:
             end.shutdown(socket.SHUT_RDWR)
 
 
-class Server:
+class CountedServer:
     """A server that does nothing by itself, so that what it counts is Mailroom's."""
 
     def __init__(self, postgres: PostgresServer) -> None:
@@ -173,10 +173,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[CountedServer]:
     """With two databases to clone: one is empty, in the other tokens wait."""
     with PostgresServer(bindir=bindir(), settings=FAST | {"autovacuum": "off"}) as postgres:
-        server = Server(postgres)
+        server = CountedServer(postgres)
         for name, tokens in (("empty", 0), ("filled", TOKENS)):
             server.make(name, "template1")
             migrated(server.url(name))
@@ -225,7 +225,7 @@ def messages_of_run(line: bytes) -> int:
 COUNTERS: dict[str, Callable[[bytes], int]] = {"collector": messages_of_collector, "run": messages_of_run}
 
 
-def measure(server: Server, command: str, limit: int, folder: Path) -> Cost:
+def measure(server: CountedServer, command: str, limit: int, folder: Path) -> Cost:
     """Drain the filled database."""
     name = f"{command}_{limit}"
     server.make(name, "filled")
@@ -246,7 +246,9 @@ def measure(server: Server, command: str, limit: int, folder: Path) -> Cost:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "limit"), BOUNDS)
-def test_a_backlog_costs_no_more_than_that(server: Server, tmp_path: Path, command: str, limit: int) -> None:
+def test_a_backlog_costs_no_more_than_that(
+    server: CountedServer, tmp_path: Path, command: str, limit: int
+) -> None:
     found = asdict(measure(server, command, limit, tmp_path))
     print(f"{command} at {limit}, for 1,000 tokens: {found}")  # noqa: T201 - for who adjusts the bounds
     bounds = asdict(BOUNDS[command, limit])
@@ -254,7 +256,7 @@ def test_a_backlog_costs_no_more_than_that(server: Server, tmp_path: Path, comma
 
 
 @pytest.mark.slow
-def test_a_token_that_comes_alone_costs_no_more_than_that(server: Server, tmp_path: Path) -> None:
+def test_a_token_that_comes_alone_costs_no_more_than_that(server: CountedServer, tmp_path: Path) -> None:
     server.make("alone", "empty")
     with (
         Wiretap(server.port) as wire,

@@ -37,7 +37,7 @@ from support.queue_sql import Db, sign_up, sign_up_many
 
 
 @dataclass(frozen=True)
-class State:
+class ProtocolState:
     tokens: tuple[str | None, ...]
     worker: str = "awake"
     drained: bool = False  # whether its last claim came back short
@@ -51,7 +51,7 @@ class Protocol:
     last_drain: bool = True
     looks: bool = True
 
-    def steps(self, state: State) -> Iterator[tuple[str, State]]:
+    def steps(self, state: ProtocolState) -> Iterator[tuple[str, ProtocolState]]:
         for index, token in enumerate(state.tokens):
             if token is None:
                 refused = state.worker in {"requested", "last drain", "asleep"}
@@ -61,7 +61,7 @@ class Protocol:
                 yield f"commit {index}", replace(committed, hint=state.hint or token == "rung")
         yield from self._worker(state)
 
-    def _worker(self, state: State) -> Iterator[tuple[str, State]]:
+    def _worker(self, state: ProtocolState) -> Iterator[tuple[str, ProtocolState]]:
         claimed = tuple("claimed" if token == "committed" else token for token in state.tokens)
         drained = replace(state, tokens=claimed, hint=False, drained=True)
         silent = "silent" in state.tokens
@@ -87,14 +87,14 @@ class Protocol:
             yield "die", replace(state, worker="awake", drained=False, hint=False, deaths=state.deaths + 1)
 
     @staticmethod
-    def _with(state: State, index: int, token: str) -> State:
+    def _with(state: ProtocolState, index: int, token: str) -> ProtocolState:
         return replace(state, tokens=(*state.tokens[:index], token, *state.tokens[index + 1 :]))
 
 
 PRODUCERS_STEPS = ("insert", "commit")
 
 
-def stuck(protocol: Protocol, state: State) -> bool:
+def stuck(protocol: Protocol, state: ProtocolState) -> bool:
     """Whether a committed token is not claimed, whatever the worker does, unless producers or luck help."""
     seen, waiting = {state}, deque([state])
     while waiting:
@@ -110,8 +110,8 @@ def stuck(protocol: Protocol, state: State) -> bool:
 
 def search(protocol: Protocol, producers: int) -> tuple[int, list[str] | None]:
     """Visit every reachable state; returns their number, and the shortest way to a lost token."""
-    start = State((None,) * producers)
-    ways: dict[State, list[str]] = {start: []}
+    start = ProtocolState((None,) * producers)
+    ways: dict[ProtocolState, list[str]] = {start: []}
     waiting = deque([start])
     while waiting:
         state = waiting.popleft()

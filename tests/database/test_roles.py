@@ -32,7 +32,7 @@ from support import commands, processes, senders
 from support.inbox import ask
 from support.processes import KEY, CollectorProcess
 from support.queue_sql import Db, claim, expire_leases, sign_up
-from support.runs import UNSETTLED, RunProcess, fetch, readiness, wait_until
+from support.runs import UNSETTLED, RunProcess, fetch, wait_for_readiness, wait_until
 
 SOURCES = Path(mailroom.__file__).parent
 WORKER, APP, ONCALL = "mailroom_worker", "mailroom_app", "mailroom_oncall"
@@ -126,11 +126,12 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
     worker = (
         named(
             "queue/client.py",
-            "queue/schema.py",
+            "queue/start_check.py",
             "queue/pulse.py",
             "queue/leader.py",
             "queue/listener.py",
-            "worker/program.py",
+            "worker/ledger.py",
+            "worker/shared_rate.py",
         )
         - NOT_CALLED
     )
@@ -229,7 +230,7 @@ def test_a_worker_runs_to_the_end(with_roles: str, db: Db, ses: InboxServer, tmp
         worker.wait_for_log("run.started")
         sign_up(db, "zoe")
         wait_until(db, UNSETTLED, 0)
-        assert {} == readiness(port)
+        wait_for_readiness(port, None)
         assert "mailroom_database_up 1.0" in fetch(port, "/metrics")[1]
         assert 0 == worker.stop()
     assert 2 == ses.inbox.counts.accepted

@@ -26,7 +26,7 @@ from mailroom.console.snapshot import Snapshot, Snapshots
 from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseError
 from mailroom.settings.collector import QueueSettings
-from support.inbox import Answer, ask
+from support.inbox import HttpAnswer, ask
 from support.processes import PATIENCE_S, environment, without
 from support.proxy import Proxy
 from support.queue_sql import Db, claim, reserve, sign_up, sign_up_many
@@ -68,7 +68,7 @@ def tiles(server: ConsoleServer) -> dict[str, str]:
     return {name: f"{value} {below}" for name, value, below in found}
 
 
-def post(server: ConsoleServer, path: str, body: str = "", **headers: str) -> Answer:
+def post(server: ConsoleServer, path: str, body: str = "", **headers: str) -> HttpAnswer:
     return ask(server.url, path, "POST", body, **(FORM | headers))
 
 

@@ -20,7 +20,7 @@ from mailroom.settings.collector import QueueSettings
 from support.browser import (
     DESK,
     PHONE,
-    Pages,
+    BrowserPages,
     accessibility_faults,
     browser_fixture,  # noqa: F401
     overflow,
@@ -103,7 +103,7 @@ def deliver(db: Db, token: int, outcome: str, detail: str = "") -> None:
     db.execute(INSERT, [token, 1, outcome, outcome, "0100-abc" if outcome == "sent" else "", detail, 0])
 
 
-def test_the_picture_changes_without_a_reload(db: Db, console: ConsoleServer, pages: Pages) -> None:
+def test_the_picture_changes_without_a_reload(db: Db, console: ConsoleServer, pages: BrowserPages) -> None:
     page = live(pages.open(console.url))
     page.evaluate("window.never = 'reloaded'")
     expect(page.locator("h1")).to_have_text("All sent")
@@ -130,7 +130,7 @@ def test_the_picture_changes_without_a_reload(db: Db, console: ConsoleServer, pa
 
 
 def test_a_throttle_switched_on_in_the_inbox_is_seen_and_so_is_its_end(
-    db: Db, ses: InboxServer, start: Start, console: ConsoleServer, pages: Pages
+    db: Db, ses: InboxServer, start: Start, console: ConsoleServer, pages: BrowserPages
 ) -> None:
     start(BATCH_TIMEOUT=50)
     page, inbox = live(pages.open(console.url)), pages.open(ses.url)
@@ -165,7 +165,7 @@ def test_a_throttle_switched_on_in_the_inbox_is_seen_and_so_is_its_end(
     assert {"sent", "retried"} == {row[0] for row in ledger(db, "outcome")}
 
 
-def test_one_pauses_for_a_reason_and_goes_on(db: Db, console: ConsoleServer, pages: Pages) -> None:
+def test_one_pauses_for_a_reason_and_goes_on(db: Db, console: ConsoleServer, pages: BrowserPages) -> None:
     page = live(pages.open(console.url))
     page.get_by_text("Pause", exact=False).first.click()
     page.get_by_label("Reason").fill(f"wrong {HOSTILE}")
@@ -184,7 +184,7 @@ def test_one_pauses_for_a_reason_and_goes_on(db: Db, console: ConsoleServer, pag
 
 
 def test_one_finds_a_mail_and_decides_about_dead_letters(
-    db: Db, console: ConsoleServer, pages: Pages
+    db: Db, console: ConsoleServer, pages: BrowserPages
 ) -> None:
     token = sign_up(db, "zoe")
     claim(db)
@@ -206,7 +206,7 @@ def test_one_finds_a_mail_and_decides_about_dead_letters(
     assert [(1,)] == db.execute("SELECT count(*) FROM mailroom.leases").fetchall()
 
 
-def test_hostile_words_do_nothing(db: Db, console: ConsoleServer, pages: Pages) -> None:
+def test_hostile_words_do_nothing(db: Db, console: ConsoleServer, pages: BrowserPages) -> None:
     token = sign_up(db, "zoe")
     escape = f"</td></table>{HOSTILE}<img src=x onerror=alert(2)><style>*{{display:none}}</style>"
     db.execute("UPDATE accounts SET login = %s", [HOSTILE])
@@ -225,7 +225,7 @@ def test_hostile_words_do_nothing(db: Db, console: ConsoleServer, pages: Pages) 
 
 
 def test_everything_is_read_and_done_without_javascript(
-    db: Db, request: pytest.FixtureRequest, pages: Pages
+    db: Db, request: pytest.FixtureRequest, pages: BrowserPages
 ) -> None:
     seed(db)
     page = pages.open(served(request).url, java_script_enabled=False)
@@ -248,7 +248,9 @@ def test_everything_is_read_and_done_without_javascript(
     expect(page.locator("h1")).not_to_have_text("Paused")
 
 
-def test_an_outage_greys_the_picture_and_it_comes_back(own_server: PostgresServer, pages: Pages) -> None:
+def test_an_outage_greys_the_picture_and_it_comes_back(
+    own_server: PostgresServer, pages: BrowserPages
+) -> None:
     with psycopg.connect(own_server.url(), autocommit=True) as db:
         sign_up(db, "zoe")
     with ConsoleServer(settings(own_server.url())) as server:
@@ -270,7 +272,7 @@ def test_an_outage_greys_the_picture_and_it_comes_back(own_server: PostgresServe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["360", "1440"])
 def test_pages_fit_and_are_accessible(
-    db: Db, request: pytest.FixtureRequest, pages: Pages, tmp_path: Path, size: Any, scheme: Any
+    db: Db, request: pytest.FixtureRequest, pages: BrowserPages, tmp_path: Path, size: Any, scheme: Any
 ) -> None:
     seed(db)
     console = served(request)

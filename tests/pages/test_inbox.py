@@ -709,6 +709,11 @@ def test_data_is_an_object_that_can_be_written_again_or_refused(value: Any) -> N
     assert data == json.loads(json.dumps(data, allow_nan=False))
 
 
+def test_data_that_is_nested_without_end_is_refused() -> None:
+    with pytest.raises(Refusal):
+        read_data('{"a":' * 100_000 + "1" + "}" * 100_000)
+
+
 @settings(deadline=None)
 @given(
     st.dictionaries(

@@ -22,7 +22,7 @@ from mailroom.inbox.server import InboxServer
 from support.browser import (
     DESK,
     PHONE,
-    Pages,
+    BrowserPages,
     accessibility_faults,
     browser_fixture,  # noqa: F401
     overflow,
@@ -67,7 +67,7 @@ def live(page: Page) -> Page:
     return page
 
 
-def test_the_list_grows_without_a_reload_the_newest_first(server: InboxServer, pages: Pages) -> None:
+def test_the_list_grows_without_a_reload_the_newest_first(server: InboxServer, pages: BrowserPages) -> None:
     mail(server, "first@example.com")
     page = live(pages.open(server.url))
     page.evaluate("window.never = 'reloaded'")
@@ -89,7 +89,7 @@ def test_the_list_grows_without_a_reload_the_newest_first(server: InboxServer, p
     assert all(url.startswith(server.url) for url in pages.requests)
 
 
-def test_one_finds_a_mail_and_reads_it(server: InboxServer, pages: Pages) -> None:
+def test_one_finds_a_mail_and_reads_it(server: InboxServer, pages: BrowserPages) -> None:
     mail(server, *(f"person{number}@example.com" for number in range(20)))
     page = live(pages.open(server.url))
     page.keyboard.press("/")
@@ -130,7 +130,7 @@ def test_one_finds_a_mail_and_reads_it(server: InboxServer, pages: Pages) -> Non
     assert 0 == len(server.inbox.mails)
 
 
-def test_a_click_in_a_mail_leaves_it_as_it_is(server: InboxServer, pages: Pages) -> None:
+def test_a_click_in_a_mail_leaves_it_as_it_is(server: InboxServer, pages: BrowserPages) -> None:
     (sent,) = mail(server, "a@example.com")
     page = pages.open(f"{server.url}/mails/{sent}")
     frame = page.frame_locator("iframe")
@@ -142,7 +142,7 @@ def test_a_click_in_a_mail_leaves_it_as_it_is(server: InboxServer, pages: Pages)
     pages.errors.clear()  # the browser's own: it opened no window
 
 
-def test_by_keyboard_the_mail_is_one_step_away(server: InboxServer, pages: Pages) -> None:
+def test_by_keyboard_the_mail_is_one_step_away(server: InboxServer, pages: BrowserPages) -> None:
     mail(server, *(f"person{number}@example.com" for number in range(30)))
     (sent,) = mail(server, "zoe@example.com", template="passwordrecoveryv1", code="36829")
     page = live(pages.open(f"{server.url}/mails/{sent}"))
@@ -154,7 +154,7 @@ def test_by_keyboard_the_mail_is_one_step_away(server: InboxServer, pages: Pages
     expect(page.locator(".code")).to_have_text("Code 36829")
 
 
-def test_a_hostile_mail_does_nothing(server: InboxServer, pages: Pages) -> None:
+def test_a_hostile_mail_does_nothing(server: InboxServer, pages: BrowserPages) -> None:
     server.inbox.account.put_template("hostile", ("{{login}}", "{{login}}", ESCAPES), new=True)
     (sent,) = mail(server, f'"{HOSTILE}"@example.com', template="hostile", login=HOSTILE)
     page = live(pages.open(server.url))
@@ -210,7 +210,7 @@ def fill(inbox: Inbox, count: int) -> None:
         )
 
 
-def test_with_5000_mails_the_page_stays_small_and_the_oldest_go(pages: Pages) -> None:
+def test_with_5000_mails_the_page_stays_small_and_the_oldest_go(pages: BrowserPages) -> None:
     with InboxServer(inbox=with_templates(Inbox(keep=5000))) as server:
         fill(server.inbox, 5000)
         page = live(pages.open(server.url))
@@ -236,7 +236,7 @@ def test_with_5000_mails_the_page_stays_small_and_the_oldest_go(pages: Pages) ->
         page.close()
 
 
-def test_faults_are_switches_on_the_page(server: InboxServer, pages: Pages) -> None:
+def test_faults_are_switches_on_the_page(server: InboxServer, pages: BrowserPages) -> None:
     page = live(pages.open(server.url))
     page.get_by_text("Faults").click()
     throttle = page.get_by_role("switch", name="Throttle")
@@ -264,7 +264,7 @@ def test_faults_are_switches_on_the_page(server: InboxServer, pages: Pages) -> N
     assert [] == server.inbox.faults.listing()
 
 
-def test_everything_is_read_and_done_without_javascript(server: InboxServer, pages: Pages) -> None:
+def test_everything_is_read_and_done_without_javascript(server: InboxServer, pages: BrowserPages) -> None:
     for start in range(0, 120, 40):
         mail(server, *(f"person{number}@example.com" for number in range(start, start + 40)))
     page = pages.open(server.url, java_script_enabled=False)
@@ -288,7 +288,7 @@ def test_everything_is_read_and_done_without_javascript(server: InboxServer, pag
     assert 119 == len(server.inbox.mails)
 
 
-def test_the_page_says_when_the_inbox_is_gone(pages: Pages) -> None:
+def test_the_page_says_when_the_inbox_is_gone(pages: BrowserPages) -> None:
     with InboxServer() as server:
         page = live(pages.open(server.url))
     expect(page.locator("#live")).to_have_text("Not connected")
@@ -301,7 +301,7 @@ PEOPLE: Final = ("ada", "grace", "linus", "margaret", "barbara", "edsger", "kath
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["360", "1440"])
 def test_pages_fit_and_are_accessible(
-    server: InboxServer, pages: Pages, tmp_path: Path, size: Any, scheme: Any
+    server: InboxServer, pages: BrowserPages, tmp_path: Path, size: Any, scheme: Any
 ) -> None:
     server.inbox.account.put_template("plain", ("x" * 300, "https://a.example/" + "y" * 300, ""), new=True)
     mail(server, "w" * 60 + "@example.com", template="plain")

@@ -29,7 +29,7 @@ from mailroom.demo.postgres import FOLDER_PREFIX
 from mailroom.demo.programs import RUN, DemoError, Programs
 from mailroom.demo.stage import APP_PORT, INBOX_PORT, METRICS_PORT, QUEUE_PORT
 from mailroom.inbox.server import InboxServer
-from support.browser import Pages, browser_fixture, pages_fixture  # noqa: F401
+from support.browser import BrowserPages, browser_fixture, pages_fixture  # noqa: F401
 
 PATIENCE_S: Final = 60.0
 PORTS: Final = {"inbox": INBOX_PORT, "application": APP_PORT, "queue": QUEUE_PORT, "metrics": METRICS_PORT}
@@ -164,7 +164,7 @@ def wait_until_gone(processes: list[psutil.Process], addresses: list[str]) -> No
 
 
 @pytest.mark.slow
-def test_the_whole_lifecycle_clicked(staying: Demo, pages: Pages) -> None:
+def test_the_whole_lifecycle_clicked(staying: Demo, pages: BrowserPages) -> None:
     inbox = pages.open(staying.address("inbox"))
     expect(inbox.locator("#live")).to_have_text("Live")
     app = inbox.context.new_page()

@@ -32,7 +32,7 @@ def server() -> Iterator[PostgresServer]:
         yield one
 
 
-class SignUps(threading.Thread):
+class SteadySignUps(threading.Thread):
     """A steady stream of sign-ups that goes on whatever happens to the server."""
 
     def __init__(self, url: str, count: int, pause_s: float) -> None:
@@ -73,7 +73,7 @@ def test_kill_9_twenty_times_loses_nothing_and_repeats_at_most_200_each(
     database: str, tmp_path: Path
 ) -> None:
     chance = random.Random(9)
-    writer = SignUps(database, 3000, 0.002)
+    writer = SteadySignUps(database, 3000, 0.002)
     killed: list[CollectorProcess] = []
     for number in range(20):
         with CollectorProcess(database, log=tmp_path / f"log{number}", BATCH_TIMEOUT=20) as collector:
@@ -136,7 +136,7 @@ def test_five_crashes_of_postgresql_lose_nothing_and_are_told_once_each(
 ) -> None:
     with CollectorProcess(server.url(), log=tmp_path / "log", level="info", BATCH_TIMEOUT=20) as collector:
         collector.wait_until_listening()
-        writer = SignUps(server.url(), 2000, 0.002)
+        writer = SteadySignUps(server.url(), 2000, 0.002)
         for crash in range(5):
             collector.wait_for_messages(len(collector.messages) + 50)
             server.stop("immediate")

@@ -80,14 +80,14 @@ def start(ses: InboxServer, tmp_path: Path) -> Iterator[Start]:
         yield start_one
 
 
-def pipe_of(start: Start, collector: Collector, **variables: str | float) -> SenderProcess:
+def pipe_of(start: Start, collector: PipedCollector, **variables: str | float) -> SenderProcess:
     """A sender that reads what the collector writes."""
     sender = start(stdin=collector.reader, **variables)
     os.close(collector.reader)
     return sender
 
 
-class Collector:
+class PipedCollector:
     """``mailroom collector`` with its standard output in a pipe for somebody else."""
 
     def __init__(self, url: str, log: Path, **variables: str | int) -> None:
@@ -105,11 +105,11 @@ class Collector:
 
 
 @pytest.fixture
-def collect(database: str, tmp_path: Path) -> Iterator[Callable[..., Collector]]:
+def collect(database: str, tmp_path: Path) -> Iterator[Callable[..., PipedCollector]]:
     with contextlib.ExitStack() as stack:
 
-        def start_one(url: str = database, **variables: str | int) -> Collector:
-            one = Collector(url, tmp_path / "collector", **variables)
+        def start_one(url: str = database, **variables: str | int) -> PipedCollector:
+            one = PipedCollector(url, tmp_path / "collector", **variables)
             stack.callback(one.process.wait, PATIENCE_S)
             stack.callback(one.process.kill)
             return one
@@ -222,7 +222,7 @@ def test_debug_mode_prints_the_calls_and_needs_no_account(tmp_path: Path) -> Non
 
 
 def test_the_whole_pipe_against_an_independent_ses(
-    database: str, db: Db, collect: Callable[..., Collector], tmp_path: Path, start: Start
+    database: str, db: Db, collect: Callable[..., PipedCollector], tmp_path: Path, start: Start
 ) -> None:
     """moto's server knows nothing of us: what it took is what a client of SES's has to send."""
     with moto() as (url, sent_messages):
@@ -334,7 +334,7 @@ def feed(sender: SenderProcess, lines: bytes) -> None:
 
 @pytest.mark.slow
 def test_an_outage_of_ses_loses_nothing_and_the_queue_stays_in_the_database(
-    db: Db, database: str, collect: Callable[..., Collector], tmp_path: Path, start: Start
+    db: Db, database: str, collect: Callable[..., PipedCollector], tmp_path: Path, start: Start
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -365,7 +365,7 @@ def test_an_outage_of_ses_loses_nothing_and_the_queue_stays_in_the_database(
 
 
 def test_a_killed_sender_ends_the_collector_and_what_it_had_not_read_is_sent(
-    db: Db, ses: InboxServer, collect: Callable[..., Collector], start: Start
+    db: Db, ses: InboxServer, collect: Callable[..., PipedCollector], start: Start
 ) -> None:
     sign_up_many(db, 2000)
     collector = collect()
@@ -647,7 +647,7 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     db: Db,
     database: str,
     ses: InboxServer,
-    collect: Callable[..., Collector],
+    collect: Callable[..., PipedCollector],
     start: Start,
     tmp_path: Path,
     level: str,

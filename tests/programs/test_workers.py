@@ -207,7 +207,7 @@ def test_how_long_is_said_in_a_unit_one_can_picture() -> None:
     assert list(spans.values()) == [span(seconds) for seconds in spans]
 
 
-class Watch:
+class StatusWatch:
     """``mailroom status --watch`` on a terminal."""
 
     def __init__(self, url: str) -> None:
@@ -241,8 +241,8 @@ class Watch:
 
 
 @contextmanager
-def watching(url: str) -> Iterator[Watch]:
-    watch = Watch(url)
+def watching(url: str) -> Iterator[StatusWatch]:
+    watch = StatusWatch(url)
     try:
         yield watch
     finally:

@@ -64,6 +64,7 @@ def test_the_images_variables_are_settings() -> None:
     assert ["MAILROOM_HTTP"] == re.findall(r"environ\['(\w+)'\]", DOCKERFILE)
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', DOCKERFILE))
     assert (PROJECT["license"], PROJECT["description"]) == (labels["licenses"], labels["description"])
+    assert {"title", "version", "revision"} <= labels.keys()
 
 
 def test_the_images_packages_are_those_of_the_tests() -> None:

@@ -36,7 +36,7 @@ def browser_fixture() -> Iterator[Browser]:
         browser.close()
 
 
-class Pages:
+class BrowserPages:
     """Opens pages.
 
     Attributes:
@@ -73,9 +73,9 @@ class Pages:
 
 
 @pytest.fixture(name="pages")
-def pages_fixture(browser: Browser) -> Iterator[Pages]:
+def pages_fixture(browser: Browser) -> Iterator[BrowserPages]:
     """Pages that must not report an error."""
-    pages = Pages(browser)
+    pages = BrowserPages(browser)
     yield pages
     pages.close()
     assert [] == pages.errors, pages.errors

@@ -46,7 +46,7 @@ def mail(server: InboxServer, *recipients: str, template: str = "activationv1", 
     return [status["MessageId"] for status in answer["Status"]]
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """An answer over HTTP."""
 
     status: int
@@ -62,7 +62,9 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-def ask(url: str, path: str, method: str = "GET", body: bytes | str | None = None, **headers: str) -> Answer:
+def ask(
+    url: str, path: str, method: str = "GET", body: bytes | str | None = None, **headers: str
+) -> HttpAnswer:
     """One request, with these headers: ``sec_fetch_site="none"``."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     try:
@@ -70,6 +72,6 @@ def ask(url: str, path: str, method: str = "GET", body: bytes | str | None = Non
         connection.request(method, path, body, named)
         answer = connection.getresponse()
         told = {name.lower(): value for name, value in answer.getheaders()}
-        return Answer(answer.status, told, answer.read())
+        return HttpAnswer(answer.status, told, answer.read())
     finally:
         connection.close()

@@ -16,7 +16,7 @@ PAUSED = Answer(Result.PAUSED, "sending is paused for bob@example.com", scope=Sc
 AWAY = Answer(Result.TRANSIENT, "connection refused", scope=Scope.ACCOUNT)
 
 
-class Clock:
+class BreakerClock:
     """Stands for the module's ``time`` and ``asyncio.sleep``."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -28,8 +28,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+def clock(monkeypatch: pytest.MonkeyPatch) -> BreakerClock:
+    return BreakerClock(monkeypatch)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str, Any]]:
@@ -87,7 +87,7 @@ def test_success_lets_all_who_wait_go_on(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 1 == asyncio.run(run()).count(True)
 
 
-def test_back_off_grows_to_its_limit(clock: Clock) -> None:
+def test_back_off_grows_to_its_limit(clock: BreakerClock) -> None:
     one = Breaker("account")
     waits = []
     for _ in range(12):
@@ -100,7 +100,7 @@ def test_back_off_grows_to_its_limit(clock: Clock) -> None:
 
 
 def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
-    clock: Clock, caplog: pytest.LogCaptureFixture
+    clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     one = Breaker("account")
@@ -116,7 +116,7 @@ def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
     assert (logging.INFO, "sender.resumed") == resumed[:2]
 
 
-def test_a_moments_trouble_is_not_told(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_moments_trouble_is_not_told(clock: BreakerClock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     one = Breaker("account")
     one.trip(AWAY)
@@ -126,7 +126,7 @@ def test_a_moments_trouble_is_not_told(clock: Clock, caplog: pytest.LogCaptureFi
 
 
 def test_a_trouble_that_comes_and_goes_is_told_once_a_minute(
-    clock: Clock, caplog: pytest.LogCaptureFixture
+    clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = Breaker("account")
     for _ in range(100):
@@ -136,7 +136,7 @@ def test_a_trouble_that_comes_and_goes_is_told_once_a_minute(
     assert 1 == sum(event == "sender.paused" for _, event, _ in told(caplog))
 
 
-def test_calls_that_were_under_way_when_it_tripped_do_not_count(clock: Clock) -> None:
+def test_calls_that_were_under_way_when_it_tripped_do_not_count(clock: BreakerClock) -> None:
     one = Breaker("account")
     one.trip(AWAY)
     try_at = one._try_at
@@ -165,7 +165,7 @@ def test_waiting_calls_go_on_as_soon_as_it_is_reset(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_trouble_that_no_call_is_left_to_try_is_reset(
-    clock: Clock, caplog: pytest.LogCaptureFixture
+    clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     one = Breaker("account")
@@ -184,7 +184,7 @@ def test_a_trouble_that_no_call_is_left_to_try_is_reset(
     assert "sender.reset" == told(caplog)[-1][1]
 
 
-def test_a_trouble_that_a_call_tries_is_not_reset(clock: Clock) -> None:
+def test_a_trouble_that_a_call_tries_is_not_reset(clock: BreakerClock) -> None:
     async def run() -> None:
         one = Breaker("account")
         one.trip(AWAY)

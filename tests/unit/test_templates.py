@@ -49,7 +49,7 @@ def template(
     return Template(ACTIVATION, subject, text, html)
 
 
-class Page(HTMLParser):
+class ParsedPage(HTMLParser):
     """A page's elements and its text."""
 
     def __init__(self, source: str) -> None:
@@ -80,8 +80,8 @@ def test_links_and_codes_are_in_both_parts(action: Action, path: str) -> None:
     mail = render(BUILT_IN[action.name], message(action))
     link = f"https://app.example.com/{path}?token={TOKEN}"
     assert link in mail.text.splitlines()
-    assert [link, link] == [attrs["href"] for tag, attrs in Page(mail.html).elements if tag == "a"]
-    assert link in Page(mail.html).text
+    assert [link, link] == [attrs["href"] for tag, attrs in ParsedPage(mail.html).elements if tag == "a"]
+    assert link in ParsedPage(mail.html).text
     for part in (mail.text, mail.html):
         assert action.needs_code == (CODE in part)
     assert "Example & Sons" in mail.subject
@@ -98,7 +98,7 @@ def test_a_login_is_itself_in_text_and_no_more_than_text_in_html(action: Action,
     plain = render(BUILT_IN[action.name], message(action, "plain"))
     assert f"Hello {login},\n" in mail.text
     assert f"Hello {html.escape(login)}," in mail.html
-    page, plain_page = Page(mail.html), Page(plain.html)
+    page, plain_page = ParsedPage(mail.html), ParsedPage(plain.html)
     assert plain_page.elements == page.elements
     assert plain_page.text.replace("Hello plain,", f"Hello {login},") == page.text
 

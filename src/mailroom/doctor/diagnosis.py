@@ -20,13 +20,11 @@ from typing import Final
 
 from mailroom.doctor.database import examine as examine_database
 from mailroom.doctor.environment import examine as examine_environment
-from mailroom.doctor.report import Finding, Report, Status
+from mailroom.doctor.report import Report
 from mailroom.doctor.sending import examine as examine_sending
 
 PATIENCE_S: Final = 13.0
 PARTS: Final = {"database": examine_database, "sending": examine_sending}
-
-__all__ = ["PARTS", "Finding", "Report", "Status", "diagnose"]
 
 
 def diagnose(

@@ -11,7 +11,7 @@ from botocore import exceptions as aws
 from mailroom.doctor.report import NotKnown
 from mailroom.errors import TransportError
 from mailroom.settings.sender import SenderSettings
-from mailroom.transports.saved_answers import redacted
+from mailroom.transports.redaction import redacted
 from mailroom.transports.ses_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
 
 Value = TypeVar("Value")

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from mailroom.doctor.report import Check, Finding, fault, ok, warning
 from mailroom.errors import TransportError
-from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings, SmtpServer
+from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings, SmtpServer, is_loopback
 from mailroom.templates import checks, sources
 from mailroom.transports.smtp import SmtpTransport
 
@@ -95,7 +95,7 @@ def encryption(probe: SmtpProbe) -> Finding:
     remedy = "use smtps:// in MAILROOM_TRANSPORT, or a server that offers STARTTLS"
     if server.require_tls:
         return fault("TLS is required, and the server does not offer it", remedy)
-    if server.host == "localhost" or server.host == "::1" or server.host.startswith("127."):
+    if is_loopback(server.host):
         return ok("none needed: the server is on this machine")
     return warning("the server does not offer TLS: mails and their links can be read in transit", remedy)
 

@@ -1,4 +1,4 @@
-"""Holds an SES account (templates, identities, configuration sets, limits), and checks calls against it."""
+"""Holds an SES account (templates, identities, a configuration set, limits), and checks calls against it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ MAX_TEMPLATE: Final = 500_000
 MAX_ADDRESS: Final = 320
 TOO_LONG: Final = f"Address length is more than {MAX_ADDRESS} characters long"
 REGION: Final = "US-EAST-1"
+# The account's only configuration set, which is the default of MAILROOM_SES_CONFIG_SET.
+CONFIG_SET: Final = "default"
 
 _NAME: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 
@@ -30,14 +32,12 @@ class InboxAccount:
     Args:
         limits: the rate and the quota.
         identities: the verified addresses and domains; None means that all are verified.
-        config_sets: the configuration sets.
     """
 
-    def __init__(self, limits: Limits, identities: Iterable[str] | None, config_sets: Iterable[str]) -> None:
+    def __init__(self, limits: Limits, identities: Iterable[str] | None) -> None:
         self.limits = limits
         self.paused = False
         self.templates: dict[str, StoredTemplate] = {}
-        self.config_sets = set(config_sets)
         self.identities = None if identities is None else set(identities)
 
     def check(self, call: BulkCall) -> StoredTemplate:
@@ -112,7 +112,7 @@ class InboxAccount:
         Raises:
             Refusal: it does not.
         """
-        if name not in self.config_sets:
+        if name != CONFIG_SET:
             raise Refusal("ConfigurationSetDoesNotExist", f"Configuration set <{name}> does not exist.")
 
     def is_verified(self, identity: str) -> bool:

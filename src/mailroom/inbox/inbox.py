@@ -43,7 +43,6 @@ class Inbox:
         quota_24h: recipients in 24 hours; None for no limit.
         keep: how many mails are kept.
         identities: the verified addresses and domains; None means that all are verified.
-        config_sets: the configuration sets.
         seed: for the faults that occur by chance.
         on_mail: is called with each accepted mail.
     """
@@ -55,12 +54,11 @@ class Inbox:
         quota_24h: int | None = None,
         keep: int = KEEP,
         identities: Iterable[str] | None = None,
-        config_sets: Iterable[str] = ("default",),
         seed: int = 0,
         on_mail: Callable[[KeptMail], None] | None = None,
     ) -> None:
         self.limits = Limits(rate, quota_24h)
-        self.account = InboxAccount(self.limits, identities, config_sets)
+        self.account = InboxAccount(self.limits, identities)
         self.faults = Faults(seed)
         self.mails = Mailbox(keep)
         self.requests = RawRequests()

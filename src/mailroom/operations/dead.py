@@ -22,7 +22,7 @@ import psycopg
 
 from mailroom.database.sync import one, rows
 from mailroom.errors import MailroomError
-from mailroom.operations.reports import MAX_COUNTED, UnknownPerson, stories
+from mailroom.operations.reports import DEAD_COUNT, MAX_COUNTED, UnknownPerson, stories
 from mailroom.operations.story import Story, mask, plain, span, utc
 
 PAGE: Final = 500
@@ -34,7 +34,6 @@ DEAD_LETTERS: Final = (
     "SELECT id, token, action, email, at, attempts, detail, why_not_mailable, expires_in AS expires_in_s"
     " FROM mailroom.dead_letters(%s, %s, %s, %s, %s)"
 )
-DEAD_COUNT: Final = "SELECT dead, more FROM mailroom.dead_count(%s, %s, %s)"
 RETRY_DEAD: Final = "SELECT token, outcome, other FROM mailroom.retry_dead(%s, %s::bigint[], %s, %s, %s)"
 DROP_DEAD: Final = (
     "SELECT token, outcome, NULL::bigint AS other FROM mailroom.drop_dead(%s::bigint[], %s, %s)"

@@ -41,7 +41,7 @@ OVERVIEW: Final = (
     " unknown_minute, sent_hour, rejected_hour, unknown_hour, paused_at, pause_reason, rate"
     " FROM mailroom.overview()"
 )
-DEAD: Final = "SELECT dead, more FROM mailroom.dead_count(NULL, NULL, %s)"
+DEAD_COUNT: Final = "SELECT dead, more FROM mailroom.dead_count(%s, %s, %s)"
 WORKERS: Final = (
     "SELECT worker, version, alive, started_at, seen_at, up AS up_s, silent AS silent_s, leases, tokens,"
     " trouble, trouble_since FROM mailroom.recent_workers()"
@@ -152,7 +152,7 @@ def overview(connection: psycopg.Connection) -> Overview:
         DatabaseUnavailable: the connection was lost.
     """
     (found,) = rows(connection, Overview, OVERVIEW)
-    dead, more = one(connection, DEAD, [MAX_COUNTED])
+    dead, more = one(connection, DEAD_COUNT, [None, None, MAX_COUNTED])
     working = workers(connection)
     alive = sum(worker.alive for worker in working)
     return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=working)

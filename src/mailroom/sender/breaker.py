@@ -18,9 +18,8 @@ from typing import Final
 
 from mailroom.answers import Answer, Result
 from mailroom.logs import EventLogger, without_addresses
-from mailroom.outage import back_off_s
+from mailroom.outage import REMINDER_S, back_off_s
 
-REMINDER_S: Final = 60.0
 MOMENT_S: Final = 1.0
 # The first back-off and the longest, in seconds.
 BACK_OFF_S: Final = {

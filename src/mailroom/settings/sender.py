@@ -39,6 +39,11 @@ class SmtpServer:
 TransportAddress = SmtpServer | Literal["ses", "debug"]
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a mail server's host is this machine."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
 def _rate(text: str) -> float | None:
     if text == "auto":
         return None
@@ -99,7 +104,6 @@ def _transport(text: str) -> TransportAddress:
     if parts.query not in {"", "tls=required", "tls=optional"}:
         raise ValueError("an smtp:// address takes no option but ?tls=required or ?tls=optional")
     password = unquote(parts.password or "")
-    local = host == "localhost" or host == "::1" or host.startswith("127.")
     return SmtpServer(
         host=host,
         port=port or SMTP_PORTS[parts.scheme],
@@ -107,7 +111,7 @@ def _transport(text: str) -> TransportAddress:
         password=password,
         tls=parts.scheme == "smtps",
         require_tls=parts.query == "tls=required"
-        or (parts.query != "tls=optional" and bool(password) and not local),
+        or (parts.query != "tls=optional" and bool(password) and not is_loopback(host)),
     )
 
 

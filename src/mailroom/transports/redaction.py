@@ -1,15 +1,29 @@
-"""Prepares a provider's words for logs and the ledger: one short line, without secrets."""
+"""Removes secrets from a provider's words, and shortens them for logs and the ledger."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
-from mailroom.transports.saved_answers import redacted
-
 MAX_DETAIL: Final = 300
-# SES reports an exhausted quota as a throttle, over its API and over SMTP; it lasts for hours.
-DAILY_QUOTA: Final = "daily message quota"
+REDACTED: Final = "[redacted]"
+# Anything shorter occurs in words that are not secret.
+MIN_SECRET: Final = 6
+
+
+def redacted(text: str, secrets: Iterable[str | None]) -> str:
+    """A text with every secret replaced, and every five digits that follow the word "code".
+
+    A secret that consists of digits is replaced where it is a whole word, not inside a longer number. Any
+    other secret needs at least ``MIN_SECRET`` characters; a shorter one would replace parts of words.
+    """
+    for secret in filter(None, secrets):
+        if secret.isdigit():
+            text = re.sub(rf"\b{secret}\b", REDACTED, text)
+        elif len(secret) >= MIN_SECRET:
+            text = text.replace(secret, REDACTED)
+    return re.sub(r"(code\W{1,12})[0-9]{5}\b", rf"\1{REDACTED}", text)
 
 
 def shortened(text: str, secrets: Iterable[str]) -> str:

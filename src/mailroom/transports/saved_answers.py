@@ -8,7 +8,6 @@ logged. When the disk is full the file is not written, and the mail is not affec
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -18,13 +17,11 @@ from typing import Final
 
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
+from mailroom.transports.redaction import redacted
 
 MAX_FILES: Final = 1000
 MAX_BYTES: Final = 64 * 1024 * 1024
 MAX_BODY_BYTES: Final = 1024 * 1024
-REDACTED: Final = "[redacted]"
-# Anything shorter occurs in words that are not secret.
-MIN_SECRET: Final = 6
 
 log = EventLogger("responses")
 
@@ -96,17 +93,3 @@ class SavedAnswers:
             gone += 1
         if gone:
             log.warning("removed", files=gone, kept=len(files) - gone, folder=self._folder)
-
-
-def redacted(text: str, secrets: Iterable[str | None]) -> str:
-    """A text with every secret replaced, and every five digits that follow the word "code".
-
-    A secret that consists of digits is replaced where it is a whole word, not inside a longer number. Any
-    other secret needs at least ``MIN_SECRET`` characters; a shorter one would replace parts of words.
-    """
-    for secret in filter(None, secrets):
-        if secret.isdigit():
-            text = re.sub(rf"\b{secret}\b", REDACTED, text)
-        elif len(secret) >= MIN_SECRET:
-            text = text.replace(secret, REDACTED)
-    return re.sub(r"(code\W{1,12})[0-9]{5}\b", rf"\1{REDACTED}", text)

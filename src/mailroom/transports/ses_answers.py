@@ -12,7 +12,7 @@ from typing import Final
 from botocore import exceptions as aws
 
 from mailroom.answers import Answer, Result, Scope
-from mailroom.transports.redaction import DAILY_QUOTA
+from mailroom.transports.transport import DAILY_QUOTA
 
 REJECTED: Final = (Result.REJECTED, Scope.CALL)
 THROTTLED: Final = (Result.THROTTLED, Scope.ACCOUNT)

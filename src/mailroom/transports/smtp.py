@@ -28,8 +28,8 @@ from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.templates import checks, mails, sources
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
-from mailroom.transports.redaction import DAILY_QUOTA, MAX_DETAIL, shortened
-from mailroom.transports.transport import CONNECT_TIMEOUT_S
+from mailroom.transports.redaction import MAX_DETAIL, shortened
+from mailroom.transports.transport import CONNECT_TIMEOUT_S, DAILY_QUOTA
 from mailroom.wire import Message
 
 # Servers close connections that are idle or in use for long; this closes them first.

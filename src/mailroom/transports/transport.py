@@ -16,6 +16,8 @@ from mailroom.wire import Message
 
 # The time limit for an attempt to connect.
 CONNECT_TIMEOUT_S: Final = 5.0
+# SES reports an exhausted quota as a throttle, over its API and over SMTP; it lasts for hours.
+DAILY_QUOTA: Final = "daily message quota"
 
 
 class Transport(Protocol):
