@@ -81,9 +81,7 @@ class Rejected:
                 rest = memoryview((header + text.getvalue()).encode(errors="surrogateescape"))
                 try:
                     if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                        os.write(
-                            descriptor, b"\n"
-                        )  # ends a row that was cut off, so that the next row is not lost too
+                        os.write(descriptor, b"\n")  # ends a row that was cut off, and saves the next
                     while rest:
                         rest = rest[os.write(descriptor, rest) :]
                     os.fsync(descriptor)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.web.listening import authority, extra_installed, listen
+from mailroom.worker.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -57,14 +58,13 @@ def listen_on(address: tuple[str, int]) -> socket.socket:
     )
 
 
-async def serve(listening: socket.socket, check: Check, exposition: Exposition, content_type: str) -> None:
+async def serve(listening: socket.socket, check: Check, exposition: Exposition) -> None:
     """Serve until cancelled.
 
     Args:
         listening: a socket that listens; it is closed at the end.
         check: returns the faults, by the name of the part; none means ready.
         exposition: returns the body of ``/metrics``.
-        content_type: of that body.
 
     Raises:
         HealthError: the extra is not installed.
@@ -72,12 +72,12 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition, 
     with extra_installed("http", HealthError, "MAILROOM_HTTP is set, and "):
         from mailroom.web.server import Server
 
-        server = Server(_app(check, exposition, content_type), ends_in_s=ENDS_IN_S)
+        server = Server(_app(check, exposition), ends_in_s=ENDS_IN_S)
     log.info("serving", address=authority(listening))
     await server.serve_on(listening)
 
 
-def _app(check: Check, exposition: Exposition, content_type: str) -> Starlette:
+def _app(check: Check, exposition: Exposition) -> Starlette:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
@@ -92,7 +92,7 @@ def _app(check: Check, exposition: Exposition, content_type: str) -> Starlette:
         return JSONResponse({"ready": not found, "faults": found}, 503 if found else 200)
 
     async def metrics(_: Request) -> Response:
-        return Response(await exposition(), media_type=content_type)
+        return Response(await exposition(), media_type=CONTENT_TYPE)
 
     return Starlette(
         routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)],

@@ -35,7 +35,7 @@ from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
 from mailroom.worker import health, ledger
 from mailroom.worker.delivery import LeaseDelivery
-from mailroom.worker.metrics import CONTENT_TYPE, Metrics
+from mailroom.worker.metrics import Metrics
 from mailroom.worker.readiness import SILENCE_S, Readiness
 from mailroom.worker.shared_rate import SharedRate
 
@@ -70,11 +70,7 @@ class Runner:
         self._rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
         self._calls = Calls(transport, sender, self._changed, self._rate, self._metrics.called)
         self._delivery = LeaseDelivery(
-            self._queue,
-            self._calls,
-            self._metrics,
-            provider=transport.name,
-            keys=collector.keys,
+            self._queue, self._calls, self._metrics, provider=transport.name, keys=collector.keys
         )
         self._readiness = Readiness(worker, self._calls, self._metrics, self._state)
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -219,7 +215,7 @@ class Runner:
             self._retrying.set()
 
     async def _serve(self, listening: socket.socket) -> None:
-        await health.serve(listening, self._readiness.faults, self._readiness.exposition, CONTENT_TYPE)
+        await health.serve(listening, self._readiness.faults, self._readiness.exposition)
 
     def _state(self) -> str:
         if self._stopping.is_set():

@@ -33,13 +33,7 @@ class Readiness:
         state: returns why the worker is not running; empty when it is.
     """
 
-    def __init__(
-        self,
-        worker: WorkerParts,
-        calls: Calls,
-        metrics: Metrics,
-        state: Callable[[], str],
-    ) -> None:
+    def __init__(self, worker: WorkerParts, calls: Calls, metrics: Metrics, state: Callable[[], str]) -> None:
         self._worker = worker
         self._calls = calls
         self._metrics = metrics
