@@ -4,8 +4,9 @@ An application needs three functions: ``verify`` checks a token without a databa
 it, and ``sign`` makes one, for tests.
 """
 
+from typing import TYPE_CHECKING
+
 from mailroom.actions import ACTIVATION, PASSWORD_RECOVERY, Action
-from mailroom.consumption import Consumed, consume
 from mailroom.errors import (
     AccountIneligible,
     AccountSuspended,
@@ -21,6 +22,19 @@ from mailroom.errors import (
     WrongCode,
 )
 from mailroom.tokens import sign, verify
+
+if TYPE_CHECKING:
+    from mailroom.consumption import Consumed, consume
+else:
+
+    def __getattr__(name):
+        """Import ``consume`` when it is first used, since Mailroom's own programs do without it."""
+        if name not in {"Consumed", "consume"}:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from mailroom import consumption
+
+        return getattr(consumption, name)
+
 
 __version__ = "0.1.0"
 

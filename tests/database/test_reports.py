@@ -615,3 +615,16 @@ def test_nobody_may_call_the_functions_who_was_not_let(db: Db) -> None:
         " ('overview', 'paused', 'tokens_of', 'deliveries_of', 'prune_deliveries', 'prune_tokens')"
     ).fetchall()
     assert [] == found
+
+
+def test_a_lost_cursor_is_an_error_with_a_remedy_everywhere(database: str, db: Db) -> None:
+    sign_up(db, "u")
+    db.execute("DELETE FROM jobs")
+    for command in (["status"], ["why", "u"], ["pause", "--reason", "x"], ["resume"]):
+        done = commands.run(*command, env=environment(database))
+        assert 78 == done.returncode, command
+        assert "Error: the table jobs has lost its row" in done.stderr
+        assert "Try: restore the row from a backup" in done.stderr
+    doctor = commands.run("doctor", "--only", "database", env=environment(database))
+    assert 1 == doctor.returncode
+    assert "the table jobs has lost its row" in doctor.stdout

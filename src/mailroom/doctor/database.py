@@ -19,13 +19,14 @@ CHECKS: Final[tuple[Check[Probe], ...]] = (
     Check("clock", server.clock, ("server",)),
     Check("migrations", server.migrations, ("server",)),
     Check("functions", queue.functions, ("server", "migrations")),
-    Check("pause", queue.pause, ("functions",)),
+    Check("queue", queue.queue, ("functions",)),
+    Check("pause", queue.pause, ("queue",)),
     Check("tokens-trigger", queue.tokens_trigger, ("functions", "MAILROOM_CHANNEL_NAME")),
     Check("accounts-trigger", queue.accounts_trigger, ("functions",)),
     Check("notifications", queue.notifications, ("writable",)),
-    Check("backlog", queue.backlog, ("functions",)),
+    Check("backlog", queue.backlog, ("queue",)),
     Check("collectors", queue.collectors, ("server",)),
-    Check("workers", queue.workers, ("functions",)),
+    Check("workers", queue.workers, ("queue",)),
 )
 
 

@@ -15,7 +15,7 @@ from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warnin
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
 from mailroom.operations.story import counted, utc
-from mailroom.queue.client import BACKLOG, RING, Backlog
+from mailroom.queue.client import BACKLOG, NEXT_DUE, RING, Backlog
 from mailroom.queue.start_check import CALLED, RING_FUNCTION, TRIGGERS, UNUSABLE, VERSION, schema_fault
 
 Value = TypeVar("Value")
@@ -37,6 +37,12 @@ def functions(probe: Probe) -> Finding:
     if found := schema_fault(unusable, version):
         return fault(str(found), found.hint)
     return ok(f"version {version}, and this user may call its {len(CALLED)} functions")
+
+
+def queue(probe: Probe) -> Finding:
+    """The queue's cursor can be read."""
+    probe.ask(NEXT_DUE)
+    return ok("its cursor can be read")
 
 
 def pause(probe: Probe) -> Finding:

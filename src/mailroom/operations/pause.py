@@ -7,6 +7,7 @@ from typing import Final
 import psycopg
 
 from mailroom.database.sync import one
+from mailroom.operations.reports import paused
 
 PAUSE: Final = "SELECT mailroom.pause(%s)"
 RESUME: Final = "SELECT mailroom.resume(%s)"
@@ -20,6 +21,7 @@ def pause(connection: psycopg.Connection, reason: str) -> None:
         DatabaseUnavailable: the connection was lost.
     """
     one(connection, PAUSE, [reason])
+    paused(connection)  # fails without the queue's row
 
 
 def resume(connection: psycopg.Connection, channel: str) -> bool:
@@ -28,5 +30,6 @@ def resume(connection: psycopg.Connection, channel: str) -> bool:
     Raises:
         DatabaseError, DatabaseUnavailable: as ``pause`` does.
     """
+    paused(connection)  # fails without the queue's row
     was_paused: bool = one(connection, RESUME, [channel])[0]
     return was_paused

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
 
 from mailroom.database.sync import one, rows
-from mailroom.errors import MailroomError
+from mailroom.errors import DatabaseError, MailroomError
 from mailroom.operations.story import (
     NO_WORKER_ALIVE,
     MailState,
@@ -31,6 +31,8 @@ from mailroom.operations.story import (
     tell_story,
     utc,
 )
+
+RowT = TypeVar("RowT")
 
 MAX_TOKENS: Final = 5
 # Dead letters are counted among this many rejections at most, which takes milliseconds.
@@ -148,10 +150,10 @@ def overview(connection: psycopg.Connection) -> Overview:
     """The state of the queue.
 
     Raises:
-        DatabaseError: the schema or a privilege is missing.
+        DatabaseError: the schema, a privilege or the queue's row is missing.
         DatabaseUnavailable: the connection was lost.
     """
-    (found,) = rows(connection, Overview, OVERVIEW)
+    found = _of_the_queue(rows(connection, Overview, OVERVIEW))
     dead, more = one(connection, DEAD_COUNT, [None, None, MAX_COUNTED])
     working = workers(connection)
     alive = sum(worker.alive for worker in working)
@@ -176,8 +178,7 @@ def paused(connection: psycopg.Connection) -> Pause:
     Raises:
         DatabaseError, DatabaseUnavailable: as ``overview`` does.
     """
-    (found,) = rows(connection, Pause, PAUSED)
-    return found
+    return _of_the_queue(rows(connection, Pause, PAUSED))
 
 
 def stories(connection: psycopg.Connection, who: str) -> list[Story]:
@@ -209,3 +210,12 @@ def stories(connection: psycopg.Connection, who: str) -> list[Story]:
     written = rows(connection, TokenDelivery, DELIVERIES_OF, [[mail.token for mail in mails]])
     troubles = list(dict.fromkeys(worker.trouble for worker in alive if worker.trouble))
     return [tell_story(masked(mail, written), pause, alive=len(alive), troubles=troubles) for mail in mails]
+
+
+def _of_the_queue(found: list[RowT]) -> RowT:
+    if not found:
+        raise DatabaseError(
+            "the table jobs has lost its row, which is the queue's cursor",
+            hint="restore the row from a backup",
+        )
+    return found[0]
