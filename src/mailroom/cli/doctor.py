@@ -28,7 +28,7 @@ def doctor(only: str | None, as_json: bool) -> None:
     """Check everything that mail depends on, and print what is wrong and how to fix it.
 
     \b
-    database: server, encoding, clock, migrations, functions, pause, triggers,
+    database: server, encoding, clock, migrations, functions, queue, pause, triggers,
               notifications, backlog, workers
     sending:  credentials, region, quota, sandbox, sender's address, configuration set, templates;
               or the mail server; and the folder for mails that were not sent
