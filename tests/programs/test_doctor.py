@@ -53,7 +53,8 @@ ACCESS_KEY, SECRET_ACCESS_KEY = "AKIAEXAMPLE31337", "awssecret-31337"
 SECRETS = (KEY, DB_PASSWORD, SMTP_PASSWORD, ACCESS_KEY, SECRET_ACCESS_KEY)
 NAMES = {"app_name": "Example", "app_url": "https://example.com"}
 DATABASE = [
-    "collector-settings", "keys", "server", "encoding", "writable", "clock", "migrations", "functions", "queue",
+    "collector-settings", "keys", "server", "encoding", "writable", "clock", "migrations", "functions",
+    "queue",
     "pause", "tokens-trigger", "accounts-trigger", "notifications", "backlog", "collectors",
     "workers",
 ]  # fmt: skip
