@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 READY_TO_BENCH := $(VENV)/ready-to-bench
 READY_FOR_DOCS := $(VENV)/ready-for-docs
-# Workers for the tests: three for two cores, since many tests wait.
-JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) \* 3 / 2)
+# Workers for the tests: two for each core, since many tests wait.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) \* 2)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 AUDIT := $(VENV)/audit/bin/pip-audit
 FUZZ_SECONDS ?= 60

@@ -20,38 +20,17 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from mailroom.database import migrate, sync
-from mailroom.demo.postgres import PostgresServer, embedded_binaries
+from mailroom.demo.folders import remove_leftovers
+from mailroom.demo.postgres import FOLDER_PREFIX, PostgresServer
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
-from support import processes, senders
+from support import postgres, processes, senders
+from support.postgres import migrated
 from support.runs import RunProcess, Start
 from support.secrets import Watch
 
 # A script that starts the tests with & makes them ignore SIGINT, and so would the programs they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Nothing here outlives its process, so that what the disk keeps does not matter.
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
-
-
-def bindir() -> Path | None:
-    named = os.environ.get("MAILROOM_TEST_POSTGRES_BINDIR")
-    return Path(named) if named else None
-
-
-def needs(*programs: str) -> None:
-    """Skip the test where the server's package lacks one of PostgreSQL's programs."""
-    folder = bindir() or embedded_binaries()
-    lacking = [program for program in programs if not (folder / program).exists()]
-    if lacking:
-        pytest.skip(f"this server's package has no {' and no '.join(lacking)}")
-
-
-def migrated(url: str) -> str:
-    with sync.connected(url) as connection:
-        migrate.up(connection, None, lambda _: None)
-    return url
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +49,8 @@ def server_url() -> Iterator[str]:
     if url := os.environ.get("MAILROOM_TEST_DATABASE_URL"):
         yield url
         return
-    with PostgresServer(bindir=bindir(), settings=FAST) as server:
+    remove_leftovers(FOLDER_PREFIX, postgres.below())
+    with postgres.server() as server:
         yield server.url()
 
 
@@ -108,11 +88,17 @@ def db(database: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[PostgresServer]:
+    """A migrated server that does not run, to copy."""
+    with postgres.cluster() as one:
+        yield one
+
+
 @pytest.fixture
-def own_server() -> Iterator[PostgresServer]:
-    """A migrated server of the test's own, to stop and start."""
-    with PostgresServer(bindir=bindir(), settings=FAST) as server:
-        migrated(server.url())
+def own_server(cluster: PostgresServer) -> Iterator[PostgresServer]:
+    """A migrated server of the test's own, to stop and start; it keeps over a crash what it has committed."""
+    with postgres.copy_of(cluster, postgres.DURABLE) as server:
         yield server
 
 

@@ -22,8 +22,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from conftest import FAST, bindir, migrated
 from mailroom.demo.postgres import PostgresServer
+from support.postgres import FAST, below, bindir, migrated
 from support.processes import PATIENCE_S, environment
 
 TOKENS = 5000
@@ -175,7 +175,7 @@ class CountedServer:
 @pytest.fixture(scope="module")
 def server() -> Iterator[CountedServer]:
     """With two databases to clone: one is empty, in the other tokens wait."""
-    with PostgresServer(bindir=bindir(), settings=FAST | {"autovacuum": "off"}) as postgres:
+    with PostgresServer(bindir=bindir(), settings=FAST | {"autovacuum": "off"}, below=below()) as postgres:
         server = CountedServer(postgres)
         for name, tokens in (("empty", 0), ("filled", TOKENS)):
             server.make(name, "template1")

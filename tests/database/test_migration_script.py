@@ -10,10 +10,10 @@ import psycopg
 import pytest
 
 import migration
-from conftest import bindir, needs
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import embedded_binaries
 from mailroom.queue.start_check import SCHEMA_VERSION
+from support.postgres import bindir, needs
 
 ADDED = "ALTER TABLE mailroom.workers ADD COLUMN place text NOT NULL DEFAULT '';"
 

@@ -16,7 +16,6 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 import mailroom
-from conftest import bindir
 from mailroom.cli.main import cli
 from mailroom.console.server import ConsoleServer
 from mailroom.consumption import CONSUME
@@ -30,6 +29,7 @@ from mailroom.settings.collector import QueueSettings
 from mailroom.wire import Message
 from support import commands, processes, senders
 from support.inbox import ask
+from support.postgres import bindir
 from support.processes import KEY, CollectorProcess
 from support.queue_sql import Db, claim, expire_leases, sign_up
 from support.runs import UNSETTLED, RunProcess, fetch, wait_for_readiness, wait_until

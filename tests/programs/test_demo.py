@@ -268,6 +268,7 @@ def test_what_it_counts_is_what_the_api_says_and_ctrl_c_stops_all_of_it(staying:
     assert [] == list(staying.folder.iterdir())
 
 
+@pytest.mark.slow
 def test_without_a_terminal_it_ends_and_ports_in_use_are_replaced(roomy: Path) -> None:
     with ExitStack() as stack:
         for port in PORTS.values():

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from conftest import FAST, bindir, database_of
+from conftest import database_of
 from mailroom.cli.doctor import as_json_text, as_table, doctor
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer, free_port
@@ -325,11 +325,10 @@ def test_a_password_that_libpq_reads_otherwise_is_not_told(password: str) -> Non
         assert piece not in as_table(whole).replace("password", "")
 
 
-def test_a_wrong_password() -> None:
-    with PostgresServer(bindir=bindir(), settings=FAST) as own_server:
-        with psycopg.connect(own_server.url(), autocommit=True) as connection:
-            connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
-        finding = the_database(make_conninfo(own_server.url(), user="guarded"))["server"]
+def test_a_wrong_password(own_server: PostgresServer) -> None:
+    with psycopg.connect(own_server.url(), autocommit=True) as connection:
+        connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
+    finding = the_database(make_conninfo(own_server.url(), user="guarded"))["server"]
     assert "password authentication failed" in finding.detail
     assert "MAILROOM_DATABASE_URL" in finding.remedy
 

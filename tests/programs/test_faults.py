@@ -7,29 +7,19 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from conftest import FAST, bindir, migrated, needs
 from mailroom.collector.program import REPEATED_TOKENS
 from mailroom.demo.postgres import PostgresServer
+from support import postgres
+from support.postgres import DURABLE, below, bindir, needs
 from support.processes import CollectorProcess
 from support.proxy import Proxy
 from support.queue_sql import claim, claimed_tokens, sign_up, sign_up_many
-
-DURABLE = FAST | {"synchronous_commit": "on"}
-
-
-@pytest.fixture
-def server() -> Iterator[PostgresServer]:
-    """A migrated server that keeps over a crash what it has committed."""
-    with PostgresServer(bindir=bindir(), settings=DURABLE) as one:
-        migrated(one.url())
-        yield one
 
 
 class SteadySignUps(threading.Thread):
@@ -131,20 +121,23 @@ def test_a_frozen_collector_does_not_write_what_another_took_over(database: str,
         assert len(twice) <= REPEATED_TOKENS
 
 
+@pytest.mark.slow
 def test_five_crashes_of_postgresql_lose_nothing_and_are_told_once_each(
-    server: PostgresServer, tmp_path: Path
+    own_server: PostgresServer, tmp_path: Path
 ) -> None:
-    with CollectorProcess(server.url(), log=tmp_path / "log", level="info", BATCH_TIMEOUT=20) as collector:
+    with CollectorProcess(
+        own_server.url(), log=tmp_path / "log", level="info", BATCH_TIMEOUT=20
+    ) as collector:
         collector.wait_until_listening()
-        writer = SteadySignUps(server.url(), 2000, 0.002)
+        writer = SteadySignUps(own_server.url(), 2000, 0.002)
         for crash in range(5):
             collector.wait_for_messages(len(collector.messages) + 50)
-            server.stop("immediate")
+            own_server.stop("immediate")
             collector.wait_for_log("database.lost", crash + 1)
-            server.start()
+            own_server.start()
             collector.wait_for_log("database.back", crash + 1)
         writer.join()
-        wait_for_all([collector], committed_emails(server.url()))
+        wait_for_all([collector], committed_emails(own_server.url()))
         assert 0 == collector.stop()
         log = collector.log()
     assert (5, 5) == (log.count("database.lost"), log.count("database.back"))
@@ -205,25 +198,27 @@ def test_killed_backends_are_replaced(database: str, tmp_path: Path) -> None:
 
 
 def test_a_collector_that_starts_before_postgresql_waits_for_it(
-    server: PostgresServer, tmp_path: Path
+    own_server: PostgresServer, tmp_path: Path
 ) -> None:
-    server.stop()
-    with CollectorProcess(server.url(), log=tmp_path / "log") as collector:
+    own_server.stop()
+    with CollectorProcess(own_server.url(), log=tmp_path / "log") as collector:
         collector.wait_for_log("database.lost")
-        server.start()
-        with psycopg.connect(server.url(), autocommit=True) as connection:
+        own_server.start()
+        with psycopg.connect(own_server.url(), autocommit=True) as connection:
             sign_up(connection, "a")
         collector.wait_for_messages(1)
         assert 0 == collector.stop()
 
 
-def test_a_signal_ends_a_collector_that_waits_for_postgresql(server: PostgresServer, tmp_path: Path) -> None:
-    with CollectorProcess(server.url(), log=tmp_path / "log") as collector:
+def test_a_signal_ends_a_collector_that_waits_for_postgresql(
+    own_server: PostgresServer, tmp_path: Path
+) -> None:
+    with CollectorProcess(own_server.url(), log=tmp_path / "log") as collector:
         collector.wait_until_listening()
-        server.stop("immediate")
+        own_server.stop("immediate")
         collector.wait_for_log("database.lost")
         assert 0 == collector.stop()
-    with CollectorProcess(server.url(), log=tmp_path / "log2") as collector:
+    with CollectorProcess(own_server.url(), log=tmp_path / "log2") as collector:
         collector.wait_for_log("database.lost")
         assert 0 == collector.stop()
 
@@ -254,22 +249,22 @@ def test_a_deaf_network_is_noticed_within_the_health_check_interval(database: st
             assert (2, 2) == (collector.log().count("database.lost"), collector.log().count("database.back"))
 
 
-def test_it_follows_a_failover_to_another_host(server: PostgresServer, tmp_path: Path) -> None:
+def test_it_follows_a_failover_to_another_host(own_server: PostgresServer, tmp_path: Path) -> None:
     needs("pg_basebackup")
-    standby = PostgresServer(bindir=bindir(), settings=DURABLE, password=server.password)
+    standby = PostgresServer(bindir=bindir(), settings=DURABLE, password=own_server.password, below=below())
     try:
-        standby.run_tool("pg_basebackup", "-D", str(standby.data), "-R", "-c", "fast", "-d", server.url())
+        standby.run_tool("pg_basebackup", "-D", str(standby.data), "-R", "-c", "fast", "-d", own_server.url())
         standby.start()
-        places = f"127.0.0.1:{standby.port},127.0.0.1:{server.port}"
-        url = server.url().replace(f"127.0.0.1:{server.port}", places)
+        places = f"127.0.0.1:{standby.port},127.0.0.1:{own_server.port}"
+        url = own_server.url().replace(f"127.0.0.1:{own_server.port}", places)
         with CollectorProcess(url, log=tmp_path / "log", BATCH_TIMEOUT=0) as collector:
-            with psycopg.connect(server.url(), autocommit=True) as connection:
+            with psycopg.connect(own_server.url(), autocommit=True) as connection:
                 sign_up(connection, "before")
                 collector.wait_for_messages(1)
                 caught_up = "SELECT pg_current_wal_flush_lsn() <= replay_lsn FROM pg_stat_replication"
                 while connection.execute(caught_up).fetchall() != [(True,)]:
                     time.sleep(0.01)
-            server.stop("immediate")
+            own_server.stop("immediate")
             with psycopg.connect(standby.url(), autocommit=True) as connection:
                 connection.execute("SELECT pg_promote()")
                 sign_up(connection, "after")
@@ -294,12 +289,15 @@ def burn_transaction_ids(url: str, count: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("new_cluster", ["lower", "higher"])
 def test_a_restored_backup_sends_what_waited_and_what_is_new(
-    server: PostgresServer, tmp_path: Path, new_cluster: str
+    own_server: PostgresServer, tmp_path: Path, new_cluster: str
 ) -> None:
     needs("pg_dump", "psql")
     if new_cluster == "lower":
-        burn_transaction_ids(server.url(), 5000)
-    with psycopg.connect(server.url(), autocommit=True) as connection, psycopg.connect(server.url()) as late:
+        burn_transaction_ids(own_server.url(), 5000)
+    with (
+        psycopg.connect(own_server.url(), autocommit=True) as connection,
+        psycopg.connect(own_server.url()) as late,
+    ):
         sign_up(late, "rolled back by the move")
         sign_up_many(connection, 30, "settled")
         assert 30 == len(claimed_tokens(connection))
@@ -310,10 +308,10 @@ def test_a_restored_backup_sends_what_waited_and_what_is_new(
         sign_up_many(connection, 25, "window")
         assert 5 == len(claimed_tokens(connection, 5))  # leaves the window half drained
         sign_up_many(connection, 25, "waiting")
-        dump = server.run_tool("pg_dump", server.url())
+        dump = own_server.run_tool("pg_dump", own_server.url())
     settled = {f"settled{number}@example.com" for number in range(1, 31)}
     settled |= {f"window{number}@example.com" for number in range(1, 6)}
-    with PostgresServer(bindir=bindir(), settings=DURABLE) as new:
+    with postgres.server(DURABLE) as new:
         if new_cluster == "higher":
             burn_transaction_ids(new.url(), 5000)
         new.run_tool("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", new.url(), stdin=dump)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from conftest import FAST, bindir, migrated
 from mailroom.demo.postgres import PostgresServer, free_port
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
@@ -335,23 +334,15 @@ class SignUps(threading.Thread):
         self.join(30)
 
 
-@pytest.fixture
-def server() -> Iterator[PostgresServer]:
-    """A migrated server that keeps over a restart what it has committed."""
-    with PostgresServer(bindir=bindir(), settings=FAST | {"synchronous_commit": "on"}) as one:
-        migrated(one.url())
-        yield one
-
-
 @pytest.mark.slow
 def test_restarts_and_deaf_networks_lose_nothing(
-    server: PostgresServer, tmp_path: Path, figures: Callable[[str], None]
+    own_server: PostgresServer, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     """Five restarts and two deaf networks under load: health red, then green, and every mail arrives."""
-    given = conninfo_to_dict(server.url())
+    given = conninfo_to_dict(own_server.url())
     with Proxy(int(str(given["port"]))) as proxy, InboxServer(inbox=senders.with_templates(Inbox())) as ses:
         port = free_port()
-        url = make_conninfo(server.url(), port=proxy.port)
+        url = make_conninfo(own_server.url(), port=proxy.port)
         variables = (
             processes.environment(url, BATCH_TIMEOUT=50)
             | senders.environment(tmp_path / "output", SEND_RATE=10_000, HTTP=port, HEALTHCHECK_INTERVAL=6000)
@@ -360,19 +351,19 @@ def test_restarts_and_deaf_networks_lose_nothing(
         ses.inbox.faults.add(Fault("error", share=0.05, code="Throttling"))
         with RunProcess(variables, tmp_path / "log") as worker:
             wait_for_readiness(port, None)
-            sign_ups = SignUps(server.url())
+            sign_ups = SignUps(own_server.url())
             red_s = []
             for _ in range(5):
-                server.stop("immediate")
+                own_server.stop("immediate")
                 wait_for_readiness(port, "database", SECONDS)
-                server.start()
+                own_server.start()
                 red_s.append(wait_for_readiness(port, None))
             for _ in range(2):
                 proxy.go_deaf()
                 wait_for_readiness(port, "database", SECONDS)
                 red_s.append(wait_for_readiness(port, None))
             sign_ups.end()
-            with psycopg.connect(server.url(), autocommit=True) as db:
+            with psycopg.connect(own_server.url(), autocommit=True) as db:
                 wait_until(db, UNSETTLED, 0)
                 people = {row[0] for row in db.execute("SELECT email FROM accounts").fetchall()}
             assert people == set(ses.inbox.counts.by_recipient)

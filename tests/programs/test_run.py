@@ -206,6 +206,7 @@ def test_the_late_settling_of_a_lost_lease_is_refused_and_told(
     assert 0 == other.stop()
 
 
+@pytest.mark.slow
 def test_four_workers_one_killed_one_frozen(
     db: Db, ses: InboxServer, start: Start, figures: Callable[[str], None]
 ) -> None:

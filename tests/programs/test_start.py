@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from conftest import FAST, bindir, database_of, migrated
+from conftest import database_of
 from mailroom.demo.postgres import PostgresServer
 from support import commands
+from support.postgres import migrated
 from support.processes import CollectorProcess, environment
 from support.queue_sql import Db, sign_up
 
@@ -119,17 +119,10 @@ def test_an_option_that_libpq_does_not_know(database: str) -> None:
     assert "MAILROOM_DATABASE_URL" in refused(database + " sslmode=perhaps")
 
 
-@pytest.fixture
-def server_with_passwords() -> Iterator[PostgresServer]:
-    with PostgresServer(bindir=bindir(), settings=FAST) as server:
-        migrated(server.url())
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
-        yield server
-
-
-def test_a_wrong_password(server_with_passwords: PostgresServer) -> None:
-    url = make_conninfo(server_with_passwords.url(), user="guarded", password="")
+def test_a_wrong_password(own_server: PostgresServer) -> None:
+    with psycopg.connect(own_server.url(), autocommit=True) as connection:
+        connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
+    url = make_conninfo(own_server.url(), user="guarded", password="")
     for address, words in (
         (make_conninfo(url, password="wrong"), "password authentication failed"),
         (url, "no password supplied"),

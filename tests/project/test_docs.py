@@ -17,7 +17,6 @@ import click
 import psycopg
 import pytest
 
-from conftest import bindir
 from mailroom import errors
 from mailroom.answers import Result, Scope
 from mailroom.cli.main import cli
@@ -34,6 +33,7 @@ from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
 from mailroom.wire import decode
 from support.messages import message
+from support.postgres import bindir
 from support.senders import send, settings
 
 ROOT = Path(__file__).parents[2]

@@ -17,10 +17,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from conftest import FAST, bindir, needs
 from mailroom.actions import ACTIONS
 from mailroom.database import migrate
-from mailroom.demo.postgres import PostgresServer
+from support import postgres
+from support.postgres import needs
 from support.processes import CollectorProcess
 from support.queue_sql import sign_up_many
 
@@ -73,7 +73,7 @@ def test_help_loads_no_database_driver() -> None:
 
 def test_the_embedded_server_lets_no_other_user_of_the_machine_in() -> None:
     needs("psql")
-    with PostgresServer(bindir=bindir(), settings=FAST) as server:
+    with postgres.server() as server:
         assert server.password not in server.url().replace(f":{server.password}@", "")
         for address in (
             server.url().replace(server.password, ""),

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import migrated
 from mailroom import __version__
 from mailroom.demo.postgres import free_port
 from mailroom.inbox.inbox import Inbox
@@ -25,6 +24,7 @@ from mailroom.wire import decode
 from project.test_containers import DOCKER_RUNS, of_docker, value_of
 from support import processes, senders
 from support.image import Image, built
+from support.postgres import migrated
 from support.processes import PATIENCE_S
 from support.queue_sql import Db, sign_up_many
 from support.runs import UNSETTLED, fetch, wait_until

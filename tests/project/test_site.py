@@ -17,12 +17,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from conftest import FAST, bindir, migrated, needs
 from mailroom.cli.main import cli
 from mailroom.demo.postgres import PostgresServer, embedded_binaries, free_port
 from mailroom.inbox.server import InboxServer
 from project.test_docs import commands, shell
 from support.image import OFFLINE
+from support.postgres import FAST, bindir, migrated, needs
 from support.queue_sql import Db, claimed_tokens, sign_up_many
 
 ROOT = Path(__file__).parents[2]

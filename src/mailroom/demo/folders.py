@@ -18,10 +18,15 @@ LOCK: Final = "lock"
 
 
 class OwnFolder:
-    """A temporary folder of this process; call ``remove`` at the end."""
+    """A temporary folder of this process; call ``remove`` at the end.
 
-    def __init__(self, prefix: str) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=prefix))
+    Args:
+        prefix: of its name.
+        below: the folder to make it in; by default the system's for temporary files.
+    """
+
+    def __init__(self, prefix: str, below: Path | None = None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=below))
         unlocked = self.path / f"{LOCK}.new"
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -35,9 +40,9 @@ class OwnFolder:
             self._lock = -1
 
 
-def remove_leftovers(prefix: str) -> None:
+def remove_leftovers(prefix: str, below: Path | None = None) -> None:
     """Delete this user's folders with that prefix whose processes have ended."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    for folder in (below or Path(tempfile.gettempdir())).glob(f"{prefix}*"):
         with suppress(OSError):  # it is locked, belongs to another user, or is not such a folder
             _remove_leftover(folder)
 

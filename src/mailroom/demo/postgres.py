@@ -96,6 +96,7 @@ class PostgresServer:
         bindir: the folder with ``postgres`` and ``initdb``; by default the embedded package's.
         settings: ``name=value`` pairs for postgresql.conf.
         password: of the superuser, if the cluster is a copy of another; by default a random one.
+        below: the folder to make the cluster in; by default the system's for temporary files.
 
     Raises:
         PostgresError: the binaries are missing, or the server does not start.
@@ -107,9 +108,10 @@ class PostgresServer:
         bindir: Path | None = None,
         settings: dict[str, str] | None = None,
         password: str = "",
+        below: Path | None = None,
     ) -> None:
         bindir = bindir or embedded_binaries()
-        self._own_folder = OwnFolder(FOLDER_PREFIX)
+        self._own_folder = OwnFolder(FOLDER_PREFIX, below)
         self.folder = self._own_folder.path
         self.data = self.folder / "data"
         self.log = self.folder / "log"
