@@ -133,6 +133,14 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return lambda line: request.node.user_properties.append(("figures", f"{request.node.name}: {line}"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that need the most time.
+
+    So they are not alone at the end, and one worker runs them all: others take from the end of its list.
+    """
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout")), default=0))
+
+
 LEFT_OUT = pytest.StashKey[int]()
 
 

@@ -24,6 +24,7 @@ from mailroom.sender import breaker, policy
 from mailroom.sender.policy import Verdict
 from mailroom.transports.transport import open_transport
 from support.messages import message, mixed
+from support.processes import PATIENCE_S
 from support.senders import aws, send, settings, with_templates
 
 BAD = "person7@example.com"
@@ -256,7 +257,16 @@ def test_an_error_of_the_future_is_tried_and_then_set_aside_for_whom_it_holds(
     assert sent.reasons[TEN[7]].endswith("the last answer: SomethingNew: who knows (HTTP status 400)")
 
 
-def test_a_server_that_is_away_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def wait_for_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while text not in caplog.text:
+        assert time.monotonic() < deadline, caplog.text
+        time.sleep(0.01)
+
+
+def test_a_server_that_is_away_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     for name, value in aws(f"http://127.0.0.1:{port}").items():
@@ -265,7 +275,7 @@ def test_a_server_that_is_away_costs_time_only(tmp_path: Path, monkeypatch: pyte
     opened = threading.Event()
 
     def open_later() -> None:
-        time.sleep(1)  # the outage
+        wait_for_log(caplog, "paused")
         server.__enter__()
         opened.set()
 
@@ -446,13 +456,15 @@ def test_the_daily_quota_is_a_pause_and_no_throttle(
     assert [logging.ERROR] == [record.levelno for record in caplog.records if "paused" in record.getMessage()]
 
 
-def test_a_template_that_comes_later_is_checked_too(ses: InboxServer, tmp_path: Path) -> None:
+def test_a_template_that_comes_later_is_checked_too(
+    ses: InboxServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     del ses.inbox.account.templates["activationv1"]
 
     def make_it_wrong_and_then_right() -> None:
         ses.wait_for(lambda inbox: inbox.counts.calls >= 2)
         ses.inbox.account.put_template("activationv1", ("{{name}}", "{{secret}}", "{{secret}}"), new=True)
-        time.sleep(1)  # in which nothing may be dropped
+        wait_for_log(caplog, "template_warning")  # it was looked at, and nothing may be dropped
         ses.inbox.account.put_template("activationv1", ("Hello", "{{secret}}", "{{secret}}"), new=False)
 
     thread = threading.Thread(target=make_it_wrong_and_then_right)
