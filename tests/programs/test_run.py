@@ -185,7 +185,7 @@ def test_what_a_signal_cuts_off_is_unknown_and_due(db: Db, ses: InboxServer, sta
     )
     due = "SELECT sum(cardinality(tokens)) FROM mailroom.leases WHERE due_at <= clock_timestamp()"
     assert (20,) == db.execute(due.encode()).fetchone()
-    assert "run.given_back tokens=20" in worker.log()
+    assert "run.leases_released tokens=20" in worker.log()
 
 
 def test_the_late_settling_of_a_lost_lease_is_refused_and_told(

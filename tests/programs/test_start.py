@@ -133,4 +133,4 @@ def test_a_wrong_password(own_server: PostgresServer) -> None:
             )
             assert words in message
             assert "password" in message.split("Try:")[1]
-            assert "not_given_back" not in message  # nothing was claimed
+            assert "leases_not_released" not in message  # nothing was claimed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -199,9 +200,11 @@ rows = st.lists(
 def test_many_are_encoded_as_one_is(batch: list[tuple[str, str, str, str, str]]) -> None:
     columns = list(zip(*batch, strict=True)) or [()] * 5
     try:
-        expected = [encode([Message(*row)]).decode()[:-1] for row in batch]
+        for row in batch:
+            encode([Message(*row)])
     except WireError:
         with pytest.raises(WireError):
             encode_all(*columns)
     else:
-        assert expected == encode_all(*columns)
+        fields = [[str(BY_NAME[action].number), *rest] for action, *rest in batch]
+        assert fields == list(csv.reader(encode_all(*columns), strict=True))

@@ -23,7 +23,7 @@ MAX_FILES: Final = 1000
 MAX_BYTES: Final = 64 * 1024 * 1024
 MAX_BODY_BYTES: Final = 1024 * 1024
 
-log = EventLogger("responses")
+log = EventLogger("answers")
 
 
 class SavedAnswers:

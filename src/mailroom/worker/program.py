@@ -232,8 +232,10 @@ class Runner:
                     if cut_off:
                         await self._queue.ring(cut_off)
                     if freed := cut_off + await self._queue.release():
-                        log.info("given_back", tokens=freed)
+                        log.info("leases_released", tokens=freed)
         except (TimeoutError, MailroomError) as error:
-            log.warning("not_given_back", due_within=f"{LEASE_MS / 1000:.0f}s", reason=type(error).__name__)
+            log.warning(
+                "leases_not_released", due_within=f"{LEASE_MS / 1000:.0f}s", reason=type(error).__name__
+            )
         finally:
             await self._queue.close()
