@@ -194,7 +194,7 @@ def test_the_accounts_own_switch_pauses(ses: InboxServer, tmp_path: Path) -> Non
 def test_a_missing_template_stops_its_own_action_only(ses: InboxServer, tmp_path: Path) -> None:
     del ses.inbox.account.templates["passwordrecoveryv1"]
     batch = mixed(90)
-    sent = send(settings(tmp_path, SEND_RATE=1000), batch, useful_s=0.5)
+    sent = send(settings(tmp_path, SEND_RATE=1000), batch, useful_s=3)
     assert {"sent": 60, "expired": 30} == sent.count()
     assert all(
         verdict is Verdict.EXPIRED
@@ -303,7 +303,7 @@ def test_a_few_recipients_that_retry_for_long_hold_up_nobody(ses: InboxServer, t
             Fault("status", recipient=f"person{number}@example.com", status="TransientFailure")
         )
     batch = [message(number) for number in range(500)]
-    sent = send(settings(tmp_path, SEND_RATE=10_000, SEND_CONCURRENCY=1), batch, useful_s=2)
+    sent = send(settings(tmp_path, SEND_RATE=10_000, SEND_CONCURRENCY=1), batch, useful_s=4)
     assert {"sent": 495, "expired": 5} == sent.count()
 
 
@@ -543,7 +543,7 @@ def test_a_template_that_iam_does_not_allow_stops_its_own_action_alone(
     )
     recovery = message(1)._replace(action="password_recovery")
     ses.inbox.faults.add(Fault("error", recipient=recovery.email, code="AccessDenied", message=words))
-    sent = send(settings(tmp_path, SEND_RATE=1000), [recovery, message(2), message(3)], useful_s=1)
+    sent = send(settings(tmp_path, SEND_RATE=1000), [recovery, message(2), message(3)], useful_s=3)
     assert {"sent": 2, "expired": 1} == sent.count()
     assert once_each(ses, [2, 3])
     told = [record for record in caplog.records if "sender.paused" == record.getMessage()]
