@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import LiteralString
 
 import psycopg
@@ -18,6 +19,7 @@ from mailroom.queue.client import Queue
 from mailroom.worker.shared_rate import MAX_S, RESERVE, SharedRate
 from support.queue_sql import Db, reserve, sign_up_many
 from support.runs import Start
+from support.throttling import Account, Clock, send
 
 
 def ahead_s(db: Db) -> float:
@@ -72,7 +74,7 @@ class CountingQueue(Queue):
     async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
         rows = await super().ask(query, parameters)
         if query == RESERVE:
-            recipients, _, longest_s, *_ = parameters
+            recipients, _, _, longest_s, *_ = parameters
             assert isinstance(recipients, int)
             assert isinstance(longest_s, float)
             if rows[0][0] <= longest_s:
@@ -100,7 +102,6 @@ def take_all(
         try:
             return await asyncio.gather(*map(take, recipients)), queue.charged
         finally:
-            await rate.close()
             await queue.close()
 
     return asyncio.run(scenario())
@@ -116,6 +117,58 @@ def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> Non
 
 def test_calls_that_ask_at_once_are_charged_for_at_once_as_far_as_a_burst_goes(database: str) -> None:
     assert ([True] * 5, [150, 100]) == take_all(database, 350.0, [50] * 5, within_s=10)
+
+
+class ClockedQueue(Queue):
+    """Lets the simulated time pass for the database too, by moving the stored times back."""
+
+    def __init__(self, database: str, clock: Clock) -> None:
+        super().__init__(
+            Database(database, program="mailroom test", answer_limit_s=30), channel="token_insert"
+        )
+        self._clock = clock
+        self._asked_at = clock.now
+
+    async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
+        began_at = time.monotonic()
+        await super().ask(
+            "UPDATE mailroom.rates SET changed_at = now() - p.passed,"
+            " free_at = free_at + (now() - p.passed - changed_at)"
+            " FROM (SELECT %s * interval '1 second' AS passed) p RETURNING 1",
+            [self._clock.now - self._asked_at],
+        )
+        rows = await super().ask(query, parameters)
+        # The database has seen some of this time, and no more.
+        self._clock.now += time.monotonic() - began_at
+        self._asked_at = self._clock.now
+        return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ceiling", "share", "other", "least"),
+    [(200, 0.02, 0, 0.8), (14, 0.02, 0, 0.8), (200, 0, 100, 1 / 3), (14, 0, 7, 1 / 3), (200, 0, 0, 0.95)],
+    ids=["throttles", "few a second, throttles", "beside another", "few a second, beside another", "alone"],
+)
+def test_it_settles_near_what_the_provider_lets_through(
+    database: str, monkeypatch: pytest.MonkeyPatch, ceiling: float, share: float, other: float, least: float
+) -> None:
+    clock, seconds = Clock(), 240.0
+    monkeypatch.setattr("mailroom.worker.shared_rate.asyncio", clock.asyncio)
+    monkeypatch.setattr("mailroom.worker.shared_rate.time", SimpleNamespace(monotonic=clock))
+    account = Account(clock, ceiling, share=share, other=other)
+
+    async def scenario() -> None:
+        queue = ClockedQueue(database, clock)
+        try:
+            await send(account, SharedRate(queue, ceiling), clock, seconds)
+        finally:
+            await queue.close()
+
+    asyncio.run(scenario())
+    counts = account.counts
+    assert counts.accepted > least * ceiling * seconds
+    assert bool(share or other) == bool(counts.throttled)
 
 
 @pytest.mark.slow

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from mailroom.sender.rate import BURST_S, FASTER_A_SECOND, HOLD_S
-from mailroom.worker.shared_rate import RESERVE
+from mailroom.worker.shared_rate import POLICY, RESERVE
 
 Db = psycopg.Connection
 
@@ -34,9 +33,8 @@ def claim(
 
 
 def reserve(db: Db, recipients: int, ceiling: float, longest_s: float = float("inf")) -> float:
-    """Charge the shared rate by the sender's policy, and give back the wait in seconds."""
-    policy = [BURST_S, HOLD_S, FASTER_A_SECOND]
-    ((wait_s, _),) = db.execute(RESERVE, [recipients, ceiling, longest_s, *policy]).fetchall()
+    """Charge the shared rate by the sender's policy; returns the wait in seconds."""
+    ((wait_s, _),) = db.execute(RESERVE, [recipients, 0, ceiling, longest_s, *POLICY]).fetchall()
     return float(wait_s)
 
 

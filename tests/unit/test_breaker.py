@@ -13,6 +13,7 @@ from mailroom.sender import breaker
 from mailroom.sender.breaker import Breaker
 
 PAUSED = Answer(Result.PAUSED, "sending is paused for bob@example.com", scope=Scope.ACCOUNT)
+THROTTLED = Answer(Result.THROTTLED, "Maximum sending rate exceeded.", scope=Scope.ACCOUNT)
 AWAY = Answer(Result.TRANSIENT, "connection refused", scope=Scope.ACCOUNT)
 
 
@@ -85,6 +86,18 @@ def test_success_lets_all_who_wait_go_on(monkeypatch: pytest.MonkeyPatch) -> Non
         return tries
 
     assert 1 == asyncio.run(run()).count(True)
+
+
+def test_sporadic_throttles_do_not_trip_it(clock: BreakerClock) -> None:
+    one = Breaker("account")
+    for _ in range(10):
+        assert not one.trip(THROTTLED)
+        assert not one.trip(THROTTLED)
+        assert not one.is_tripped
+        one.succeeded()
+    assert [False, False, True] == [one.trip(THROTTLED) for _ in range(3)]
+    clock.at_next_try(one)
+    assert one.trip(THROTTLED)
 
 
 def test_back_off_grows_to_its_limit(clock: BreakerClock) -> None:

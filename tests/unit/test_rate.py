@@ -1,4 +1,4 @@
-"""The token bucket: never more than it allows, slower after throttles, and back."""
+"""The token bucket: never more than it allows, near what the provider lets through, and back."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailroom.sender.rate import HOLD_S, Bucket
+from mailroom.sender.rate import DOUBLED_IN_S, Bucket
+from support.throttling import Account, Clock, Counts, send
 
-
-class Clock:
-    """A clock that only the test and sleeping tasks move."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+CEILINGS = [1, 14, 100, 1000]
 
 
 @pytest.fixture
@@ -29,11 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def patched(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-
-    async def sleep(seconds: float) -> None:
-        clock.now += seconds
-
-    monkeypatch.setattr("mailroom.sender.rate.asyncio.sleep", sleep)
+    monkeypatch.setattr("mailroom.sender.rate.asyncio", clock.asyncio)
     return clock
 
 
@@ -74,44 +63,81 @@ def test_a_charge_larger_than_the_burst_is_paid_back(clock: Clock) -> None:
     assert 4.6 == pytest.approx(asyncio.run(charge()))  # 50 + 1 at 10/s, less the 5 it began with
 
 
-def test_a_throttle_slows_at_most_once_a_second(clock: Clock) -> None:
+def test_a_throttled_recipient_takes_one_a_second_and_a_call_at_most_a_third(clock: Clock) -> None:
     bucket = Bucket(100, clock=clock)
-    assert bucket.slow()
-    assert not bucket.slow()
-    assert 70 == pytest.approx(bucket.rate)
-    clock.now += 1
-    assert bucket.slow()
-    assert 49 == pytest.approx(bucket.rate)
+    bucket.throttle(5)
+    assert 95 == pytest.approx(bucket.rate)
+    bucket.throttle(50)
+    assert 66.5 == pytest.approx(bucket.rate)
 
 
 def test_it_never_stops_whole(clock: Clock) -> None:
     bucket = Bucket(100, clock=clock)
     for _ in range(100):
-        clock.now += 1
-        bucket.slow()
+        bucket.throttle(50)
     assert 2 == pytest.approx(bucket.rate)
     assert 1 == bucket.burst
 
 
-def test_it_holds_a_minute_and_then_recovers(clock: Clock) -> None:
+def test_it_recovers_within_seconds(clock: Clock) -> None:
     bucket = Bucket(100, clock=clock)
-    bucket.slow()
+    for _ in range(3):
+        bucket.throttle(50)
 
     def rate_after(seconds: float) -> float:
         clock.now += seconds
         asyncio.run(bucket.take(0))
         return bucket.rate
 
-    assert 70 == pytest.approx(rate_after(HOLD_S))
-    assert 80 == pytest.approx(rate_after(10))
-    assert 100 == pytest.approx(rate_after(1000))
+    assert 34.3 == pytest.approx(rate_after(0))
+    assert 68.6 == pytest.approx(rate_after(DOUBLED_IN_S))
+    assert 100 == pytest.approx(rate_after(DOUBLED_IN_S))
+    assert 100 == rate_after(1e9)
+
+
+def simulated(
+    clock: Clock, ceiling: float, seconds: float, *, share: float = 0.0, other: float = 0.0
+) -> Counts:
+    account = Account(clock, ceiling, share=share, other=other)
+    return asyncio.run(send(account, Bucket(ceiling, clock=clock), clock, seconds))
+
+
+@pytest.mark.parametrize("ceiling", CEILINGS)
+def test_two_throttled_calls_in_a_hundred_leave_four_fifths_of_the_rate(clock: Clock, ceiling: int) -> None:
+    counts = simulated(clock, ceiling, 600, share=0.02)
+    assert counts.throttled
+    assert counts.accepted > 0.8 * ceiling * 600
+
+
+@pytest.mark.parametrize("ceiling", CEILINGS)
+def test_beside_a_sender_that_never_gives_way_it_gets_two_thirds_of_what_is_left(
+    clock: Clock, ceiling: int
+) -> None:
+    counts = simulated(clock, ceiling, 600, other=ceiling / 2)
+    assert counts.accepted > 2 / 3 * ceiling / 2 * 600
+    assert counts.throttled < 0.15 * counts.accepted
+
+
+@pytest.mark.parametrize("ceiling", CEILINGS)
+def test_alone_on_its_account_nothing_is_throttled(clock: Clock, ceiling: int) -> None:
+    counts = simulated(clock, ceiling, 600)
+    assert 0 == counts.throttled
+    assert counts.accepted >= ceiling * 600
+
+
+def test_one_throttled_call_in_a_hundred_lets_all_that_arrives_through(clock: Clock) -> None:
+    """Eighteen minutes, 200 mails a second, of the 1,000 that the account allows."""
+    account = Account(clock, 1000, share=0.01)
+    counts = asyncio.run(send(account, Bucket(1000, clock=clock), clock, 18 * 60, arriving=200))
+    assert counts.throttled > 1000
+    assert counts.accepted > counts.arrived - 200
 
 
 def test_a_new_ceiling_moves_the_rate_along_unless_it_was_slowed(clock: Clock) -> None:
     bucket = Bucket(14, clock=clock)
     bucket.limit(200)
     assert 200 == bucket.rate
-    bucket.slow()
+    bucket.throttle(100)
     bucket.limit(400)
     assert 140 == pytest.approx(bucket.rate)
     bucket.limit(50)

@@ -4,7 +4,6 @@ DROP FUNCTION mailroom.recent_workers;
 DROP FUNCTION mailroom.leave;
 DROP FUNCTION mailroom.heartbeat;
 DROP TABLE mailroom.workers;
-DROP FUNCTION mailroom.throttle;
 DROP FUNCTION mailroom.reserve;
 DROP TABLE mailroom.rates;
 DROP FUNCTION mailroom.next_due;

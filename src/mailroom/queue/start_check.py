@@ -35,7 +35,6 @@ CALLED: Final = (
     "release",
     "next_due",
     "reserve",
-    "throttle",
     "heartbeat",
     "leave",
     "backlog",

@@ -1,6 +1,7 @@
 """A circuit breaker for a transport that refuses every mail for a while: throttled, paused, unreachable.
 
-It trips when an answer says that every other call would get the same one. While it is tripped, one
+It trips when an answer says that every other call would get the same one; for throttles, when
+``THROTTLES_IN_A_ROW`` calls got none other, since sporadic ones only lower the rate. While it is tripped, one
 call at a time goes through, after a back-off with jitter, and all others wait. A call that succeeds
 resets it. When no mail is left to try, it is reset without a call, since its state is unknown by then.
 
@@ -21,6 +22,7 @@ from mailroom.logs import EventLogger, without_addresses
 from mailroom.outage import REMINDER_S, back_off_s
 
 MOMENT_S: Final = 1.0
+THROTTLES_IN_A_ROW: Final = 3
 # The first back-off and the longest, in seconds.
 BACK_OFF_S: Final = {
     Result.THROTTLED: (0.2, 15.0),
@@ -39,7 +41,7 @@ class Breaker:
         self._name = name
         self._turn = asyncio.Lock()
         self._was_reset = asyncio.Event()
-        self._failures = 0
+        self._failures = self._throttles = 0
         self._tripped_at = self._try_at = 0.0
         self._logged_at = float("-inf")
         self._was_logged = False
@@ -73,19 +75,23 @@ class Breaker:
                     return
         yield False
 
-    def trip(self, answer: Answer) -> None:
-        """Note an answer that every other call would get as well."""
+    def trip(self, answer: Answer) -> bool:
+        """Note an answer that every other call would get as well; returns whether it is tripped now."""
         now = time.monotonic()
         if not self.is_tripped:
+            self._throttles += answer.result is Result.THROTTLED
+            if answer.result is Result.THROTTLED and self._throttles < THROTTLES_IN_A_ROW:
+                return False
             self._tripped_at, self._was_logged = now, False
             self._was_reset.clear()
         elif now < self._try_at:
-            return  # this call began before the breaker tripped
+            return True  # this call began before the breaker tripped
         limits_s = BACK_OFF_S.get(answer.result, BACK_OFF_S[Result.TRANSIENT])
         self._try_at = now + back_off_s(self._failures, limits_s)
         self._failures += 1
         self._reason = without_addresses(f"{answer.result.value}: {answer.detail}")
         self._log_trouble(now, answer)
+        return True
 
     def succeeded(self) -> None:
         """Note an answer that does not affect other calls, and reset the breaker."""
@@ -105,7 +111,7 @@ class Breaker:
         if self.is_tripped and self._was_logged:
             after_s = time.monotonic() - self._tripped_at
             fields = {"breaker": self._name, "after": f"{after_s:.1f}s", "tries": self._failures}
-        self._failures = 0
+        self._failures = self._throttles = 0
         self._was_reset.set()
         return fields
 

@@ -230,8 +230,8 @@ class Calls:
 
     def _learn(self, action: str, answers: Sequence[Answer]) -> bool:
         """Adapt the rate and the breakers to a call's answers; True if one tripped."""
-        if any(answer.result is Result.THROTTLED for answer in answers):
-            self._bucket.slow()
+        if throttled := sum(answer.result is Result.THROTTLED for answer in answers):
+            self._bucket.throttle(throttled)
         if all(answer.is_ours for answer in answers):
             return False
         general = [one for one in answers if one.scope in {Scope.ACTION, Scope.ACCOUNT}]
@@ -241,9 +241,9 @@ class Calls:
             self._action_breakers[action].succeeded()
         elif general[0].scope is Scope.ACTION:
             self._breaker.succeeded()
-            self._action_breakers[action].trip(general[0])
+            trips = self._action_breakers[action].trip(general[0])
         else:
-            self._breaker.trip(general[0])
+            trips = self._breaker.trip(general[0])
         self._changed.set()
         return trips
 

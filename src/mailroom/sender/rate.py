@@ -1,9 +1,9 @@
-"""The sending rate: a token bucket, charged per recipient, that slows down when throttled.
+"""The sending rate: a token bucket, charged per recipient, that adapts to throttles.
 
-The ceiling is what the provider allows, in recipients a second. A throttle takes 30 % off the
-current rate, at most once a second, down to 2 % of the ceiling. After a minute without a throttle the
-rate rises by 1 % of the ceiling a second. So a provider that allows less than the ceiling throttles
-now and then, and not all the time.
+The ceiling is what the provider allows, in recipients a second. Each throttled recipient lowers the current
+rate by one a second. One call lowers it by 30 % at most, and never to less than 2 % of the ceiling. The rate
+doubles in 14 s, up to the ceiling. So it settles where about 5 % of the recipients are throttled (ln 2 / 14):
+sporadic throttles leave it at the ceiling, and beside another sender it settles just above what is left.
 
 The bucket holds half a second's worth. A provider that counts whole seconds therefore never sees more
 than it allows, even if the network delays some calls and delivers them together. A charge larger than
@@ -19,11 +19,10 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 BURST_S: Final = 0.5
-SLOWER: Final = 0.7
-GRACE_S: Final = 1.0
-HOLD_S: Final = 60.0
-FASTER_A_SECOND: Final = 0.01
+DOUBLED_IN_S: Final = 14.0
+LEAST_FACTOR: Final = 0.7
 LOWEST_SHARE: Final = 0.02
+MAX_DOUBLINGS: Final = 10.0
 ROUNDING: Final = 1e-6
 
 
@@ -41,8 +40,8 @@ class Rate(Protocol):
     def limit(self, ceiling: float) -> None:
         """Change the ceiling."""
 
-    def slow(self) -> object:
-        """Lower the rate after a throttle."""
+    def throttle(self, recipients: int) -> None:
+        """Lower the rate after a call of which this number of recipients was throttled."""
 
     async def take(self, recipients: int, until: float = math.inf) -> None:
         """Wait until mails to this number of recipients may be sent.
@@ -69,7 +68,6 @@ class Bucket:
         self._ceiling = self._rate = ceiling
         self._level = float(self.burst)
         self._filled_at = clock()
-        self._slowed_at = float("-inf")
         self._turn = asyncio.Lock()
 
     @property
@@ -88,15 +86,11 @@ class Bucket:
         self._rate = ceiling if self._rate >= self._ceiling else min(self._rate, ceiling)
         self._ceiling = ceiling
 
-    def slow(self) -> bool:
-        """Lower the rate after a throttle; False within a second of the last time."""
-        now = self._clock()
-        if now - self._slowed_at < GRACE_S:
-            return False
+    def throttle(self, recipients: int) -> None:
+        """Lower the rate after a call of which this number of recipients was throttled."""
         self._refill()
-        self._slowed_at = now
-        self._rate = max(self._rate * SLOWER, self._ceiling * LOWEST_SHARE)
-        return True
+        lowered = max(self._rate - recipients, self._rate * LEAST_FACTOR)
+        self._rate = max(lowered, self._ceiling * LOWEST_SHARE)
 
     async def take(self, recipients: int, until: float = math.inf) -> None:  # noqa: ARG002
         """Wait until mails to this number of recipients may be sent; first come, first served.
@@ -114,10 +108,8 @@ class Bucket:
 
     def _refill(self) -> None:
         now = self._clock()
-        grows_since = max(self._filled_at, self._slowed_at + HOLD_S)
-        self._level += (now - self._filled_at) * self._rate
-        if now > grows_since:
-            self._rate += (now - grows_since) * FASTER_A_SECOND * self._ceiling
-            self._rate = min(self._rate, self._ceiling)
+        passed_s = now - self._filled_at
+        self._level += passed_s * self._rate
+        self._rate = min(self._rate * 2 ** min(passed_s / DOUBLED_IN_S, MAX_DOUBLINGS), self._ceiling)
         self._level = min(self._level, float(self.burst))
         self._filled_at = now

@@ -1,12 +1,11 @@
 -- The rate that all workers share: a token bucket as one timestamp (the generic cell rate algorithm, ITU-T
--- I.371), which slows down when the provider throttles. The caller passes the bucket's policy.
+-- I.371), which adapts to the provider's throttles. The caller passes the bucket's policy.
 
 CREATE TABLE mailroom.rates (
     one_row    boolean     PRIMARY KEY DEFAULT true,
     free_at    timestamptz NOT NULL DEFAULT '-infinity',
     rate       double precision NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    slowed_at  timestamptz NOT NULL DEFAULT '-infinity',
     CONSTRAINT rates_one_row CHECK (one_row)
 ) WITH (fillfactor = 10);
 
@@ -16,11 +15,11 @@ COMMENT ON COLUMN mailroom.rates.one_row IS 'Always true, so that there is one r
 COMMENT ON COLUMN mailroom.rates.free_at IS 'The time up to which the rate is used by earlier charges.';
 COMMENT ON COLUMN mailroom.rates.rate IS 'Recipients a second at present.';
 COMMENT ON COLUMN mailroom.rates.changed_at IS 'When the rate was last computed.';
-COMMENT ON COLUMN mailroom.rates.slowed_at IS 'When a throttle last reduced the rate.';
 
-CREATE FUNCTION mailroom.reserve(p_recipients integer, p_ceiling double precision, p_longest_s double precision,
-                                 p_burst_s double precision, p_hold_s double precision,
-                                 p_recovery double precision)
+CREATE FUNCTION mailroom.reserve(p_recipients integer, p_throttled integer, p_ceiling double precision,
+                                 p_longest_s double precision, p_burst_s double precision,
+                                 p_doubled_in_s double precision, p_least_factor double precision,
+                                 p_lowest_share double precision)
 RETURNS TABLE (wait_s double precision, rate double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -28,7 +27,7 @@ DECLARE
     longest_s CONSTANT double precision := 15;  -- a lease's time
     bucket    mailroom.rates;
     now       timestamptz;
-    recovers  timestamptz;
+    passed_s  double precision;
     charge_s  double precision;
     needed_s  double precision;
 BEGIN
@@ -42,12 +41,13 @@ BEGIN
         SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
     END IF;
     now := clock_timestamp();
-    recovers := bucket.slowed_at + p_hold_s * interval '1 second';
-    IF now > recovers THEN
-        bucket.rate := bucket.rate
-            + p_recovery * p_ceiling * extract(epoch FROM now - greatest(bucket.changed_at, recovers));
+    -- Not below zero, since the clock may have been set back; ten doublings are more than the rate ever needs.
+    passed_s := greatest(extract(epoch FROM now - bucket.changed_at), 0);
+    bucket.rate := least(bucket.rate * power(2, least(passed_s / p_doubled_in_s, 10)), p_ceiling);
+    IF p_throttled > 0 THEN
+        bucket.rate := greatest(bucket.rate - p_throttled, bucket.rate * p_least_factor,
+                                p_ceiling * p_lowest_share);
     END IF;
-    bucket.rate := least(bucket.rate, p_ceiling);
     charge_s := p_recipients / bucket.rate;
     -- No charge reaches further ahead than the longest wait and itself. A clock that was set back could have put
     -- one there.
@@ -64,17 +64,6 @@ END $$;
 COMMENT ON FUNCTION mailroom.reserve IS
     'Charges recipients to the rate that all workers share, and returns the seconds to wait before the call and '
     'the rate at present. If the wait is longer than p_longest_s, or than 15 s, nothing is charged: ask again. '
-    'The bucket holds p_burst_s seconds of the rate. p_hold_s after a throttle the rate begins to rise by '
-    'p_recovery of p_ceiling a second.';
-
-CREATE FUNCTION mailroom.throttle(p_ceiling double precision, p_factor double precision,
-                                  p_lowest_share double precision, p_grace_s double precision) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE mailroom.rates r
-    SET rate = greatest(r.rate * p_factor, p_ceiling * p_lowest_share), slowed_at = clock_timestamp(),
-        changed_at = clock_timestamp()
-    WHERE r.slowed_at < clock_timestamp() - p_grace_s * interval '1 second'
-$$;
-COMMENT ON FUNCTION mailroom.throttle IS
-    'Slows all workers down after a throttle: multiplies the rate that they share by p_factor, at most once in '
-    'p_grace_s seconds, down to p_lowest_share of p_ceiling.';
+    'The bucket holds p_burst_s seconds of the rate. The rate doubles in p_doubled_in_s seconds, up to p_ceiling. '
+    'Each of p_throttled, the recipients that the provider throttled since the last charge, lowers it by one a '
+    'second; all of them multiply it by p_least_factor at the lowest, down to p_lowest_share of p_ceiling.';

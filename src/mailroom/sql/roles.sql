@@ -13,7 +13,7 @@ BEGIN;
 DO $$
 DECLARE
     called CONSTANT jsonb := '{
-        "mailroom_worker": ["schema_version", "claim", "settle", "renew", "release", "record", "reserve", "throttle",
+        "mailroom_worker": ["schema_version", "claim", "settle", "renew", "release", "record", "reserve",
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
                             "paused", "recent_workers"],
         "mailroom_app":    ["consume", "random_secret", "random_code"],

@@ -104,7 +104,6 @@ class Runner:
             self._stopping.set()
             await end(working, stopping)
             await end(*self._deliveries)
-            await self._rate.close()
             self._calls.close()
             await self._give_back()
             await end(*serving)

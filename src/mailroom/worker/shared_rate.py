@@ -18,17 +18,15 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from psycopg.rows import TupleRow
-
 from mailroom.queue.client import Queue
-from mailroom.sender.rate import BURST_S, FASTER_A_SECOND, GRACE_S, HOLD_S, LOWEST_SHARE, SLOWER
+from mailroom.sender.rate import BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHARE
 
 # A charge that is lost in a crash of the database does no harm, so it does not wait for the disk.
 RESERVE: Final = (
     "SELECT wait_s, rate"
-    " FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s, %s, %s)"
+    " FROM set_config('synchronous_commit', 'off', true), mailroom.reserve(%s, %s, %s, %s, %s, %s, %s, %s)"
 )
-THROTTLE: Final = "SELECT mailroom.throttle(%s, %s, %s, %s)"
+POLICY: Final = (BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHARE)
 MAX_S: Final = 1.0
 # The database's answer may take this long, and the wait still ends in time.
 MARGIN_S: Final = 0.5
@@ -53,7 +51,7 @@ class SharedRate:
         self._ceiling = self._rate = ceiling
         self._turn = asyncio.Lock()
         self._waiting: list[_Waiting] = []
-        self._slowing: asyncio.Task[list[TupleRow]] | None = None
+        self._throttled = 0  # recipients, since the last charge
 
     @property
     def rate(self) -> float:
@@ -70,12 +68,9 @@ class SharedRate:
         self._rate = ceiling if self._rate >= self._ceiling else min(self._rate, ceiling)
         self._ceiling = ceiling
 
-    def slow(self) -> None:
-        """Lower the rate for all workers after a throttle, before the next charge."""
-        if self._slowing is None:
-            self._slowing = asyncio.create_task(
-                self._queue.ask(THROTTLE, [self._ceiling, SLOWER, LOWEST_SHARE, GRACE_S])
-            )
+    def throttle(self, recipients: int) -> None:
+        """Lower the rate for all workers at the next charge: this number of recipients was throttled."""
+        self._throttled += recipients
 
     async def take(self, recipients: int, until: float = math.inf) -> None:
         """Wait until mails to this number of recipients may be sent.
@@ -100,7 +95,6 @@ class SharedRate:
 
     async def _charge(self, first: _Waiting) -> None:
         """Charge for a call, and for those behind it that fit into the burst; or pause, to ask again."""
-        await self._slowed()
         longest_s = min(MAX_S, first.until - MARGIN_S - time.monotonic())
         if longest_s < 0:
             raise TimeoutError
@@ -111,8 +105,9 @@ class SharedRate:
                 recipients -= other.recipients
                 break
             together.append(other)
+        throttled, self._throttled = self._throttled, 0
         ((wait_s, self._rate),) = await self._queue.ask(
-            RESERVE, [recipients, self._ceiling, longest_s, BURST_S, HOLD_S, FASTER_A_SECOND]
+            RESERVE, [recipients, throttled, self._ceiling, longest_s, *POLICY]
         )
         if wait_s <= longest_s:
             for one in together:
@@ -120,15 +115,3 @@ class SharedRate:
             return
         pause_s = min(wait_s - longest_s, MAX_PAUSE_S)
         await asyncio.sleep(pause_s + random.uniform(0, MAX_S / 2))  # noqa: S311 - jitter, no secret
-
-    async def close(self) -> None:
-        """Cancel a statement that is under way."""
-        if self._slowing:
-            self._slowing.cancel()
-            await asyncio.gather(self._slowing, return_exceptions=True)
-
-    async def _slowed(self) -> None:
-        if slowing := self._slowing:
-            await asyncio.wait({slowing})
-            self._slowing = None
-            slowing.result()
