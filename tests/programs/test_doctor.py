@@ -670,6 +670,17 @@ def test_half_of_the_credentials(monkeypatch: pytest.MonkeyPatch, sending: dict[
     assert "Partial credentials" in findings["credentials"].detail
 
 
+@pytest.mark.parametrize("program", ["/nonexistent/program", "false", "echo {"])
+def test_a_program_that_prints_no_credentials(
+    monkeypatch: pytest.MonkeyPatch, sending: dict[str, str], tmp_path: Path, program: str
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {program}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert ["credentials"] == faults(the_account(sending))
+
+
 def test_an_endpoint_that_is_not_there(monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"http://u:{SMTP_PASSWORD}@127.0.0.1:{free_port()}")
     findings = the_account(sending)

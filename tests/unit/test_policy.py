@@ -480,7 +480,7 @@ def test_a_quota_that_is_none_is_not_believed(
 ) -> None:
     transport = open_transport(settings(tmp_path))
     answer = {"MaxSendRate": rate}
-    monkeypatch.setattr(transport._client, "get_send_quota", lambda: answer)  # type: ignore[attr-defined]
+    monkeypatch.setattr(transport, "_ask_quota", lambda: answer)
     assert transport.quota() is None
 
 

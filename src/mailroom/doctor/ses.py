@@ -25,6 +25,7 @@ from mailroom.templates import checks, mails, remote, sources
 from mailroom.transports.addresses import ascii_domain
 from mailroom.transports.ses_answers import CODES, THROTTLED
 from mailroom.transports.ses_client import DENIED, ERRORS, code_of
+from mailroom.transports.ses_credentials import resolve
 
 NO_CONFIG_SET: Final = ("ConfigurationSetDoesNotExist", "ConfigurationSetDoesNotExistException")
 SANDBOX: Final = (200.0, 1.0)
@@ -36,13 +37,13 @@ _AWS_HOST: Final = re.compile(r".+\.(amazonaws\.com(\.cn)?|api\.aws)")
 def credentials(probe: SesProbe) -> Finding:
     """There are AWS credentials."""
     try:
-        found = probe.session.get_credentials()
-    except aws.BotoCoreError as error:
+        method, _ = resolve(probe.session)
+    except aws.NoCredentialsError as error:
+        raise probe.explained(error) from error
+    except Exception as error:
         probe.unreadable = True
         raise probe.explained(error) from error
-    if found is None:
-        raise probe.explained(aws.NoCredentialsError())
-    return ok(f"found ({found.method})")
+    return ok(f"found ({method})")
 
 
 def region(probe: SesProbe) -> Finding:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Final, Self, TypeVar
 
 import botocore.session
-from botocore import exceptions as aws
 
 from mailroom.doctor.report import NotKnown
 from mailroom.errors import TransportError
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.redaction import redacted
 from mailroom.transports.ses_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
+from mailroom.transports.ses_credentials import resolve
 
 Value = TypeVar("Value")
 
@@ -84,7 +84,7 @@ class SesProbe:
 
     def _clean(self, text: str) -> str:
         try:
-            found = self.session.get_credentials()
-        except aws.BotoCoreError:
-            found = None
-        return redacted(text, (found.secret_key, found.token, found.access_key) if found else ())
+            _, secrets = resolve(self.session)
+        except Exception:  # noqa: BLE001 - then there is none to show
+            secrets = []
+        return redacted(text, secrets)

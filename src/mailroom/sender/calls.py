@@ -30,6 +30,8 @@ from mailroom.wire import Message
 # What SES allows an account that has just left the sandbox.
 DEFAULT_RATE: Final = 14.0
 QUOTA_INTERVAL_S: Final = 300.0
+# After a check found that no mail can be sent, it is repeated in this interval.
+CHECK_INTERVAL_S: Final = 10.0
 MAX_WAITS: Final = 4
 ACCOUNT: Final = ""
 
@@ -74,6 +76,7 @@ class Calls:
         called: is called after each call with the action, the answers and the seconds it took.
 
     Attributes:
+        unable: why no mail can be sent, as the last check of the transport found; empty for no reason.
         waiting: how many attempts wait at a tripped breaker.
         answers: how many answers of each class recipients got.
     """
@@ -97,6 +100,7 @@ class Calls:
         self._in_calls: set[int] = set()  # of id(): equal messages may be sent at the same time
         self._changed = changed
         self._called = called
+        self.unable = ""
         self.waiting = 0
         self.answers: Counter[Result] = Counter()
 
@@ -131,18 +135,22 @@ class Calls:
         Raises:
             MailroomError: the transport's configuration would lose mails.
         """
-        with suppress(TimeoutError):  # if the provider does not answer, the first call reports it
-            async with asyncio.timeout(self._longest_s):
-                await in_thread(self._transport.check)
-        if self._asks_quota:
+        await self._check()
+        if self._asks_quota and not self.unable:
             await self._ask_quota()
         log.info("started", transport=self._transport.name, rate=f"{self._bucket.rate:.10g}/s")
 
     async def keep_asking(self) -> None:
-        """Update the rate from the provider's at intervals until cancelled, unless the settings fix it."""
+        """Until cancelled: check the transport again while it is unable, and ask for its rate at intervals.
+
+        Raises:
+            MailroomError: see ``start``.
+        """
         while True:
-            await asyncio.sleep(QUOTA_INTERVAL_S)
-            if self._asks_quota:
+            await asyncio.sleep(CHECK_INTERVAL_S if self.unable else QUOTA_INTERVAL_S)
+            if self.unable:
+                await self._check()
+            if self._asks_quota and not self.unable:
                 await self._ask_quota()
 
     async def ready(self) -> None:
@@ -151,7 +159,8 @@ class Calls:
 
     def reset_if_untried(self, untried_s: float) -> None:
         """Reset the breakers that no call has tried for ``untried_s`` seconds after a try was due."""
-        for breaker in (self._breaker, *self._action_breakers.values()):
+        own = [] if self.unable else [self._breaker]
+        for breaker in (*own, *self._action_breakers.values()):
             breaker.reset_if_untried(untried_s)
         self._changed.set()
 
@@ -174,6 +183,17 @@ class Calls:
         """Close the transport, unless a thread still uses it."""
         if not self._in_calls:
             self._transport.close()
+
+    async def _check(self) -> None:
+        with suppress(TimeoutError):  # if the provider does not answer, the first call reports it
+            async with asyncio.timeout(self._longest_s):
+                trouble = await in_thread(self._transport.check)
+                if trouble:
+                    self._breaker.trip(trouble)
+                elif self.unable:
+                    self._breaker.succeeded()
+                self.unable = without_addresses(trouble.detail) if trouble else ""
+                self._changed.set()
 
     async def _call(
         self, messages: Sequence[Message], breakers: Sequence[Breaker], give_up_at: float, max_wait_s: float
@@ -237,6 +257,7 @@ class Calls:
         general = [one for one in answers if one.scope in {Scope.ACTION, Scope.ACCOUNT}]
         trips = bool(general) and all(answer.result is not Result.SENT for answer in answers)
         if not trips:
+            self.unable = ""
             self._breaker.succeeded()
             self._action_breakers[action].succeeded()
         elif general[0].scope is Scope.ACTION:

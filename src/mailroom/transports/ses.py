@@ -10,13 +10,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from email.utils import formataddr, parseaddr
 from functools import partial
 from typing import Any, Final
-
-import botocore.session
 
 from mailroom.actions import ACTIONS, BY_NAME, Action
 from mailroom.answers import Answer, Result, Scope
@@ -28,7 +25,8 @@ from mailroom.transports import ses_answers
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.redaction import shortened
 from mailroom.transports.saved_answers import SavedAnswers
-from mailroom.transports.ses_client import DENIED, asked, code_of, name_of, open_client
+from mailroom.transports.ses_client import DENIED, Client, asked, code_of, name_of
+from mailroom.transports.ses_credentials import REFUSED, SesSession, no_credentials
 from mailroom.wire import Message
 
 RECIPIENTS_PER_CALL: Final = 50  # "up to 50 destinations": SES's API reference
@@ -92,39 +90,42 @@ class SesTransport:
 
     def __init__(self, settings: SenderSettings) -> None:
         self._settings = settings
-        self._session = botocore.session.get_session()
-        self._client = open_client(
-            session=self._session,
+        self._session = SesSession(
             send_timeout_ms=settings.send_timeout_ms,
             connections=settings.send_concurrency,
+            before_parse=self._keep_reply,
+            operation=OPERATION,
         )
         self._saved_answers = SavedAnswers(settings.output_path, "ses")
         self._reply = threading.local()
         self._quota_fault = ""
         self._unchecked = {action.name for action in ACTIONS}
-        self._last_credentials: list[str] = []
         self._warned: set[tuple[str, ...]] = set()
-        self._client.meta.events.register(f"before-parse.ses.{OPERATION}", self._keep_reply)
 
-    def check(self) -> None:
-        """Check that each template in SES uses exactly the fields of its action.
+    def check(self) -> Answer | None:
+        """Check that there are credentials, and that each template in SES uses the fields of its action.
 
         Raises:
             TemplateError: one does not, so SES would accept its mails and send nothing.
         """
+        try:
+            client = self._session.client()
+        except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
+            return self._clean(no_credentials(error))
         for action in ACTIONS:
-            trouble = self._check_template(action)
+            trouble = self._check_template(client, action)
             if trouble and trouble.result is Result.REJECTED:
                 raise TemplateError(
                     trouble.detail,
                     hint="`mailroom templates push` replaces it, `mailroom templates diff` compares them,"
                     f" and MAILROOM_TEMPLATE_{action.name.upper()} names another",
                 )
+        return None
 
     def quota(self) -> float | None:
         """Recipients a second that the account may send to; None when SES does not say."""
         try:
-            rate = float(self._client.get_send_quota()["MaxSendRate"])
+            rate = float(self._ask_quota()["MaxSendRate"])
         except Exception as error:  # noqa: BLE001 - no failure of this call may end the sending
             if self._quota_fault != (fault := name_of(error)):
                 log.warning("quota_unknown", reason=fault)
@@ -136,20 +137,24 @@ class SesTransport:
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
         action = BY_NAME[messages[0].action]
-        if action.name in self._unchecked and (trouble := self._check_template(action)):
+        try:
+            client = self._session.client()
+        except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
+            return [self._clean(no_credentials(error))] * len(messages)
+        if action.name in self._unchecked and (trouble := self._check_template(client, action)):
             if trouble.result is Result.REJECTED:  # the template is at fault, not the recipients
                 trouble = replace(trouble, result=Result.PAUSED)
             return [trouble] * len(messages)
         bad = bad_addresses(messages)
         good = [message for message, answer in zip(messages, bad, strict=True) if answer is None]
-        sent = iter(self._send(good) if good else ())
+        sent = iter(self._send(client, good) if good else ())
         return [answer or next(sent) for answer in bad]
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._session.close()
 
-    def _check_template(self, action: Action) -> Answer | None:
+    def _check_template(self, client: Client, action: Action) -> Answer | None:
         """Why the action's template cannot be used; None when no reason is known.
 
         A template that is missing, or that the role may not read, is left to the call itself. A template
@@ -158,8 +163,9 @@ class SesTransport:
         name = self._settings.templates.names[action.name]
         self._unchecked.add(action.name)
         try:
-            parts = asked(partial(remote.fetch, self._client, name))
+            parts = asked(partial(remote.fetch, client, name))
         except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
+            self._learn(client, error)
             self._warn_once("template_not_checked", template=name, reason=name_of(error))
             if code_of(error) in DENIED:
                 self._unchecked.discard(action.name)
@@ -189,11 +195,11 @@ class SesTransport:
             self._warned.add(warning)
             log.warning(event, **fields)
 
-    def _send(self, messages: Sequence[Message]) -> list[Answer]:
+    def _send(self, client: Client, messages: Sequence[Message]) -> list[Answer]:
         self._reply.kept = None
         parameters = request(self._settings, messages)
         try:
-            reply = self._client.send_bulk_templated_email(**parameters)
+            reply = client.send_bulk_templated_email(**parameters)
             answers = [
                 ses_answers.of_status(
                     entry.get("Status", ""), entry.get("Error", ""), entry.get("MessageId", "")
@@ -205,26 +211,33 @@ class SesTransport:
                 answers = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
             status = self._reply.kept[0] if self._reply.kept else 0
+            self._learn(client, error, status)
             answers = [ses_answers.of_exception(error, self._settings.source, status)] * len(messages)
         if all(answer.result is Result.SENT for answer in answers):
             return answers
         # SES quotes parts of the request when it rejects the signature or the data.
-        secrets = [*self._credentials()]
+        secrets = [*self._session.secrets]
         secrets += [word for message in messages for word in (message.token, message.code)]
         if self._reply.kept:
             status, headers, body = self._reply.kept
             self._saved_answers.save(messages[0].action, status, headers, body, secrets)
         return [replace(answer, detail=shortened(answer.detail, secrets)) for answer in answers]
 
-    def _credentials(self) -> list[str]:
-        """The credentials of the last signature, even if none are available any more."""
-        with suppress(Exception):  # the call has met it too, and reports it
-            if credentials := self._session.get_credentials():
-                frozen = credentials.get_frozen_credentials()
-                self._last_credentials = [
-                    word for word in (frozen.access_key, frozen.secret_key, frozen.token) if word
-                ]
-        return self._last_credentials
+    def _ask_quota(self) -> Any:
+        client = self._session.client()
+        try:
+            return client.get_send_quota()
+        except Exception as error:
+            self._learn(client, error)
+            raise
+
+    def _learn(self, client: Client, error: Exception, status: int = 0) -> None:
+        """Note that a call was refused for its credentials, or because their user may not make it."""
+        if code_of(error) in REFUSED or status in {401, 403}:
+            self._session.expire(client)
+
+    def _clean(self, answer: Answer) -> Answer:
+        return replace(answer, detail=shortened(answer.detail, self._session.secrets))
 
     def _keep_reply(self, response_dict: dict[str, Any], **_: object) -> None:
         self._reply.kept = (

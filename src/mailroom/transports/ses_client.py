@@ -48,8 +48,6 @@ def open_client(
     session = session or botocore.session.get_session()
     # botocore would log every failed refresh, with a traceback.
     logging.getLogger("botocore").setLevel(logging.CRITICAL)
-    # Containers and functions of AWS get this variable; botocore reads only AWS_DEFAULT_REGION.
-    region = session.get_config_variable("region") or os.environ.get("AWS_REGION")
     config = Config(
         retries={"total_max_attempts": 1},
         connect_timeout=connect_timeout_s,
@@ -59,8 +57,10 @@ def open_client(
         user_agent_extra="mailroom",
     )
     try:
+        # Containers and functions of AWS get this variable; botocore reads only AWS_DEFAULT_REGION.
+        region = session.get_config_variable("region") or os.environ.get("AWS_REGION")
         return session.create_client("ses", region_name=region, config=config)
-    except (aws.BotoCoreError, ValueError) as error:
+    except (aws.BotoCoreError, aws.ClientError, ValueError, OSError) as error:  # some are of the credentials
         raise explain(error) from error
 
 

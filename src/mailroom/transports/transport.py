@@ -31,8 +31,11 @@ class Transport(Protocol):
     name: str
     recipients_per_call: int
 
-    def check(self) -> None:
+    def check(self) -> Answer | None:
         """Check, before the first mail, that the configuration would not lose mails.
+
+        Returns:
+            The answer that every mail would get, if that is known without a call. It is checked again later.
 
         Raises:
             MailroomError: it would. A provider that does not answer is not an error here.

@@ -55,7 +55,9 @@ class Readiness:
             for name, (why, since_s) in self._calls.troubles.items()
             if since_s > READY_PAUSE_S
         ]
-        if refused:
+        if self._calls.unable:
+            faults["sending"] = f"no mail can be sent: {self._calls.unable}"
+        elif refused:
             faults["sending"] = "; ".join(refused)
         try:
             pulse = await self._pulses.look()
