@@ -37,7 +37,8 @@ CREATED: Final = re.compile(
 )
 
 FUNCTIONS: Final = """
-SELECT p.oid::regprocedure::text, pg_get_functiondef(p.oid), pg_get_function_result(p.oid)
+SELECT (pg_identify_object('pg_proc'::regclass, p.oid, 0)).identity, pg_get_functiondef(p.oid),
+       pg_get_function_result(p.oid)
 FROM pg_proc p
 WHERE p.pronamespace = 'mailroom'::regnamespace AND p.proname <> 'schema_version' ORDER BY 1
 """

@@ -27,7 +27,7 @@ from mailroom.operations.dead import Decided, all_dead, count, dead_letters, dro
 from mailroom.operations.reports import overview, stories
 from support import commands
 from support.processes import environment
-from support.queue_sql import Db, claim, settle, sign_up, sign_up_many
+from support.queue_sql import Db, claim, record, settle, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, wait_until
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
@@ -47,19 +47,8 @@ def told(db: Db, token: int) -> str:
 def settle_all(db: Db, result: str, *, detail: str = "", limit: int = 3) -> None:
     """Claim all, and settle each lease as `mailroom run` does, with one outcome."""
     for lease in claim(db):
-        count = len(lease.tokens)
-        db.execute(
-            "SELECT mailroom.record(%s, %s, 'w', 'ses', %s, %s, %s, %s, 0, %s)",
-            [
-                lease.lease,
-                lease.generation,
-                list(lease.tokens),
-                [result] * count,
-                [f"id-{token}" if result == "sent" else "" for token in lease.tokens],
-                [detail] * count,
-                limit,
-            ],
-        )
+        ids = {token: f"id-{token}" for token in lease.tokens if result == "sent"}
+        record(db, lease, dict.fromkeys(lease.tokens, result), detail=detail, message_ids=ids, limit=limit)
 
 
 def die(db: Db, login: str = "zoe", detail: str = "Address {} is blacklisted") -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import psycopg
 
+from mailroom.queue.client import RENEW
 from support.queue_sql import (
     Db,
-    Handed,
     claim,
     claimed_tokens,
     expire_leases,
     next_due,
+    record,
     settle,
     sign_up,
     sign_up_many,
@@ -54,16 +57,13 @@ def test_a_lease_that_is_not_over_is_nobody_elses(db: Db) -> None:
     assert [] == claim(db, worker="other")
 
 
-def test_settling_names_the_generation(db: Db) -> None:
+def test_settling_names_the_key(db: Db) -> None:
     sign_up(db, "a")
     (stale,) = claim(db)
     expire_leases(db)
     (current,) = claim(db, worker="other")
     assert not settle(db, stale)
-    assert (
-        []
-        == db.execute("SELECT mailroom.renew(%s, %s, 1000)", [[stale.lease], [stale.generation]]).fetchall()
-    )
+    assert [] == db.execute(RENEW, [[stale.lease], [stale.key], 1000]).fetchall()
     assert settle(db, current)
     assert not settle(db, current)
 
@@ -83,15 +83,15 @@ def test_part_of_a_lease_can_be_settled(db: Db) -> None:
 def test_renewing_keeps_a_lease(db: Db) -> None:
     sign_up(db, "a")
     (lease,) = claim(db, lease_ms=1)
-    renewed = db.execute("SELECT mailroom.renew(%s, %s, 60000)", [[lease.lease], [1]]).fetchall()
-    assert [(lease.lease,)] == renewed
+    renewed = db.execute(RENEW, [[lease.lease], [lease.key], 60_000]).fetchall()
+    assert [(UUID(lease.key),)] == renewed
     assert [] == claim(db, worker="other")
 
 
 def test_released_leases_are_due_at_once(db: Db) -> None:
     sign_up_many(db, 5)
     kept, freed = claim(db, lease_tokens=3)
-    assert [(2,)] == db.execute("SELECT mailroom.release('w', %s)", [[kept.lease]]).fetchall()
+    assert [(2,)] == db.execute("SELECT mailroom.release('w', %s::uuid[])", [[kept.key]]).fetchall()
     assert [(0,)] == db.execute("SELECT mailroom.release('other')").fetchall()
     assert [freed.tokens] == [lease.tokens for lease in claim(db, worker="other")]
 
@@ -119,16 +119,6 @@ def test_a_paused_queue_has_nothing_due(database: str, db: Db) -> None:
         db.execute("SELECT mailroom.resume('token_insert')")
         assert [""] == [note.payload for note in listener.notifies(timeout=30, stop_after=1)]
     assert 0 == next_due(db)
-
-
-def record(db: Db, lease: Handed, results: dict[int, str]) -> bool:
-    """Settle a lease as `mailroom run` does; returns whether it was still this generation's."""
-    count = len(results)
-    rows = db.execute(
-        "SELECT settled FROM mailroom.record(%s, %s, 'w', 'ses', %s, %s, %s, %s, 0, 3)",
-        [lease.lease, lease.generation, [*results], [*results.values()], [""] * count, [""] * count],
-    ).fetchall()
-    return all(row[0] for row in rows)
 
 
 def test_what_was_sent_under_a_lost_lease_is_not_handed_out_again(db: Db) -> None:
@@ -161,8 +151,8 @@ def test_what_nobody_sent_comes_back_whatever_the_ledger_has(db: Db) -> None:
         )
     # The id was another token's, before it was given out anew.
     db.execute(
-        "INSERT INTO mailroom.deliveries (token, attempt, outcome, at)"
-        " SELECT id, 1, 'sent', created_at - interval '1 second' FROM tokens WHERE id = %s",
+        "INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome)"
+        " VALUES (%s, 'another', 1, 'sent')",
         [second],
     )
     expire_leases(db)

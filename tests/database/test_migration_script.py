@@ -79,7 +79,7 @@ def test_a_new_migration_is_the_difference(
     for name, old, new in (
         ("workers", "DELETE FROM mailroom.workers w WHERE w.worker = p_worker", "SELECT"),
         ("workers", "IS 'Removes a worker that has stopped in good order.'", "IS 'Does nothing.'"),
-        ("lease", "RETURNS SETOF bigint", "RETURNS TABLE (lease bigint)"),
+        ("lease", "RETURNS SETOF uuid", "RETURNS TABLE (lease uuid)"),
         ("ledger", "BEFORE UPDATE ON", "BEFORE UPDATE OR DELETE ON"),
         (
             "prune",

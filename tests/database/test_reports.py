@@ -23,7 +23,16 @@ from mailroom.operations.reports import UnknownPerson, overview, stories
 from mailroom.operations.story import mask, plain
 from support import commands
 from support.processes import environment
-from support.queue_sql import Db, claim, expire_leases, reserve, settle, sign_up, sign_up_many
+from support.queue_sql import (
+    Db,
+    claim,
+    expire_leases,
+    record_all,
+    reserve,
+    settle,
+    sign_up,
+    sign_up_many,
+)
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 NOBODY = "no `mailroom run` is alive (a collector in a pipe does not show here)"
@@ -57,24 +66,6 @@ def deliver(db: Db, token: int, outcome: str, **columns: object) -> None:
     )
 
 
-def record(db: Db, result: str, *, detail: str = "", message_id: str = "", retry_ms: int = 60_000) -> None:
-    """Claim all, and settle each lease as `mailroom run` does."""
-    for lease in claim(db):
-        count = len(lease.tokens)
-        db.execute(
-            "SELECT mailroom.record(%s, %s, 'w', 'ses', %s, %s, %s, %s, %s, 3)",
-            [
-                lease.lease,
-                lease.generation,
-                list(lease.tokens),
-                [result] * count,
-                [message_id] * count,
-                [detail] * count,
-                retry_ms,
-            ],
-        )
-
-
 def ask_recovery(db: Db, login: str) -> int:
     row = db.execute(
         "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts WHERE login = %s"
@@ -96,8 +87,8 @@ def live(db: Db, trouble: str = "", worker: str = "host:1:ab") -> None:
 
 def test_a_sent_mail_is_told_from_the_row_to_the_message_id(db: Db) -> None:
     token = sign_up(db, "zoe")
-    record(db, "throttled", detail="Maximum sending rate exceeded.", retry_ms=0)
-    record(db, "sent", message_id="0100-abc")
+    record_all(db, "throttled", detail="Maximum sending rate exceeded.", retry_ms=0)
+    record_all(db, "sent", message_id="0100-abc")
     assert [
         (
             "sent: SES accepted it at T as 0100-abc\n"
@@ -111,14 +102,14 @@ def test_a_sent_mail_is_told_from_the_row_to_the_message_id(db: Db) -> None:
 
 def test_a_rejected_mail(db: Db) -> None:
     sign_up(db, "zoe")
-    record(db, "rejected", detail="Address zoe@example.com is blacklisted")
+    record_all(db, "rejected", detail="Address zoe@example.com is blacklisted")
     assert "rejected: at T: SES answered: Address z…@example.com is blacklisted" == conclusion(db)
 
 
 def test_a_mail_given_up_after_its_last_attempt(db: Db) -> None:
     sign_up(db, "zoe")
     for _ in range(3):
-        record(db, "failed", detail="Failed", retry_ms=0)
+        record_all(db, "failed", detail="Failed", retry_ms=0)
     assert "rejected: at T after attempt 3, the last one: SES answered: Failed" == conclusion(db)
 
 
@@ -172,8 +163,8 @@ def test_a_mail_in_hand(db: Db) -> None:
 def test_a_mail_that_is_tried_again(db: Db) -> None:
     live(db)
     token = sign_up(db, "zoe")
-    record(db, "transient", retry_ms=0)
-    record(db, "throttled", detail="slow down")
+    record_all(db, "transient", retry_ms=0)
+    record_all(db, "throttled", detail="slow down")
     assert [
         (
             "retrying: attempt 2 failed: slow down; next attempt at T\n"
@@ -194,14 +185,14 @@ def test_a_mail_that_is_tried_again(db: Db) -> None:
 def test_a_mail_whose_answer_was_lost(db: Db) -> None:
     live(db)
     sign_up(db, "zoe")
-    record(db, "unknown", detail="ReadTimeoutError")
+    record_all(db, "unknown", detail="ReadTimeoutError")
     lost = "the answer to attempt 1 was lost (ReadTimeoutError), so it may arrive twice"
     assert f"retrying: {lost}; next attempt at T" == conclusion(db)
 
 
 def test_a_mail_that_was_held_back_is_told_with_the_workers_troubles(db: Db) -> None:
     sign_up(db, "zoe")
-    record(db, "", retry_ms=0)
+    record_all(db, "", retry_ms=0)
     live(db)
     held = "a worker claimed it and made no attempt"
     assert f"retrying: {held} (see `mailroom status`); next attempt at T" == conclusion(db)
@@ -218,9 +209,9 @@ def test_attempts_are_numbered_by_the_ledger_and_not_by_the_claims(db: Db) -> No
     sign_up(db, "zoe")
     live(db)
     for result in ("", "transient", "", "", "throttled"):
-        record(db, result, detail=result and "slow down", retry_ms=0)
+        record_all(db, result, detail=result and "slow down", retry_ms=0)
     assert "retrying: attempt 2 failed: slow down; next attempt at T" == conclusion(db)
-    record(db, "")
+    record_all(db, "")
     held = "a worker claimed it and made no attempt (see `mailroom status`)"
     assert f"retrying: attempt 2 failed: slow down; {held}; next attempt at T" == conclusion(db)
     assert [
@@ -270,10 +261,10 @@ def test_a_mail_that_may_not_be_sent_any_more(db: Db, change: str, waiting: str,
     assert waiting == conclusion(db)
     db.execute("DELETE FROM accounts")
     token = sign_up(db, "zoe")
-    record(db, "transient", retry_ms=0)
+    record_all(db, "transient", retry_ms=0)
     db.execute(change.encode())
     assert retried == conclusion(db)  # still in its lease
-    record(db, "sent")
+    record_all(db, "sent")
     assert retried == conclusion(db)  # written down by the claim
     assert 0 == overview(db).retrying
     assert f"token {token}:" in told(db, token)[0]
@@ -292,13 +283,13 @@ def test_an_expiry_in_the_queue_is_told_when_the_claim_has_written_it_down(db: D
 
 def test_a_superseded_mail(db: Db) -> None:
     token = sign_up(db, "zoe")
-    record(db, "transient", retry_ms=0)
+    record_all(db, "transient", retry_ms=0)
     db.execute("INSERT INTO tokens (action, account) SELECT 'activation', id FROM accounts")
     db.execute("UPDATE tokens SET consumed_at = clock_timestamp() WHERE id <> %s", [token])
     assert "not sent: another activation token was consumed, which ended this one at T" == conclusion(
         db, token
     )
-    record(db, "sent")
+    record_all(db, "sent")
     assert "not sent: another activation token was consumed, which ended this one at T" == conclusion(
         db, token
     )
@@ -306,9 +297,9 @@ def test_a_superseded_mail(db: Db) -> None:
 
 def test_a_suspension_that_is_over_is_told_as_past(db: Db) -> None:
     sign_up(db, "zoe")
-    record(db, "transient", retry_ms=0)
+    record_all(db, "transient", retry_ms=0)
     db.execute("UPDATE accounts SET status = 'suspended'")
-    record(db, "sent")
+    record_all(db, "sent")
     db.execute("UPDATE accounts SET status = 'provisioned'")
     assert "not sent: the account was suspended when its turn came, at T" == conclusion(db)
 
@@ -343,11 +334,11 @@ def test_a_mail_handed_to_a_pipe(db: Db) -> None:
 
 def test_a_deleted_account_is_known_by_its_token(db: Db) -> None:
     token = sign_up(db, "zoe")
-    record(db, "transient", retry_ms=0)
+    record_all(db, "transient", retry_ms=0)
     db.execute("DELETE FROM accounts")
     gone = "not sent: the token is gone: its account was deleted, or it was pruned"
     assert gone == conclusion(db, token)
-    record(db, "sent")
+    record_all(db, "sent")
     assert [
         (
             f"{gone}\n  token {token}\n"
@@ -361,14 +352,14 @@ def test_a_deleted_account_is_known_by_its_token(db: Db) -> None:
 
 def test_a_sent_mail_stays_sent_whatever_a_late_worker_writes(db: Db) -> None:
     token = sign_up(db, "zoe")
-    record(db, "sent", message_id="0100-abc")
+    record_all(db, "sent", message_id="0100-abc")
     deliver(db, token, "unknown", attempt=1, worker="frozen")
     assert "sent: SES accepted it at T as 0100-abc" == conclusion(db)
 
 
 def test_a_retried_mail_in_no_lease_is_unsettled(db: Db) -> None:
     token = sign_up(db, "zoe")
-    record(db, "transient", retry_ms=0)
+    record_all(db, "transient", retry_ms=0)
     db.execute("DELETE FROM mailroom.leases")
     expected = "unsettled: attempt 1 ended as retried (transient), and no lease holds it"
     assert expected == conclusion(db, token)
@@ -408,7 +399,7 @@ def test_no_secret_and_no_address_is_told(db: Db, database: str) -> None:
     token = sign_up(db, "zoe")
     db.execute("UPDATE accounts SET login = 'zoe.login@example.org'")
     db.execute("UPDATE tokens SET code = '90817'")
-    record(db, "transient", detail="ZOE@example.com and bob.b@example.net \x1b[31mbounce")
+    record_all(db, "transient", detail="ZOE@example.com and bob.b@example.net \x1b[31mbounce")
     secret = db.execute("SELECT encode(secret, 'hex') FROM tokens").fetchone()
     assert secret
     for arguments in (["why", str(token)], ["why", str(token), "--json"]):
@@ -429,7 +420,7 @@ def test_addresses_are_masked_wherever_they_stand() -> None:
 
 def test_why_as_json(db: Db, database: str) -> None:
     token = sign_up(db, "zoe")
-    record(db, "sent", message_id="0100-abc")
+    record_all(db, "sent", message_id="0100-abc")
     (story,) = json.loads(run(database, "why", "zoe", "--json").stdout)
     assert ("sent", token, "z…@example.com") == (story["verdict"], story["token"], story["email"])
     assert story["created_at"].endswith("+00:00")
@@ -446,9 +437,9 @@ def test_why_of_nobody_exits_with_65(database: str) -> None:
 
 def test_status_counts_what_there_is(db: Db, database: str) -> None:
     sign_up_many(db, 3, "sent")
-    record(db, "sent")
+    record_all(db, "sent")
     sign_up_many(db, 2, "retried")
-    record(db, "unknown")
+    record_all(db, "unknown")
     sign_up(db, "held")
     claim(db)
     sign_up_many(db, 4, "waiting")

@@ -29,7 +29,7 @@ from mailroom.settings.collector import QueueSettings
 from support.inbox import HttpAnswer, ask
 from support.processes import PATIENCE_S, environment, without
 from support.proxy import Proxy
-from support.queue_sql import Db, claim, reserve, sign_up, sign_up_many
+from support.queue_sql import Db, claim, record_all, reserve, sign_up, sign_up_many
 
 HOSTILE = "<script>alert(1)</script>"
 FORM = {"content_type": "application/x-www-form-urlencoded"}
@@ -72,30 +72,13 @@ def post(server: ConsoleServer, path: str, body: str = "", **headers: str) -> Ht
     return ask(server.url, path, "POST", body, **(FORM | headers))
 
 
-def record(db: Db, result: str, *, detail: str = "", message_id: str = "") -> None:
-    """Claim all, and settle each lease as `mailroom run` does."""
-    for lease in claim(db):
-        count = len(lease.tokens)
-        db.execute(
-            "SELECT mailroom.record(%s, %s, 'w', 'ses', %s, %s, %s, %s, 60000, 3)",
-            [
-                lease.lease,
-                lease.generation,
-                list(lease.tokens),
-                [result] * count,
-                [message_id] * count,
-                [detail] * count,
-            ],
-        )
-
-
 def test_the_picture_counts_what_there_is(db: Db, console: ConsoleServer) -> None:
     sign_up_many(db, 3, "sent")
-    record(db, "sent", message_id="0100-abc")
+    record_all(db, "sent", message_id="0100-abc")
     sign_up(db, "refused")
-    record(db, "rejected", detail="suppressed")
+    record_all(db, "rejected", detail="suppressed")
     sign_up_many(db, 2, "again")
-    record(db, "unknown")
+    record_all(db, "unknown")
     sign_up(db, "held")
     claim(db)
     sign_up_many(db, 4, "waiting")
@@ -151,7 +134,7 @@ def test_mail_and_no_worker_is_told(db: Db, console: ConsoleServer) -> None:
 def test_deliveries_are_masked_unless_asked_for(db: Db, console: ConsoleServer) -> None:
     token = sign_up(db, HOSTILE.replace("alert(1)", "1"))
     db.execute("UPDATE accounts SET login = %s, email = 'zoe.quiet@example.com'", [HOSTILE])
-    record(db, "transient", detail="<b>no</b> mailbox zoe.quiet@example.com \x1b[31m")
+    record_all(db, "transient", detail="<b>no</b> mailbox zoe.quiet@example.com \x1b[31m")
     row = db.execute("SELECT encode(secret, 'hex'), code FROM tokens").fetchone()
     assert row
     for path in ("/", "/live", "/?outcome=retried"):
@@ -212,7 +195,7 @@ def test_what_is_rare_is_looked_for_a_stretch_at_a_time(db: Db) -> None:
 
 def test_the_story_of_a_mail(db: Db, console: ConsoleServer) -> None:
     token = sign_up(db, "zoe")
-    record(db, "sent", message_id="0100-abc")
+    record_all(db, "sent", message_id="0100-abc")
     assert f'href="/why?who={token}"' in page(console)
     for who in ("zoe", "ZOE%40example.com", str(token)):
         shown = text(page(console, f"/why?who={who}"))
@@ -244,7 +227,7 @@ def test_pause_and_resume(db: Db, console: ConsoleServer) -> None:
 
 def test_dead_letters_are_retried_renewed_and_dropped(db: Db, console: ConsoleServer) -> None:
     first, second, third = (sign_up(db, name) for name in ("a", "b", "c"))
-    record(db, "rejected", detail="blacklisted a@example.com")
+    record_all(db, "rejected", detail="blacklisted a@example.com")
     db.execute("UPDATE tokens SET expires_at = now() - interval '1 minute' WHERE id = %s", [second])
     html = page(console, "/dead")
     assert "blacklisted a…@example.com" in html
@@ -274,7 +257,7 @@ def test_dead_letters_are_retried_renewed_and_dropped(db: Db, console: ConsoleSe
 
 def test_dead_letters_are_paged(db: Db, console: ConsoleServer) -> None:
     sign_up_many(db, 70)
-    record(db, "rejected")
+    record_all(db, "rejected")
     html = page(console, "/dead")
     older = re.search(r'href="([^"]*)">Older', html)
     assert older
@@ -287,7 +270,7 @@ def test_dead_letters_are_paged(db: Db, console: ConsoleServer) -> None:
 
 def test_read_only_shows_and_changes_nothing(db: Db, database: str) -> None:
     token = sign_up(db, "zoe")
-    record(db, "rejected")
+    record_all(db, "rejected")
     with ConsoleServer(settings(database), read_only=True) as server:
         for path in ("/", "/dead", "/why?who=zoe"):
             assert 'method="post"' not in page(server, path)
@@ -301,7 +284,7 @@ def test_read_only_shows_and_changes_nothing(db: Db, database: str) -> None:
 
 def test_read_only_it_asks_nothing_that_writes_so_that_a_standby_will_do(db: Db, database: str) -> None:
     token = sign_up(db, "zoe")
-    record(db, "rejected")
+    record_all(db, "rejected")
     name = sql.Identifier(db.info.dbname)
     db.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
     with ConsoleServer(settings(database)) as server:
@@ -313,7 +296,7 @@ def test_read_only_it_asks_nothing_that_writes_so_that_a_standby_will_do(db: Db,
 
 def test_the_user_needs_the_functions_and_no_table(db: Db, database: str) -> None:
     token = sign_up(db, "zoe")
-    record(db, "rejected")
+    record_all(db, "rejected")
     name = f"viewer_{db.info.dbname}"
     role = sql.Identifier(name)
     db.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
@@ -448,7 +431,7 @@ def test_the_oldest_is_found_in_leases_stragglers_and_behind_the_cursor(db: Db, 
     assert 540 <= (oldest() or 0) < 560
     db.execute("SELECT mailroom.resume('c')")
     for lease in claim(db):
-        db.execute("SELECT mailroom.settle(%s, %s, NULL)", [lease.lease, lease.generation])
+        db.execute("SELECT mailroom.settle(%s, %s, NULL)", [lease.lease, lease.key])
     assert 180 <= (oldest() or 0) < 200
     db.execute("DELETE FROM mailroom.leases")
     assert oldest() is None

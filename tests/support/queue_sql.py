@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 import psycopg
 
@@ -16,20 +18,25 @@ class Handed:
     """What one claim handed out of one lease."""
 
     lease: int
+    key: str
     generation: int
     tokens: tuple[int, ...]
+    fingerprints: tuple[bytes, ...]
 
 
 def claim(
     db: Db, tokens: int = 1000, *, worker: str = "w", lease_tokens: int = 1000, lease_ms: int = 60_000
 ) -> list[Handed]:
-    leases: dict[tuple[int, int], list[int]] = {}
-    for lease, generation, token in db.execute(
-        "SELECT lease, generation, token FROM mailroom.claim(%s, %s, %s, %s)",
+    leases: dict[tuple[int, str, int], list[tuple[int, bytes]]] = {}
+    for lease, key, generation, token, secret in db.execute(
+        "SELECT lease, key::text, generation, token, secret FROM mailroom.claim(%s, %s, %s, %s)",
         [worker, tokens, lease_tokens, lease_ms],
     ).fetchall():
-        leases.setdefault((lease, generation), []).append(token)
-    return [Handed(lease, generation, tuple(ids)) for (lease, generation), ids in leases.items()]
+        leases.setdefault((lease, key, generation), []).append((token, sha256(secret).digest()[:8]))
+    return [
+        Handed(*lease, tuple(token for token, _ in held), tuple(mark for _, mark in held))
+        for lease, held in leases.items()
+    ]
 
 
 def reserve(db: Db, recipients: int, ceiling: float, longest_s: float = float("inf")) -> float:
@@ -47,9 +54,49 @@ def claimed_tokens(db: Db, tokens: int = 1000) -> list[int]:
 
 
 def settle(db: Db, lease: Handed, tokens: list[int] | None = None) -> bool:
-    row = db.execute("SELECT mailroom.settle(%s, %s, %s)", [lease.lease, lease.generation, tokens]).fetchone()
+    row = db.execute("SELECT mailroom.settle(%s, %s, %s)", [lease.lease, lease.key, tokens]).fetchone()
     assert row
     return bool(row[0])
+
+
+def record(
+    db: Db,
+    lease: Handed,
+    results: Mapping[int, str],
+    *,
+    detail: str = "",
+    message_ids: Mapping[int, str] | None = None,
+    retry_ms: int = 0,
+    limit: int = 3,
+) -> bool:
+    """Settle a lease as `mailroom run` does; returns whether it was still held under its key."""
+    fingerprints = dict(zip(lease.tokens, lease.fingerprints, strict=True))
+    rows = db.execute(
+        "SELECT settled FROM mailroom.record(%s, %s, %s, 'w', 'ses', %s, %s, %s, %s, %s, %s, %s)",
+        [
+            lease.lease,
+            lease.key,
+            lease.generation,
+            [*results],
+            [fingerprints[token] for token in results],
+            [*results.values()],
+            [(message_ids or {}).get(token, "") for token in results],
+            [detail] * len(results),
+            retry_ms,
+            limit,
+        ],
+    ).fetchall()
+    return all(row[0] for row in rows)
+
+
+def record_all(
+    db: Db, result: str, *, detail: str = "", message_id: str = "", retry_ms: int = 60_000, limit: int = 3
+) -> None:
+    """Claim all, and settle each lease with one outcome."""
+    for lease in claim(db):
+        ids = dict.fromkeys(lease.tokens, message_id)
+        results = dict.fromkeys(lease.tokens, result)
+        record(db, lease, results, detail=detail, message_ids=ids, retry_ms=retry_ms, limit=limit)
 
 
 def next_due(db: Db) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -17,7 +18,11 @@ from mailroom.worker.metrics import Metrics
 
 BLAMED = Answer(Result.REJECTED, "for one of them", scope=Scope.CALL)
 LEASE = Lease(
-    1, 1, [Claimed(n, "activation", f"p{n}@b.example", f"p{n}", bytes(32), "12345") for n in range(4)], 0.0
+    1,
+    UUID(int=0),
+    1,
+    [Claimed(n, "activation", f"p{n}@b.example", f"p{n}", bytes(32), "12345") for n in range(4)],
+    0.0,
 )
 
 Settled = Callable[[dict[str, list[Answer]]], dict[int, Answer | None]]

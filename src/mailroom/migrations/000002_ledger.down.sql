@@ -4,6 +4,8 @@ DROP FUNCTION mailroom.record_skipped;
 DROP FUNCTION mailroom.why_not_mailable;
 DROP TRIGGER deliveries_insert_only ON mailroom.deliveries;
 DROP FUNCTION mailroom.refuse_update;
+DROP FUNCTION mailroom.is_of;
+DROP FUNCTION mailroom.fingerprint;
 DROP TABLE mailroom.deliveries;
 
 -- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.

@@ -121,13 +121,15 @@ COMMENT ON FUNCTION mailroom.restart_cursor IS
 -- Leases: what was handed out and is not settled.
 --
 -- A claim moves the cursor and writes a lease in one transaction; settling ends the lease. A lease past its
--- due_at is claimed again, before new tokens, under the next generation. A worker that names an older
--- generation can neither settle nor renew it.
+-- due_at is claimed again, before new tokens. Each claim gives it a new random key, and a worker that names an
+-- older key can neither settle nor renew it. An id alone does not name a lease: after an asynchronous failover
+-- that lost the last commits, sequences go back and give the same ids again.
 
 CREATE TABLE mailroom.leases (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tokens     bigint[]    NOT NULL,
     worker     text        NOT NULL,
+    key        uuid        NOT NULL DEFAULT gen_random_uuid(),
     generation integer     NOT NULL,
     due_at     timestamptz NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
@@ -141,11 +143,12 @@ COMMENT ON COLUMN mailroom.leases.id IS 'The lease.';
 COMMENT ON COLUMN mailroom.leases.tokens IS 'The tokens that are not settled yet.';
 COMMENT ON COLUMN mailroom.leases.worker IS
     'The worker that holds it; empty while its tokens wait for a retry, restore after a restore.';
-COMMENT ON COLUMN mailroom.leases.generation IS
-    'How often it was claimed. A worker that names an older generation can neither settle nor renew it.';
+COMMENT ON COLUMN mailroom.leases.key IS
+    'Random, and new with each claim. A worker that names an older key can neither settle nor renew it.';
+COMMENT ON COLUMN mailroom.leases.generation IS 'How often it was claimed.';
 COMMENT ON COLUMN mailroom.leases.due_at IS 'When it may be claimed again.';
 
-CREATE FUNCTION mailroom.settle(p_lease bigint, p_generation integer, p_tokens bigint[] DEFAULT NULL)
+CREATE FUNCTION mailroom.settle(p_lease bigint, p_key uuid, p_tokens bigint[] DEFAULT NULL)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -153,93 +156,100 @@ BEGIN
         UPDATE mailroom.leases l
         SET tokens = ARRAY(SELECT u.id FROM unnest(l.tokens) WITH ORDINALITY u (id, n)
                            WHERE u.id <> ALL (p_tokens) ORDER BY u.n)
-        WHERE l.id = p_lease AND l.generation = p_generation AND NOT l.tokens <@ p_tokens;
+        WHERE l.id = p_lease AND l.key = p_key AND NOT l.tokens <@ p_tokens;
         IF FOUND THEN
             RETURN true;
         END IF;
     END IF;
     DELETE FROM mailroom.leases l
-    WHERE l.id = p_lease AND l.generation = p_generation
+    WHERE l.id = p_lease AND l.key = p_key
       AND (p_tokens IS NULL OR l.tokens <@ p_tokens);
     RETURN FOUND;
 END $$;
 COMMENT ON FUNCTION mailroom.settle IS
-    'Ends a lease, or only the given tokens of it. Returns false if the lease is no longer of this generation.';
+    'Ends a lease, or only the given tokens of it. Returns false if the lease no longer has this key.';
 
-CREATE FUNCTION mailroom.record(p_lease bigint, p_generation integer, p_worker text, p_provider text,
-                                p_tokens bigint[], p_results text[], p_message_ids text[], p_details text[],
-                                p_retry_ms integer, p_retry_limit integer)
+CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text, p_provider text,
+                                p_tokens bigint[], p_fingerprints bytea[], p_results text[],
+                                p_message_ids text[], p_details text[], p_retry_ms integer, p_retry_limit integer)
 RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     outcomes text[];
+    ages     double precision[];
     rest     bigint[];
     ours     boolean;
 BEGIN
-    -- A retry by hand grants a token as many attempts again.
+    -- A retry by hand grants a token as many attempts again. LIMIT makes it probe the primary key.
     SELECT array_agg(CASE
+        WHEN NOT mailroom.is_of(u.fingerprint, u.secret) THEN 'lost'
         WHEN u.result IN ('sent', 'rejected', 'unknown') THEN u.result
         WHEN u.result = 'failed' AND p_retry_limit <= 1 + (
             SELECT count(*) FROM mailroom.deliveries d
-            WHERE d.token = u.id AND d.result = 'failed' AND d.id > coalesce((
+            WHERE d.token = u.id AND d.fingerprint = u.fingerprint AND d.result = 'failed' AND d.id > coalesce((
                 SELECT max(h.id) FROM mailroom.deliveries h
-                WHERE h.token = u.id AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
+                WHERE h.token = u.id AND h.fingerprint = u.fingerprint AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
             THEN 'rejected'
-        ELSE 'retried' END ORDER BY u.n)
-    INTO outcomes FROM unnest(p_tokens, p_results) WITH ORDINALITY AS u (id, result, n);
-    INSERT INTO mailroom.deliveries (token, attempt, outcome, result, provider, message_id, detail, worker)
-    SELECT u.id, p_generation, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker
-    FROM unnest(p_tokens, outcomes, p_results, p_message_ids, p_details) AS u (id, outcome, result, message_id, detail)
-    WHERE u.result <> '';
+        ELSE 'retried' END ORDER BY u.n),
+        array_agg(extract(epoch FROM clock_timestamp() - u.created_at)::double precision ORDER BY u.n)
+    INTO outcomes, ages
+    FROM (SELECT g.*, t.secret, t.created_at
+          FROM unnest(p_tokens, p_fingerprints, p_results) WITH ORDINALITY AS g (id, fingerprint, result, n)
+          LEFT JOIN LATERAL (SELECT x.secret, x.created_at FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
+              ON true) u;
+    INSERT INTO mailroom.deliveries
+        (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker)
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker
+    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_message_ids, p_details)
+         AS u (id, fingerprint, outcome, result, message_id, detail)
+    WHERE u.result <> '' AND u.outcome <> 'lost';
 
     rest := ARRAY(SELECT u.id FROM unnest(p_tokens, outcomes) AS u (id, outcome)
-                  WHERE u.outcome NOT IN ('sent', 'rejected'));
+                  WHERE u.outcome NOT IN ('sent', 'rejected', 'lost'));
     IF cardinality(rest) > 0 THEN
         UPDATE mailroom.leases l
         SET tokens = rest, worker = '', due_at = least(
             clock_timestamp() + p_retry_ms * interval '1 millisecond',
             (SELECT min(t.expires_at) FROM public.tokens t WHERE t.id = ANY (rest)))
-        WHERE l.id = p_lease AND l.generation = p_generation;
+        WHERE l.id = p_lease AND l.key = p_key;
     ELSE
-        DELETE FROM mailroom.leases l WHERE l.id = p_lease AND l.generation = p_generation;
+        DELETE FROM mailroom.leases l WHERE l.id = p_lease AND l.key = p_key;
     END IF;
     ours := FOUND;
     RETURN QUERY
-        SELECT u.id, u.outcome, ours,
-               (SELECT extract(epoch FROM clock_timestamp() - t.created_at)::double precision
-                FROM public.tokens t WHERE t.id = u.id)
-        FROM unnest(p_tokens, outcomes) AS u (id, outcome);
+        SELECT u.id, u.outcome, ours, u.age FROM unnest(p_tokens, outcomes, ages) AS u (id, outcome, age);
 END $$;
 COMMENT ON FUNCTION mailroom.record IS
     'Settles a lease with the outcomes of an attempt. The outcomes go into the ledger whether or not the lease '
-    'still has this generation; settled says whether it did. Sent and rejected tokens leave the lease. The '
+    'still has this key; settled says whether it did. Sent and rejected tokens leave the lease. The '
     'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
-    'tried; it leaves no row. age is in seconds since the mail was requested, NULL for a deleted token.';
+    'tried; it leaves no row. The outcome is lost, and nothing is written, if the token with this id has another '
+    'fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was requested, NULL for a deleted token.';
 
-CREATE FUNCTION mailroom.renew(p_leases bigint[], p_generations integer[], p_lease_ms integer)
-RETURNS SETOF bigint
+CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)
+RETURNS SETOF uuid
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     UPDATE mailroom.leases l
     SET due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
-    FROM unnest(p_leases, p_generations) AS held (id, generation)
-    WHERE l.id = held.id AND l.generation = held.generation
-    RETURNING l.id
+    FROM unnest(p_leases, p_keys) AS held (id, key)
+    WHERE l.id = held.id AND l.key = held.key
+    RETURNING l.key
 $$;
 COMMENT ON FUNCTION mailroom.renew IS
-    'Moves due_at of the leases that still have these generations, and returns those leases.';
+    'Moves due_at of the leases that still have these keys, and returns those keys.';
 
-CREATE FUNCTION mailroom.release(p_worker text, p_keep bigint[] DEFAULT '{}') RETURNS bigint
+CREATE FUNCTION mailroom.release(p_worker text, p_keep uuid[] DEFAULT '{}') RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     WITH released AS (
         UPDATE mailroom.leases l SET due_at = clock_timestamp()
-        WHERE l.worker = p_worker AND l.id <> ALL (p_keep) AND l.due_at > clock_timestamp()
+        WHERE l.worker = p_worker AND l.key <> ALL (p_keep) AND l.due_at > clock_timestamp()
         RETURNING cardinality(l.tokens) AS tokens)
     SELECT coalesce(sum(r.tokens), 0)::bigint FROM released r
 $$;
 COMMENT ON FUNCTION mailroom.release IS
-    'Makes a worker''s leases due at once, except those in p_keep, and returns how many tokens that frees.';
+    'Makes a worker''s leases due at once, except those with a key in p_keep, and returns how many tokens that frees.';
 
 -- Claiming: the next messages, in leases.
 
@@ -266,8 +276,8 @@ CREATE TYPE mailroom.message AS (
 -- The scan of tokens must walk tokens_txid_id_idx with its bounds as index conditions, whatever the planner
 -- believes about a table that was not analysed yet: hence the settings.
 CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer)
-RETURNS TABLE (lease bigint, generation integer, token bigint, action text, email text, login text,
-               secret bytea, code text)
+RETURNS TABLE (lease bigint, key uuid, generation integer, token bigint, action text, email text,
+               login text, secret bytea, code text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
@@ -292,6 +302,7 @@ DECLARE
     skipped    integer := 0;
     wanted     integer;
     lease_id   bigint;
+    lease_key  uuid;
     up_to_date boolean := false;
 BEGIN
     IF p_tokens < 1 OR p_lease_tokens < 1 OR p_lease_ms < 1 THEN
@@ -326,14 +337,13 @@ BEGIN
             next_floor := least(next_floor, due.due_at);
             EXIT;
         END IF;
-        -- A sent token is settled, even if the worker that sent it had lost the lease by then. A token's
-        -- id can be given out again after a failover: what was sent before the token was made was another one.
+        -- A sent token is settled, even if the worker that sent it had lost the lease by then.
         unsettled := ARRAY(
             SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)
             LEFT JOIN public.tokens t ON t.id = p.id
             WHERE NOT EXISTS (SELECT FROM mailroom.deliveries d
                               WHERE d.token = p.id AND d.outcome = 'sent'
-                                AND d.at >= coalesce(t.created_at, '-infinity'))
+                                AND mailroom.is_of(d.fingerprint, t.secret))
             ORDER BY p.n);
         SELECT array_agg(ROW(t.id, t.action, a.email, a.login, t.secret, t.code, t.txid, false)::mailroom.message
                          ORDER BY p.n)
@@ -352,12 +362,12 @@ BEGIN
             CONTINUE;
         END IF;
         UPDATE mailroom.leases l
-        SET generation = due.generation + 1, worker = p_worker,
+        SET key = gen_random_uuid(), generation = due.generation + 1, worker = p_worker,
             tokens = ARRAY(SELECT m.token FROM unnest(messages) m),
             due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
-        WHERE l.id = due.id;
-        RETURN QUERY SELECT due.id, due.generation + 1, m.token, m.action, m.email, m.login, m.secret, m.code
-                     FROM unnest(messages) m;
+        WHERE l.id = due.id RETURNING l.key INTO lease_key;
+        RETURN QUERY SELECT due.id, lease_key, due.generation + 1, m.token, m.action, m.email, m.login,
+                            m.secret, m.code FROM unnest(messages) m;
         claimed := claimed + cardinality(messages);
     END LOOP;
 
@@ -427,8 +437,8 @@ BEGIN
             INSERT INTO mailroom.leases (tokens, worker, generation, due_at)
             VALUES (ARRAY(SELECT m.token FROM unnest(messages) m), p_worker, 1,
                     clock_timestamp() + p_lease_ms * interval '1 millisecond')
-            RETURNING id INTO lease_id;
-            RETURN QUERY SELECT lease_id, 1, m.token, m.action, m.email, m.login, m.secret, m.code
+            RETURNING id, key INTO lease_id, lease_key;
+            RETURN QUERY SELECT lease_id, lease_key, 1, m.token, m.action, m.email, m.login, m.secret, m.code
                          FROM unnest(messages) m;
             claimed := claimed + cardinality(messages);
         END IF;

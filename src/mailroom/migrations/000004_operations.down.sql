@@ -7,6 +7,7 @@ DROP FUNCTION mailroom.ledger_ends;
 DROP FUNCTION mailroom.traffic;
 DROP FUNCTION mailroom.drop_dead;
 DROP FUNCTION mailroom.retry_dead;
+DROP FUNCTION mailroom.rejected_as;
 DROP FUNCTION mailroom.lock_dead_letters;
 DROP FUNCTION mailroom.dead_count;
 DROP FUNCTION mailroom.dead_letters;

@@ -229,7 +229,10 @@ RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provide
                detail text, worker text, at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
-    FROM mailroom.deliveries d WHERE d.token = ANY (p_tokens) ORDER BY d.id
+    FROM mailroom.deliveries d
+    LEFT JOIN public.tokens t ON t.id = d.token
+    WHERE d.token = ANY (p_tokens) AND mailroom.is_of(d.fingerprint, t.secret)
+    ORDER BY d.id
 $$;
 COMMENT ON FUNCTION mailroom.deliveries_of IS
     'Returns the ledger''s rows of these tokens, in the order of insertion.';
@@ -243,9 +246,12 @@ COMMENT ON FUNCTION mailroom.deliveries_of IS
 CREATE FUNCTION mailroom.is_dead(p_token bigint) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce((SELECT d.outcome = 'rejected' FROM mailroom.deliveries d
-                     WHERE d.token = p_token ORDER BY d.id DESC LIMIT 1), false)
-       AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = p_token AND d.outcome = 'sent')
+                     WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, t.secret)
+                     ORDER BY d.id DESC LIMIT 1), false)
+       AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = p_token AND d.outcome = 'sent'
+                       AND mailroom.is_of(d.fingerprint, t.secret))
        AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE p_token = ANY (l.tokens))
+    FROM (SELECT p_token AS id) p LEFT JOIN public.tokens t ON t.id = p.id
 $$;
 COMMENT ON FUNCTION mailroom.is_dead IS
     'Returns whether a token is a dead letter: last rejected, never sent, in no lease.';
@@ -261,18 +267,20 @@ SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET 
 SET jit = off AS $$
     SELECT d.id, d.token, t.action::text, a.email, d.at,
            (SELECT count(*) FROM mailroom.deliveries e
-            WHERE e.token = d.token AND e.result NOT IN ('', 'by hand')),
+            WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
+              AND e.result NOT IN ('', 'by hand')),
            coalesce(nullif(d.detail, ''), d.result), mailroom.why_not_mailable(d.token),
            extract(epoch FROM nullif(t.expires_at, 'infinity') - clock_timestamp())::double precision
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token
     LEFT JOIN public.accounts a ON a.id = t.account
-    WHERE d.outcome = 'rejected'
+    WHERE d.outcome = 'rejected' AND mailroom.is_of(d.fingerprint, t.secret)
       AND (d.at, d.id) < (p_before_at, p_before_id)
       AND d.at > coalesce(statement_timestamp() - p_since, '-infinity')
       AND (p_action IS NULL OR t.action::text = p_action)
       AND NOT EXISTS (SELECT FROM mailroom.deliveries e
-                      WHERE e.token = d.token AND (e.id > d.id OR e.outcome = 'sent'))
+                      WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
+                        AND (e.id > d.id OR e.outcome = 'sent'))
       AND d.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
     ORDER BY d.at DESC, d.id DESC
     LIMIT p_limit
@@ -291,12 +299,15 @@ SET jit = off AS $$
                WHERE r.n <= p_rows
                  AND (p_action IS NULL
                       OR EXISTS (SELECT FROM public.tokens t WHERE t.id = r.token AND t.action::text = p_action))
+                 AND NOT EXISTS (SELECT FROM public.tokens t
+                                 WHERE t.id = r.token AND NOT mailroom.is_of(r.fingerprint, t.secret))
                  AND NOT EXISTS (SELECT FROM mailroom.deliveries e
-                                 WHERE e.token = r.token AND (e.id > r.id OR e.outcome = 'sent'))
+                                 WHERE e.token = r.token AND coalesce(e.fingerprint = r.fingerprint, true)
+                                   AND (e.id > r.id OR e.outcome = 'sent'))
                  AND r.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)),
            count(*) > p_rows
-    FROM (SELECT d.id, d.token, row_number() OVER () AS n
-          FROM (SELECT x.id, x.token FROM mailroom.deliveries x
+    FROM (SELECT d.id, d.token, d.fingerprint, row_number() OVER () AS n
+          FROM (SELECT x.id, x.token, x.fingerprint FROM mailroom.deliveries x
                 WHERE x.outcome = 'rejected' AND x.at > coalesce(statement_timestamp() - p_since, '-infinity')
                 ORDER BY x.at DESC, x.id DESC LIMIT p_rows + 1) d) r
 $$;
@@ -317,6 +328,16 @@ END $$;
 COMMENT ON FUNCTION mailroom.lock_dead_letters IS
     'Lets one person at a time decide about dead letters, in READ COMMITTED transactions only.';
 
+CREATE FUNCTION mailroom.rejected_as(p_token bigint) RETURNS bytea
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT d.fingerprint FROM mailroom.deliveries d
+    LEFT JOIN public.tokens t ON t.id = d.token
+    WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, t.secret)
+    ORDER BY d.id DESC LIMIT 1
+$$;
+COMMENT ON FUNCTION mailroom.rejected_as IS
+    'Returns the fingerprint in the last row of a dead letter, whose token may have been deleted.';
+
 CREATE FUNCTION mailroom.retry_dead(p_channel text, p_tokens bigint[], p_renew boolean, p_reason text, p_worker text)
 RETURNS TABLE (token bigint, outcome text, other bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -334,8 +355,8 @@ BEGIN
                         ELSE 'not dead' END;
         IF outcome = 'retried' THEN
             retried := retried || token;
-            INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
-            VALUES (token, 0, 'retried', 'by hand', 'by hand' || reason, p_worker);
+            INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, detail, worker)
+            VALUES (token, mailroom.rejected_as(token), 0, 'retried', 'by hand', 'by hand' || reason, p_worker);
         ELSIF outcome = 'expired' AND p_renew THEN
             SELECT * INTO expired FROM public.tokens t WHERE t.id = token;
             -- A locked account is skipped: waiting for many accounts, one after the other, could deadlock.
@@ -359,8 +380,9 @@ BEGIN
                 IF NOT FOUND THEN
                     INSERT INTO public.tokens (action, account) VALUES (expired.action, owner.id)
                     RETURNING id INTO other;
-                    INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
-                    VALUES (token, 0, 'skipped', 'by hand', 'renewed as token ' || other || reason, p_worker);
+                    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, detail, worker)
+                    VALUES (token, mailroom.rejected_as(token), 0, 'skipped', 'by hand',
+                            'renewed as token ' || other || reason, p_worker);
                     outcome := 'renewed';
                 END IF;
             END IF;
@@ -389,8 +411,8 @@ BEGIN
         outcome := 'not dead';
         IF mailroom.is_dead(token) THEN
             outcome := 'dropped';
-            INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail, worker)
-            VALUES (token, 0, 'skipped', 'by hand',
+            INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, detail, worker)
+            VALUES (token, mailroom.rejected_as(token), 0, 'skipped', 'by hand',
                     'dropped by hand' || coalesce(': ' || nullif(p_reason, ''), ''), p_worker);
         END IF;
         RETURN NEXT;
@@ -452,7 +474,7 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
     SELECT d.id, d.token, t.action::text, a.email, a.login, d.attempt, d.outcome,
            d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
-    LEFT JOIN public.tokens t ON t.id = d.token
+    LEFT JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
     LEFT JOIN public.accounts a ON a.id = t.account
     WHERE d.id < p_before AND d.id >= p_before - p_look
       AND (p_outcome IS NULL OR d.outcome = p_outcome)

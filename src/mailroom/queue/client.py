@@ -31,11 +31,12 @@ from mailroom.queue.start_check import check_schema, check_sessions
 LATE_SHARE: Final = 1 / 3
 
 CLAIM: Final = (
-    "SELECT lease, generation, token, action, email, login, secret, code FROM mailroom.claim(%s, %s, %s, %s)"
+    "SELECT lease, uuid_send(key), generation, token, action, email, login, secret, code"
+    " FROM mailroom.claim(%s, %s, %s, %s)"
 )
 SETTLE: Final = "SELECT mailroom.settle(%s, %s, %s)"
-RENEW: Final = "SELECT mailroom.renew(%s::bigint[], %s::integer[], %s)"
-RELEASE: Final = "SELECT mailroom.release(%s, %s::bigint[])"
+RENEW: Final = "SELECT mailroom.renew(%s::bigint[], %s::uuid[], %s)"
+RELEASE: Final = "SELECT mailroom.release(%s, %s::uuid[])"
 RING: Final = "SELECT pg_notify(%s, %s)"
 NEXT_DUE: Final = "SELECT mailroom.next_due()"
 BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog()"
@@ -104,7 +105,7 @@ class Queue:
         while True:
             if self._forgotten:
                 # A claim whose answer was lost may have made leases that this worker does not know.
-                await self._claims.ask(RELEASE, [self.worker, list(self._held)])
+                await self._claims.ask(RELEASE, [self.worker, [lease.key for lease in self.held]])
                 self._forgotten = False
             if self._is_late():
                 await self.renew()
@@ -136,7 +137,7 @@ class Queue:
         have settled the lease.
         """
         rows = await self._settlings.ask(
-            SETTLE, [lease.id, lease.generation, None if tokens is None else list(tokens)]
+            SETTLE, [lease.id, lease.key, None if tokens is None else list(tokens)]
         )
         settled: bool = rows[0][0]
         if self.let_go(lease) and not (settled or again):
@@ -157,10 +158,10 @@ class Queue:
         if not leases:
             return
         asked_at = time.monotonic()
-        ids, generations = [lease.id for lease in leases], [lease.generation for lease in leases]
-        ours = {row[0] for row in await self._settlings.ask(RENEW, [ids, generations, LEASE_MS])}
+        ids, keys = [lease.id for lease in leases], [lease.key for lease in leases]
+        ours = {row[0] for row in await self._settlings.ask(RENEW, [ids, keys, LEASE_MS])}
         for lease in leases:
-            if lease.id in ours:
+            if lease.key in ours:
                 lease.valid_until = asked_at + LEASE_MS / 1000
             elif self.let_go(lease):
                 log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
@@ -177,7 +178,9 @@ class Queue:
         self._held = {lease.id: lease for lease in keep if self._held.get(lease.id) is lease}
         if not self._ever_claimed:
             return 0
-        freed: int = (await self._claims.ask(RELEASE, [self.worker, list(self._held)]))[0][0]
+        freed: int = (await self._claims.ask(RELEASE, [self.worker, [lease.key for lease in self.held]]))[0][
+            0
+        ]
         if freed:
             await self.ring(freed)
         return freed
@@ -204,7 +207,7 @@ class Queue:
         await self._settlings.close()
 
     def let_go(self, lease: Lease) -> bool:
-        """Stop holding a lease; False if it was not held, or is held in a later generation."""
+        """Stop holding a lease; False if it was not held, or another one has its id."""
         if self._held.get(lease.id) is not lease:
             return False
         del self._held[lease.id]

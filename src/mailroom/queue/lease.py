@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 from mailroom.actions import BY_NAME
 from mailroom.errors import WireError
@@ -32,15 +34,27 @@ class Claimed(NamedTuple):
     secret: bytes
     code: str
 
+    @property
+    def fingerprint(self) -> bytes:
+        """What names the token with its id, which a failover can give to another token."""
+        return sha256(self.secret).digest()[:8]
+
     def __repr__(self) -> str:
         return f"Claimed(token={self.token}, action={self.action!r}, …)"
 
 
 @dataclass(slots=True)
 class Lease:
-    """Tokens that this worker holds until ``valid_until`` (of ``time.monotonic``), unless it renews them."""
+    """Tokens that this worker holds until ``valid_until`` (of ``time.monotonic``), unless it renews them.
+
+    Attributes:
+        id: where the database has it. After a failover another lease can have the same.
+        key: random, and new with each claim.
+        generation: how often it was claimed.
+    """
 
     id: int
+    key: UUID
     generation: int
     claimed: list[Claimed]
     valid_until: float
@@ -50,13 +64,13 @@ def read_leases(rows: Sequence[tuple[Any, ...]], valid_until: float) -> list[Lea
     """The leases in the rows of a claim.
 
     Args:
-        rows: lease, generation, and the fields of ``Claimed``; sorted by lease.
+        rows: lease, key as bytes, generation, and the fields of ``Claimed``; sorted by lease.
         valid_until: of ``time.monotonic``, for all of them.
     """
     as_claimed = partial(tuple.__new__, Claimed)  # a third of the time of _make
     return [
-        Lease(lease, generation, [as_claimed(row[2:]) for row in group], valid_until)
-        for (lease, generation), group in groupby(rows, itemgetter(0, 1))
+        Lease(lease, UUID(bytes=key), generation, [as_claimed(row[3:]) for row in group], valid_until)
+        for (lease, key, generation), group in groupby(rows, itemgetter(0, 1, 2))
     ]
 
 

@@ -23,8 +23,8 @@ CREATE TYPE mailroom.message AS (
 -- The scan of tokens must walk tokens_txid_id_idx with its bounds as index conditions, whatever the planner
 -- believes about a table that was not analysed yet: hence the settings.
 CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer)
-RETURNS TABLE (lease bigint, generation integer, token bigint, action text, email text, login text,
-               secret bytea, code text)
+RETURNS TABLE (lease bigint, key uuid, generation integer, token bigint, action text, email text,
+               login text, secret bytea, code text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
@@ -49,6 +49,7 @@ DECLARE
     skipped    integer := 0;
     wanted     integer;
     lease_id   bigint;
+    lease_key  uuid;
     up_to_date boolean := false;
 BEGIN
     IF p_tokens < 1 OR p_lease_tokens < 1 OR p_lease_ms < 1 THEN
@@ -83,14 +84,13 @@ BEGIN
             next_floor := least(next_floor, due.due_at);
             EXIT;
         END IF;
-        -- A sent token is settled, even if the worker that sent it had lost the lease by then. A token's
-        -- id can be given out again after a failover: what was sent before the token was made was another one.
+        -- A sent token is settled, even if the worker that sent it had lost the lease by then.
         unsettled := ARRAY(
             SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)
             LEFT JOIN public.tokens t ON t.id = p.id
             WHERE NOT EXISTS (SELECT FROM mailroom.deliveries d
                               WHERE d.token = p.id AND d.outcome = 'sent'
-                                AND d.at >= coalesce(t.created_at, '-infinity'))
+                                AND mailroom.is_of(d.fingerprint, t.secret))
             ORDER BY p.n);
         SELECT array_agg(ROW(t.id, t.action, a.email, a.login, t.secret, t.code, t.txid, false)::mailroom.message
                          ORDER BY p.n)
@@ -109,12 +109,12 @@ BEGIN
             CONTINUE;
         END IF;
         UPDATE mailroom.leases l
-        SET generation = due.generation + 1, worker = p_worker,
+        SET key = gen_random_uuid(), generation = due.generation + 1, worker = p_worker,
             tokens = ARRAY(SELECT m.token FROM unnest(messages) m),
             due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
-        WHERE l.id = due.id;
-        RETURN QUERY SELECT due.id, due.generation + 1, m.token, m.action, m.email, m.login, m.secret, m.code
-                     FROM unnest(messages) m;
+        WHERE l.id = due.id RETURNING l.key INTO lease_key;
+        RETURN QUERY SELECT due.id, lease_key, due.generation + 1, m.token, m.action, m.email, m.login,
+                            m.secret, m.code FROM unnest(messages) m;
         claimed := claimed + cardinality(messages);
     END LOOP;
 
@@ -184,8 +184,8 @@ BEGIN
             INSERT INTO mailroom.leases (tokens, worker, generation, due_at)
             VALUES (ARRAY(SELECT m.token FROM unnest(messages) m), p_worker, 1,
                     clock_timestamp() + p_lease_ms * interval '1 millisecond')
-            RETURNING id INTO lease_id;
-            RETURN QUERY SELECT lease_id, 1, m.token, m.action, m.email, m.login, m.secret, m.code
+            RETURNING id, key INTO lease_id, lease_key;
+            RETURN QUERY SELECT lease_id, lease_key, 1, m.token, m.action, m.email, m.login, m.secret, m.code
                          FROM unnest(messages) m;
             claimed := claimed + cardinality(messages);
         END IF;

@@ -5,16 +5,17 @@
 -- it may be mailed, and records the tokens that may not.
 
 CREATE TABLE mailroom.deliveries (
-    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    token      bigint      NOT NULL,
-    attempt    integer     NOT NULL,
-    outcome    text        NOT NULL,
-    result     text        NOT NULL DEFAULT '',
-    provider   text        NOT NULL DEFAULT '',
-    message_id text        NOT NULL DEFAULT '',
-    detail     text        NOT NULL DEFAULT '',
-    worker     text        NOT NULL DEFAULT '',
-    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    token       bigint      NOT NULL,
+    fingerprint bytea,
+    attempt     integer     NOT NULL,
+    outcome     text        NOT NULL,
+    result      text        NOT NULL DEFAULT '',
+    provider    text        NOT NULL DEFAULT '',
+    message_id  text        NOT NULL DEFAULT '',
+    detail      text        NOT NULL DEFAULT '',
+    worker      text        NOT NULL DEFAULT '',
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT deliveries_outcome_check
         CHECK (outcome IN ('sent', 'retried', 'rejected', 'expired', 'skipped', 'unknown'))
 );
@@ -28,6 +29,9 @@ COMMENT ON TABLE mailroom.deliveries IS
     '`mailroom prune` deletes old rows.';
 COMMENT ON COLUMN mailroom.deliveries.id IS 'The order of insertion.';
 COMMENT ON COLUMN mailroom.deliveries.token IS 'The token. It may have been deleted since.';
+COMMENT ON COLUMN mailroom.deliveries.fingerprint IS
+    'The fingerprint of the token''s secret. A token with the same id and another fingerprint is another token, '
+    'and the row does not belong to it. NULL if it is not known.';
 COMMENT ON COLUMN mailroom.deliveries.attempt IS
     'The number of the attempt, which is the lease''s generation; 0 for a person''s decision.';
 COMMENT ON COLUMN mailroom.deliveries.outcome IS
@@ -42,6 +46,21 @@ COMMENT ON COLUMN mailroom.deliveries.detail IS
     'The reason, in the provider''s words or Mailroom''s. It never holds a secret.';
 COMMENT ON COLUMN mailroom.deliveries.worker IS 'The worker or person that wrote the row.';
 COMMENT ON COLUMN mailroom.deliveries.at IS 'When the row was written.';
+
+-- After an asynchronous failover that lost the last commits, sequences go back: a new token gets the id of a
+-- lost one. A secret does not come again, and eight bytes of its digest do not tell it.
+CREATE FUNCTION mailroom.fingerprint(p_secret bytea) RETURNS bytea
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN substring(sha256(p_secret) FOR 8);
+COMMENT ON FUNCTION mailroom.fingerprint IS
+    'Returns the first 8 bytes of the SHA-256 of a token''s secret. With the id it names the token for ever.';
+
+CREATE FUNCTION mailroom.is_of(p_fingerprint bytea, p_secret bytea) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN coalesce(p_fingerprint = mailroom.fingerprint(p_secret), true);
+COMMENT ON FUNCTION mailroom.is_of IS
+    'Returns whether a row of the ledger with this fingerprint belongs to the token of its id that has this '
+    'secret. True if either is NULL: then only the id is known.';
 
 CREATE FUNCTION mailroom.refuse_update() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -78,10 +97,12 @@ COMMENT ON FUNCTION mailroom.why_not_mailable IS
 
 CREATE FUNCTION mailroom.record_skipped(p_tokens bigint[], p_attempt integer, p_worker text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    INSERT INTO mailroom.deliveries (token, attempt, outcome, detail, worker)
-    SELECT x.id, p_attempt, CASE x.why WHEN 'expired' THEN 'expired' ELSE 'skipped' END, x.why, p_worker
-    FROM (SELECT id, coalesce(mailroom.why_not_mailable(id), 'ineligible') AS why
-          FROM unnest(p_tokens) AS id) x
+    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
+    SELECT x.id, x.fingerprint, p_attempt, CASE x.why WHEN 'expired' THEN 'expired' ELSE 'skipped' END, x.why, p_worker
+    FROM (SELECT id, coalesce(mailroom.why_not_mailable(id), 'ineligible') AS why,
+                 coalesce((SELECT mailroom.fingerprint(t.secret) FROM public.tokens t WHERE t.id = u.id), '')
+                     AS fingerprint
+          FROM unnest(p_tokens) AS u (id)) x
 $$;
 COMMENT ON FUNCTION mailroom.record_skipped IS
     'Records in the ledger that these tokens may not be mailed any more: expired, or skipped with the reason.';

@@ -50,7 +50,7 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
     SELECT d.id, d.token, t.action::text, a.email, a.login, d.attempt, d.outcome,
            d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
-    LEFT JOIN public.tokens t ON t.id = d.token
+    LEFT JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
     LEFT JOIN public.accounts a ON a.id = t.account
     WHERE d.id < p_before AND d.id >= p_before - p_look
       AND (p_outcome IS NULL OR d.outcome = p_outcome)

@@ -62,7 +62,10 @@ RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provide
                detail text, worker text, at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
-    FROM mailroom.deliveries d WHERE d.token = ANY (p_tokens) ORDER BY d.id
+    FROM mailroom.deliveries d
+    LEFT JOIN public.tokens t ON t.id = d.token
+    WHERE d.token = ANY (p_tokens) AND mailroom.is_of(d.fingerprint, t.secret)
+    ORDER BY d.id
 $$;
 COMMENT ON FUNCTION mailroom.deliveries_of IS
     'Returns the ledger''s rows of these tokens, in the order of insertion.';

@@ -13,9 +13,10 @@ from mailroom.queue.lease import Lease
 
 RECORD: Final = (
     "SELECT token, outcome, settled, age FROM mailroom.record("
-    "%s, %s, %s, %s, %s::bigint[], %s::text[], %s::text[], %s::text[], %s, %s)"
+    "%s, %s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s, %s)"
 )
 HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
+LOST: Final = "lost"
 LEAVE: Final = "SELECT mailroom.leave(%s)"
 
 log = EventLogger("queue")
@@ -48,17 +49,21 @@ async def record(
         retry_limit: after this number of failures without a stated reason a token is rejected.
 
     Returns:
-        For each token its record in the ledger.
+        For each token its record in the ledger; none for a token that the database lost in a failover, and
+        whose id another token has now.
     """
+    fingerprints = {claimed.token: claimed.fingerprint for claimed in lease.claimed}
     given = [one or Answer(Result.TRANSIENT) for one in answers.values()]
     rows = await queue.ask(
         RECORD,
         [
             lease.id,
+            lease.key,
             lease.generation,
             queue.worker,
             provider,
             list(answers),
+            [fingerprints[token] for token in answers],
             [one.result.value if one else "" for one in answers.values()],
             [one.message_id for one in given],
             [one.detail for one in given],
@@ -68,7 +73,10 @@ async def record(
     )
     if queue.let_go(lease) and not all(row[2] for row in rows):
         log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
-    return {row[0]: Recorded(row[1], row[3]) for row in rows}
+    recorded = {row[0]: Recorded(row[1], row[3]) for row in rows if row[1] != LOST}
+    if lost := len(rows) - len(recorded):
+        log.warning("tokens_lost", lease=lease.id, tokens=lost, reason="a failover gave their ids again")
+    return recorded
 
 
 async def heartbeat(queue: Queue, trouble: str) -> None:
