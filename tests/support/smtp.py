@@ -52,6 +52,7 @@ class MailServer:
         self._starttls = starttls
         self._smtputf8 = smtputf8
         self._answers: list[tuple[str, str, str]] = []
+        self.session_limit: tuple[int, str, str] | None = None
 
     def answer(self, step: str, reply: str, recipient: str = "") -> None:
         """Answer a step so: banner, EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, RSET, or message (its last dot).
@@ -62,6 +63,10 @@ class MailServer:
             recipient: only when it is this one's turn.
         """
         self._answers.append((step, reply, recipient))
+
+    def limit_sessions(self, mails: int, step: str, reply: str) -> None:
+        """Answer a step so in a session that has taken this number of mails."""
+        self.session_limit = (mails, step, reply)
 
     def forget_answers(self) -> None:
         """Answer as a server should."""
@@ -94,6 +99,7 @@ class _Scripted(SMTP):
         super().__init__(self, **options)
         self._owner = owner
         self._greeted = False
+        self._taken = 0
         owner.protocols.append(self)
 
     async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
@@ -101,6 +107,7 @@ class _Scripted(SMTP):
         if planned := await self._planned("message", recipient):
             return planned
         assert isinstance(envelope.content, bytes)
+        self._taken += 1
         self._owner.mails.append(Received(str(envelope.mail_from), recipient, envelope.content))
         return "250 OK"
 
@@ -128,6 +135,8 @@ class _Scripted(SMTP):
 
     async def _planned(self, step: str, recipient: str) -> str:
         planned = self._owner.planned(step, recipient)
+        if (limit := self._owner.session_limit) and self._taken >= limit[0] and step == limit[1]:
+            planned = limit[2]
         if planned == DROP:
             self.abort()
         if planned in (DROP, HANG):

@@ -6,12 +6,12 @@ Codes and statuses are those of SES's API version 2010-12-01, and the errors com
 from __future__ import annotations
 
 import re
-from email.utils import parseaddr
 from typing import Final
 
 from botocore import exceptions as aws
 
 from mailroom.answers import Answer, Result, Scope
+from mailroom.transports.refusals import is_unverified
 from mailroom.transports.transport import DAILY_QUOTA
 
 REJECTED: Final = (Result.REJECTED, Scope.CALL)
@@ -159,11 +159,7 @@ def _class_of(error: Exception, code: str, words: str, status: int) -> tuple[Res
 
 def _names_sender(words: str, source: str) -> bool:
     """Whether a rejection is about the sender's identity, so that every mail would get it."""
-    address = parseaddr(source)[1].lower()
-    words = words.lower()
     # Not within an address, which may be a recipient's.
-    if re.search("paused|suspended", re.sub(r"\S+@\S+", "", words)):
+    if re.search("paused|suspended", re.sub(r"\S+@\S+", "", words), re.IGNORECASE):
         return True
-    domain = address.rpartition("@")[2]
-    named = re.findall(r"[^\s,;<>\"']+", words.partition("not verified")[2])
-    return address in named or domain in named
+    return is_unverified(words, source)

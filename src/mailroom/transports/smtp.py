@@ -1,8 +1,9 @@
 """Sends over SMTP: renders one mail for each recipient, and keeps a few connections open.
 
 Each step of the protocol is separate, so that each failure is classified by its step. Nothing is retried
-here. After a trouble that affects every mail, the rest of a call gets the same answer without a try; mails
-sent before it keep their answers.
+here, except that a session which has taken mail and then refuses is replaced at once, and the refused mail
+is tried in the new session: many servers limit the mails of a session. After a trouble that affects every
+mail, the rest of a call gets the same answer without a try; mails sent before it keep their answers.
 
 A mail is UNKNOWN when the connection is lost between its last byte and the server's reply, since the server
 may have accepted it.
@@ -26,21 +27,18 @@ from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError, TransportError
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.templates import checks, mails, sources
+from mailroom.transports import smtp_answers
 from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
 from mailroom.transports.redaction import MAX_DETAIL, shortened
-from mailroom.transports.transport import CONNECT_TIMEOUT_S, DAILY_QUOTA
+from mailroom.transports.refusals import about_sender, is_unverified
+from mailroom.transports.transport import CONNECT_TIMEOUT_S
 from mailroom.wire import Message
 
 # Servers close connections that are idle or in use for long; this closes them first.
 MAX_IDLE_S: Final = 30.0
 MAILS_PER_CONNECTION: Final = 100
 MAX_WAITS: Final = 2
-# Authentication required, credentials invalid, encryption required (RFC 4954).
-ACCESS_REFUSED: Final = (530, 535, 538)
-
-# SES: "454 Throttling failure: Maximum sending rate exceeded"; elsewhere 4.7.28 is a limit on the rate.
-_THROTTLE: Final = re.compile(r"throttl|\brate|\btoo (many|fast)|\b4\.7\.28\b", re.IGNORECASE)
 
 
 class _Trouble(Exception):
@@ -54,18 +52,39 @@ class _Trouble(Exception):
         self.own = own or self.others
 
 
+class _SessionOver(Exception):
+    """A session in use refuses what the server may accept in a new one."""
+
+
 class _Connection:
-    """A connection to the server, with its last use and the number of its mails."""
+    """A connection to the server, with its last use, and how many mails it tried and took.
+
+    Attributes:
+        is_over: it is to be replaced before the next mail.
+    """
 
     def __init__(self, smtp: smtplib.SMTP) -> None:
-        self.smtp = smtp
-        self.mails = 0
+        self._begin(smtp)
         self.used_at = time.monotonic()
+
+    def _begin(self, smtp: smtplib.SMTP) -> None:
+        self.smtp = smtp
+        self.mails = self.taken = 0
+        self.is_over = False
+
+    def replace(self, smtp: smtplib.SMTP) -> None:
+        """Quit this session, and go on in another one."""
+        self.quit()
+        self._begin(smtp)
 
     def fit(self) -> bool:
         """Whether it can be used for another mail."""
         if time.monotonic() - self.used_at > MAX_IDLE_S or self.mails >= MAILS_PER_CONNECTION:
             return False
+        return not self.is_over and self.reset()
+
+    def reset(self) -> bool:
+        """Abort the current mail, if there is one; False if the session is over."""
         with contextlib.suppress(OSError):
             return self.smtp.rset()[0] == 250
         return False
@@ -136,10 +155,18 @@ class SmtpTransport:
                         slow = Answer(Result.TRANSIENT, "not begun: the server is slow")
                         answers += [slow] * (len(messages) - len(answers))
                         break
-                    answers.append(self._deliver(connection.smtp, message))
+                    if connection.is_over:
+                        connection.replace(self._open())
+                    try:
+                        answers.append(self._deliver(connection, message))
+                    except _SessionOver:
+                        connection.replace(self._open())
+                        answers.append(self._deliver(connection, message))
                     connection.mails += 1
-                    if answers[-1].result is not Result.SENT:
-                        self._reset(connection.smtp)
+                    if answers[-1].result is Result.SENT:
+                        connection.taken += 1
+                    else:
+                        connection.is_over = not connection.reset()
         except _Trouble as trouble:
             rest = len(messages) - len(answers)
             answers += [trouble.own, *[trouble.others] * rest][:rest]
@@ -182,9 +209,10 @@ class SmtpTransport:
         try:
             return self._handshake()
         except smtplib.SMTPResponseException as error:
-            words = self._words(error.smtp_code, error.smtp_error)
-            refused = isinstance(error, smtplib.SMTPAuthenticationError) and error.smtp_code >= 500
-            raise _Trouble(Result.PAUSED if refused else _temporary(words), words) from None
+            words = shortened(self._hidden(error.smtp_code, error.smtp_error), ())
+            is_login = isinstance(error, smtplib.SMTPAuthenticationError)
+            result, _ = smtp_answers.of_opening(error.smtp_code, words, is_login=is_login)
+            raise _Trouble(result, words) from None
         except (smtplib.SMTPServerDisconnected, ssl.SSLEOFError) as error:
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
         except ssl.SSLCertVerificationError as error:
@@ -221,20 +249,24 @@ class SmtpTransport:
             undo.pop_all()
         return smtp
 
-    def _deliver(self, smtp: smtplib.SMTP, message: Message) -> Answer:
+    def _deliver(self, connection: _Connection, message: Message) -> Answer:
         """Send one mail.
 
         Raises:
+            _SessionOver: it can be tried in a new session.
             _Trouble: the rest of the call would get the same answer.
         """
+        smtp = connection.smtp
         try:
             local, domain = wire_address(message.email)
         except ValueError as error:
-            return Answer(Result.REJECTED, str(error))
+            return Answer(Result.REJECTED, str(error), is_ours=True)
         extensions = [] if local.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
         if extensions and not smtp.has_extn("smtputf8"):
             return Answer(
-                Result.REJECTED, "the address is not ASCII, and the server does not support SMTPUTF8"
+                Result.REJECTED,
+                "the address is not ASCII, and the server does not support SMTPUTF8",
+                is_ours=True,
             )
         try:
             mail = mails.render(self._templates[message.action], message)
@@ -242,30 +274,45 @@ class SmtpTransport:
             raise _Trouble(Result.PAUSED, str(error), Scope.ACTION) from None
         message_id = f"{uuid4()}@{self._domain}"
         content = compose(mail, self._sender, Address("", local, domain), message_id)
+        is_sender = False
         try:
-            code, words = smtp.mail(self._sender.addr_spec, extensions)
+            code, reply = smtp.mail(self._sender.addr_spec, extensions)
             if code != 250:
-                detail = self._words(code, words, message, domain)
-                if code >= 500 and extensions:  # the recipient's address is refused, not the sender's
-                    return Answer(Result.REJECTED, detail)
-                raise _Trouble(Result.PAUSED if code >= 500 else _temporary(detail), detail)
-            code, words = smtp.rcpt(f"<{local}@{domain}>")
-            if code in (250, 251):
-                code, words = smtp.docmd("DATA")
-                if code == 354:
-                    smtp.send(re.sub(rb"(?m)^\.", b"..", content) + b".\r\n")
-                    code, words = self._final_reply(smtp)
-                    if 200 <= code < 300:
-                        return Answer(Result.SENT, message_id=message_id)
+                is_sender = True
+            else:
+                code, reply = smtp.rcpt(f"<{local}@{domain}>")
+                if code in (250, 251):
+                    code, reply = smtp.docmd("DATA")
+                    if code == 354:
+                        smtp.send(re.sub(rb"(?m)^\.", b"..", content) + b".\r\n")
+                        code, reply = self._final_reply(smtp)
+                        if 200 <= code < 300:
+                            return Answer(Result.SENT, message_id=message_id)
         except OSError as error:
+            if connection.mails and not _timed_out(error):
+                raise _SessionOver from None
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
-        detail = self._words(code, words, message, domain)
-        if code in ACCESS_REFUSED:  # some servers report it only now
-            raise _Trouble(Result.PAUSED, detail)
-        if code >= 500:
-            return Answer(Result.REJECTED, detail)
-        result = _temporary(detail)
-        if result is Result.TRANSIENT and 400 <= code != 421:
+        return self._refused(connection, code, reply, message, is_sender=is_sender)
+
+    def _refused(
+        self, connection: _Connection, code: int, reply: bytes, message: Message, *, is_sender: bool
+    ) -> Answer:
+        """The answer to a refused mail; raises what ``_deliver`` does."""
+        local, domain = wire_address(message.email)
+        words = self._hidden(code, reply, message, domain)
+        detail = shortened(words, [message.code])
+        # The recipient's domain may hold any words.
+        words = words.replace(domain, "<domain>") if domain != self._domain else words
+        is_used = connection.taken or (connection.mails and code == 421)
+        if is_used and smtp_answers.ends_session(code, words, is_sender=is_sender):
+            raise _SessionOver
+        if is_sender and code >= 500 and not local.isascii() and not about_sender(words):
+            return Answer(Result.REJECTED, detail)  # for the extension that this address needs
+        result, scope = (smtp_answers.of_sender if is_sender else smtp_answers.of_mail)(code, words)
+        said, source = reply.decode(errors="replace"), self._sender.addr_spec
+        if result is Result.REJECTED and is_unverified(said, source):
+            result, scope = smtp_answers.PAUSED
+        if scope is Scope.RECIPIENT:
             return Answer(result, detail)
         raise _Trouble(result, detail)
 
@@ -280,20 +327,13 @@ class SmtpTransport:
             raise _Trouble(Result.TRANSIENT, f"connection lost: {detail}", own=lost)
         return code, words
 
-    def _reset(self, smtp: smtplib.SMTP) -> None:
-        try:
-            code, words = smtp.rset()
-        except OSError as error:
-            raise _Trouble(Result.TRANSIENT, self._text(error)) from None
-        if code != 250:
-            raise _Trouble(Result.TRANSIENT, self._words(code, words))
-
     def _text(self, error: OSError) -> str:
         return f"{self._server.host}: {' '.join(str(error).split())}"[:MAX_DETAIL]
 
-    def _words(self, code: int, words: bytes | str, message: Message | None = None, domain: str = "") -> str:
-        """The server's words, without secrets and addresses, which it may quote."""
-        text = words.decode(errors="replace") if isinstance(words, bytes) else words
+    def _hidden(self, code: int, reply: bytes | str, message: Message | None = None, domain: str = "") -> str:
+        """The server's words on one line, without secrets and addresses, which it may quote."""
+        text = reply.decode(errors="replace") if isinstance(reply, bytes) else reply
+        text = re.sub(r"\n[245]\.\d{1,3}\.\d{1,3} ", " ", text)  # repeated on each line
         hidden = [(self._server.password, "<password>")]
         if message:
             local = message.email.rpartition("@")[0]
@@ -302,11 +342,9 @@ class SmtpTransport:
         for word, stand_in in hidden:
             if word:
                 text = re.sub(f"<{re.escape(word)}>|{re.escape(word)}", stand_in, text, flags=re.IGNORECASE)
-        return shortened(f"{code} {text}", [message.code] if message else ())
+        return " ".join(f"{code} {text}".split())
 
 
-def _temporary(words: str) -> Result:
-    """The class of a temporary refusal."""
-    if DAILY_QUOTA in words.lower():
-        return Result.PAUSED
-    return Result.THROTTLED if _THROTTLE.search(words) else Result.TRANSIENT
+def _timed_out(error: OSError) -> bool:
+    """Whether the server said nothing; smtplib hides it behind another error."""
+    return isinstance(error, TimeoutError) or isinstance(error.__context__, TimeoutError)
