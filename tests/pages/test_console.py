@@ -21,10 +21,12 @@ from psycopg import sql
 
 from mailroom.console.chart import draw, scale
 from mailroom.console.ledger import KEPT, MAX_COUNTED, STEP_S, Interval, Traffic, recent
+from mailroom.console.pages import DECIDED, LOOKS
 from mailroom.console.server import ConsoleError, ConsoleServer
 from mailroom.console.snapshot import Snapshot, Snapshots
 from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseError
+from mailroom.operations.verdicts import Outcome, StoryVerdict
 from mailroom.settings.collector import QueueSettings
 from support.inbox import HttpAnswer, ask
 from support.processes import PATIENCE_S, environment, without
@@ -205,6 +207,71 @@ def test_the_story_of_a_mail(db: Db, console: ConsoleServer) -> None:
     assert "no account or token matches 'nobody'" in text(page(console, "/why?who=nobody"))
     assert "Find a mail" in page(console, "/why?who=%00")
     assert HOSTILE not in page(console, f"/why?who={HOSTILE}")
+
+
+def test_every_outcome_has_its_page(db: Db, console: ConsoleServer) -> None:
+    allowed = db.execute(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'deliveries_outcome_check'"
+    ).fetchall()
+    assert set(Outcome) == set(re.findall(r"'(\w+)'", allowed[0][0]))
+    tokens = {outcome: sign_up(db, outcome) for outcome in Outcome}
+    for outcome, token in tokens.items():
+        db.execute(
+            "INSERT INTO mailroom.deliveries (token, attempt, outcome) VALUES (%s, 1, %s)", [token, outcome]
+        )
+    for path in ("/", "/live", "/?before=9", "/dead"):
+        page(console, path)
+    for outcome, token in tokens.items():
+        for path in ("/", "/live"):
+            assert f"/why?who={token}" in page(console, f"{path}?outcome={outcome}")
+        assert outcome in text(page(console, f"/why?who={token}"))
+
+
+def test_every_verdict_has_its_page(db: Db, console: ConsoleServer) -> None:
+    tokens = {verdict: sign_up(db, verdict.replace(" ", "-")) for verdict in StoryVerdict}
+    held = claim(db, 100)
+    assert list(tokens.values()) == [token for lease in held for token in lease.tokens]
+    db.execute("DELETE FROM mailroom.leases")
+    for verdict, row in {
+        StoryVerdict.SENT: ("sent", "", ""),
+        StoryVerdict.UNSETTLED: ("retried", "transient", ""),
+        StoryVerdict.REJECTED: ("rejected", "rejected", ""),
+        StoryVerdict.NOT_SENT: ("skipped", "", "suspended"),
+        StoryVerdict.RENEWED: ("skipped", "by hand", "renewed as token 9"),
+        StoryVerdict.DROPPED: ("skipped", "by hand", "dropped by hand"),
+        StoryVerdict.RETRYING: ("retried", "transient", ""),
+    }.items():
+        db.execute(
+            "INSERT INTO mailroom.deliveries (token, attempt, outcome, result, detail)"
+            " VALUES (%s, 1, %s, %s, %s)",
+            [tokens[verdict], *row],
+        )
+    for verdict, worker in ((StoryVerdict.IN_FLIGHT, "w"), (StoryVerdict.RETRYING, "")):
+        db.execute(
+            "INSERT INTO mailroom.leases (tokens, worker, generation, due_at)"
+            " VALUES (ARRAY[%s::bigint], %s, 1, now() + interval '1 hour')",
+            [tokens[verdict], worker],
+        )
+    refused = tokens[StoryVerdict.NOT_HANDED_OUT]
+    db.execute("UPDATE accounts SET status = 'active' WHERE login = 'not-handed-out'")
+    db.execute("UPDATE tokens SET created_at = now() + interval '1 second' WHERE id = %s", [refused])
+    tokens[StoryVerdict.WAITING] = sign_up(db, "waiting-again")
+    shown = {
+        verdict: re.findall(
+            r'<span class="badge [a-z]*">([a-z ]+)</span>', page(console, f"/why?who={token}")
+        )
+        for verdict, token in tokens.items()
+    }
+    assert {verdict: [verdict] for verdict in StoryVerdict} == shown
+
+
+def test_every_decision_is_shown(db: Db, console: ConsoleServer) -> None:
+    for decision in DECIDED:
+        assert "Token 7:" in text(page(console, f"/dead?decided=7.{decision}"))
+
+
+def test_every_badge_has_a_look() -> None:
+    assert {*Outcome, *StoryVerdict} == set(LOOKS)
 
 
 def test_pause_and_resume(db: Db, console: ConsoleServer) -> None:

@@ -774,7 +774,8 @@ def test_the_senders_identity(box: Inbox, sending: dict[str, str]) -> None:
     assert ["sender"] == faults(the_account(sending, SES_SOURCE="noreply@localhost"))
     box.account.identities = None
     assert WARNING is the_account(sending, SES_SOURCE="noreply@localhost")["sender"].state
-    assert FAULT is the_account(sending, SES_SOURCE="noreply@-ü-.example")["sender"].state
+    found = the_account(sending, SES_SOURCE="noreply@-ü-.example")
+    assert (FAULT, SKIPPED) == (found["MAILROOM_SES_SOURCE"].state, found["sender"].state)
 
 
 def test_the_configuration_set(box: Inbox, sending: dict[str, str]) -> None:
@@ -903,7 +904,8 @@ def test_templates_and_sender_of_smtp(sending: dict[str, str], tmp_path: Path) -
     with mail_server() as server:
         variables = {"TRANSPORT": by_smtp(server), "TEMPLATES": str(tmp_path / "files")}
         assert WARNING is the_account(sending, **variables, SES_SOURCE="noreply@localhost")["sender"].state
-        assert ["sender"] == faults(the_account(sending, **variables, SES_SOURCE="nö@example.com"))
+        findings = the_account(sending, **variables, SES_SOURCE="nö@example.com")
+        assert ["MAILROOM_SES_SOURCE"] == faults(findings)
         (tmp_path / "files" / "activation.txt").write_text("{{nickname}}")
         findings = the_account(sending, **variables)
         assert (["templates"], SKIPPED) == (faults(findings), findings["sender"].state)
@@ -922,8 +924,8 @@ def test_the_output_folder(sending: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         findings = the_account(sending, SES_OUTPUT_PATH=str(path))
-        assert ["output-folder"] == faults(findings)
-        assert "MAILROOM_SES_OUTPUT_PATH" in findings["output-folder"].remedy
+        assert ["MAILROOM_SES_OUTPUT_PATH"] == faults(findings)
+        assert SKIPPED is findings["output-folder"].state
 
 
 def test_mails_that_were_set_aside(sending: dict[str, str], tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def test_other_encodings(server_url: str, encoding: str, tmp_path: Path) -> None
 
 def test_an_option_that_libpq_does_not_know(database: str) -> None:
     assert "MAILROOM_DATABASE_URL" in refused(database + " sslmode=perhaps")
+    assert "MAILROOM_DATABASE_URL" in refused(database + " port=1,2")
+    assert "MAILROOM_DATABASE_URL" in refused("service=nowhere")
 
 
 def test_a_wrong_password(own_server: PostgresServer) -> None:

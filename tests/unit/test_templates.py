@@ -276,12 +276,6 @@ def folder_with(folder: Path, **sources: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("value", ["{{login}}", "a{", "}b", "back\\", "two\nlines", "\x00", " "])
-def test_a_constant_cannot_be_code(value: str) -> None:
-    with pytest.raises(TemplateError, match=r"^MAILROOM_APP_NAME: .* cannot be put into a template"):
-        load(None, {"app_name": value})
-
-
 def test_a_constant_is_escaped_in_html_alone(tmp_path: Path) -> None:
     source = "{{app_name}}|{{ app_name }}|{{{app_name}}}|{{&app_name}}|{{login}}"
     folder = folder_with(tmp_path, subject=source, text=source, html=source)

@@ -36,6 +36,7 @@ from mailroom.cli.templates import templates
 from mailroom.cli.token import token
 from mailroom.cli.why import why
 from mailroom.errors import MailroomError, OutputClosed, SettingsError, TokenError
+from mailroom.settings.variables import clerical_fault
 
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
 
@@ -113,11 +114,20 @@ def _print_error(error: MailroomError) -> None:
         click.echo(f"{click.style('Try:', bold=True)} {error.hint}", err=True, color=_colour())
 
 
+class _Word(click.Choice[str]):
+    """A choice whose value may come from a file of variables, as other settings do."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if fault := clerical_fault(value := value.strip()):
+            self.fail(f"{value!r} {fault}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mailroom")
 @click.option(
     "--log-format",
-    type=click.Choice(["text", "json"]),
+    type=_Word(["text", "json"]),
     default="text",
     show_default=True,
     envvar="MAILROOM_LOG_FORMAT",
@@ -126,7 +136,7 @@ def _print_error(error: MailroomError) -> None:
 )
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    type=_Word(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
     envvar="MAILROOM_LOG_LEVEL",

@@ -16,7 +16,6 @@ import psycopg
 from mailroom.database.sync import one, rows
 from mailroom.operations.story import PROVIDERS, mask, plain
 
-OUTCOMES: Final = ("sent", "retried", "unknown", "rejected", "expired", "skipped")
 PAGE: Final = 50
 # The number of rows in which an outcome is searched for at a time.
 LOOK: Final = 20_000

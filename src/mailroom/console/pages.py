@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -13,32 +13,36 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mailroom.console.chart import HEIGHT, draw, heights
-from mailroom.console.ledger import LOOK, MINUTE, OUTCOMES, STEP_S, Interval, Recent, recent, summed
+from mailroom.console.ledger import LOOK, MINUTE, STEP_S, Interval, Recent, recent, summed
 from mailroom.console.reader import ConsoleReader
 from mailroom.console.snapshot import Look, Snapshot, Snapshots
 from mailroom.operations.dead import NEWEST, WHY_NOT, Decided, dead_letters
 from mailroom.operations.reports import UnknownPerson, stories
 from mailroom.operations.story import span, utc
+from mailroom.operations.verdicts import Outcome, StoryVerdict
 from mailroom.queue.pulse import COUNT_LIMIT
 from mailroom.settings.sender import MAX_RATE
 from mailroom.web.pages import Pages
 
 DRAWN: Final = 10 * MINUTE
 DEAD_PAGE: Final = 50
-# The look of a verdict or an outcome; others are plain.
-LOOKS: Final = {
-    "sent": "good",
-    "renewed": "good",
-    "in flight": "accent",
-    "waiting": "accent",
-    "retried": "warn",
-    "retrying": "warn",
-    "unknown": "warn",
-    "unsettled": "warn",
-    "rejected": "bad",
-    "expired": "bad",
-    "not sent": "bad",
-    "not handed out": "bad",
+# A badge's class; empty for a plain one.
+LOOKS: Final[Mapping[str, str]] = {
+    Outcome.SENT: "good",
+    Outcome.RETRIED: "warn",
+    Outcome.UNKNOWN: "warn",
+    Outcome.REJECTED: "bad",
+    Outcome.EXPIRED: "bad",
+    Outcome.SKIPPED: "",
+    StoryVerdict.IN_FLIGHT: "accent",
+    StoryVerdict.WAITING: "accent",
+    StoryVerdict.RETRYING: "warn",
+    StoryVerdict.UNSETTLED: "warn",
+    StoryVerdict.HANDED_OUT: "",
+    StoryVerdict.NOT_HANDED_OUT: "bad",
+    StoryVerdict.NOT_SENT: "bad",
+    StoryVerdict.RENEWED: "good",
+    StoryVerdict.DROPPED: "",
 }
 DECIDED: Final = {"retried", "renewed", "dropped", "valid", "not-dead", *WHY_NOT}
 _DECIDED: Final = re.compile(r"([0-9]{1,19})\.([a-z-]{1,20})(?:\.([0-9]{1,19}))?")
@@ -129,7 +133,7 @@ class ConsolePages:
         rows = [(row.shown(addresses=addresses), _moment(row.at)) for row in page.rows] if page else []
         drawn = snapshot.traffic[-DRAWN:] if snapshot else (None,) * DRAWN
         return await self._shared("/", look) | {
-            "outcomes": OUTCOMES,
+            "outcomes": list(Outcome),
             "outcome": outcome,
             "before": before,
             "addresses": addresses,
@@ -150,7 +154,7 @@ def _wanted(request: Request) -> tuple[str | None, int | None, bool]:
     """The requested outcome, the row before which the list begins, and whether to show addresses."""
     outcome = request.query_params.get("outcome", "")
     before = request.query_params.get("before", "")
-    if (outcome and outcome not in OUTCOMES) or (
+    if (outcome and outcome not in list(Outcome)) or (
         before and not (before.isascii() and before.isdigit() and 0 < int(before[:20]) < 2**63)
     ):
         raise HTTPException(404, "there is no such page")

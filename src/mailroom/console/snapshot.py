@@ -11,7 +11,7 @@ from typing import Final
 
 import psycopg
 
-from mailroom.console.ledger import KEPT, MINUTE, OUTCOMES, Interval, Recent, Traffic, recent, summed
+from mailroom.console.ledger import KEPT, MINUTE, Interval, Recent, Traffic, recent, summed
 from mailroom.console.reader import ConsoleReader
 from mailroom.database.sync import one
 from mailroom.errors import MailroomError
@@ -19,6 +19,7 @@ from mailroom.logs import EventLogger
 from mailroom.operations.dead import DeadCount, count
 from mailroom.operations.reports import WorkerStatus, paused, workers
 from mailroom.operations.story import Pause, counted
+from mailroom.operations.verdicts import Outcome
 from mailroom.outage import Outage
 from mailroom.queue.pulse import COUNT_LIMIT, PULSE, Pulse
 
@@ -157,7 +158,7 @@ class Snapshots:
         self._looked_at = time.monotonic()
         wanted = [
             outcome
-            for outcome in (None, *OUTCOMES)
+            for outcome in (None, *Outcome)
             if self._wanted.get(outcome, float("-inf")) > self._looked_at - WANTED_S
         ]
         try:

@@ -63,7 +63,8 @@ _PERMANENT_FAILURES: Final = (
     (r"permission denied for database", "GRANT CONNECT ON DATABASE to the user"),
     (r"(server does not support SSL|root certificate file|certificate verify failed)",
      "correct sslmode or sslrootcert in MAILROOM_DATABASE_URL"),
-    (r"invalid (port number|.* value)", "correct that option in MAILROOM_DATABASE_URL"),
+    (r"invalid (port number|.* value)|could not match \d+ |definition of service .* not found",
+     "correct that option in MAILROOM_DATABASE_URL"),
 )  # fmt: skip
 
 log = EventLogger("database")

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from botocore import exceptions as aws
 
 from mailroom.actions import ACTIONS, Action
+from mailroom.addresses import wire_address
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.report import Check, Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.doctor.ses_probe import SesProbe
 from mailroom.errors import TemplateError
 from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings
 from mailroom.templates import checks, mails, remote, sources
-from mailroom.transports.addresses import ascii_domain
 from mailroom.transports.ses_answers import CODES, THROTTLED
 from mailroom.transports.ses_client import DENIED, ERRORS, code_of
 from mailroom.transports.ses_credentials import resolve
@@ -135,10 +135,7 @@ def sending(probe: SesProbe) -> Finding:
 
 def sender(probe: SesProbe) -> Finding:
     """The sender's address is verified, or its domain, or a parent of the domain."""
-    try:
-        local, domain = ascii_domain(parseaddr(probe.settings.source)[1])
-    except ValueError as error:
-        return fault(f"the sender: {error}", "set MAILROOM_SES_SOURCE to a valid address")
+    local, domain = wire_address(parseaddr(probe.settings.source)[1])
     labels = domain.lower().split(".")
     above = [".".join(labels[at:]) for at in range(1, len(labels) - 1)]
     address = f"{local}@{domain}"

@@ -54,9 +54,8 @@ class SmtpProbe:
             raise self._error(
                 what, str(error), "for a private authority, set SSL_CERT_FILE to a file with its certificate"
             ) from None
-        except (OSError, UnicodeEncodeError) as error:
-            text = "user and password must be ASCII" if isinstance(error, ValueError) else str(error)
-            raise self._error(what, text or type(error).__name__, hint) from None
+        except OSError as error:
+            raise self._error(what, str(error) or type(error).__name__, hint) from None
 
     def _error(self, what: str, words: str, hint: str) -> TransportError:
         # A server may quote the password.

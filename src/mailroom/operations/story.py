@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from mailroom.operations.verdicts import ATTEMPTED, Outcome, StoryVerdict
+
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
 # The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
@@ -66,7 +68,7 @@ class TokenDelivery:
     @property
     def is_attempt(self) -> bool:
         """Whether it is the result of an attempt to send."""
-        return self.outcome in {"sent", "rejected", "retried", "unknown"} and not self.by_hand
+        return self.outcome in ATTEMPTED and not self.by_hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class MailState:
 class Story:
     """What happened to a mail: a verdict, its reason, and the events with their times."""
 
-    verdict: str
+    verdict: StoryVerdict
     conclusion: str
     events: tuple[tuple[datetime, str], ...]
     mail: MailState
@@ -228,48 +230,54 @@ def _events(mail: MailState) -> list[tuple[datetime, str]]:
     return events
 
 
-def _concluded(mail: MailState, stopped: str, troubles: Sequence[str]) -> tuple[str, str]:
+def _concluded(mail: MailState, stopped: str, troubles: Sequence[str]) -> tuple[StoryVerdict, str]:
     """The verdict and its reason; ``stopped`` is the reason why no mail at all is sent, if there is one."""
     for one in reversed(mail.deliveries):
-        if one.outcome == "sent":
-            return "sent", f"{one.by} accepted it at {utc(one.at)} as {one.message_id or '(no id)'}"
+        if one.outcome == Outcome.SENT:
+            return (
+                StoryVerdict.SENT,
+                f"{one.by} accepted it at {utc(one.at)} as {one.message_id or '(no id)'}",
+            )
     last = mail.deliveries[-1] if mail.deliveries else None
-    if last and last.outcome == "rejected":
+    if last and last.outcome == Outcome.REJECTED:
         tried = "" if last.result == "rejected" else f" after attempt {mail.attempts}, the last one"
-        return "rejected", f"at {utc(last.at)}{tried}: {last.by} answered: {last.why}"
-    if last and last.by_hand and last.outcome == "skipped":
-        rejections = [one for one in mail.deliveries if one.outcome == "rejected"]
+        return StoryVerdict.REJECTED, f"at {utc(last.at)}{tried}: {last.by} answered: {last.why}"
+    if last and last.by_hand and last.outcome == Outcome.SKIPPED:
+        rejections = [one for one in mail.deliveries if one.outcome == Outcome.REJECTED]
         said = f", after {rejections[-1].by} answered: {rejections[-1].why}" if rejections else ""
-        verdict = "renewed" if last.detail.startswith("renewed") else "dropped"
+        verdict = StoryVerdict.RENEWED if last.detail.startswith("renewed") else StoryVerdict.DROPPED
         return verdict, f"{last.detail}, at {utc(last.at)}{said}"
-    if last and last.outcome in {"expired", "skipped"}:
+    if last and last.outcome in {Outcome.EXPIRED, Outcome.SKIPPED}:
         return _hindered(mail, last.detail, last)
     if mail.lease_due_at:
         if mail.lease_worker and not mail.lease_is_due:
-            return "in flight", f"{plain(mail.lease_worker)} has claimed it, attempt {mail.attempt_in_hand}"
+            return (
+                StoryVerdict.IN_FLIGHT,
+                f"{plain(mail.lease_worker)} has claimed it, attempt {mail.attempt_in_hand}",
+            )
         if mail.why_not_mailable:
             return _hindered(mail, mail.why_not_mailable)
         if mail.lease_worker:
             ended = f"the lease of {plain(mail.lease_worker)} expired at {utc(mail.lease_due_at)}"
             return (
-                "waiting",
+                StoryVerdict.WAITING,
                 f"{ended} without an outcome; {stopped or 'the next worker that claims takes it over'}",
             )
         reasons = [_failed(mail, last)] if last else []
         if mail.held_back:
             reasons.append(_held_back(troubles))
         reasons.append(stopped or f"next attempt at {utc(mail.lease_due_at)}")
-        return "retrying", "; ".join(reasons)
+        return StoryVerdict.RETRYING, "; ".join(reasons)
     if mail.waits:
         if mail.why_not_mailable:
             return _hindered(mail, mail.why_not_mailable)
         return (
-            "waiting",
+            StoryVerdict.WAITING,
             stopped or "no worker has claimed it yet; `mailroom status` shows whether others are sent",
         )
     if last and not last.by_hand:
         return (
-            "unsettled",
+            StoryVerdict.UNSETTLED,
             f"attempt {mail.attempts} ended as {last.outcome} ({last.why}), and no lease holds it",
         )
     return _passed(mail)
@@ -279,7 +287,7 @@ def _failed(mail: MailState, last: TokenDelivery) -> str:
     """The ledger's last row, in words, for a mail that will be retried."""
     if last.by_hand:
         return f"it was rejected, and retried {last.detail}, at {utc(last.at)}"
-    if last.outcome == "unknown":
+    if last.outcome == Outcome.UNKNOWN:
         return f"the answer to attempt {mail.attempts} was lost ({last.why}), so it may arrive twice"
     return f"attempt {mail.attempts} failed: {last.why}"
 
@@ -290,43 +298,45 @@ def _held_back(troubles: Sequence[str]) -> str:
     return f"a worker claimed it and made no attempt ({why})"
 
 
-def _passed(mail: MailState) -> tuple[str, str]:
+def _passed(mail: MailState) -> tuple[StoryVerdict, str]:
     """The verdict on a token behind the cursor without a lease or a row in the ledger, and its reason."""
     since = utc(mail.status_changed_at) if mail.changed_since and mail.status_changed_at else ""
     if mail.why_not_mailable in {"suspended", "ineligible"} and not since:
         return _hindered(mail, mail.why_not_mailable)
     if mail.consumed_at:
-        return "handed out", f"{PIPE}; it was consumed at {utc(mail.consumed_at)}"
+        return StoryVerdict.HANDED_OUT, f"{PIPE}; it was consumed at {utc(mail.consumed_at)}"
     if since:
         over = f"it was passed over: the account has been {mail.status} since {since}"
-        return "handed out", f"{PIPE}; or {over}"
-    return "handed out", PIPE
+        return StoryVerdict.HANDED_OUT, f"{PIPE}; or {over}"
+    return StoryVerdict.HANDED_OUT, PIPE
 
 
-def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tuple[str, str]:
+def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tuple[StoryVerdict, str]:
     attempts = [one for one in mail.deliveries if one.is_attempt]
-    tried = max((number for number, one in enumerate(attempts, 1) if one.outcome != "rejected"), default=0)
+    tried = max(
+        (number for number, one in enumerate(attempts, 1) if one.outcome != Outcome.REJECTED), default=0
+    )
     waited = f", after attempt {tried} failed" if tried else " while it waited"
     turn = f" when its turn came, at {utc(row.at)}" if row else ""
     match why:
         case "expired":
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
-            return "not sent", f"the token expired{when}{waited}"
+            return StoryVerdict.NOT_SENT, f"the token expired{when}{waited}"
         case "consumed":
             when = f" at {utc(mail.consumed_at)}" if mail.consumed_at else ""
-            return "not sent", f"the token was consumed{when}{waited}"
+            return StoryVerdict.NOT_SENT, f"the token was consumed{when}{waited}"
         case "superseded":
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
             other = f"{mail.action} token" if mail.action else "token of its action"
-            return "not sent", f"another {other} was consumed, which ended this one{when}"
+            return StoryVerdict.NOT_SENT, f"another {other} was consumed, which ended this one{when}"
         case "suspended" if mail.status == "suspended":
-            return "not sent", "the account is suspended"
+            return StoryVerdict.NOT_SENT, "the account is suspended"
         case "suspended":
-            return "not sent", f"the account was suspended{turn}"
+            return StoryVerdict.NOT_SENT, f"the account was suspended{turn}"
         case "ineligible" if mail.action and mail.status != mail.needed_status:
-            verdict = "not sent" if tried else "not handed out"
+            verdict = StoryVerdict.NOT_SENT if tried else StoryVerdict.NOT_HANDED_OUT
             return verdict, f"the account is {mail.status}, and {mail.action} requires {mail.needed_status}"
         case "deleted":
-            return "not sent", "the token is gone: its account was deleted, or it was pruned"
+            return StoryVerdict.NOT_SENT, "the token is gone: its account was deleted, or it was pruned"
         case _:
-            return "not sent", f"the account's status did not fit the action{turn}"
+            return StoryVerdict.NOT_SENT, f"the account's status did not fit the action{turn}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,22 +33,27 @@ def _conninfo(text: str) -> str:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
+    if re.match(r"postgres(ql)?://", text) and re.search(r"\s", text):
+        raise ValueError("the value contains a blank; in a password, write %20 for it")
     try:
         given = {name: str(value) for name, value in conninfo_to_dict(text).items() if value is not None}
     except psycopg.ProgrammingError:
         # libpq's own message may quote the password.
         raise ValueError(
             "not a connection string; write postgresql://user:password@host:5432/database"
-            " (with special characters percent-encoded), or host=… dbname=… user=…"
+            " (with special characters percent-encoded, and libpq's own options only),"
+            " or host=… dbname=… user=…"
         ) from None
     if (
         "@" in given.get("host", "")[1:]  # the abstract name of a socket may begin with one
         or not given.get("port", "0").replace(",", "").isdigit()
         or ("@" in given.get("dbname", "") and "user" not in given)
+        or "://" in given.get("dbname", "")
     ):
         raise ValueError(
-            "libpq would read a part of the password as the host, the port or the database;"
-            " percent-encode special characters: %40 for @, %2F for /, %3A for :"
+            "libpq would read a part of the password, or a second address, as the host, the port or the"
+            " database; write one address, and percent-encode special characters: %40 for @, %2F for /,"
+            " %3A for :"
         )
     return text
 

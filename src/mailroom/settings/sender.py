@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from mailroom.actions import ACTIONS
+from mailroom.addresses import ascii_host
+from mailroom.settings.addresses import sender_address, web_address
 from mailroom.settings.variables import Variable, boolean, by_key, group, variable, whole
 
 MAX_RATE: Final = 1_000_000.0
@@ -56,22 +58,32 @@ def _rate(text: str) -> float | None:
 
 
 def _config_set(text: str) -> str:
-    return "" if text == "none" else text
+    return "" if text == "none" else _name(text)
 
 
-def _address(text: str) -> str:
-    from email.utils import parseaddr
+def _output_folder(text: str) -> Path:
+    folder = Path(text)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{str(path)!r} is not a folder; name a folder, which need not exist yet")
+    return folder
 
-    if not re.fullmatch("[^@\\s]+@[^@\\s]+", parseaddr(text)[1]) or not text.isprintable():
-        raise ValueError(f"{text!r} is not an address; write name@domain, or Name <name@domain>")
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
+        raise ValueError(
+            f"{text!r} is not a name in SES: write 1 to 64 characters, from A-Z, a-z, 0-9, - and _"
+        )
     return text
 
 
-def _web_address(text: str) -> str:
-    parts = urlsplit(text)
-    if text and not (parts.scheme in {"http", "https"} and parts.netloc and text.isprintable()):
-        raise ValueError(f"{text!r} is not a web address; write https://…")
-    return text.rstrip("/")
+def _constant(text: str) -> str:
+    # Handlebars cannot escape a brace in text, and a subject has one line.
+    if set(text) & set("{}\\") or not text.isprintable():
+        raise ValueError(
+            f"{text!r} cannot be put into a template; write one line without {{ }} \\ and control characters"
+        )
+    return text
 
 
 def _folder(text: str) -> Path | None:
@@ -91,27 +103,45 @@ def _transport(text: str) -> TransportAddress:
         return "ses"
     if text == "debug":
         return "debug"
-    fault = ValueError(
-        "neither ses, debug nor smtp://user:password@host:port (or smtps://…, percent-encoded)"
-    )
-    try:
-        parts = urlsplit(text)
-        port, host = parts.port, parts.hostname
-    except ValueError:
-        raise fault from None
-    if parts.scheme not in SMTP_PORTS or not host or parts.path.strip("/") or parts.fragment:
-        raise fault
+    parts = _server_parts(text)
     if parts.query not in {"", "tls=required", "tls=optional"}:
-        raise ValueError("an smtp:// address takes no option but ?tls=required or ?tls=optional")
-    password = unquote(parts.password or "")
+        raise ValueError("an smtp:// address has an option other than ?tls=required or ?tls=optional")
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if bool(user) != bool(password):
+        raise ValueError(
+            "a user without a password, or a password without a user; write smtp://user:password@host:port,"
+            " or smtp://host:port to send without a login"
+        )
+    if not (user + password).isascii():
+        raise ValueError("the user or the password is not ASCII, which SMTP cannot log in with; use others")
+    host = parts.hostname or ""
     return SmtpServer(
         host=host,
-        port=port or SMTP_PORTS[parts.scheme],
-        user=unquote(parts.username or ""),
+        port=parts.port or SMTP_PORTS[parts.scheme],
+        user=user,
         password=password,
         tls=parts.scheme == "smtps",
         require_tls=parts.query == "tls=required"
         or (parts.query != "tls=optional" and bool(password) and not is_loopback(host)),
+    )
+
+
+def _server_parts(text: str) -> SplitResult:
+    """The parts of an smtp:// address, with a valid host and port."""
+    if re.search(r"\s", text):
+        raise ValueError("the value contains a blank; in a password, write %20 for it")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
+        raise ValueError("a % is not followed by two hexadecimal digits; in a password, write %25 for %")
+    try:
+        parts = urlsplit(text)
+        if parts.scheme in SMTP_PORTS and parts.port != 0 and not (parts.path.strip("/") or parts.fragment):
+            ascii_host(parts.hostname or "")
+            return parts
+    except ValueError:
+        pass
+    raise ValueError(
+        "neither ses, debug nor smtp://user:password@host:port (or smtps://…); percent-encode special"
+        " characters: %40 for @, %2F for /, %23 for #, %3A for :, %3F for ?"
     )
 
 
@@ -127,9 +157,9 @@ class TemplateSettings:
     folder: Path | None = variable(
         "MAILROOM_TEMPLATES", BUILT_IN, "a folder with your own templates (see `mailroom templates`)", _folder
     )
-    app_name: str = variable("MAILROOM_APP_NAME", "", "what templates show for {{app_name}}", str)
+    app_name: str = variable("MAILROOM_APP_NAME", "", "what templates show for {{app_name}}", _constant)
     app_url: str = variable(
-        "MAILROOM_APP_URL", "", "what templates show for {{app_url}}, the beginning of links", _web_address
+        "MAILROOM_APP_URL", "", "what templates show for {{app_url}}, the beginning of links", web_address
     )
     names: Mapping[str, str] = by_key(
         {
@@ -137,7 +167,7 @@ class TemplateSettings:
                 f"MAILROOM_TEMPLATE_{action.name.upper()}",
                 action.template,
                 f"the name in SES of the template for {action.name}",
-                str,
+                _name,
             )
             for action in ACTIONS
         }
@@ -182,13 +212,13 @@ class SenderSettings:
         "MAILROOM_SES_SOURCE",
         DEFAULT_SOURCE,
         "the sender's address for every transport: name@domain or Name <name@domain>",
-        _address,
+        sender_address,
     )
     output_path: Path = variable(
         "MAILROOM_SES_OUTPUT_PATH",
         "./output",
         "the folder for rejected.csv and for the answers of SES that report an error",
-        Path,
+        _output_folder,
     )
     templates: TemplateSettings = group(TemplateSettings)
     send_rate: float | None = variable(

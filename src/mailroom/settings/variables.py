@@ -2,10 +2,12 @@
 
 ``read_settings`` reports every fault at once, each with the variable's name and what would be right. The
 value of a secret is never part of a message. A secret may be in a file that ``NAME_FILE`` names instead.
+Blanks around a value are removed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -19,6 +21,10 @@ Settings = TypeVar("Settings")
 
 MAX_MS: Final = 24 * 60 * 60 * 1000
 SOURCE: Final = "source"
+
+_QUOTES: Final = ('""', "''", "``", "“”", "‘’", "„“", "«»")
+# A # within quotes, as in a password of a connection string, begins no comment.
+_COMMENT: Final = re.compile(r"\s#(\s[^'\"]*)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,13 @@ class Variable:
         Raises:
             ValueError: the variable is missing or wrong.
         """
-        text = environment.get(self.name, "")
-        path = environment.get(f"{self.name}_FILE", "") if self.secret else ""
+        text = environment.get(self.name, "").strip()
+        path = environment.get(f"{self.name}_FILE", "").strip() if self.secret else ""
         if path and text:
             raise ValueError(f"set it or {self.name}_FILE, not both")
         if path:
+            if fault := clerical_fault(path):
+                raise ValueError(f"{path!r}, the value of {self.name}_FILE, {fault}")
             try:
                 text = Path(path).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
@@ -59,6 +67,8 @@ class Variable:
         text = text or self.default or ""
         if not text and self.default is None:
             raise ValueError(f"not set; it is {self.purpose}")
+        if fault := clerical_fault(text):
+            raise ValueError(f"{'the value' if self.secret else repr(text)} {fault}")
         return self.convert(text)
 
 
@@ -111,6 +121,21 @@ def variables(source: Any) -> Iterator[Variable]:
             yield from variables(part)
 
 
+def clerical_fault(text: str) -> str:
+    """What a file of variables added to a value, as the end of a sentence; empty if nothing.
+
+    Shells remove quotes and comments; container runtimes and systemd keep some of them.
+    """
+    if text[:1] + text[-1:] in _QUOTES:
+        return "is in quotes, which would be a part of it; remove the quotes"
+    if _COMMENT.search(text):
+        return "ends with a comment, which would be a part of it; put the comment on its own line"
+    for place, character in enumerate(text, start=1):
+        if not character.isprintable() and character not in "\t\r\n":
+            return f"has the invisible character U+{ord(character):04X} at position {place}; type it again"
+    return ""
+
+
 def boolean(text: str) -> bool:
     """The value of true or false."""
     if text.lower() not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
@@ -119,9 +144,10 @@ def boolean(text: str) -> bool:
 
 
 def _whole(least: int, most: int, text: str) -> int:
-    number = int(text) if text.isascii() and text.strip().isdigit() and len(text) < 20 else -1
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
     if not least <= number <= most:
-        raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
+        unit = " of milliseconds, without a unit" if most == MAX_MS else ""
+        raise ValueError(f"{text!r} is not a whole number{unit}, from {least} to {most}")
     return number
 
 

@@ -44,18 +44,11 @@ def load(folder: Path | None, constants: Mapping[str, str]) -> dict[str, Templat
 
     Args:
         folder: the folder; None for the templates that come with Mailroom.
-        constants: the values of ``{{app_name}}`` and ``{{app_url}}``.
+        constants: the values of ``{{app_name}}`` and ``{{app_url}}``, as the settings allow them.
 
     Raises:
-        TemplateError: a file is missing or not UTF-8, or a constant is not valid.
+        TemplateError: a file is missing or not UTF-8.
     """
-    for name, value in constants.items():
-        # Handlebars cannot escape a brace in text.
-        if set(value) & set("{}\\") or not value.isprintable() or not value.strip():
-            raise TemplateError(
-                f"{CONSTANTS.get(name, name)}: {value!r} cannot be put into a template",
-                hint="set a value without { } \\ and control characters",
-            )
     templates = {}
     for action in ACTIONS:
         sources = {

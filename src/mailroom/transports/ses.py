@@ -16,13 +16,13 @@ from functools import partial
 from typing import Any, Final
 
 from mailroom.actions import ACTIONS, BY_NAME, Action
+from mailroom.addresses import wire_address
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
 from mailroom.settings.sender import MAX_RATE, SenderSettings
 from mailroom.templates import checks, mails, remote
 from mailroom.transports import ses_answers
-from mailroom.transports.addresses import wire_address
 from mailroom.transports.redaction import shortened
 from mailroom.transports.saved_answers import SavedAnswers
 from mailroom.transports.ses_client import DENIED, Client, asked, code_of, name_of
@@ -76,10 +76,7 @@ def bad_addresses(messages: Sequence[Message]) -> list[Answer | None]:
 def _source(source: str) -> str:
     """The sender's address, as written in a header."""
     name, address = parseaddr(source)
-    try:
-        return formataddr((name, "@".join(wire_address(address))))
-    except ValueError:
-        return source
+    return formataddr((name, "@".join(wire_address(address))))
 
 
 class SesTransport:

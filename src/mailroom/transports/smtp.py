@@ -23,12 +23,12 @@ from email.utils import parseaddr
 from typing import Final
 from uuid import uuid4
 
+from mailroom.addresses import wire_address
 from mailroom.answers import Answer, Result, Scope
-from mailroom.errors import TemplateError, TransportError
+from mailroom.errors import TemplateError
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.templates import checks, mails, sources
 from mailroom.transports import smtp_answers
-from mailroom.transports.addresses import wire_address
 from mailroom.transports.mime import compose
 from mailroom.transports.redaction import MAX_DETAIL, shortened
 from mailroom.transports.refusals import about_sender, is_unverified
@@ -100,7 +100,6 @@ class SmtpTransport:
     """Sends through a mail server; a ``Transport``.
 
     Raises:
-        TransportError: the sender's address cannot be used.
         TemplateError: the templates cannot be read.
     """
 
@@ -112,14 +111,7 @@ class SmtpTransport:
         self._send_timeout_s = settings.send_timeout_ms / 1000
         self._templates = sources.load(settings.templates.folder, settings.templates.constants)
         name, address = parseaddr(settings.source)
-        try:
-            local, self._domain = wire_address(address)
-            local.encode("ascii")
-        except ValueError:
-            raise TransportError(
-                f"MAILROOM_SES_SOURCE: {address!r} cannot be the sender of mail over SMTP",
-                hint="write name@domain, with a name in ASCII",
-            ) from None
+        local, self._domain = wire_address(address)
         self._sender = Address(name, local, self._domain)
         self._tls = ssl.create_default_context()
         self._slots = threading.BoundedSemaphore(settings.send_concurrency)
@@ -220,8 +212,6 @@ class SmtpTransport:
             raise _Trouble(Result.PAUSED, f"{self._text(error)} ({hint})") from None
         except (smtplib.SMTPException, ssl.SSLError) as error:  # no TLS or no way to authenticate
             raise _Trouble(Result.PAUSED, self._text(error)) from None
-        except UnicodeEncodeError:
-            raise _Trouble(Result.PAUSED, "user and password of SMTP have to be ASCII") from None
         except OSError as error:
             raise _Trouble(Result.TRANSIENT, self._text(error)) from None
 

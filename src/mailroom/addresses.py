@@ -1,0 +1,57 @@
+"""Checks addresses of mail and of hosts, and writes them in ASCII: domains by IDNA 2008.
+
+Python's own codec implements IDNA 2003, which maps faß.de to fass.de, a different domain.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+
+_LOCAL_PART: Final = re.compile(r'[^\s\x00-\x20\x7f-\x9f"(),:;<>@\[\\\]]{1,64}')
+_DOMAIN: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+_NUMBERS: Final = re.compile(r"(.*\.)?[0-9]+")
+
+
+def wire_address(address: str) -> tuple[str, str]:
+    """An address's local part as it is, and its domain in ASCII.
+
+    Raises:
+        ValueError: the address cannot be written into a command and a header as it is.
+    """
+    local, _, domain = address.rpartition("@")
+    if not _LOCAL_PART.fullmatch(local):
+        raise ValueError("the address's local part is not a plain name")
+    name = _ascii(domain)
+    if not _DOMAIN.fullmatch(name):
+        raise ValueError("the address's domain is not a valid DNS name")
+    return local, name
+
+
+def ascii_host(host: str) -> str:
+    """A host, which is a DNS name or an IP address without brackets, in ASCII.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if ":" in host or _NUMBERS.fullmatch(host):
+        return str(ipaddress.ip_address(host))
+    name = _ascii(host)
+    labels = name.split(".")
+    if not _DOMAIN.fullmatch(name) or any(label.startswith("-") or label.endswith("-") for label in labels):
+        raise ValueError(f"{host!r} is not a valid DNS name")
+    return name
+
+
+def _ascii(domain: str) -> str:
+    """A domain in ASCII; empty if it has no such name."""
+    if domain.isascii():
+        return domain
+    # Imported when needed: few domains need it, and its tables are large.
+    import idna
+
+    try:
+        return idna.encode(domain, uts46=True).decode()
+    except idna.IDNAError:
+        return ""
