@@ -6,6 +6,9 @@
 -- token appears in the same transaction. Password recovery is one more:
 -- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
 
+-- Each function with its owner's rights sets row_security = off. Where row-level security would hide rows from the
+-- owner, it fails: it must not take a hidden account for a missing one, and pass over its mail for ever.
+
 CREATE SCHEMA mailroom;
 COMMENT ON SCHEMA mailroom IS
     'What Mailroom keeps beside the application''s own tables. Programs call its functions and write to none '
@@ -155,7 +158,7 @@ COMMENT ON COLUMN public.tokens.wrong_codes IS
 
 -- One insert for the whole statement, so that the notification carries the whole number.
 CREATE FUNCTION mailroom.issue_activation() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     INSERT INTO public.tokens (action, account)
     SELECT 'activation', a.id FROM inserted a WHERE a.status = 'provisioned' ORDER BY a.id;
@@ -189,7 +192,7 @@ CREATE TRIGGER tokens_stamp BEFORE INSERT ON public.tokens
 -- comes either before, and is seen, or after.
 CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     owner   public.accounts;
@@ -245,7 +248,7 @@ COMMENT ON FUNCTION mailroom.consume IS
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF NEW.action = 'activation' THEN
         UPDATE public.accounts SET status = 'active'

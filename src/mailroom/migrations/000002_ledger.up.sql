@@ -75,7 +75,7 @@ CREATE TRIGGER deliveries_insert_only BEFORE UPDATE ON mailroom.deliveries
     FOR EACH STATEMENT EXECUTE FUNCTION mailroom.refuse_update();
 
 CREATE FUNCTION mailroom.why_not_mailable(p_token bigint) RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT CASE
         WHEN t.id IS NULL THEN 'deleted'
         WHEN t.consumed_at IS NOT NULL THEN 'consumed'
@@ -98,7 +98,7 @@ COMMENT ON FUNCTION mailroom.why_not_mailable IS
     'suspended, ineligible; NULL if it may.';
 
 CREATE FUNCTION mailroom.record_skipped(p_tokens bigint[], p_attempt integer, p_worker text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
     SELECT x.id, x.fingerprint, p_attempt, CASE x.why WHEN 'expired' THEN 'expired' ELSE 'skipped' END, x.why, p_worker
     FROM (SELECT id, coalesce(mailroom.why_not_mailable(id), 'ineligible') AS why,

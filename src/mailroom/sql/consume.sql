@@ -4,7 +4,7 @@
 -- comes either before, and is seen, or after.
 CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     owner   public.accounts;
@@ -60,7 +60,7 @@ COMMENT ON FUNCTION mailroom.consume IS
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF NEW.action = 'activation' THEN
         UPDATE public.accounts SET status = 'active'
