@@ -53,7 +53,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.consume IS
     'Consumes a token whose signature was verified and returns the outcome: consumed, unknown, used (consumed '
-    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling), suspended, ineligible '
+    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), suspended, ineligible '
     '(the account''s status does not fit the action), wrong_code. A wrong code is counted: commit the '
     'transaction.';
 

@@ -77,6 +77,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
     SELECT CASE
         WHEN t.id IS NULL THEN 'deleted'
         WHEN t.consumed_at IS NOT NULL THEN 'consumed'
+        WHEN t.address_changed_at IS NOT NULL THEN 'address changed'
         WHEN t.expires_at <= clock_timestamp() AND EXISTS (
             SELECT FROM public.tokens s
             WHERE s.account = t.account AND s.action = t.action AND s.id <> t.id
@@ -92,8 +93,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
     LEFT JOIN mailroom.actions k ON k.action = t.action
 $$;
 COMMENT ON FUNCTION mailroom.why_not_mailable IS
-    'Returns why a token may not be mailed: deleted, consumed, superseded (a sibling was consumed), expired, '
-    'suspended, ineligible; NULL if it may.';
+    'Returns why a token may not be mailed: deleted, consumed, address changed (which ended it), superseded (a '
+    'sibling was consumed), expired, suspended, ineligible; NULL if it may.';
 
 CREATE FUNCTION mailroom.record_skipped(p_tokens bigint[], p_attempt integer, p_worker text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
