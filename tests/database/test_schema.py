@@ -140,8 +140,11 @@ def test_a_status_change_keeps_its_times(db: Db) -> None:
     assert changed == suspended > first_change
     db.execute("UPDATE accounts SET status = 'active'")
     ((status, changed, _, suspended_still, unsuspended),) = db.execute(times).fetchall()
-    assert ("active", suspended) == (status, suspended_still)
+    assert ("active", None) == (status, suspended_still)
     assert changed == unsuspended > suspended
+    db.execute("UPDATE accounts SET status = 'suspended'")
+    ((_, changed, _, suspended_again, unsuspended),) = db.execute(times).fetchall()
+    assert (changed, None) == (suspended_again, unsuspended)
 
 
 @pytest.mark.parametrize("wanted", ["active", "provisioned"])

@@ -54,7 +54,7 @@ SECRETS = (KEY, DB_PASSWORD, SMTP_PASSWORD, ACCESS_KEY, SECRET_ACCESS_KEY)
 NAMES = {"app_name": "Example", "app_url": "https://example.com"}
 DATABASE = [
     "collector-settings", "keys", "server", "encoding", "writable", "clock", "migrations", "functions",
-    "queue",
+    "row-security", "queue",
     "pause", "tokens-trigger", "accounts-trigger", "notifications", "backlog", "collectors",
     "workers",
 ]  # fmt: skip
@@ -175,7 +175,7 @@ def test_a_table_and_exit_code_0(database: str, collector: Db, box: Inbox, sendi
     done = run(collecting(database) | sending)
     assert (0, "") == (done.returncode, done.stderr)
     lines = done.stdout.splitlines()
-    assert "0 faults, 0 warnings, 29 ok, 1 skipped" == lines[-1]
+    assert "0 faults, 0 warnings, 30 ok, 1 skipped" == lines[-1]
     assert f"ok       migrations                  up to date, version {NEWEST}" in lines
     assert "\x1b" not in done.stdout
 
@@ -188,7 +188,7 @@ def test_faults_have_remedies_and_exit_code_1(database: str, db: Db, box: Inbox)
     at = next(at for at, line in enumerate(lines) if line.startswith("fault "))
     assert lines[at].startswith("fault    tokens-trigger ")
     assert "         try: ALTER TABLE tokens ENABLE TRIGGER tokens_ring" == lines[at + 1]
-    assert "1 fault, 1 warning, 14 ok" == lines[-1]
+    assert "1 fault, 1 warning, 15 ok" == lines[-1]
     assert [] == [secret for secret in SECRETS if secret in done.stdout]
 
 

@@ -201,6 +201,11 @@ def explained(error: psycopg.Error, role: str = WORKER_ROLE) -> DatabaseError:
             return DatabaseError(
                 f"the schema is not Mailroom's: {text}", hint="run `mailroom migrate up` on this database"
             )
+        case psycopg.errors.InsufficientPrivilege() if error.diag.source_function == "check_enable_rls":
+            return DatabaseError(
+                f"row-level security would hide rows from Mailroom's functions: {text}",
+                hint="run `mailroom doctor`: it names the table and the statement that allows it",
+            )
         case psycopg.errors.InsufficientPrivilege():
             return DatabaseError(
                 f"the user may not do this: {text}",

@@ -1,4 +1,4 @@
-"""Checks the queue: its functions, triggers, notifications, backlog, and workers."""
+"""Checks the queue: its functions, row-level security, triggers, notifications, backlog, and workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
 from mailroom.operations.story import counted, utc
 from mailroom.queue.client import BACKLOG, NEXT_DUE, RING, Backlog
-from mailroom.queue.start_check import CALLED, RING_FUNCTION, TRIGGERS, UNUSABLE, VERSION, schema_fault
+from mailroom.queue.start_check import (
+    CALLED,
+    HIDDEN,
+    RING_FUNCTION,
+    TRIGGERS,
+    UNUSABLE,
+    VERSION,
+    hidden_fault,
+    schema_fault,
+)
 
 Value = TypeVar("Value")
 
@@ -37,6 +46,13 @@ def functions(probe: Probe) -> Finding:
     if found := schema_fault(unusable, version):
         return fault(str(found), found.hint)
     return ok(f"version {version}, and this user may call its {len(CALLED)} functions")
+
+
+def row_security(probe: Probe) -> Finding:
+    """Row-level security hides no row from Mailroom's functions."""
+    if found := hidden_fault([(row[0], row[1], row[2]) for row in probe.ask(HIDDEN)]):
+        return fault(str(found), found.hint)
+    return ok("it hides no row from Mailroom's functions")
 
 
 def queue(probe: Probe) -> Finding:

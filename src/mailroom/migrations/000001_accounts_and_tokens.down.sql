@@ -9,6 +9,8 @@ DROP FUNCTION mailroom.after_consumption;
 DROP FUNCTION mailroom.consume;
 DROP TRIGGER tokens_stamp ON public.tokens;
 DROP FUNCTION mailroom.stamp;
+DROP TRIGGER accounts_after_address_change ON public.accounts;
+DROP FUNCTION mailroom.after_address_change;
 DROP TRIGGER accounts_issue_activation ON public.accounts;
 DROP FUNCTION mailroom.issue_activation;
 DROP TABLE public.tokens;

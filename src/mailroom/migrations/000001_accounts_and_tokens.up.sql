@@ -6,6 +6,9 @@
 -- token appears in the same transaction. Password recovery is one more:
 -- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
 
+-- Each function with its owner's rights sets row_security = off. Where row-level security would hide rows from the
+-- owner, it fails: it must not take a hidden account for a missing one, and pass over its mail for ever.
+
 CREATE SCHEMA mailroom;
 COMMENT ON SCHEMA mailroom IS
     'What Mailroom keeps beside the application''s own tables. Programs call its functions and write to none '
@@ -35,7 +38,9 @@ CREATE UNIQUE INDEX accounts_login_key ON public.accounts (login);
 COMMENT ON TABLE public.accounts IS
     'The application''s users. Inserting a provisioned one creates its activation token in the same transaction.';
 COMMENT ON COLUMN public.accounts.id IS 'The key that tokens refer to.';
-COMMENT ON COLUMN public.accounts.email IS 'The address that mail goes to; unique regardless of case.';
+COMMENT ON COLUMN public.accounts.email IS
+    'The address that mail goes to; unique regardless of case. Any change of it, even of case, ends the account''s '
+    'open tokens.';
 COMMENT ON COLUMN public.accounts.login IS 'The user''s name, which templates may show; unique.';
 COMMENT ON COLUMN public.accounts.status IS
     'provisioned until the activation token is consumed, then active. A suspended account gets no mail; '
@@ -43,8 +48,10 @@ COMMENT ON COLUMN public.accounts.status IS
 COMMENT ON COLUMN public.accounts.created_at IS 'When the account was inserted.';
 COMMENT ON COLUMN public.accounts.status_changed_at IS 'When the status last changed. A trigger sets it.';
 COMMENT ON COLUMN public.accounts.activated_at IS 'When the account first became active. A trigger sets it.';
-COMMENT ON COLUMN public.accounts.suspended_at IS 'When the account was last suspended. A trigger sets it.';
-COMMENT ON COLUMN public.accounts.unsuspended_at IS 'When the account last left suspended. A trigger sets it.';
+COMMENT ON COLUMN public.accounts.suspended_at IS
+    'When the account was suspended; NULL unless it is. A trigger sets it.';
+COMMENT ON COLUMN public.accounts.unsuspended_at IS
+    'When the account last left suspended; NULL if it never did, and while it is suspended. A trigger sets it.';
 
 CREATE FUNCTION mailroom.keep_status_times() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -53,11 +60,13 @@ BEGIN
         NEW.status_changed_at := statement_timestamp();
         IF OLD.status = 'suspended' THEN
             NEW.unsuspended_at := statement_timestamp();
+            NEW.suspended_at := NULL;
             NEW.status := CASE WHEN NEW.activated_at IS NULL THEN 'provisioned' ELSE 'active' END;
         END IF;
     END IF;
     IF NEW.status = 'suspended' THEN
         NEW.suspended_at := statement_timestamp();
+        NEW.unsuspended_at := NULL;
     ELSIF NEW.status = 'active' AND NEW.activated_at IS NULL THEN
         NEW.activated_at := statement_timestamp();
     END IF;
@@ -122,6 +131,7 @@ CREATE TABLE public.tokens (
     created_at  timestamptz NOT NULL DEFAULT statement_timestamp(),
     txid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
     wrong_codes smallint NOT NULL DEFAULT 0,
+    address_changed_at timestamptz,
     CONSTRAINT tokens_secret_length CHECK (octet_length(secret) = 32),
     CONSTRAINT tokens_code_digits   CHECK (code ~ '^[0-9]{5}$'),
     CONSTRAINT tokens_wrong_codes   CHECK (wrong_codes BETWEEN 0 AND 5)
@@ -152,10 +162,13 @@ COMMENT ON COLUMN public.tokens.txid IS
     'The transaction that inserted the row. The queue''s cursor depends on it; leave it to its default.';
 COMMENT ON COLUMN public.tokens.wrong_codes IS
     'How many wrong codes were given for this token. The fifth one ends it.';
+COMMENT ON COLUMN public.tokens.address_changed_at IS
+    'When the account''s address changed, which ended the token (expires_at is the same time); NULL unless it did. A '
+    'trigger sets it.';
 
 -- One insert for the whole statement, so that the notification carries the whole number.
 CREATE FUNCTION mailroom.issue_activation() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     INSERT INTO public.tokens (action, account)
     SELECT 'activation', a.id FROM inserted a WHERE a.status = 'provisioned' ORDER BY a.id;
@@ -167,6 +180,38 @@ COMMENT ON FUNCTION mailroom.issue_activation IS
 CREATE TRIGGER accounts_issue_activation AFTER INSERT ON public.accounts
     REFERENCING NEW TABLE AS inserted
     FOR EACH STATEMENT EXECUTE FUNCTION mailroom.issue_activation();
+
+-- What was mailed to the old address must not work any more, whichever statement changes the address: so the
+-- trigger names no column, and another trigger may have set the address.
+--
+-- FOR UPDATE conflicts with the lock that the foreign key of a new token takes on its account. So it waits for
+-- transactions that have inserted one, whose token the UPDATE then sees, and lets others insert theirs only after
+-- the change. The account is locked before its tokens, as in mailroom.consume. In a REPEATABLE READ transaction
+-- the UPDATE does not see a token that was committed after the transaction's snapshot.
+CREATE FUNCTION mailroom.after_address_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    now     timestamptz;
+    pending boolean;
+BEGIN
+    PERFORM FROM public.accounts a WHERE a.id = NEW.id FOR UPDATE;
+    now := clock_timestamp();
+    WITH ended AS (
+        UPDATE public.tokens t SET expires_at = now, address_changed_at = now
+        WHERE t.account = NEW.id AND t.consumed_at IS NULL AND t.expires_at > now
+        RETURNING t.action)
+    SELECT bool_or(e.action = 'activation') INTO pending FROM ended e;
+    IF pending AND NEW.status = 'provisioned' THEN
+        INSERT INTO public.tokens (action, account) VALUES ('activation', NEW.id);
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION mailroom.after_address_change IS
+    'Ends the open tokens of an account whose address changed. A provisioned account that had an open activation '
+    'token gets a new one, which goes to the new address.';
+
+CREATE TRIGGER accounts_after_address_change AFTER UPDATE ON public.accounts
+    FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email) EXECUTE FUNCTION mailroom.after_address_change();
 
 -- The cursor would never find a row that carries a txid from the past. This trigger runs with the
 -- search_path of the user that inserts, so its body names its schemas.
@@ -189,7 +234,7 @@ CREATE TRIGGER tokens_stamp BEFORE INSERT ON public.tokens
 -- comes either before, and is seen, or after.
 CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     owner   public.accounts;
@@ -238,14 +283,14 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.consume IS
     'Consumes a token whose signature was verified and returns the outcome: consumed, unknown, used (consumed '
-    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling), suspended, ineligible '
+    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), suspended, ineligible '
     '(the account''s status does not fit the action), wrong_code. A wrong code is counted: commit the '
     'transaction.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF NEW.action = 'activation' THEN
         UPDATE public.accounts SET status = 'active'

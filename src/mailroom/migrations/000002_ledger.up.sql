@@ -75,10 +75,11 @@ CREATE TRIGGER deliveries_insert_only BEFORE UPDATE ON mailroom.deliveries
     FOR EACH STATEMENT EXECUTE FUNCTION mailroom.refuse_update();
 
 CREATE FUNCTION mailroom.why_not_mailable(p_token bigint) RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT CASE
         WHEN t.id IS NULL THEN 'deleted'
         WHEN t.consumed_at IS NOT NULL THEN 'consumed'
+        WHEN t.address_changed_at IS NOT NULL THEN 'address changed'
         WHEN t.expires_at <= clock_timestamp() AND EXISTS (
             SELECT FROM public.tokens s
             WHERE s.account = t.account AND s.action = t.action AND s.id <> t.id
@@ -94,11 +95,11 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     LEFT JOIN mailroom.actions k ON k.action = t.action
 $$;
 COMMENT ON FUNCTION mailroom.why_not_mailable IS
-    'Returns why a token may not be mailed: deleted, consumed, superseded (a sibling was consumed), expired, '
-    'suspended, ineligible; NULL if it may.';
+    'Returns why a token may not be mailed: deleted, consumed, address changed (which ended it), superseded (a '
+    'sibling was consumed), expired, suspended, ineligible; NULL if it may.';
 
 CREATE FUNCTION mailroom.record_skipped(p_tokens bigint[], p_attempt integer, p_worker text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
     SELECT x.id, x.fingerprint, p_attempt, CASE x.why WHEN 'expired' THEN 'expired' ELSE 'skipped' END, x.why, p_worker
     FROM (SELECT id, coalesce(mailroom.why_not_mailable(id), 'ineligible') AS why,

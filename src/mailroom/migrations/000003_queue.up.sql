@@ -77,7 +77,7 @@ COMMENT ON FUNCTION mailroom.with_own_running IS
 -- behind the old position and those made after the old cursor last moved. The txids of all tokens found here
 -- become 1, which each snapshot has seen, so that no later window finds them a second time.
 CREATE FUNCTION mailroom.restart_cursor(p_job public.jobs) RETURNS public.jobs
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     snapshot   pg_snapshot;
     found_here bigint[];
@@ -150,7 +150,7 @@ COMMENT ON COLUMN mailroom.leases.due_at IS 'When it may be claimed again.';
 
 CREATE FUNCTION mailroom.settle(p_lease bigint, p_key uuid, p_tokens bigint[] DEFAULT NULL)
 RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF p_tokens IS NOT NULL THEN
         UPDATE mailroom.leases l
@@ -173,7 +173,7 @@ CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p
                                 p_tokens bigint[], p_fingerprints bytea[], p_results text[],
                                 p_message_ids text[], p_details text[], p_retry_ms integer, p_retry_limit integer)
 RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     outcomes text[];
@@ -230,7 +230,7 @@ COMMENT ON FUNCTION mailroom.record IS
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)
 RETURNS SETOF uuid
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     UPDATE mailroom.leases l
     SET due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
     FROM unnest(p_leases, p_keys) AS held (id, key)
@@ -241,7 +241,7 @@ COMMENT ON FUNCTION mailroom.renew IS
     'Moves due_at of the leases that still have these keys, and returns those keys.';
 
 CREATE FUNCTION mailroom.release(p_worker text, p_keep uuid[] DEFAULT '{}') RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH released AS (
         UPDATE mailroom.leases l SET due_at = clock_timestamp()
         WHERE l.worker = p_worker AND l.key <> ALL (p_keep) AND l.due_at > clock_timestamp()
@@ -278,7 +278,7 @@ CREATE TYPE mailroom.message AS (
 CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer)
 RETURNS TABLE (lease bigint, key uuid, generation integer, token bigint, action text, email text,
                login text, secret bytea, code text)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -459,7 +459,7 @@ COMMENT ON FUNCTION mailroom.claim IS
     'tokens that may not be mailed any more. A paused queue hands out nothing.';
 
 CREATE FUNCTION mailroom.next_due() RETURNS double precision
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT CASE WHEN j.last_txid <> '0' OR due.at <= clock_timestamp() THEN 0
                 ELSE extract(epoch FROM due.at - clock_timestamp()) END::double precision
     FROM public.jobs j, LATERAL (SELECT least(
@@ -495,7 +495,7 @@ CREATE FUNCTION mailroom.reserve(p_recipients integer, p_throttled integer, p_ce
                                  p_doubled_in_s double precision, p_least_factor double precision,
                                  p_lowest_share double precision)
 RETURNS TABLE (wait_s double precision, rate double precision)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     longest_s CONSTANT double precision := 15;  -- a lease's time
@@ -563,7 +563,7 @@ COMMENT ON COLUMN mailroom.workers.trouble IS 'What keeps it from sending; empty
 COMMENT ON COLUMN mailroom.workers.trouble_since IS 'When that began.';
 
 CREATE FUNCTION mailroom.heartbeat(p_worker text, p_version text, p_trouble text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     INSERT INTO mailroom.workers AS w (worker, version, trouble, trouble_since)
     VALUES (p_worker, p_version, p_trouble, CASE WHEN p_trouble <> '' THEN clock_timestamp() END)
     ON CONFLICT (worker) DO UPDATE
@@ -578,7 +578,7 @@ COMMENT ON FUNCTION mailroom.heartbeat IS
     'that have not reported for a day.';
 
 CREATE FUNCTION mailroom.leave(p_worker text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     DELETE FROM mailroom.workers w WHERE w.worker = p_worker
 $$;
 COMMENT ON FUNCTION mailroom.leave IS 'Removes a worker that has stopped in good order.';
@@ -587,7 +587,7 @@ CREATE FUNCTION mailroom.recent_workers()
 RETURNS TABLE (worker text, version text, alive boolean, started_at timestamptz, seen_at timestamptz,
                up double precision, silent double precision, leases bigint, tokens bigint,
                trouble text, trouble_since timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT w.worker, w.version, w.seen_at > n.now - interval '15 seconds', w.started_at, w.seen_at,
            extract(epoch FROM n.now - w.started_at)::double precision,
            extract(epoch FROM n.now - w.seen_at)::double precision,

@@ -4,7 +4,7 @@
 
 CREATE FUNCTION mailroom.backlog()
 RETURNS TABLE (waiting bigint, in_flight bigint, oldest_age double precision)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH leased AS (
         SELECT unnest(l.tokens) AS id FROM mailroom.leases l
     ), pending AS (
@@ -33,7 +33,7 @@ RETURNS TABLE (waiting bigint, in_flight bigint, retrying bigint, oldest_age dou
                sent_minute bigint, rejected_minute bigint, unknown_minute bigint,
                sent_hour bigint, rejected_hour bigint, unknown_hour bigint,
                paused_at timestamptz, pause_reason text, rate double precision)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT b.waiting, b.in_flight - r.retrying, r.retrying, b.oldest_age,
            count(d.id) FILTER (WHERE d.outcome = 'sent' AND d.recent),
            count(d.id) FILTER (WHERE d.outcome = 'rejected' AND d.recent),
@@ -60,7 +60,7 @@ COMMENT ON FUNCTION mailroom.overview IS
 CREATE FUNCTION mailroom.pulse(p_most integer)
 RETURNS TABLE (waiting bigint, in_flight bigint, retrying bigint, oldest_due double precision,
                is_paused boolean, rate double precision, oldest_unsettled double precision)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -140,21 +140,21 @@ COMMENT ON FUNCTION mailroom.pulse IS
     'how many seconds ago the oldest mail was requested that waits or is in a lease, paused or not.';
 
 CREATE FUNCTION mailroom.paused() RETURNS TABLE (paused_at timestamptz, pause_reason text)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT j.paused_at, j.pause_reason FROM public.jobs j
 $$;
 COMMENT ON FUNCTION mailroom.paused IS
     'Returns when and why the queue was paused: one row, of NULLs if it is not paused.';
 
 CREATE FUNCTION mailroom.pause(p_reason text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     UPDATE public.jobs j SET paused_at = clock_timestamp(), pause_reason = p_reason
 $$;
 COMMENT ON FUNCTION mailroom.pause IS
     'Stops handing out mail, to all workers. They still send what they hold.';
 
 CREATE FUNCTION mailroom.resume(p_channel text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     UPDATE public.jobs j SET paused_at = NULL, pause_reason = NULL WHERE j.paused_at IS NOT NULL;
     IF FOUND THEN
@@ -172,7 +172,7 @@ RETURNS TABLE (token bigint, action text, email text, login text, status text, s
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
                why_not_mailable text, waits boolean, lease_worker text, lease_generation integer,
                lease_due_at timestamptz, lease_is_due boolean)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     wanted bigint[];
@@ -227,7 +227,7 @@ COMMENT ON FUNCTION mailroom.tokens_of IS
 CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
                detail text, worker text, at timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token
@@ -244,7 +244,7 @@ COMMENT ON FUNCTION mailroom.deliveries_of IS
 -- again), or skipped (another token took its place, or it was dropped).
 
 CREATE FUNCTION mailroom.is_dead(p_token bigint) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT coalesce((SELECT d.outcome = 'rejected' FROM mailroom.deliveries d
                      WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, t.secret)
                      ORDER BY d.id DESC LIMIT 1), false)
@@ -262,7 +262,7 @@ CREATE FUNCTION mailroom.dead_letters(p_action text, p_since interval, p_before_
                                       p_limit integer)
 RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz, attempts bigint, detail text,
                why_not_mailable text, expires_in double precision)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
     SELECT d.id, d.token, t.action::text, a.email, d.at,
@@ -292,7 +292,7 @@ COMMENT ON FUNCTION mailroom.dead_letters IS
 
 CREATE FUNCTION mailroom.dead_count(p_action text, p_since interval, p_rows integer)
 RETURNS TABLE (dead bigint, more boolean)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
     SELECT count(*) FILTER (
@@ -317,7 +317,7 @@ COMMENT ON FUNCTION mailroom.dead_count IS
 
 -- Each person sees what the one before did; a snapshot from before the wait would not.
 CREATE FUNCTION mailroom.lock_dead_letters() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'mailroom: dead letters can be retried and dropped in READ COMMITTED transactions only'
@@ -329,7 +329,7 @@ COMMENT ON FUNCTION mailroom.lock_dead_letters IS
     'Lets one person at a time decide about dead letters, in READ COMMITTED transactions only.';
 
 CREATE FUNCTION mailroom.rejected_as(p_token bigint) RETURNS bytea
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT d.fingerprint FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token
     WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, t.secret)
@@ -340,7 +340,7 @@ COMMENT ON FUNCTION mailroom.rejected_as IS
 
 CREATE FUNCTION mailroom.retry_dead(p_channel text, p_tokens bigint[], p_renew boolean, p_reason text, p_worker text)
 RETURNS TABLE (token bigint, outcome text, other bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     reason  CONSTANT text := coalesce(': ' || nullif(p_reason, ''), '');
@@ -403,7 +403,7 @@ COMMENT ON FUNCTION mailroom.retry_dead IS
 
 CREATE FUNCTION mailroom.drop_dead(p_tokens bigint[], p_reason text, p_worker text)
 RETURNS TABLE (token bigint, outcome text)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM mailroom.lock_dead_letters();
@@ -427,7 +427,7 @@ COMMENT ON FUNCTION mailroom.drop_dead IS
 
 CREATE FUNCTION mailroom.traffic(p_span interval, p_step integer, p_most integer)
 RETURNS TABLE (at timestamptz, sent bigint, retried bigint, unknown bigint, rejected bigint, dropped bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
     WITH bounds AS MATERIALIZED (
         SELECT floor(extract(epoch FROM n.now - p_span) / p_step)::bigint AS first,
@@ -457,7 +457,7 @@ COMMENT ON FUNCTION mailroom.traffic IS
     'counts the newest p_most rows: if it finds that many, the first interval with any may lack some.';
 
 CREATE FUNCTION mailroom.ledger_ends(OUT first bigint, OUT last bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT (SELECT d.id FROM mailroom.deliveries d ORDER BY d.id LIMIT 1),
            (SELECT d.id FROM mailroom.deliveries d ORDER BY d.id DESC LIMIT 1)
 $$;
@@ -468,7 +468,7 @@ COMMENT ON FUNCTION mailroom.ledger_ends IS
 CREATE FUNCTION mailroom.recent_deliveries(p_outcome text, p_before bigint, p_look bigint, p_limit integer)
 RETURNS TABLE (id bigint, token bigint, action text, email text, login text, attempt integer, outcome text,
                result text, provider text, message_id text, detail text, worker text, at timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
     SELECT d.id, d.token, t.action::text, a.email, a.login, d.attempt, d.outcome,
@@ -487,7 +487,7 @@ COMMENT ON FUNCTION mailroom.recent_deliveries IS
 -- Deleting what is old, in batches. An age below zero counts as zero: it would delete tokens that are still valid.
 
 CREATE FUNCTION mailroom.prune_deliveries(p_older_than interval, p_batch integer) RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH deleted AS (
         DELETE FROM mailroom.deliveries d
         WHERE d.id = ANY (ARRAY(
@@ -502,7 +502,7 @@ COMMENT ON FUNCTION mailroom.prune_deliveries IS
 
 CREATE FUNCTION mailroom.prune_tokens(p_after bigint, p_older_than interval, p_batch integer)
 RETURNS TABLE (last_seen bigint, deleted bigint)
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH seen AS (
         SELECT t.id FROM public.tokens t WHERE t.id > p_after ORDER BY t.id LIMIT p_batch
     ), old AS (

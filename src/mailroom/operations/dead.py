@@ -42,6 +42,7 @@ DROP_DEAD: Final = (
 WHY_NOT: Final = {
     "expired": "the token has expired; --renew makes a new one",
     "consumed": "the token was consumed",
+    "address changed": "the account's address changed, which ended the token",
     "superseded": "another token of its action was consumed",
     "suspended": "the account is suspended",
     "ineligible": "the account's status does not fit the action",

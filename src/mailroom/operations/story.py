@@ -219,6 +219,8 @@ def _events(mail: MailState) -> list[tuple[datetime, str]]:
         events.append((one.at, f"{what}, {plain(one.worker)}: {one.outcome}{said}"))
     if mail.consumed_at:
         events.append((mail.consumed_at, "consumed"))
+    if mail.why_not_mailable == "address changed" and mail.expires_at:
+        events.append((mail.expires_at, "ended: the account's address changed"))
     if mail.changed_since and mail.status_changed_at:
         events.append((mail.status_changed_at, f"the account became {mail.status}"))
     if mail.lease_due_at:
@@ -325,6 +327,9 @@ def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tu
         case "consumed":
             when = f" at {utc(mail.consumed_at)}" if mail.consumed_at else ""
             return StoryVerdict.NOT_SENT, f"the token was consumed{when}{waited}"
+        case "address changed":
+            when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
+            return StoryVerdict.NOT_SENT, f"the account's address changed{when}, which ended the token"
         case "superseded":
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
             other = f"{mail.action} token" if mail.action else "token of its action"

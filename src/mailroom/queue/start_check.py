@@ -7,12 +7,14 @@ statement later reports the same id, there is no such pooler in between. Otherwi
 It does in session mode. In other modes it cannot, however many server processes the pooler has: it drops
 notifications for a connection that is not in a transaction.
 
-The schema: its version, the functions that this version of Mailroom calls, and the trigger on tokens.
+The schema: its version, the functions that this version of Mailroom calls, row-level security, and the
+trigger on tokens.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 import psycopg
@@ -56,6 +58,17 @@ SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A
 FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
 """
 RING_FUNCTION: Final = "mailroom.ring()"
+# The tables whose rows row-level security hides from the owner of the functions.
+HIDDEN: Final = """
+SELECT c.oid::regclass::text, quote_ident(r.rolname), pg_has_role(r.oid, c.relowner, 'USAGE')
+FROM pg_proc p
+JOIN pg_roles r ON r.oid = p.proowner AND NOT r.rolsuper AND NOT r.rolbypassrls
+JOIN pg_class c ON c.relrowsecurity AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))
+WHERE p.proname = 'claim' AND p.pronamespace = to_regnamespace('mailroom')
+  AND (c.relnamespace = to_regnamespace('mailroom')
+       OR c.oid IN (to_regclass('public.accounts'), to_regclass('public.tokens'), to_regclass('public.jobs')))
+ORDER BY 1
+"""
 
 
 async def check_sessions(database: Database, listening: Session, notifying: Session) -> None:
@@ -140,8 +153,31 @@ def schema_fault(unusable: dict[str, bool], version: int | None) -> DatabaseErro
     return None
 
 
+def hidden_fault(hidden: Sequence[tuple[str, str, bool]]) -> DatabaseError | None:
+    """Why Mailroom's functions cannot read all rows; None if they can.
+
+    Args:
+        hidden: the rows of ``HIDDEN``: a table, the functions' owner, and whether it owns the table too.
+    """
+    if not hidden:
+        return None
+    table, owner, owns_table = hidden[0]
+    remedy = (
+        f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY"
+        if owns_table
+        else f"ALTER TABLE {table} OWNER TO {owner}"
+    )
+    names = ", ".join(name for name, _, _ in hidden)
+    state = "is forced" if owns_table else "is enabled"
+    return DatabaseError(
+        f"row-level security {state} on {names}, and would hide rows from {owner}, the owner of Mailroom's"
+        " functions",
+        hint=f"{remedy}; or, as a superuser, ALTER ROLE {owner} BYPASSRLS",
+    )
+
+
 async def check_schema(session: Session, channel: str) -> None:
-    """Check the schema's version, the user's rights, and the trigger on tokens.
+    """Check the schema's version, the user's rights, row-level security, and the trigger on tokens.
 
     Args:
         session: to ask over.
@@ -153,6 +189,8 @@ async def check_schema(session: Session, channel: str) -> None:
     unusable: dict[str, bool] = dict(await session.ask(UNUSABLE, [list(CALLED)]))
     version = None if "schema_version" in unusable else (await session.ask(VERSION, []))[0][0]
     if fault := schema_fault(unusable, version):
+        raise fault
+    if fault := hidden_fault([(row[0], row[1], row[2]) for row in await session.ask(HIDDEN, [])]):
         raise fault
     triggers = await session.ask(TRIGGERS, [RING_FUNCTION])
     notified = [name for _, _, is_enabled, name in triggers if is_enabled]

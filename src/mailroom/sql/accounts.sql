@@ -4,6 +4,9 @@
 -- token appears in the same transaction. Password recovery is one more:
 -- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
 
+-- Each function with its owner's rights sets row_security = off. Where row-level security would hide rows from the
+-- owner, it fails: it must not take a hidden account for a missing one, and pass over its mail for ever.
+
 CREATE SCHEMA mailroom;
 COMMENT ON SCHEMA mailroom IS
     'What Mailroom keeps beside the application''s own tables. Programs call its functions and write to none '
@@ -33,7 +36,9 @@ CREATE UNIQUE INDEX accounts_login_key ON public.accounts (login);
 COMMENT ON TABLE public.accounts IS
     'The application''s users. Inserting a provisioned one creates its activation token in the same transaction.';
 COMMENT ON COLUMN public.accounts.id IS 'The key that tokens refer to.';
-COMMENT ON COLUMN public.accounts.email IS 'The address that mail goes to; unique regardless of case.';
+COMMENT ON COLUMN public.accounts.email IS
+    'The address that mail goes to; unique regardless of case. Any change of it, even of case, ends the account''s '
+    'open tokens.';
 COMMENT ON COLUMN public.accounts.login IS 'The user''s name, which templates may show; unique.';
 COMMENT ON COLUMN public.accounts.status IS
     'provisioned until the activation token is consumed, then active. A suspended account gets no mail; '
@@ -41,8 +46,10 @@ COMMENT ON COLUMN public.accounts.status IS
 COMMENT ON COLUMN public.accounts.created_at IS 'When the account was inserted.';
 COMMENT ON COLUMN public.accounts.status_changed_at IS 'When the status last changed. A trigger sets it.';
 COMMENT ON COLUMN public.accounts.activated_at IS 'When the account first became active. A trigger sets it.';
-COMMENT ON COLUMN public.accounts.suspended_at IS 'When the account was last suspended. A trigger sets it.';
-COMMENT ON COLUMN public.accounts.unsuspended_at IS 'When the account last left suspended. A trigger sets it.';
+COMMENT ON COLUMN public.accounts.suspended_at IS
+    'When the account was suspended; NULL unless it is. A trigger sets it.';
+COMMENT ON COLUMN public.accounts.unsuspended_at IS
+    'When the account last left suspended; NULL if it never did, and while it is suspended. A trigger sets it.';
 
 CREATE FUNCTION mailroom.keep_status_times() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -51,11 +58,13 @@ BEGIN
         NEW.status_changed_at := statement_timestamp();
         IF OLD.status = 'suspended' THEN
             NEW.unsuspended_at := statement_timestamp();
+            NEW.suspended_at := NULL;
             NEW.status := CASE WHEN NEW.activated_at IS NULL THEN 'provisioned' ELSE 'active' END;
         END IF;
     END IF;
     IF NEW.status = 'suspended' THEN
         NEW.suspended_at := statement_timestamp();
+        NEW.unsuspended_at := NULL;
     ELSIF NEW.status = 'active' AND NEW.activated_at IS NULL THEN
         NEW.activated_at := statement_timestamp();
     END IF;

@@ -25,7 +25,7 @@ CREATE TYPE mailroom.message AS (
 CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer)
 RETURNS TABLE (lease bigint, key uuid, generation integer, token bigint, action text, email text,
                login text, secret bytea, code text)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -206,7 +206,7 @@ COMMENT ON FUNCTION mailroom.claim IS
     'tokens that may not be mailed any more. A paused queue hands out nothing.';
 
 CREATE FUNCTION mailroom.next_due() RETURNS double precision
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT CASE WHEN j.last_txid <> '0' OR due.at <= clock_timestamp() THEN 0
                 ELSE extract(epoch FROM due.at - clock_timestamp()) END::double precision
     FROM public.jobs j, LATERAL (SELECT least(

@@ -4,7 +4,7 @@
 -- comes either before, and is seen, or after.
 CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     owner   public.accounts;
@@ -53,14 +53,14 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.consume IS
     'Consumes a token whose signature was verified and returns the outcome: consumed, unknown, used (consumed '
-    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling), suspended, ineligible '
+    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), suspended, ineligible '
     '(the account''s status does not fit the action), wrong_code. A wrong code is counted: commit the '
     'transaction.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF NEW.action = 'activation' THEN
         UPDATE public.accounts SET status = 'active'

@@ -75,7 +75,7 @@ COMMENT ON FUNCTION mailroom.with_own_running IS
 -- behind the old position and those made after the old cursor last moved. The txids of all tokens found here
 -- become 1, which each snapshot has seen, so that no later window finds them a second time.
 CREATE FUNCTION mailroom.restart_cursor(p_job public.jobs) RETURNS public.jobs
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     snapshot   pg_snapshot;
     found_here bigint[];

@@ -5,7 +5,7 @@
 -- again), or skipped (another token took its place, or it was dropped).
 
 CREATE FUNCTION mailroom.is_dead(p_token bigint) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT coalesce((SELECT d.outcome = 'rejected' FROM mailroom.deliveries d
                      WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, t.secret)
                      ORDER BY d.id DESC LIMIT 1), false)
@@ -23,7 +23,7 @@ CREATE FUNCTION mailroom.dead_letters(p_action text, p_since interval, p_before_
                                       p_limit integer)
 RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz, attempts bigint, detail text,
                why_not_mailable text, expires_in double precision)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
     SELECT d.id, d.token, t.action::text, a.email, d.at,
@@ -53,7 +53,7 @@ COMMENT ON FUNCTION mailroom.dead_letters IS
 
 CREATE FUNCTION mailroom.dead_count(p_action text, p_since interval, p_rows integer)
 RETURNS TABLE (dead bigint, more boolean)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
     SELECT count(*) FILTER (
@@ -78,7 +78,7 @@ COMMENT ON FUNCTION mailroom.dead_count IS
 
 -- Each person sees what the one before did; a snapshot from before the wait would not.
 CREATE FUNCTION mailroom.lock_dead_letters() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'mailroom: dead letters can be retried and dropped in READ COMMITTED transactions only'
@@ -90,7 +90,7 @@ COMMENT ON FUNCTION mailroom.lock_dead_letters IS
     'Lets one person at a time decide about dead letters, in READ COMMITTED transactions only.';
 
 CREATE FUNCTION mailroom.rejected_as(p_token bigint) RETURNS bytea
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT d.fingerprint FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token
     WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, t.secret)
@@ -101,7 +101,7 @@ COMMENT ON FUNCTION mailroom.rejected_as IS
 
 CREATE FUNCTION mailroom.retry_dead(p_channel text, p_tokens bigint[], p_renew boolean, p_reason text, p_worker text)
 RETURNS TABLE (token bigint, outcome text, other bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     reason  CONSTANT text := coalesce(': ' || nullif(p_reason, ''), '');
@@ -164,7 +164,7 @@ COMMENT ON FUNCTION mailroom.retry_dead IS
 
 CREATE FUNCTION mailroom.drop_dead(p_tokens bigint[], p_reason text, p_worker text)
 RETURNS TABLE (token bigint, outcome text)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM mailroom.lock_dead_letters();

@@ -30,7 +30,7 @@ COMMENT ON COLUMN mailroom.leases.due_at IS 'When it may be claimed again.';
 
 CREATE FUNCTION mailroom.settle(p_lease bigint, p_key uuid, p_tokens bigint[] DEFAULT NULL)
 RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF p_tokens IS NOT NULL THEN
         UPDATE mailroom.leases l
@@ -53,7 +53,7 @@ CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p
                                 p_tokens bigint[], p_fingerprints bytea[], p_results text[],
                                 p_message_ids text[], p_details text[], p_retry_ms integer, p_retry_limit integer)
 RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     outcomes text[];
@@ -110,7 +110,7 @@ COMMENT ON FUNCTION mailroom.record IS
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)
 RETURNS SETOF uuid
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     UPDATE mailroom.leases l
     SET due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
     FROM unnest(p_leases, p_keys) AS held (id, key)
@@ -121,7 +121,7 @@ COMMENT ON FUNCTION mailroom.renew IS
     'Moves due_at of the leases that still have these keys, and returns those keys.';
 
 CREATE FUNCTION mailroom.release(p_worker text, p_keep uuid[] DEFAULT '{}') RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH released AS (
         UPDATE mailroom.leases l SET due_at = clock_timestamp()
         WHERE l.worker = p_worker AND l.key <> ALL (p_keep) AND l.due_at > clock_timestamp()

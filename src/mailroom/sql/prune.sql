@@ -1,7 +1,7 @@
 -- Deleting what is old, in batches. An age below zero counts as zero: it would delete tokens that are still valid.
 
 CREATE FUNCTION mailroom.prune_deliveries(p_older_than interval, p_batch integer) RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH deleted AS (
         DELETE FROM mailroom.deliveries d
         WHERE d.id = ANY (ARRAY(
@@ -16,7 +16,7 @@ COMMENT ON FUNCTION mailroom.prune_deliveries IS
 
 CREATE FUNCTION mailroom.prune_tokens(p_after bigint, p_older_than interval, p_batch integer)
 RETURNS TABLE (last_seen bigint, deleted bigint)
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH seen AS (
         SELECT t.id FROM public.tokens t WHERE t.id > p_after ORDER BY t.id LIMIT p_batch
     ), old AS (

@@ -21,7 +21,7 @@ CREATE FUNCTION mailroom.reserve(p_recipients integer, p_throttled integer, p_ce
                                  p_doubled_in_s double precision, p_least_factor double precision,
                                  p_lowest_share double precision)
 RETURNS TABLE (wait_s double precision, rate double precision)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     longest_s CONSTANT double precision := 15;  -- a lease's time

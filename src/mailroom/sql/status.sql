@@ -2,7 +2,7 @@
 
 CREATE FUNCTION mailroom.backlog()
 RETURNS TABLE (waiting bigint, in_flight bigint, oldest_age double precision)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH leased AS (
         SELECT unnest(l.tokens) AS id FROM mailroom.leases l
     ), pending AS (
@@ -31,7 +31,7 @@ RETURNS TABLE (waiting bigint, in_flight bigint, retrying bigint, oldest_age dou
                sent_minute bigint, rejected_minute bigint, unknown_minute bigint,
                sent_hour bigint, rejected_hour bigint, unknown_hour bigint,
                paused_at timestamptz, pause_reason text, rate double precision)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT b.waiting, b.in_flight - r.retrying, r.retrying, b.oldest_age,
            count(d.id) FILTER (WHERE d.outcome = 'sent' AND d.recent),
            count(d.id) FILTER (WHERE d.outcome = 'rejected' AND d.recent),
@@ -58,7 +58,7 @@ COMMENT ON FUNCTION mailroom.overview IS
 CREATE FUNCTION mailroom.pulse(p_most integer)
 RETURNS TABLE (waiting bigint, in_flight bigint, retrying bigint, oldest_due double precision,
                is_paused boolean, rate double precision, oldest_unsettled double precision)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -138,21 +138,21 @@ COMMENT ON FUNCTION mailroom.pulse IS
     'how many seconds ago the oldest mail was requested that waits or is in a lease, paused or not.';
 
 CREATE FUNCTION mailroom.paused() RETURNS TABLE (paused_at timestamptz, pause_reason text)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT j.paused_at, j.pause_reason FROM public.jobs j
 $$;
 COMMENT ON FUNCTION mailroom.paused IS
     'Returns when and why the queue was paused: one row, of NULLs if it is not paused.';
 
 CREATE FUNCTION mailroom.pause(p_reason text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     UPDATE public.jobs j SET paused_at = clock_timestamp(), pause_reason = p_reason
 $$;
 COMMENT ON FUNCTION mailroom.pause IS
     'Stops handing out mail, to all workers. They still send what they hold.';
 
 CREATE FUNCTION mailroom.resume(p_channel text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     UPDATE public.jobs j SET paused_at = NULL, pause_reason = NULL WHERE j.paused_at IS NOT NULL;
     IF FOUND THEN

@@ -47,6 +47,7 @@ CREATE TABLE public.tokens (
     created_at  timestamptz NOT NULL DEFAULT statement_timestamp(),
     txid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
     wrong_codes smallint NOT NULL DEFAULT 0,
+    address_changed_at timestamptz,
     CONSTRAINT tokens_secret_length CHECK (octet_length(secret) = 32),
     CONSTRAINT tokens_code_digits   CHECK (code ~ '^[0-9]{5}$'),
     CONSTRAINT tokens_wrong_codes   CHECK (wrong_codes BETWEEN 0 AND 5)
@@ -77,10 +78,13 @@ COMMENT ON COLUMN public.tokens.txid IS
     'The transaction that inserted the row. The queue''s cursor depends on it; leave it to its default.';
 COMMENT ON COLUMN public.tokens.wrong_codes IS
     'How many wrong codes were given for this token. The fifth one ends it.';
+COMMENT ON COLUMN public.tokens.address_changed_at IS
+    'When the account''s address changed, which ended the token (expires_at is the same time); NULL unless it did. A '
+    'trigger sets it.';
 
 -- One insert for the whole statement, so that the notification carries the whole number.
 CREATE FUNCTION mailroom.issue_activation() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     INSERT INTO public.tokens (action, account)
     SELECT 'activation', a.id FROM inserted a WHERE a.status = 'provisioned' ORDER BY a.id;
@@ -92,6 +96,38 @@ COMMENT ON FUNCTION mailroom.issue_activation IS
 CREATE TRIGGER accounts_issue_activation AFTER INSERT ON public.accounts
     REFERENCING NEW TABLE AS inserted
     FOR EACH STATEMENT EXECUTE FUNCTION mailroom.issue_activation();
+
+-- What was mailed to the old address must not work any more, whichever statement changes the address: so the
+-- trigger names no column, and another trigger may have set the address.
+--
+-- FOR UPDATE conflicts with the lock that the foreign key of a new token takes on its account. So it waits for
+-- transactions that have inserted one, whose token the UPDATE then sees, and lets others insert theirs only after
+-- the change. The account is locked before its tokens, as in mailroom.consume. In a REPEATABLE READ transaction
+-- the UPDATE does not see a token that was committed after the transaction's snapshot.
+CREATE FUNCTION mailroom.after_address_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    now     timestamptz;
+    pending boolean;
+BEGIN
+    PERFORM FROM public.accounts a WHERE a.id = NEW.id FOR UPDATE;
+    now := clock_timestamp();
+    WITH ended AS (
+        UPDATE public.tokens t SET expires_at = now, address_changed_at = now
+        WHERE t.account = NEW.id AND t.consumed_at IS NULL AND t.expires_at > now
+        RETURNING t.action)
+    SELECT bool_or(e.action = 'activation') INTO pending FROM ended e;
+    IF pending AND NEW.status = 'provisioned' THEN
+        INSERT INTO public.tokens (action, account) VALUES ('activation', NEW.id);
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION mailroom.after_address_change IS
+    'Ends the open tokens of an account whose address changed. A provisioned account that had an open activation '
+    'token gets a new one, which goes to the new address.';
+
+CREATE TRIGGER accounts_after_address_change AFTER UPDATE ON public.accounts
+    FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email) EXECUTE FUNCTION mailroom.after_address_change();
 
 -- The cursor would never find a row that carries a txid from the past. This trigger runs with the
 -- search_path of the user that inserts, so its body names its schemas.

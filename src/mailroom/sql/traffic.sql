@@ -3,7 +3,7 @@
 
 CREATE FUNCTION mailroom.traffic(p_span interval, p_step integer, p_most integer)
 RETURNS TABLE (at timestamptz, sent bigint, retried bigint, unknown bigint, rejected bigint, dropped bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
     WITH bounds AS MATERIALIZED (
         SELECT floor(extract(epoch FROM n.now - p_span) / p_step)::bigint AS first,
@@ -33,7 +33,7 @@ COMMENT ON FUNCTION mailroom.traffic IS
     'counts the newest p_most rows: if it finds that many, the first interval with any may lack some.';
 
 CREATE FUNCTION mailroom.ledger_ends(OUT first bigint, OUT last bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT (SELECT d.id FROM mailroom.deliveries d ORDER BY d.id LIMIT 1),
            (SELECT d.id FROM mailroom.deliveries d ORDER BY d.id DESC LIMIT 1)
 $$;
@@ -44,7 +44,7 @@ COMMENT ON FUNCTION mailroom.ledger_ends IS
 CREATE FUNCTION mailroom.recent_deliveries(p_outcome text, p_before bigint, p_look bigint, p_limit integer)
 RETURNS TABLE (id bigint, token bigint, action text, email text, login text, attempt integer, outcome text,
                result text, provider text, message_id text, detail text, worker text, at timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
     SELECT d.id, d.token, t.action::text, a.email, a.login, d.attempt, d.outcome,

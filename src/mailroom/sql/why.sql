@@ -5,7 +5,7 @@ RETURNS TABLE (token bigint, action text, email text, login text, status text, s
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
                why_not_mailable text, waits boolean, lease_worker text, lease_generation integer,
                lease_due_at timestamptz, lease_is_due boolean)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     wanted bigint[];
@@ -60,7 +60,7 @@ COMMENT ON FUNCTION mailroom.tokens_of IS
 CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
                detail text, worker text, at timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token

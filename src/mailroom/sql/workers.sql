@@ -19,7 +19,7 @@ COMMENT ON COLUMN mailroom.workers.trouble IS 'What keeps it from sending; empty
 COMMENT ON COLUMN mailroom.workers.trouble_since IS 'When that began.';
 
 CREATE FUNCTION mailroom.heartbeat(p_worker text, p_version text, p_trouble text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     INSERT INTO mailroom.workers AS w (worker, version, trouble, trouble_since)
     VALUES (p_worker, p_version, p_trouble, CASE WHEN p_trouble <> '' THEN clock_timestamp() END)
     ON CONFLICT (worker) DO UPDATE
@@ -34,7 +34,7 @@ COMMENT ON FUNCTION mailroom.heartbeat IS
     'that have not reported for a day.';
 
 CREATE FUNCTION mailroom.leave(p_worker text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     DELETE FROM mailroom.workers w WHERE w.worker = p_worker
 $$;
 COMMENT ON FUNCTION mailroom.leave IS 'Removes a worker that has stopped in good order.';
@@ -43,7 +43,7 @@ CREATE FUNCTION mailroom.recent_workers()
 RETURNS TABLE (worker text, version text, alive boolean, started_at timestamptz, seen_at timestamptz,
                up double precision, silent double precision, leases bigint, tokens bigint,
                trouble text, trouble_since timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT w.worker, w.version, w.seen_at > n.now - interval '15 seconds', w.started_at, w.seen_at,
            extract(epoch FROM n.now - w.started_at)::double precision,
            extract(epoch FROM n.now - w.seen_at)::double precision,
