@@ -494,7 +494,9 @@ def test_an_answer_that_quotes_the_data_shows_no_token(
     ses: InboxServer, start: Start, tmp_path: Path
 ) -> None:
     one = message(1)
-    words = f'cannot render {{"secret": "{one.token}", "code":"{one.code}"}} for "john doe"@example.com'
+    words = (
+        f'no such user, cannot render {{"secret": "{one.token}", "code":"{one.code}"}} for "john"@a.example'
+    )
     ses.inbox.faults.add(Fault("error", code="MessageRejected", message=words))
     sender = start()
     sender.send([one])
@@ -574,7 +576,7 @@ def test_a_call_that_hangs_does_not_hold_up_the_end(ses: InboxServer, start: Sta
 def test_a_full_disk_stops_the_reading_until_there_is_room(
     ses: InboxServer, start: Start, tmp_path: Path
 ) -> None:
-    ses.inbox.faults.add(Fault("status", status="MessageRejected", message="no"))
+    ses.inbox.faults.add(Fault("status", status="MessageRejected", message="no such mailbox"))
     sender = start()
     sender.wait_for_log("sender.started")
     limit = sender.log_path.stat().st_size + 900  # which holds for the log as well
@@ -592,7 +594,7 @@ def test_a_full_disk_stops_the_reading_until_there_is_room(
 
 
 def test_what_cannot_be_set_aside_is_told_at_the_end(ses: InboxServer, start: Start, tmp_path: Path) -> None:
-    ses.inbox.faults.add(Fault("status", status="MessageRejected", message="no"))
+    ses.inbox.faults.add(Fault("status", status="MessageRejected", message="no such mailbox"))
     sender = start(SHUTDOWN_TIMEOUT=500)
     sender.wait_for_log("sender.started")
     (tmp_path / "output" / "rejected.csv").unlink()
@@ -657,6 +659,7 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     ses.inbox.faults.add(Fault("error", calls=2, code="SignatureDoesNotMatch", message=words))
     ses.inbox.faults.add(Fault("http", calls=1, http_status=500, body=words))
     ses.inbox.faults.add(Fault("garbage", calls=1, body=words))
+    words = f"no such mailbox {words}"
     ses.inbox.faults.add(Fault("status", calls=1, status="MessageRejected", message=words))
     url, password = with_password(database)
     collector = collect(url)
@@ -684,7 +687,9 @@ def test_what_is_set_aside_is_on_the_disk_before_the_next_read(
 ) -> None:
     for name, value in aws(ses.url).items():
         monkeypatch.setenv(name, value)
-    ses.inbox.faults.add(Fault("status", recipient="person0@example.com", status="MessageRejected"))
+    ses.inbox.faults.add(
+        Fault("status", recipient="person0@example.com", status="MessageRejected", message="no such user")
+    )
     chosen = settings(tmp_path, SEND_RATE=1000, SEND_CONCURRENCY=1)
     reader, writer = os.pipe()
     lines = Input(reader)

@@ -47,7 +47,7 @@ def test_a_backlog_goes_out_in_full_calls(db: Db, ses: InboxServer, start: Start
 
 
 def test_each_recipient_has_its_own_outcome(db: Db, ses: InboxServer, start: Start) -> None:
-    ses.inbox.faults.add(Fault("status", recipient="u2@example.com", status="MessageRejected", message="no"))
+    ses.inbox.faults.add(Fault("status", recipient="u2@example.com", status="MessageRejected"))
     ses.inbox.faults.add(Fault("status", recipient="u3@example.com", status="TransientFailure", calls=2))
     ses.inbox.faults.add(Fault("status", recipient="u4@example.com", status="Failed"))
     sign_up_many(db, 5)

@@ -26,7 +26,7 @@ SWITCHES: Final = (
     Switch("pause", "Pause the account", "Every call is refused: sending is disabled.", None),
     Switch(
         "reject", "Reject recipients", "MessageRejected for each recipient.",
-        Fault("status", status="MessageRejected", message="Set on the inbox's page."),
+        Fault("status", status="MessageRejected", message="No such mailbox: set on the inbox's page."),
     ),
     Switch(
         "transient", "Fail temporarily", "TransientFailure for each recipient.",

@@ -2,7 +2,7 @@
 
 Two breakers stand before a call: the account's and the action's. An answer trips one when every other
 mail of the account, or of the action, would get the same answer. While one is tripped, one call at a
-time tries whether the trouble is over.
+time tries whether the trouble is over. Refusals in unknown words are doubted first; see ``brake``.
 
 Promises: an attempt is one call and yields one answer for each message. Does not retry.
 """
@@ -21,6 +21,7 @@ from mailroom.actions import ACTIONS
 from mailroom.answers import Answer, Result, Scope
 from mailroom.concurrency import in_thread
 from mailroom.logs import EventLogger, without_addresses
+from mailroom.sender.brake import Brake
 from mailroom.sender.breaker import Breaker
 from mailroom.sender.rate import Bucket, Rate
 from mailroom.settings.sender import SenderSettings
@@ -45,7 +46,8 @@ class Attempt(NamedTuple):
 
     Attributes:
         answers: one for each message, in their order.
-        tripped: whether it tripped a breaker, which then decides when to try again.
+        tripped: whether it tripped a breaker, which then decides when to try again. False for a recipient
+            whose own refusal did, so that others are tried before it.
     """
 
     answers: list[Answer]
@@ -92,6 +94,7 @@ class Calls:
         self._transport = transport
         self._asks_quota = settings.send_rate is None
         self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
+        self._brake = Brake()
         self._breaker = Breaker("account")
         self._action_breakers = {action.name: Breaker(action.name) for action in ACTIONS}
         self._slots = asyncio.Semaphore(settings.send_concurrency)
@@ -128,6 +131,10 @@ class Calls:
     def is_under_way(self, message: Message) -> bool:
         """Whether a call for it has begun and has not been answered."""
         return id(message) in self._in_calls
+
+    def is_held(self, message: Message) -> bool:
+        """Whether its recipient was refused in words that pause all mail."""
+        return self._brake.is_on and self._brake.holds(message)
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.
@@ -177,7 +184,10 @@ class Calls:
         action = messages[0].action
         breakers = (self._breaker, self._action_breakers[action])
         answers = await self._call(messages, breakers, give_up_at, max_wait_s)
-        return None if answers is None else Attempt(answers, self._learn(action, answers))
+        if answers is None:
+            return None
+        tripped = self._learn(action, answers)
+        return Attempt(answers, tripped and not any(map(self.is_held, messages)))
 
     def close(self) -> None:
         """Close the transport, unless a thread still uses it."""
@@ -241,6 +251,7 @@ class Calls:
             detail = f"no complete answer within {self._longest_s:g} s"
             answers = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
         self._in_calls.difference_update(map(id, messages))
+        answers = self._brake.judge(messages, answers, started)
         self.answers.update(answer.result for answer in answers)
         took_s = time.monotonic() - started
         if self._called:
@@ -258,15 +269,20 @@ class Calls:
         trips = bool(general) and all(answer.result is not Result.SENT for answer in answers)
         if not trips:
             self.unable = ""
-            self._breaker.succeeded()
+            self._succeeded()
             self._action_breakers[action].succeeded()
         elif general[0].scope is Scope.ACTION:
-            self._breaker.succeeded()
+            self._succeeded()
             trips = self._action_breakers[action].trip(general[0])
         else:
             trips = self._breaker.trip(general[0])
         self._changed.set()
         return trips
+
+    def _succeeded(self) -> None:
+        """Reset the account's breaker, unless the brake tripped it: then only an accepted mail does."""
+        if not self._brake.is_on:
+            self._breaker.succeeded()
 
     def _log_answers(self, action: str, answers: Sequence[Answer], took_s: float) -> None:
         kinds = Counter((answer.result, answer.scope) for answer in answers)

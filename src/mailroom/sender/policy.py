@@ -9,7 +9,9 @@ given to the transport in a few threads. The answers decide what happens next:
 - transient, throttled, answer lost: retry after a back-off with jitter, until the mail is too old to be
   useful. A failure without a stated reason, and a lost answer, is retried a few times only;
 - a trouble that affects every mail (throttled, paused, unreachable): begin nothing more. ``room`` waits
-  until it is over, so that the caller stops reading.
+  until it is over, so that the caller stops reading;
+- refused for good in words that nobody knows: retry, until the provider has accepted another mail. When all
+  are refused so, other recipients are tried first, and a few more are read to try them.
 
 Promises: every submitted message is reported once with its verdict; ``abandon`` reports those still in
 hand. Does not promise that a mail is sent once: a lost answer is counted and logged as unknown, and
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -39,6 +42,9 @@ from mailroom.wire import Message
 MAX_IN_HAND: Final = 1000
 # The same while one action's mails cannot be sent, since those would soon be most of them.
 MAX_IN_TROUBLE: Final = 100
+# A recipient whose refusal helped to pause all mail waits this long for a turn at the breaker, so that others
+# get it.
+MAX_HELD_AT_BREAKER_S: Final = 1.0
 # Before a recipient is tried again: the first wait and the longest.
 BACK_OFF_S: Final = (0.5, 60.0)
 # A mail is given up this long after it was read, when its token has expired.
@@ -125,8 +131,8 @@ class Sender:
     def has_room(self) -> bool:
         """Whether more may be submitted."""
         return (
-            # In trouble, the breaker needs one message for its next try.
-            (self._calls.can_send or not self._in_hand)
+            # In trouble, the breaker needs one message for its next try, and one that was not refused yet.
+            (self._calls.can_send or all(self._calls.is_held(one.message) for one in self._in_hand))
             and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
             and len(self._in_hand) < (MAX_IN_TROUBLE if self._calls.troubles else MAX_IN_HAND)
         )
@@ -223,8 +229,13 @@ class Sender:
                 self._start(recipients[first : first + size], tries, lost)
             recipients = recipients[:size]
             useful_until = min(recipient.useful_until for recipient in recipients)
-            attempt = await self._calls.attempt([one.message for one in recipients], useful_until)
+            messages = [one.message for one in recipients]
+            is_held = any(map(self._calls.is_held, messages))
+            max_wait_s = MAX_HELD_AT_BREAKER_S if is_held else math.inf
+            attempt = await self._calls.attempt(messages, useful_until, max_wait_s=max_wait_s)
             if attempt is None:
+                if is_held:
+                    await self._back_off(tries)
                 continue
             pairs = list(zip(recipients, attempt.answers, strict=True))
             if halves := attempt.halves(recipients):

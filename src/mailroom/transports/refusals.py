@@ -49,7 +49,7 @@ _THEIRS: Final = re.compile(
         \b(unknown|not\ found|does\ ?n[o']t\ exist|disabled|inactive|full|quota) |
     e-?mail\ account\ that\ you\ tried\ to\ reach |
     \baddress\b.{0,80}\b(is\ )?(illegal|malformed|invalid|blacklisted|on\ the\ suppression\ list) |
-    missing\ final\ '@domain' | \b(domain|local\ address)\ (contains|starts|ends)\b
+    missing\ final\b | \b(domain|local\ address)\ (contains|starts|ends)\b
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )

@@ -1,0 +1,128 @@
+"""Doubts refusals for good whose words nobody knows: they may be about the sender, and then about every mail.
+
+A refusal is final at once if its words are known to be about the recipient, or if a mail was accepted after
+it. Until then it is doubted: its recipient is retried. When ``REFUSALS`` in a row have the same words, for
+``RECIPIENTS`` recipients or more, and no mail was accepted in between, the answer pauses all mail: a person
+must act. The next accepted mail ends that.
+
+Promises: while nothing is accepted, no two recipients are rejected in the same unknown words. Does not keep
+its state across a restart, or share it between workers.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from mailroom.answers import Answer, Result, Scope
+from mailroom.logs import EventLogger, without_addresses
+from mailroom.transports.refusals import about_recipient
+from mailroom.wire import Message
+
+REFUSALS: Final = 10
+RECIPIENTS: Final = 3
+MAX_REMEMBERED: Final = 10_000
+MAX_RUNS: Final = 200
+
+# The reply's code, or the API's, at the beginning of an answer's detail.
+_CODE: Final = re.compile(r"\d{3}( [245]\.\d{1,3}\.\d{1,3})?|\w+:")
+# What differs from mail to mail: ids, numbers, addresses, stand-ins and host names.
+_VARYING: Final = re.compile(r"[\d@<>]|\w\.\w")
+
+log = EventLogger("sender")
+
+
+@dataclass(slots=True)
+class _Run:
+    """Refusals in the same words since the last accepted mail."""
+
+    refusals: int = 0
+    recipients: set[str] = field(default_factory=set)
+
+
+class Brake:
+    """The refusals in unknown words since the last accepted mail.
+
+    Attributes:
+        is_on: whether it pauses all mail.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._runs: dict[str, _Run] = {}
+        self._refused_at: dict[str, float] = {}  # by address
+        self._accepted_at = float("-inf")  # the beginning of the last call in which a mail was accepted
+        self.is_on = False
+
+    def holds(self, message: Message) -> bool:
+        """Whether the last answer to the message's recipient is doubted."""
+        return message.email in self._refused_at
+
+    def judge(self, messages: Sequence[Message], answers: Sequence[Answer], began: float) -> list[Answer]:
+        """The answers of a call, with other answers in place of the doubted refusals.
+
+        Args:
+            messages: the call's.
+            answers: one for each of them.
+            began: of the clock, when the call began.
+        """
+        accepted = [index for index, answer in enumerate(answers) if answer.result is Result.SENT]
+        if accepted:
+            self._accepted_at = max(self._accepted_at, began)
+            self._runs.clear()
+            self.is_on = False
+        last_accepted = max(accepted, default=-1)
+        is_halved = sum(answer.scope is Scope.CALL for answer in answers) > 1
+        judged = []
+        for index, (message, answer) in enumerate(zip(messages, answers, strict=True)):
+            is_known = index < last_accepted or self._refused_at.get(message.email, began) < self._accepted_at
+            if _is_doubtful(answer) and not is_known and not (is_halved and answer.scope is Scope.CALL):
+                judged.append(self._doubted(message, answer))
+                continue
+            if answer.result in {Result.SENT, Result.REJECTED}:
+                self._refused_at.pop(message.email, None)
+            judged.append(answer)
+        return judged
+
+    def _doubted(self, message: Message, answer: Answer) -> Answer:
+        self._refused_at.pop(message.email, None)
+        self._refused_at[message.email] = self._clock()
+        if len(self._refused_at) > MAX_REMEMBERED:
+            del self._refused_at[next(iter(self._refused_at))]
+        words = _unvarying(answer.detail, message)
+        if words not in self._runs:
+            if len(self._runs) >= MAX_RUNS:
+                del self._runs[next(iter(self._runs))]
+            log.warning("doubted", action=message.action, reason=without_addresses(answer.detail))
+        run = self._runs.setdefault(words, _Run())
+        run.refusals += 1
+        if len(run.recipients) < RECIPIENTS:
+            run.recipients.add(message.email)
+        if run.refusals >= REFUSALS and len(run.recipients) >= RECIPIENTS:
+            self.is_on = True
+            why = f"{REFUSALS} or more refusals in a row in the same words, and no mail accepted"
+            return Answer(Result.PAUSED, f"{why}: {answer.detail}", scope=Scope.ACCOUNT)
+        # A recipient that is alone with its words is given up after a few tries.
+        result = Result.FAILED if len(run.recipients) == 1 else Result.TRANSIENT
+        return replace(answer, result=result, scope=Scope.RECIPIENT)
+
+
+def _is_doubtful(answer: Answer) -> bool:
+    return (
+        answer.result in {Result.REJECTED, Result.FAILED}
+        and not answer.is_ours
+        and answer.scope in {Scope.RECIPIENT, Scope.CALL}
+        and not about_recipient(answer.detail)
+    )
+
+
+def _unvarying(detail: str, message: Message) -> str:
+    """A refusal's words without what differs from mail to mail."""
+    code = _CODE.match(detail)
+    own = {message.username.lower(), *message.email.lower().split("@")}
+    words = detail[code.end() if code else 0 :].lower().split()
+    kept = [word for word in words if not _VARYING.search(word) and word.strip(".,;:'\"`()[]") not in own]
+    return " ".join([code.group() if code else "", *kept])
