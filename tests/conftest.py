@@ -117,7 +117,9 @@ def start(database: str, ses: InboxServer, tmp_path: Path) -> Iterator[Start]:
     """
     with contextlib.ExitStack() as stack:
 
-        def start_one(*, constants: Mapping[str, float] | None = None, **variables: str | int) -> RunProcess:
+        def start_one(
+            *, constants: Mapping[str, float | str] | None = None, **variables: str | int
+        ) -> RunProcess:
             given = senders.environment(tmp_path / "output", **({"SEND_RATE": 10_000} | variables))
             every = processes.environment(database) | given | senders.aws(ses.url)
             return stack.enter_context(

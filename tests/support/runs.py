@@ -21,7 +21,7 @@ class RunProcess:
     """``mailroom run``, whose log grows while it runs."""
 
     def __init__(
-        self, variables: dict[str, str], log: Path, constants: Mapping[str, float] | None = None
+        self, variables: dict[str, str], log: Path, constants: Mapping[str, float | str] | None = None
     ) -> None:
         self._log = log
         with log.open("ab") as stderr:
@@ -61,7 +61,7 @@ class RunProcess:
 Start = Callable[..., RunProcess]
 
 
-def _program(constants: Mapping[str, float]) -> list[str]:
+def _program(constants: Mapping[str, float | str]) -> list[str]:
     """Python's arguments for ``mailroom``, with other values for these constants of its modules."""
     if not constants:
         return ["-m", "mailroom"]

@@ -83,7 +83,7 @@ class Session:
                     raise Postponed("it would be too early")
                 try:
                     answer = await self._database.limited(
-                        connection, connection.execute(query, parameters, binary=True)
+                        connection, connection.execute(query, _storable(parameters, connection), binary=True)
                     )
                 except LOST as error:
                     if connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
@@ -114,3 +114,21 @@ class Session:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
+
+
+def _storable(parameters: Sequence[object], connection: Connection) -> list[object]:
+    """The parameters, with ``?`` for each character that the database cannot hold.
+
+    Such as the words of a provider may have: no such text may end the worker, or prevent an answer's record.
+    """
+    name = connection.info.parameter_status("server_encoding")
+    encoding = "utf-8" if name in {"UTF8", None} else "ascii"
+
+    def storable(value: object) -> object:
+        if isinstance(value, list):
+            return [storable(one) for one in value]
+        if not isinstance(value, str) or (value.isascii() and "\0" not in value):
+            return value
+        return value.replace("\0", "?").encode(encoding, "replace").decode(encoding)
+
+    return [storable(value) for value in parameters]

@@ -1,7 +1,8 @@
 """Leases: the tokens that a claim returns, read from its rows, signed, and turned into messages.
 
-A token whose action this version does not know is left out, for a newer worker. A token that no line
-can hold is refused. Both are logged with the token's id, and do not affect the others.
+A token whose action this version does not know is left out, for a newer worker. A token that
+cannot be signed, or that no line can hold, is refused. Both are logged with the token's id, and do not
+affect the others.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def sign_claimed(claimed: Sequence[Claimed], keys: Sequence[bytes], log: EventLo
     """The claimed tokens as messages; ``log`` is the caller's."""
     try:
         return _sign_all(claimed, keys)
-    except (KeyError, WireError, ValueError):
+    except Exception:  # noqa: BLE001 - one by one, the row at fault is found
         good, refused = [], {}
     for one in claimed:
         if one.action not in BY_NAME:
@@ -106,9 +107,12 @@ def sign_claimed(claimed: Sequence[Claimed], keys: Sequence[bytes], log: EventLo
             continue
         try:
             _sign_all([one], keys)
-        except (WireError, ValueError) as error:
-            log.warning("rejected", token=one.token, reason=error)
-            refused[one.token] = str(error)
+        except Exception as error:  # noqa: BLE001 - a row's content must not end the worker
+            # Only these texts are certain to hold no value.
+            known = isinstance(error, WireError | ValueError)
+            why = str(error) if known else f"it cannot be signed: {type(error).__name__}"
+            log.warning("rejected", token=one.token, reason=why)
+            refused[one.token] = why
         else:
             good.append(one)
     signed = _sign_all(good, keys) if good else Signed((), ((),) * 5, (), {})

@@ -20,11 +20,13 @@ from typing import Final, NamedTuple, TypeVar
 from mailroom.actions import ACTIONS
 from mailroom.answers import Answer, Result, Scope
 from mailroom.concurrency import in_thread
+from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger, without_addresses
 from mailroom.sender.brake import Brake
 from mailroom.sender.breaker import Breaker
 from mailroom.sender.rate import Bucket, Rate
 from mailroom.settings.sender import SenderSettings
+from mailroom.transports.redaction import shortened
 from mailroom.transports.transport import CONNECT_TIMEOUT_S, Transport
 from mailroom.wire import Message
 
@@ -246,7 +248,7 @@ class Calls:
         # A cancellation leaves them in there: it is unknown whether they will be accepted.
         try:
             async with asyncio.timeout(self._longest_s):
-                answers = await in_thread(self._transport.send, messages)
+                answers = await in_thread(self._answers, messages)
         except TimeoutError:
             detail = f"no complete answer within {self._longest_s:g} s"
             answers = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
@@ -258,6 +260,22 @@ class Calls:
             self._called(messages[0].action, answers, took_s)
         self._log_answers(messages[0].action, answers, took_s)
         return answers
+
+    def _answers(self, messages: Sequence[Message]) -> list[Answer]:
+        """The transport's answers; a fault of it that some message causes is an answer for that message."""
+        try:
+            answers = self._transport.send(messages)
+            if len(answers) == len(messages):
+                return answers
+            why = f"{len(answers)} answers for {len(messages)} messages"
+        except MailroomError:
+            raise
+        except Exception as error:  # noqa: BLE001 - no message's content may end the sending
+            why = f"{type(error).__name__}: {error}"
+        why = shortened(why, [word for one in messages for word in (one.token, one.code)])
+        log.error("transport_failed", transport=self._transport.name, reason=without_addresses(why))
+        failed = Answer(Result.FAILED, f"the transport failed: {why}", scope=Scope.CALL, is_ours=True)
+        return [failed] * len(messages)
 
     def _learn(self, action: str, answers: Sequence[Answer]) -> bool:
         """Adapt the rate and the breakers to a call's answers; True if one tripped."""

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+from mailroom.actions import BY_NAME
 from mailroom.answers import Answer, Result
 from mailroom.errors import OutputClosed
 from mailroom.settings.sender import MAX_RATE, SenderSettings
-from mailroom.transports.ses import OPERATION, RECIPIENTS_PER_CALL, bad_addresses, request
+from mailroom.transports.ses import OPERATION, RECIPIENTS_PER_CALL, prepared, request
 from mailroom.wire import Message
 
 
@@ -37,13 +38,14 @@ class DebugTransport:
 
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
-        bad = bad_addresses(messages)
-        good = [message for message, answer in zip(messages, bad, strict=True) if answer is None]
+        action = BY_NAME[messages[0].action]
+        ready = prepared(action, messages)
+        good = [one for one in ready if not isinstance(one, Answer)]
         statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in good]
         if good:
-            self._print(request(self._settings, good), {"Status": statuses})
+            self._print(request(self._settings, action, good), {"Status": statuses})
         sent = iter([Answer(Result.SENT, message_id=status["MessageId"]) for status in statuses])
-        return [answer or next(sent) for answer in bad]
+        return [one if isinstance(one, Answer) else next(sent) for one in ready]
 
     def close(self) -> None:
         """Do nothing: no connection is open."""

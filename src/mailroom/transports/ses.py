@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from email.utils import formataddr, parseaddr
 from functools import partial
@@ -23,6 +23,7 @@ from mailroom.logs import EventLogger
 from mailroom.settings.sender import MAX_RATE, SenderSettings
 from mailroom.templates import checks, mails, remote
 from mailroom.transports import ses_answers
+from mailroom.transports.preparing import prepare
 from mailroom.transports.redaction import shortened
 from mailroom.transports.saved_answers import SavedAnswers
 from mailroom.transports.ses_client import DENIED, Client, asked, code_of, name_of
@@ -36,41 +37,35 @@ OPERATION: Final = "SendBulkTemplatedEmail"
 log = EventLogger("ses")
 
 
-def request(settings: SenderSettings, messages: Sequence[Message]) -> dict[str, Any]:
-    """The parameters of the call for messages of one action, whose addresses are valid."""
-    action = BY_NAME[messages[0].action]
+def request(
+    settings: SenderSettings, action: Action, destinations: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The parameters of the call for an action's mails, each as ``prepared``."""
     names = [*action.fields, *mails.escaped_names(action)]
     parameters: dict[str, Any] = {
         "Source": _source(settings.source),
         "Template": settings.templates.names[action.name],
         "DefaultTemplateData": json.dumps(dict.fromkeys(names, "")),
-        "Destinations": [
-            {
-                "Destination": {"ToAddresses": ["@".join(wire_address(message.email))]},
-                "ReplacementTemplateData": mails.ses_data(action, message),
-            }
-            for message in messages
-        ],
+        "Destinations": destinations,
     }
     if settings.config_set:
         parameters["ConfigurationSetName"] = settings.config_set
     return parameters
 
 
-def bad_addresses(messages: Sequence[Message]) -> list[Answer | None]:
-    """For each message the rejection of its address, or None for a valid address.
+def prepared(action: Action, messages: Sequence[Message]) -> list[dict[str, Any] | Answer]:
+    """For each message of one action its entry in the call, or the rejection of what cannot be prepared.
 
     SES would read some malformed addresses as a different address, or as several.
     """
-    answers: list[Answer | None] = []
-    for message in messages:
-        try:
-            wire_address(message.email)
-        except ValueError as error:
-            answers.append(Answer(Result.REJECTED, str(error), is_ours=True))
-        else:
-            answers.append(None)
-    return answers
+    return [prepare(partial(_destination, action, message), message) for message in messages]
+
+
+def _destination(action: Action, message: Message) -> dict[str, Any]:
+    return {
+        "Destination": {"ToAddresses": ["@".join(wire_address(message.email))]},
+        "ReplacementTemplateData": mails.ses_data(action, message),
+    }
 
 
 def _source(source: str) -> str:
@@ -142,10 +137,13 @@ class SesTransport:
             if trouble.result is Result.REJECTED:  # the template is at fault, not the recipients
                 trouble = replace(trouble, result=Result.PAUSED)
             return [trouble] * len(messages)
-        bad = bad_addresses(messages)
-        good = [message for message, answer in zip(messages, bad, strict=True) if answer is None]
-        sent = iter(self._send(client, good) if good else ())
-        return [answer or next(sent) for answer in bad]
+        ready = prepared(action, messages)
+        good = [one for one in ready if not isinstance(one, Answer)]
+        called = [
+            message for message, one in zip(messages, ready, strict=True) if not isinstance(one, Answer)
+        ]
+        sent = iter(self._send(client, action, called, good) if good else ())
+        return [one if isinstance(one, Answer) else next(sent) for one in ready]
 
     def close(self) -> None:
         """Close the connections."""
@@ -192,9 +190,15 @@ class SesTransport:
             self._warned.add(warning)
             log.warning(event, **fields)
 
-    def _send(self, client: Client, messages: Sequence[Message]) -> list[Answer]:
+    def _send(
+        self,
+        client: Client,
+        action: Action,
+        messages: Sequence[Message],
+        destinations: Sequence[Mapping[str, Any]],
+    ) -> list[Answer]:
         self._reply.kept = None
-        parameters = request(self._settings, messages)
+        parameters = request(self._settings, action, destinations)
         try:
             reply = client.send_bulk_templated_email(**parameters)
             answers = [

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from email.headerregistry import Address
 from email.utils import parseaddr
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -30,6 +31,7 @@ from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.templates import checks, mails, sources
 from mailroom.transports import smtp_answers
 from mailroom.transports.mime import compose
+from mailroom.transports.preparing import prepare
 from mailroom.transports.redaction import MAX_DETAIL, shortened
 from mailroom.transports.refusals import about_sender, is_unverified
 from mailroom.transports.transport import CONNECT_TIMEOUT_S
@@ -239,6 +241,18 @@ class SmtpTransport:
             undo.pop_all()
         return smtp
 
+    def _prepare(self, message: Message) -> tuple[str, str, str, bytes]:
+        """The two parts of the address, the mail's id and its content.
+
+        Raises:
+            TemplateError: the template cannot be used.
+            Exception: the message cannot be mailed.
+        """
+        local, domain = wire_address(message.email)
+        mail = mails.render(self._templates[message.action], message)
+        message_id = f"{uuid4()}@{self._domain}"
+        return local, domain, message_id, compose(mail, self._sender, Address("", local, domain), message_id)
+
     def _deliver(self, connection: _Connection, message: Message) -> Answer:
         """Send one mail.
 
@@ -248,9 +262,12 @@ class SmtpTransport:
         """
         smtp = connection.smtp
         try:
-            local, domain = wire_address(message.email)
-        except ValueError as error:
-            return Answer(Result.REJECTED, str(error), is_ours=True)
+            prepared = prepare(partial(self._prepare, message), message)
+        except TemplateError as error:
+            raise _Trouble(Result.PAUSED, str(error), Scope.ACTION) from None
+        if isinstance(prepared, Answer):
+            return prepared
+        local, domain, message_id, content = prepared
         extensions = [] if local.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
         if extensions and not smtp.has_extn("smtputf8"):
             return Answer(
@@ -258,12 +275,6 @@ class SmtpTransport:
                 "the address is not ASCII, and the server does not support SMTPUTF8",
                 is_ours=True,
             )
-        try:
-            mail = mails.render(self._templates[message.action], message)
-        except TemplateError as error:
-            raise _Trouble(Result.PAUSED, str(error), Scope.ACTION) from None
-        message_id = f"{uuid4()}@{self._domain}"
-        content = compose(mail, self._sender, Address("", local, domain), message_id)
         is_sender = False
         try:
             code, reply = smtp.mail(self._sender.addr_spec, extensions)
