@@ -54,7 +54,7 @@ SECRETS = (KEY, DB_PASSWORD, SMTP_PASSWORD, ACCESS_KEY, SECRET_ACCESS_KEY)
 NAMES = {"app_name": "Example", "app_url": "https://example.com"}
 DATABASE = [
     "collector-settings", "keys", "server", "encoding", "writable", "clock", "migrations", "functions",
-    "queue",
+    "queue", "cursor",
     "pause", "tokens-trigger", "accounts-trigger", "notifications", "backlog", "collectors",
     "workers",
 ]  # fmt: skip
@@ -171,11 +171,15 @@ def test_all_is_well(database: str, collector: Db, box: Inbox, sending: dict[str
     assert ["ses-clock"] == not_ok(findings)  # the inbox tells no time
 
 
+def is_ok(line: str) -> bool:
+    return line.startswith("ok ")
+
+
 def test_a_table_and_exit_code_0(database: str, collector: Db, box: Inbox, sending: dict[str, str]) -> None:
     done = run(collecting(database) | sending)
     assert (0, "") == (done.returncode, done.stderr)
     lines = done.stdout.splitlines()
-    assert "0 faults, 0 warnings, 29 ok, 1 skipped" == lines[-1]
+    assert f"0 faults, 0 warnings, {sum(map(is_ok, lines))} ok, 1 skipped" == lines[-1]
     assert f"ok       migrations                  up to date, version {NEWEST}" in lines
     assert "\x1b" not in done.stdout
 
@@ -188,7 +192,7 @@ def test_faults_have_remedies_and_exit_code_1(database: str, db: Db, box: Inbox)
     at = next(at for at, line in enumerate(lines) if line.startswith("fault "))
     assert lines[at].startswith("fault    tokens-trigger ")
     assert "         try: ALTER TABLE tokens ENABLE TRIGGER tokens_ring" == lines[at + 1]
-    assert "1 fault, 1 warning, 14 ok" == lines[-1]
+    assert f"1 fault, 1 warning, {sum(map(is_ok, lines))} ok" == lines[-1]
     assert [] == [secret for secret in SECRETS if secret in done.stdout]
 
 
@@ -349,6 +353,16 @@ def test_a_database_without_an_encoding(server_url: str) -> None:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
     assert ["encoding", "migrations"] == faults(findings)
     assert "ENCODING 'UTF8'" in findings["encoding"].remedy
+
+
+def test_a_restore_without_the_cursor(database: str, db: Db, collector: Db) -> None:
+    sign_up(db, "zoe")
+    db.execute("UPDATE tokens SET txid = '4000000000'")
+    finding = the_database(database)["cursor"]
+    assert (FAULT, True) == (finding.state, "the mail of 1 waiting token would not be sent" in finding.detail)
+    assert "mailroom.take_over()" in finding.remedy
+    db.execute("SELECT mailroom.take_over()")
+    assert OK is the_database(database)["cursor"].state
 
 
 def test_a_paused_queue_is_told_with_the_reason(database: str, db: Db, collector: Db) -> None:
@@ -943,7 +957,7 @@ def test_mails_that_were_set_aside(sending: dict[str, str], tmp_path: Path) -> N
     finding = the_account(sending)["set-aside"]
     assert (WARNING, True) == (
         finding.state,
-        "3 mails that were not sent: 2 expired, 1 rejected" in finding.detail,
+        "3 mails not sent: 2 expired, 1 rejected" in finding.detail,
     )
     assert "`mailroom replay --help`" in finding.remedy
     rejected.path.write_text("something else")

@@ -20,6 +20,7 @@ CHECKS: Final[tuple[Check[Probe], ...]] = (
     Check("migrations", server.migrations, ("server",)),
     Check("functions", queue.functions, ("server", "migrations")),
     Check("queue", queue.queue, ("functions",)),
+    Check("cursor", queue.cursor, ("queue",)),
     Check("pause", queue.pause, ("queue",)),
     Check("tokens-trigger", queue.tokens_trigger, ("functions", "MAILROOM_CHANNEL_NAME")),
     Check("accounts-trigger", queue.accounts_trigger, ("functions",)),

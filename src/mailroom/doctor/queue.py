@@ -14,9 +14,19 @@ from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
-from mailroom.operations.story import counted, utc
+from mailroom.operations.story import utc
 from mailroom.queue.client import BACKLOG, NEXT_DUE, RING, Backlog
-from mailroom.queue.start_check import CALLED, RING_FUNCTION, TRIGGERS, UNUSABLE, VERSION, schema_fault
+from mailroom.queue.start_check import (
+    CALLED,
+    MISPLACED,
+    RING_FUNCTION,
+    TRIGGERS,
+    UNUSABLE,
+    VERSION,
+    restore_fault,
+    schema_fault,
+)
+from mailroom.wording import counted
 
 Value = TypeVar("Value")
 
@@ -43,6 +53,14 @@ def queue(probe: Probe) -> Finding:
     """The queue's cursor can be read."""
     probe.ask(NEXT_DUE)
     return ok("its cursor can be read")
+
+
+def cursor(probe: Probe) -> Finding:
+    """The cursor fits the tokens: no restore left it out."""
+    for unreachable, repeated in probe.ask(MISPLACED):
+        if found := restore_fault(unreachable, repeated):
+            return fault(str(found), found.hint)
+    return ok("it fits the tokens")
 
 
 def pause(probe: Probe) -> Finding:
@@ -169,7 +187,7 @@ def collectors(probe: Probe) -> Finding:
     ((connections,),) = probe.ask(COLLECTORS, list(PROGRAMS))
     if not connections:
         return warning("no worker is connected to this database", f"start `{PROGRAMS[0]}` to send mail now")
-    return ok(f"{connections} connections from {' or '.join(f'`{name}`' for name in PROGRAMS)}")
+    return ok(f"{counted(connections, 'connection')} from {' or '.join(f'`{name}`' for name in PROGRAMS)}")
 
 
 def _disabled(table: str, trigger: str, consequence: str) -> Finding:

@@ -152,11 +152,6 @@ def span(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun, in the singular or plural."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def plain(text: str) -> str:
     """A text on one line, without control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()

@@ -15,7 +15,7 @@ DECLARE
     called CONSTANT jsonb := '{
         "mailroom_worker": ["schema_version", "claim", "settle", "renew", "release", "record", "reserve",
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
-                            "paused", "recent_workers"],
+                            "paused", "recent_workers", "misplaced_tokens"],
         "mailroom_app":    ["consume", "random_secret", "random_code"],
         "mailroom_oncall": ["overview", "paused", "recent_workers", "tokens_of", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
