@@ -55,7 +55,8 @@ NAMES = {"app_name": "Example", "app_url": "https://example.com"}
 DATABASE = [
     "collector-settings", "keys", "server", "encoding", "writable", "clock", "migrations", "functions",
     "queue", "cursor",
-    "pause", "tokens-trigger", "accounts-trigger", "notifications", "backlog", "collectors",
+    "pause", "tokens-trigger", "accounts-trigger", "other-triggers",
+    "replication-role", "subscriptions", "notifications", "backlog", "collectors",
     "workers",
 ]  # fmt: skip
 SENDING = ["sender-settings", "output-folder", "set-aside"]
@@ -355,6 +356,53 @@ def test_a_database_without_an_encoding(server_url: str) -> None:
     assert "ENCODING 'UTF8'" in findings["encoding"].remedy
 
 
+def test_any_disabled_trigger_is_told(database: str, db: Db, collector: Db) -> None:
+    db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_stamp")
+    db.execute("ALTER TABLE accounts ENABLE REPLICA TRIGGER accounts_keep_status_times_update")
+    findings = the_database(database)
+    assert ["other-triggers"] == faults(findings)
+    for remedy in findings["other-triggers"].remedy.split("; "):
+        db.execute(remedy.encode())
+    assert [] == faults(the_database(database))
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["ROLE application", "ROLE application IN DATABASE {}", "DATABASE {}"],
+)
+def test_sessions_that_fire_no_trigger_are_told(database: str, db: Db, collector: Db, where: str) -> None:
+    name = sql.Identifier(db.info.dbname)
+    db.execute("CREATE ROLE application")
+    try:
+        db.execute(sql.SQL("ALTER " + where + " SET session_replication_role = replica").format(name))
+        findings = the_database(database)
+        assert ["replication-role"] == faults(findings)
+        for remedy in findings["replication-role"].remedy.split("; "):
+            if remedy.startswith("ALTER"):
+                db.execute(remedy.encode())
+        assert [] == faults(the_database(database))
+    finally:
+        db.execute("DROP ROLE application")
+
+
+def test_tables_that_a_subscription_fills_are_told(database: str, db: Db, collector: Db) -> None:
+    db.execute(
+        "CREATE SUBSCRIPTION copied CONNECTION 'dbname=none' PUBLICATION none"
+        " WITH (connect = false, slot_name = NONE)"
+    )
+    try:
+        assert [] == faults(the_database(database))
+        db.execute(
+            "INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)"
+            " SELECT oid, 'accounts'::regclass, 'r' FROM pg_subscription"
+        )
+        findings = the_database(database)
+        assert ["subscriptions"] == faults(findings)
+        assert "a subscription fills accounts" in findings["subscriptions"].detail
+    finally:
+        db.execute("DROP SUBSCRIPTION copied")
+
+
 def test_a_restore_without_the_cursor(database: str, db: Db, collector: Db) -> None:
     sign_up(db, "zoe")
     db.execute("UPDATE tokens SET txid = '4000000000'")
@@ -564,7 +612,7 @@ def test_another_channel(database: str) -> None:
 def test_a_trigger_that_does_not_fire(database: str, db: Db, statement: str, name: str, remedy: str) -> None:
     db.execute(statement.encode())
     findings = the_database(database)
-    assert [name] == faults(findings)
+    assert [name] == [other for other in faults(findings) if other != "other-triggers"]
     assert findings[name].remedy.startswith(remedy)
 
 

@@ -12,6 +12,7 @@ from psycopg import sql
 from mailroom.database.connection import LOST
 from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
+from mailroom.doctor.triggers import ISSUE_FUNCTION
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
 from mailroom.operations.story import utc
@@ -37,7 +38,6 @@ COLLECTORS: Final = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = ANY (%s::text[])
 """
-ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
 
 def functions(probe: Probe) -> Finding:
