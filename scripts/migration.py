@@ -28,7 +28,7 @@ FILES: Final = {
     "accounts_and_tokens": ("accounts", "tokens", "consume", "ring"),
     "ledger": ("ledger",),
     "queue": ("cursor", "lease", "claim", "rate", "workers"),
-    "operations": ("status", "why", "dead", "traffic", "prune"),
+    "operations": ("status", "why", "dead", "traffic", "prune", "restore"),
 }
 HEAD: Final = "-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.\n"
 VERSION: Final = re.compile(r"(?<=^RETURN )\d+(?=;$)", re.MULTILINE)

@@ -27,6 +27,7 @@ from mailroom.errors import (
     WrongCode,
 )
 from mailroom.tokens import Keys, split, verify
+from mailroom.wording import counted
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
@@ -116,7 +117,7 @@ def _answer(action: Action, row: tuple[Any, ...] | None) -> Consumed:
             return Consumed(account, action.name, consumed)
         case "wrong_code":
             raise WrongCode(
-                f"the code is wrong; {codes_left} more tries",
+                f"the code is wrong; {counted(codes_left or 0, 'more try', 'more tries')}",
                 hint="type the code again",
                 codes_left=codes_left,
             )

@@ -1,9 +1,13 @@
-"""Logs an outage without flooding the log, and computes the back-off between two attempts."""
+"""Logs an outage without flooding the log, and computes the back-off between two attempts.
+
+A new reason is logged at once, and each reason once a minute. Reasons that differ only in numbers are one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from typing import Final
 
@@ -12,6 +16,8 @@ from mailroom.logs import EventLogger
 # The first delay and the longest.
 DELAY_S: Final = (0.1, 5.0)
 REMINDER_S: Final = 60.0
+# The reasons of an outage that are told apart.
+MAX_REASONS: Final = 10
 
 
 def back_off_s(earlier_failures: int, limits_s: tuple[float, float]) -> float:
@@ -33,7 +39,7 @@ class Outage:
     Args:
         log: where to log.
         began: the event's name for the first failure.
-        lasts: its name for the reminders.
+        lasts: its name for the reminders and for a new reason.
         over: its name for the end.
     """
 
@@ -41,7 +47,8 @@ class Outage:
         self._log = log
         self._began, self._lasts, self._over = began, lasts, over
         self._failures = 0
-        self._since = self._logged_at = 0.0
+        self._since = 0.0
+        self._logged_at: dict[str, float] = {}
 
     @property
     def is_on(self) -> bool:
@@ -52,11 +59,15 @@ class Outage:
         """Note a failure; True when it is the first."""
         now = time.monotonic()
         self._failures += 1
+        kind = re.sub("[0-9]+", "0", reason)
+        if kind not in self._logged_at and len(self._logged_at) >= MAX_REASONS:
+            kind = ""
         if self._failures == 1:
-            self._since = self._logged_at = now
+            self._since = now
+            self._logged_at = {kind: now}
             self._log.warning(self._began, reason=reason)
-        elif now - self._logged_at >= REMINDER_S:
-            self._logged_at = now
+        elif now - self._logged_at.get(kind, float("-inf")) >= REMINDER_S:
+            self._logged_at[kind] = now
             self._log.warning(self._lasts, down=f"{now - self._since:.0f}s", reason=reason)
         return self._failures == 1
 

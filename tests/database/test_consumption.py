@@ -110,6 +110,7 @@ def test_five_wrong_codes_end_a_recovery_token(database: str, db: Db) -> None:
             with pytest.raises(errors.WrongCode) as refused:
                 mailroom.consume(connection, sent.token, "password_recovery", keys=KEY, code=wrong(sent.code))
             assert left == refused.value.codes_left
+            assert f"the code is wrong; {left} more {'try' if left == 1 else 'tries'}" == str(refused.value)
         connection.rollback()
         for code in (wrong(sent.code), sent.code):
             with pytest.raises(errors.CodesExhausted):

@@ -125,6 +125,18 @@ def test_a_mail_that_waits(db: Db) -> None:
     assert "waiting: the queue is paused since T: a wrong template" == conclusion(db)
 
 
+def test_a_mail_whose_account_was_suspended_before_a_worker_came(db: Db) -> None:
+    live(db)
+    sign_up(db, "zoe")
+    db.execute("UPDATE accounts SET status = 'suspended'")
+    assert [] == claim(db)
+    verdict, _, reason = conclusion(db).partition(": ")
+    assert "not handed out" == verdict
+    assert reason.startswith(
+        "it was passed over: the account has been suspended since T; unless it went to a pipe"
+    )
+
+
 def test_a_mail_behind_a_cursor_that_stands_before_it_waits(db: Db) -> None:
     sign_up_many(db, 3)
     for lease in claim(db, 2):

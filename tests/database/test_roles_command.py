@@ -14,8 +14,10 @@ from psycopg.conninfo import make_conninfo
 
 from database.test_roles import APP, ONCALL, WORKER, allowed
 from mailroom.cli.main import cli
+from mailroom.database import migrate
 from mailroom.demo.postgres import free_port
 from support import commands, processes
+from support.postgres import migrated
 from support.queue_sql import Db
 
 DONE = "created or updated: mailroom_worker, mailroom_app, mailroom_oncall\n"
@@ -79,6 +81,68 @@ def test_an_owner_who_may_not_make_roles_is_told_and_changes_nothing(database: s
         assert "Traceback" not in done.stderr
         query = "SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee::regrole::text ~ '^mailroom_'"
         assert [] == db.execute(query).fetchall()
+    finally:
+        db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(OWNER)))
+
+
+def test_they_may_use_a_schema_that_public_may_not(cleaned: str, db: Db) -> None:
+    db.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    assert 0 == roles(cleaned, "--apply").returncode
+    for role, privileges in ((APP, True), (WORKER, True), (ONCALL, False)):
+        ((found,),) = db.execute("SELECT has_schema_privilege(%s, 'public', 'USAGE')", [role]).fetchall()
+        assert privileges == found, role
+    with psycopg.connect(cleaned) as application:
+        application.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(APP)))
+        application.execute("INSERT INTO accounts (email, login) VALUES ('zoe@example.com', 'zoe')")
+        application.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(WORKER)))
+        assert 4 == migrate.state(application).version
+
+
+def test_a_schema_that_the_owner_may_not_open_is_named(empty_database: str, db: Db) -> None:
+    """As where the database is another's, who has taken USAGE on public from everybody else."""
+    if not exists(db, OWNER):
+        db.execute(sql.SQL("CREATE ROLE {} LOGIN CREATEROLE PASSWORD 'acme'").format(sql.Identifier(OWNER)))
+    try:
+        with psycopg.connect(empty_database, autocommit=True) as other:
+            other.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+            other.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(sql.Identifier(OWNER)))
+            name = sql.Identifier(other.info.dbname)
+            other.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(name, sql.Identifier(OWNER)))
+            url = make_conninfo(empty_database, user=OWNER, password="acme")
+            migrated(url)
+            done = roles(url, "--apply")
+            assert 78 == done.returncode
+            assert "mailroom_app may not use the schema public" in done.stderr
+            assert "or as a superuser" in done.stderr
+            other.execute(sql.SQL("REASSIGN OWNED BY {} TO postgres").format(sql.Identifier(OWNER)))
+            other.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(OWNER)))
+    finally:
+        db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(OWNER)))
+
+
+def test_restricted_functions_of_postgresql_are_named(empty_database: str, db: Db) -> None:
+    db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'acme'").format(sql.Identifier(OWNER)))
+    try:
+        with psycopg.connect(empty_database, autocommit=True) as admin:
+            admin.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+            admin.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(sql.Identifier(OWNER)))
+            name = sql.Identifier(admin.info.dbname)
+            admin.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(name, sql.Identifier(OWNER)))
+            url = make_conninfo(empty_database, user=OWNER, password="acme")
+            grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system TO"
+            env = processes.environment(url)
+            refused = commands.run("migrate", "up", env=env)
+            assert (78, True) == (refused.returncode, grant in refused.stderr), refused.stderr
+            admin.execute((grant + " " + OWNER).encode())
+            migrated(url)
+            admin.execute(f"REVOKE EXECUTE ON FUNCTION pg_control_system() FROM {OWNER}".encode())
+            refused = commands.run("collector", env=env)
+            assert (78, True) == (refused.returncode, grant in refused.stderr), refused.stderr
+            assert "GRANT mailroom_worker" not in refused.stderr
+            found = commands.run("doctor", "--only", "database", env=env)
+            assert grant in found.stdout
+            admin.execute(sql.SQL("REASSIGN OWNED BY {} TO postgres").format(sql.Identifier(OWNER)))
+            admin.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(OWNER)))
     finally:
         db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(OWNER)))
 

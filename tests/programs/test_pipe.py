@@ -611,7 +611,7 @@ def test_what_cannot_be_set_aside_is_told_at_the_end(ses: InboxServer, start: St
     sender.wait_for_log("sender.not_set_aside")
     sender.process.terminate()
     assert 75 == sender.wait()
-    assert "Error: 3 recipients and lines that were not mailed could not be set aside" in sender.log()
+    assert "Error: 3 recipients or lines could not be set aside" in sender.log()
 
 
 def test_an_output_folder_that_cannot_be_written_is_told_at_the_start(start: Start, tmp_path: Path) -> None:

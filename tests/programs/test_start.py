@@ -14,7 +14,7 @@ from mailroom.demo.postgres import PostgresServer
 from support import commands
 from support.postgres import migrated
 from support.processes import CollectorProcess, environment
-from support.queue_sql import Db, sign_up
+from support.queue_sql import Db, claimed_tokens, sign_up
 
 
 def refused(url: str, *, command: str = "collector", **variables: str | int) -> str:
@@ -51,6 +51,27 @@ def test_an_older_schema(empty_database: str) -> None:
 def test_a_newer_schema(database: str, db: Db) -> None:
     db.execute("CREATE OR REPLACE FUNCTION mailroom.schema_version() RETURNS integer LANGUAGE sql RETURN 999")
     assert "this Mailroom is older than the schema" in refused(database)
+
+
+@pytest.mark.parametrize("txid", ["4000000000", "3"])
+def test_rows_that_were_restored_without_the_cursor(database: str, db: Db, txid: str) -> None:
+    """As pg_restore --data-only --disable-triggers leaves them in a cluster with younger or older ids."""
+    sent, waiting, held = (sign_up(db, login) for login in ("sent", "waiting", "held"))
+    db.execute("INSERT INTO mailroom.deliveries (token, attempt, outcome) VALUES (%s, 1, 'sent')", [sent])
+    db.execute(
+        "INSERT INTO mailroom.leases (tokens, worker, generation, due_at)"
+        " VALUES (ARRAY[%s::bigint], 'w', 1, now() + interval '1 hour')",
+        [held],
+    )
+    db.execute("UPDATE tokens SET txid = %s", [txid])
+    message = refused(database)
+    assert "the database was restored without the queue's cursor" in message
+    assert "SELECT mailroom.take_over()" in message
+    db.execute("SELECT mailroom.take_over()")
+    assert [(0, 0)] == db.execute("SELECT unreachable, repeated FROM mailroom.misplaced_tokens()").fetchall()
+    assert [waiting] == claimed_tokens(db)
+    new = sign_up(db, "new")
+    assert [new] == claimed_tokens(db)
 
 
 def test_another_queue(database: str) -> None:

@@ -66,7 +66,7 @@ def dead() -> None:
 def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: bool) -> None:
     """List dead letters, newest first, with the reason and whether the token can still be mailed."""
     from mailroom.operations.dead import count, dead_letters
-    from mailroom.operations.story import counted
+    from mailroom.wording import counted
 
     with connected() as connection:
         letters = dead_letters(connection, action, since, limit)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mailroom.cli.common import EXIT_FOUND, json_option
+from mailroom.wording import counted
 
 if TYPE_CHECKING:
     from mailroom.doctor.report import Finding, Report
@@ -72,8 +73,8 @@ def as_table(report: Report) -> str:
     lines = [_line(finding, width) for finding in report.findings]
     faults, warnings = report.count(Status.FAULT), report.count(Status.WARNING)
     summary = [
-        f"{faults} fault{'' if faults == 1 else 's'}",
-        f"{warnings} warning{'' if warnings == 1 else 's'}",
+        counted(faults, "fault"),
+        counted(warnings, "warning"),
         f"{report.count(Status.OK)} ok",
     ]
     if number := report.count(Status.SKIPPED):

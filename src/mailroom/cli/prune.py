@@ -10,6 +10,7 @@ import click
 
 from mailroom.cli.common import connected, duration, environment_help
 from mailroom.settings.collector import DatabaseSettings
+from mailroom.wording import counted
 
 PROGRESS_INTERVAL_S: Final = 1.0
 MIN_AGE: Final = timedelta(hours=1)
@@ -49,4 +50,4 @@ def prune(older_than: timedelta, batch: int) -> None:
 
     with connected() as connection:
         deliveries, tokens = prune_rows(connection, older_than, batch, show_progress)
-    click.echo(f"deleted {deliveries} deliveries and {tokens} tokens")
+    click.echo(f"deleted {counted(deliveries, 'delivery', 'deliveries')} and {counted(tokens, 'token')}")

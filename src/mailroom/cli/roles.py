@@ -13,16 +13,17 @@ from mailroom.settings.collector import DatabaseSettings
 def roles(is_applied: bool) -> None:
     """Print or run the SQL that makes three roles with the least rights they need.
 
-    mailroom_worker claims and settles, and reads no table. mailroom_app signs up and consumes, and reads
-    no secret. mailroom_oncall is for status, why, dead, console, pause, resume and prune. Run it as often
-    as you like; it creates or updates the roles. Run it again after each `mailroom migrate up`:
+    mailroom_worker claims and settles, and reads no table but schema_migrations. mailroom_app signs up and
+    consumes, and reads no secret. mailroom_oncall is for status, why, dead, console, pause, resume and
+    prune. Run it as often as you like; it creates or updates the roles. Run it again after each
+    `mailroom migrate up`:
 
     \b
       mailroom roles --apply
       psql "$MAILROOM_DATABASE_URL" -c "GRANT mailroom_worker TO acme_worker"
 
-    It must run as the owner of Mailroom's schema, with the right to create roles. Only --apply reads
-    MAILROOM_DATABASE_URL.
+    It must run as the owner of Mailroom's schema, with the right to create roles (CREATEROLE), or as a
+    superuser. Only --apply reads MAILROOM_DATABASE_URL.
     """
     from importlib.resources import files
 
@@ -57,5 +58,5 @@ def _apply(script: str) -> None:
             raise MigrationError(
                 f"the roles were not created: {reason(error)}",
                 hint="nothing was changed; connect as the owner of Mailroom's schema, with the right to"
-                " create roles (ALTER ROLE … CREATEROLE), and run it again",
+                " create roles (ALTER ROLE … CREATEROLE), or as a superuser, and run it again",
             ) from error

@@ -18,10 +18,11 @@ from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.operations.dead import DeadCount, count
 from mailroom.operations.reports import WorkerStatus, paused, workers
-from mailroom.operations.story import Pause, counted
+from mailroom.operations.story import Pause
 from mailroom.operations.verdicts import Outcome
 from mailroom.outage import Outage
 from mailroom.queue.pulse import COUNT_LIMIT, PULSE, Pulse
+from mailroom.wording import counted
 
 FRESH_S: Final = 1.0
 # A viewer waits this long for a new snapshot, and then gets the last one.

@@ -206,6 +206,8 @@ def explained(error: psycopg.Error, role: str = WORKER_ROLE) -> DatabaseError:
                 f"row-level security would hide rows from Mailroom's functions: {text}",
                 hint="run `mailroom doctor`: it names the table and the statement that allows it",
             )
+        case psycopg.errors.InsufficientPrivilege() if remedy := built_in_remedy(text):
+            return DatabaseError(f"PostgreSQL's own functions are restricted: {text}", hint=remedy)
         case psycopg.errors.InsufficientPrivilege():
             return DatabaseError(
                 f"the user may not do this: {text}",
@@ -216,6 +218,18 @@ def explained(error: psycopg.Error, role: str = WORKER_ROLE) -> DatabaseError:
                 f"PostgreSQL refused a statement: {text} ({type(error).__name__})",
                 hint="check whether the schema was altered; the server's log has the full error",
             )
+
+
+def built_in_remedy(text: str) -> str:
+    """What to do if PostgreSQL's own function or view was revoked from PUBLIC; empty for any other error."""
+    found = re.search(r"permission denied for (function|view|table) (pg_\w+)", text)
+    if not found:
+        return ""
+    right = "EXECUTE ON FUNCTION" if found[1] == "function" else "SELECT ON"
+    return (
+        f"as a superuser, GRANT {right} pg_catalog.{found[2]} TO the owner of the schema mailroom"
+        " and to this user"
+    )
 
 
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:

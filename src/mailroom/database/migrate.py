@@ -21,7 +21,7 @@ from typing import Final
 
 import psycopg
 
-from mailroom.database.connection import reason, refuse_no_encoding
+from mailroom.database.connection import built_in_remedy, reason, refuse_no_encoding
 from mailroom.errors import MigrationError
 
 LOCK_SALT: Final = 1486364155
@@ -177,10 +177,12 @@ def _apply(
             if version:
                 connection.execute("INSERT INTO schema_migrations VALUES (%s, false)", [version])
     except psycopg.Error as error:
-        is_not_ours = isinstance(error, psycopg.errors.InsufficientPrivilege)
+        remedy = "fix the cause and run it again"
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            remedy = built_in_remedy(reason(error)) or OWNER
         raise MigrationError(
             f"migration {migration.version:06d}_{migration.name} ({direction}) failed and was rolled back:"
             f" {reason(error)}",
-            hint=f"nothing of it was applied; {OWNER if is_not_ours else 'fix the cause and run it again'}",
+            hint=f"nothing of it was applied; {remedy}",
         ) from error
     report(f"{migration.version:06d}_{migration.name} {direction}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from mailroom.doctor import environment as variables
-from mailroom.doctor import queue, server
+from mailroom.doctor import queue, server, triggers
 from mailroom.doctor.probe import Probe
 from mailroom.doctor.report import Check, Report
 from mailroom.settings.collector import CollectorSettings
@@ -21,9 +21,13 @@ CHECKS: Final[tuple[Check[Probe], ...]] = (
     Check("functions", queue.functions, ("server", "migrations")),
     Check("row-security", queue.row_security, ("functions",)),
     Check("queue", queue.queue, ("row-security",)),
+    Check("cursor", queue.cursor, ("queue",)),
     Check("pause", queue.pause, ("queue",)),
     Check("tokens-trigger", queue.tokens_trigger, ("functions", "MAILROOM_CHANNEL_NAME")),
     Check("accounts-trigger", queue.accounts_trigger, ("functions",)),
+    Check("other-triggers", triggers.disabled, ("functions",)),
+    Check("replication-role", triggers.replication_role, ("server",)),
+    Check("subscriptions", triggers.subscriptions, ("functions",)),
     Check("notifications", queue.notifications, ("writable",)),
     Check("backlog", queue.backlog, ("queue",)),
     Check("collectors", queue.collectors, ("server",)),

@@ -12,20 +12,24 @@ from psycopg import sql
 from mailroom.database.connection import LOST
 from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
+from mailroom.doctor.triggers import ISSUE_FUNCTION
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
-from mailroom.operations.story import counted, utc
+from mailroom.operations.story import utc
 from mailroom.queue.client import BACKLOG, NEXT_DUE, RING, Backlog
 from mailroom.queue.start_check import (
     CALLED,
     HIDDEN,
+    MISPLACED,
     RING_FUNCTION,
     TRIGGERS,
     UNUSABLE,
     VERSION,
     hidden_fault,
+    restore_fault,
     schema_fault,
 )
+from mailroom.wording import counted
 
 Value = TypeVar("Value")
 
@@ -36,7 +40,6 @@ COLLECTORS: Final = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = ANY (%s::text[])
 """
-ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
 
 
 def functions(probe: Probe) -> Finding:
@@ -59,6 +62,14 @@ def queue(probe: Probe) -> Finding:
     """The queue's cursor can be read."""
     probe.ask(NEXT_DUE)
     return ok("its cursor can be read")
+
+
+def cursor(probe: Probe) -> Finding:
+    """The cursor fits the tokens: no restore left it out."""
+    for unreachable, repeated in probe.ask(MISPLACED):
+        if found := restore_fault(unreachable, repeated):
+            return fault(str(found), found.hint)
+    return ok("it fits the tokens")
 
 
 def pause(probe: Probe) -> Finding:
@@ -185,7 +196,7 @@ def collectors(probe: Probe) -> Finding:
     ((connections,),) = probe.ask(COLLECTORS, list(PROGRAMS))
     if not connections:
         return warning("no worker is connected to this database", f"start `{PROGRAMS[0]}` to send mail now")
-    return ok(f"{connections} connections from {' or '.join(f'`{name}`' for name in PROGRAMS)}")
+    return ok(f"{counted(connections, 'connection')} from {' or '.join(f'`{name}`' for name in PROGRAMS)}")
 
 
 def _disabled(table: str, trigger: str, consequence: str) -> Finding:

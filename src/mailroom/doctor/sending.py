@@ -12,6 +12,7 @@ from mailroom.doctor.report import Check, Finding, Report, fault, ok, warning
 from mailroom.errors import ReplayError
 from mailroom.sender.rejected import FILE_NAME, read
 from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.wording import counted
 
 NOTHING_IS_SENT: Final = warning(
     "debug: mails are printed, not sent",
@@ -72,7 +73,7 @@ def rejected(settings: SenderSettings) -> Finding:
         return ok("nothing was set aside")
     counts = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
     return warning(
-        f"{path} has {outcomes.total()} mails that were not sent: {counts}",
+        f"{path} has {counted(outcomes.total(), 'mail')} not sent: {counts}",
         "read the reasons in it; `mailroom replay --help` explains how to send them again",
     )
 

@@ -74,8 +74,9 @@ COMMENT ON FUNCTION mailroom.with_own_running IS
 -- After a logical restore, or a move by logical replication, the stored window names transaction ids of another
 -- cluster. The tokens that are unexpired, unconsumed and not known to have been handed out go into leases that
 -- are due at once, and the window starts at the current snapshot. Not known to have been handed out are those
--- behind the old position and those made after the old cursor last moved. The txids of all tokens found here
--- become 1, which each snapshot has seen, so that no later window finds them a second time.
+-- behind the old position and those made after the old cursor last moved, without those that the ledger has. The
+-- txids of all tokens found here become 1, which each snapshot has seen, so that no later window finds them a
+-- second time.
 CREATE FUNCTION mailroom.restart_cursor(p_job public.jobs) RETURNS public.jobs
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
@@ -92,7 +93,9 @@ BEGIN
                 OR NOT (pg_visible_in_snapshot(t.txid, p_job.low)
                         OR pg_visible_in_snapshot(t.txid, p_job.high)
                            AND (t.txid, t.id) <= (p_job.last_txid, p_job.last_seq)))
-               AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens)))
+               AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens))
+               AND NOT EXISTS (SELECT FROM mailroom.deliveries d
+                               WHERE d.token = t.id AND d.at >= t.created_at))
     INTO snapshot, found_here, unsettled
     FROM public.tokens t
     WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
@@ -110,7 +113,7 @@ BEGIN
     FROM (SELECT clock_timestamp() AS now) n
     WHERE j.job_type = p_job.job_type
     RETURNING j.* INTO restarted;
-    RAISE WARNING 'mailroom: the queue was restored from another cluster: % waiting tokens taken over, the cursor starts anew',
+    RAISE WARNING 'mailroom: the queue was restored from another cluster: the cursor starts anew, waiting tokens taken over: %',
         coalesce(cardinality(unsettled), 0);
     RETURN restarted;
 END $$;

@@ -1,5 +1,7 @@
 -- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
 
+DROP FUNCTION mailroom.take_over;
+DROP FUNCTION mailroom.misplaced_tokens;
 DROP FUNCTION mailroom.prune_tokens;
 DROP FUNCTION mailroom.prune_deliveries;
 DROP FUNCTION mailroom.recent_deliveries;

@@ -23,7 +23,6 @@ from mailroom.operations.story import (
     Pause,
     Story,
     TokenDelivery,
-    counted,
     mask,
     masked,
     plain,
@@ -31,6 +30,7 @@ from mailroom.operations.story import (
     tell_story,
     utc,
 )
+from mailroom.wording import counted
 
 RowT = TypeVar("RowT")
 

@@ -152,11 +152,6 @@ def span(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun, in the singular or plural."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def plain(text: str) -> str:
     """A text on one line, without control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
@@ -197,7 +192,7 @@ def tell_story(mail: MailState, pause: Pause, *, alive: int, troubles: Sequence[
     stopped = f"the queue is {pause.text()}" if pause.paused_at else ""
     if not stopped and not alive:
         stopped = NO_WORKER_ALIVE
-    return Story(*_concluded(mail, stopped, troubles), tuple(sorted(_events(mail))), mail)
+    return Story(*_concluded(mail, stopped, troubles, alive=alive), tuple(sorted(_events(mail))), mail)
 
 
 def _events(mail: MailState) -> list[tuple[datetime, str]]:
@@ -232,7 +227,9 @@ def _events(mail: MailState) -> list[tuple[datetime, str]]:
     return events
 
 
-def _concluded(mail: MailState, stopped: str, troubles: Sequence[str]) -> tuple[StoryVerdict, str]:
+def _concluded(
+    mail: MailState, stopped: str, troubles: Sequence[str], *, alive: int
+) -> tuple[StoryVerdict, str]:
     """The verdict and its reason; ``stopped`` is the reason why no mail at all is sent, if there is one."""
     for one in reversed(mail.deliveries):
         if one.outcome == Outcome.SENT:
@@ -282,7 +279,7 @@ def _concluded(mail: MailState, stopped: str, troubles: Sequence[str]) -> tuple[
             StoryVerdict.UNSETTLED,
             f"attempt {mail.attempts} ended as {last.outcome} ({last.why}), and no lease holds it",
         )
-    return _passed(mail)
+    return _passed(mail, alive)
 
 
 def _failed(mail: MailState, last: TokenDelivery) -> str:
@@ -300,8 +297,11 @@ def _held_back(troubles: Sequence[str]) -> str:
     return f"a worker claimed it and made no attempt ({why})"
 
 
-def _passed(mail: MailState) -> tuple[StoryVerdict, str]:
-    """The verdict on a token behind the cursor without a lease or a row in the ledger, and its reason."""
+def _passed(mail: MailState, alive: int) -> tuple[StoryVerdict, str]:
+    """The verdict on a token behind the cursor without a lease or a row in the ledger, and its reason.
+
+    Only a pipe leaves no row. Where a `mailroom run` is alive, a pipe is the less likely one.
+    """
     since = utc(mail.status_changed_at) if mail.changed_since and mail.status_changed_at else ""
     if mail.why_not_mailable in {"suspended", "ineligible"} and not since:
         return _hindered(mail, mail.why_not_mailable)
@@ -309,6 +309,8 @@ def _passed(mail: MailState) -> tuple[StoryVerdict, str]:
         return StoryVerdict.HANDED_OUT, f"{PIPE}; it was consumed at {utc(mail.consumed_at)}"
     if since:
         over = f"it was passed over: the account has been {mail.status} since {since}"
+        if alive:
+            return StoryVerdict.NOT_HANDED_OUT, f"{over}; unless it went {PIPE}"
         return StoryVerdict.HANDED_OUT, f"{PIPE}; or {over}"
     return StoryVerdict.HANDED_OUT, PIPE
 

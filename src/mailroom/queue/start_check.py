@@ -23,6 +23,7 @@ from psycopg import sql
 from mailroom.database.connection import LOST, Connection, Database, refuse_no_encoding
 from mailroom.database.session import Session
 from mailroom.errors import DatabaseError
+from mailroom.wording import counted
 
 ARRIVES_WITHIN_S: Final = 5.0
 PROCESS: Final = "SELECT pg_backend_pid()"
@@ -44,6 +45,7 @@ CALLED: Final = (
     "sleep_lock",
     "bell_lock",
     "schema_version",
+    "misplaced_tokens",
 )
 VERSION: Final = "SELECT mailroom.schema_version()"
 UNUSABLE: Final = """
@@ -51,6 +53,7 @@ SELECT f.name, p.oid IS NOT NULL FROM unnest(%s::text[]) WITH ORDINALITY AS f (n
 LEFT JOIN pg_proc p ON p.proname = f.name AND p.pronamespace = to_regnamespace('mailroom')
 WHERE p.oid IS NULL OR NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY f.n
 """
+MISPLACED: Final = "SELECT unreachable, repeated FROM mailroom.misplaced_tokens()"
 # Enabled means that it fires on a primary: O and A, not R.
 TRIGGERS: Final = """
 SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A'),
@@ -176,8 +179,28 @@ def hidden_fault(hidden: Sequence[tuple[str, str, bool]]) -> DatabaseError | Non
     )
 
 
+def restore_fault(unreachable: int, repeated: int) -> DatabaseError | None:
+    """Why the cursor does not fit the tokens, as after a restore without it; None if it does.
+
+    Args:
+        unreachable: how many tokens no claim would find.
+        repeated: how many tokens in the ledger the next claims would find.
+    """
+    if not unreachable and not repeated:
+        return None
+    found = [
+        f"the mail of {counted(unreachable, 'waiting token')} would not be sent" if unreachable else "",
+        f"the mail of {counted(repeated, 'token')} would be sent again" if repeated else "",
+    ]
+    return DatabaseError(
+        f"the database was restored without the queue's cursor, so {' and '.join(filter(None, found))}",
+        hint="run SELECT mailroom.take_over() in it as the schema's owner;"
+        " see docs/how-to/restoring-a-backup.md",
+    )
+
+
 async def check_schema(session: Session, channel: str) -> None:
-    """Check the schema's version, the user's rights, row-level security, and the trigger on tokens.
+    """Check the schema's version, the rights, row-level security, the trigger on tokens, and the cursor.
 
     Args:
         session: to ask over.
@@ -200,3 +223,6 @@ async def check_schema(session: Session, channel: str) -> None:
             + (f"; the trigger on tokens notifies {', '.join(map(repr, notified))}" if notified else ""),
             hint="correct the name, or create the trigger tokens_ring again with this argument",
         )
+    for unreachable, repeated in await session.ask(MISPLACED, []):
+        if fault := restore_fault(unreachable, repeated):
+            raise fault

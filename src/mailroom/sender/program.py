@@ -26,6 +26,7 @@ from mailroom.sender.stdin import Input, Line
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
 from mailroom.wire import Message, decode
+from mailroom.wording import counted
 
 log = EventLogger("sender")
 
@@ -70,7 +71,8 @@ class Pipe:
             self._log_summary()
         if self._unsaved:
             raise SetAsideError(
-                f"{len(self._unsaved)} recipients and lines that were not mailed could not be set aside",
+                f"{counted(len(self._unsaved), 'recipient or line', 'recipients or lines')} could not be set"
+                " aside",
                 hint="the log says why; their tokens are lost, so these users must ask for new ones",
             )
         return not self._has_set_aside

@@ -2,10 +2,11 @@
 --
 --     mailroom roles | psql "$MAILROOM_DATABASE_URL"
 --
--- Run it as the owner of Mailroom's schema, with the right to create roles, and again after each `mailroom migrate
--- up`. None of the three roles can log in. Grant them to users that can: GRANT mailroom_worker TO acme_worker.
+-- Run it as the owner of Mailroom's schema, with the right to create roles (CREATEROLE), and again after each
+-- `mailroom migrate up`. If USAGE on the schema public was revoked from PUBLIC, its owner or a superuser has to run it.
+-- None of the three roles can log in. Grant them to users that can: GRANT mailroom_worker TO acme_worker.
 --
---   mailroom_worker  mailroom run, collector, doctor: claims, settles, reads no table
+--   mailroom_worker  mailroom run, collector, doctor: claims, settles, reads no table but schema_migrations
 --   mailroom_app     your application: signs people up, requests mails, consumes tokens, reads no secret
 --   mailroom_oncall  mailroom status, why, dead, console, pause, resume, prune: no claim, no table, no secret
 BEGIN;
@@ -15,7 +16,7 @@ DECLARE
     called CONSTANT jsonb := '{
         "mailroom_worker": ["schema_version", "claim", "settle", "renew", "release", "record", "reserve",
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
-                            "paused", "recent_workers"],
+                            "paused", "recent_workers", "misplaced_tokens"],
         "mailroom_app":    ["consume", "random_secret", "random_code"],
         "mailroom_oncall": ["overview", "paused", "recent_workers", "tokens_of", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
@@ -41,6 +42,30 @@ BEGIN
         LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', routine.signature, entry.role);
         END LOOP;
+    END LOOP;
+END $$;
+
+DO $$
+DECLARE
+    versions CONSTANT regclass := to_regclass('schema_migrations');
+    entry record;
+BEGIN
+    -- The doctor compares the version that was applied with the one that it knows.
+    IF versions IS NOT NULL THEN
+        EXECUTE format('GRANT SELECT ON %s TO mailroom_worker', versions);
+    END IF;
+    FOR entry IN
+        SELECT 'mailroom_app' AS role, 'public' AS schema
+        UNION SELECT 'mailroom_worker', relnamespace::regnamespace::text FROM pg_class WHERE oid = versions
+    LOOP
+        IF NOT has_schema_privilege(entry.role, entry.schema, 'USAGE') THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I', entry.schema, entry.role);
+        END IF;
+        IF NOT has_schema_privilege(entry.role, entry.schema, 'USAGE') THEN
+            RAISE EXCEPTION '% may not use the schema %, and this user may not grant that', entry.role, entry.schema
+                USING ERRCODE = 'insufficient_privilege',
+                      HINT = 'Run it as the owner of that schema or as a superuser.';
+        END IF;
     END LOOP;
 END $$;
 
