@@ -31,6 +31,8 @@ EXIT_INTERRUPTED: Final = 130
 
 # A thousand tokens in hand are ten thousand objects, and none of them is part of a cycle.
 OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000
+# A statement of a command that reads is ended after this time.
+ANSWER_LIMIT_S: Final = 30.0
 UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 Settings = TypeVar("Settings")
@@ -59,8 +61,22 @@ def from_environment(settings: type[Settings]) -> Settings:
 
 
 @contextmanager
-def connected() -> Iterator[psycopg.Connection]:
-    """A connection to the database that MAILROOM_DATABASE_URL names."""
+def connected(answer_limit_s: float = 0.0) -> Iterator[psycopg.Connection]:
+    """A connection to the database that MAILROOM_DATABASE_URL names.
+
+    Args:
+        answer_limit_s: how many seconds a statement may take; 0 is no limit.
+    """
+    from mailroom.database import sync
+
+    url = from_environment(DatabaseSettings).database_url
+    with sync.connected(url, parameters=sync.answer_limit(answer_limit_s)) as connection:
+        yield connection
+
+
+@contextmanager
+def connected_as_owner() -> Iterator[psycopg.Connection]:
+    """As ``connected``, with the search_path of the database or the user."""
     from mailroom.database import sync
 
     with sync.connected(from_environment(DatabaseSettings).database_url) as connection:

@@ -14,6 +14,7 @@ import click
 
 from mailroom.actions import BY_NAME
 from mailroom.cli.common import (
+    ANSWER_LIMIT_S,
     EXIT_DATA,
     EXIT_FOUND,
     as_json_text,
@@ -68,7 +69,7 @@ def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: 
     from mailroom.operations.dead import count, dead_letters
     from mailroom.wording import counted
 
-    with connected() as connection:
+    with connected(ANSWER_LIMIT_S) as connection:
         letters = dead_letters(connection, action, since, limit)
         known = count(connection, action, since)
     more = max(known.dead - len(letters), 0)
@@ -96,7 +97,7 @@ def dead_show(token: int, as_json: bool) -> None:
     """
     from mailroom.operations.dead import show
 
-    with connected() as connection:
+    with connected(ANSWER_LIMIT_S) as connection:
         story = show(connection, token)
     click.echo(as_json_text(story.as_dict()) if as_json else story.text())
 
@@ -181,7 +182,7 @@ def _decide(
     outcomes: Counter[str] = Counter()
     some_not = False
     printed_at = time.monotonic()
-    with connected() as connection:
+    with connected(ANSWER_LIMIT_S) as connection:
         pages = all_dead(connection, action, since) if every else _pages(list(dict.fromkeys(tokens)), PAGE)
         for page in pages:
             for one in decide(connection, page):

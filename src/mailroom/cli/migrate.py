@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from mailroom.cli.common import EXIT_CONFIGURATION, confirm, connected, environment_help, json_option
+from mailroom.cli.common import EXIT_CONFIGURATION, confirm, connected_as_owner, environment_help, json_option
 from mailroom.settings.collector import DatabaseSettings
 
 
@@ -26,7 +26,7 @@ def migrate_up(steps: int | None) -> None:
     """Apply the next STEPS migrations; all of them by default."""
     from mailroom.database import migrate as migrations
 
-    with connected() as connection:
+    with connected_as_owner() as connection:
         if not migrations.up(connection, steps, click.echo):
             click.echo("nothing to apply: the schema is up to date")
 
@@ -46,7 +46,7 @@ def migrate_down(steps: int, yes: bool) -> None:
             f"Revert {steps} migration(s), and drop their tables with all rows?",
             "reverting migrations without a terminal needs --yes",
         )
-    with connected() as connection:
+    with connected_as_owner() as connection:
         if not migrations.down(connection, steps, click.echo):
             click.echo("nothing to revert: no migration is applied")
 
@@ -57,7 +57,7 @@ def migrate_status(as_json: bool) -> None:
     """Show which migrations are applied. Exits with 78 if the state is dirty."""
     from mailroom.database import migrate as migrations
 
-    with connected() as connection:
+    with connected_as_owner() as connection:
         state = migrations.state(connection)
     rows = [
         {"version": migration.version, "name": migration.name, "applied": migration.version <= state.version}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mailroom.cli.common import connected, environment_help, from_environment
+from mailroom.cli.common import ANSWER_LIMIT_S, connected, environment_help, from_environment
 from mailroom.settings.collector import DatabaseSettings, QueueSettings
 
 
@@ -17,7 +17,7 @@ def pause(reason: str) -> None:
     """
     from mailroom.operations.pause import pause as pause_queue
 
-    with connected() as connection:
+    with connected(ANSWER_LIMIT_S) as connection:
         pause_queue(connection, reason)
     click.echo("paused")
 
@@ -28,6 +28,6 @@ def resume() -> None:
     from mailroom.operations.pause import resume as resume_queue
 
     channel = from_environment(QueueSettings).channel_name
-    with connected() as connection:
+    with connected(ANSWER_LIMIT_S) as connection:
         was_paused = resume_queue(connection, channel)
     click.echo("resumed" if was_paused else "it was not paused")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mailroom.cli.common import connected, environment_help
+from mailroom.cli.common import connected_as_owner, environment_help
 from mailroom.settings.collector import DatabaseSettings
 
 
@@ -41,7 +41,7 @@ def _apply(script: str) -> None:
     from mailroom.database.connection import reason
     from mailroom.errors import DatabaseUnavailable, MigrationError
 
-    with connected() as connection:
+    with connected_as_owner() as connection:
         try:
             # The script is one transaction: if it fails, it is rolled back when the connection ends.
             connection.execute(script.encode())

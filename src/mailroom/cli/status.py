@@ -10,11 +10,10 @@ from typing import Final, NoReturn
 
 import click
 
-from mailroom.cli.common import as_json_text, connected, environment_help, json_option
+from mailroom.cli.common import ANSWER_LIMIT_S, as_json_text, connected, environment_help, json_option
 from mailroom.settings.collector import DatabaseSettings
 
 WATCH_INTERVAL_S: Final = 2.0
-ANSWER_LIMIT_S: Final = 30.0
 
 
 @click.command(epilog=environment_help(DatabaseSettings))
@@ -39,7 +38,7 @@ def status(as_json: bool, watch: bool) -> None:
             _watch()
         except KeyboardInterrupt:
             sys.exit(0)
-    with connected() as connection:
+    with connected(ANSWER_LIMIT_S) as connection:
         found = overview(connection)
     click.echo(as_json_text(asdict(found)) if as_json else found.text())
 
@@ -54,7 +53,7 @@ def _watch() -> NoReturn:
     text, lost_at = "", None
     while True:
         try:
-            with connected() as connection:
+            with connected(ANSWER_LIMIT_S) as connection:
                 while True:
                     with answering_within(connection, ANSWER_LIMIT_S):
                         text = overview(connection).text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mailroom.cli.common import (
+    ANSWER_LIMIT_S,
     as_json_text,
     as_text,
     connected,
@@ -26,7 +27,7 @@ def why(who: str, as_json: bool) -> None:
     """
     from mailroom.operations.reports import stories
 
-    with connected() as connection:
+    with connected(ANSWER_LIMIT_S) as connection:
         found = stories(connection, as_text(who).strip())
     if as_json:
         click.echo(as_json_text([story.as_dict() for story in found]))

@@ -1,7 +1,7 @@
 """Runs questions one at a time over one connection, in its own thread.
 
 If the connection broke, the question is asked once more over a new one, so each of its changes must be safe
-to repeat. A question fails after ``LIMIT_S`` seconds without an answer.
+to repeat. A question fails after ``LIMIT_S`` seconds without an answer, and is cancelled in the server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 
 import psycopg
 
-from mailroom.database.sync import ANY_SERVER, answering_within, connected, translated
+from mailroom.database.sqlstates import spoils_session
+from mailroom.database.sync import ANY_SERVER, answer_limit, answering_within, connected
 from mailroom.errors import DatabaseUnavailable
 
 Value = TypeVar("Value")
@@ -59,7 +60,12 @@ class ConsoleReader:
         is_old = self._connection is not None and not self._connection.closed
         try:
             return self._asked(question)
-        except DatabaseUnavailable:
+        except DatabaseUnavailable as error:
+            if self._connection is not None and not self._connection.closed:
+                cause = error.__cause__
+                if not (isinstance(cause, psycopg.Error) and spoils_session(cause)):
+                    raise
+                self._connection.close()
             if not is_old:
                 raise
             return self._asked(question)
@@ -72,11 +78,10 @@ class ConsoleReader:
 
     def _connect(self) -> psycopg.Connection:
         defaults = {"connect_timeout": CONNECT_S} | (ANY_SERVER if self._read_only else {})
-        connection = connected(self._conninfo, program=PROGRAM, defaults=defaults)
+        parameters = answer_limit(LIMIT_S)
         if self._read_only:
-            with translated(connection):
-                connection.execute("SET default_transaction_read_only = on")
-        return connection
+            parameters["default_transaction_read_only"] = "on"
+        return connected(self._conninfo, program=PROGRAM, defaults=defaults, parameters=parameters)
 
     def _hang_up(self) -> None:
         if self._connection is not None:

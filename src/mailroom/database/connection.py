@@ -5,8 +5,11 @@ exponential back-off and jitter. Each outage is logged when it begins, once a mi
 is answered again. Only the very first connection fails at once on an error that retrying cannot fix, such
 as a wrong password, and suggests a fix.
 
-A connection may be dead without being closed. Hence every answer has a time limit, after which ``limited``
-shuts the connection down. The kernel's keepalives find dead connections on which nobody waits.
+Every answer has a time limit. The server ends a statement shortly before it, so that nothing goes on that
+was given up. A connection may be dead without being closed: hence ``limited`` shuts it down at the limit. The
+kernel's keepalives find dead connections on which nobody waits.
+
+A connection that is refused while others are open is no outage: the server may have no free connection.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from weakref import WeakSet
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from mailroom.database.parameters import limit, set_parameters_of
+from mailroom.database.sqlstates import is_permanent
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
@@ -31,8 +36,8 @@ from mailroom.outage import Outage
 Value = TypeVar("Value")
 Connection = psycopg.AsyncConnection[psycopg.rows.TupleRow]
 
-# Errors that may pass. A server that became read-only is a standby now, and another host is the primary.
-LOST: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
+# The server ends a statement after this share of the time that its client waits.
+SERVERS_SHARE: Final = 0.9
 
 CONNECTION_DEFAULTS: Final = {
     "client_encoding": "UTF8",
@@ -46,11 +51,6 @@ CONNECTION_DEFAULTS: Final = {
 
 WORKER_ROLE: Final = "mailroom_worker"
 ONCALL_ROLE: Final = "mailroom_oncall"
-
-# A worker is idle while nobody signs up, which may be longer than the server's limit.
-NO_IDLE_TIMEOUT: Final = (
-    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
-)
 
 # Why a connection failed, where retrying cannot help. libpq reports no SQLSTATE for a refused connection, so
 # the English text is matched. With a server in another language we keep retrying, and the log says why.
@@ -83,7 +83,10 @@ class Database:
         self._conninfo = completed(conninfo, program)
         self.answer_limit_s = answer_limit_s
         self._ever_connected = False
+        self._keeps_sessions = False
         self._outage = Outage(log, "lost", "still_lost", "back")
+        # One more connection is refused, while the others are open.
+        self._refused = Outage(log, "refused", "still_refused", "accepted")
         self._connections: WeakSet[Connection] = WeakSet()
         self._epoch = 0
 
@@ -101,22 +104,61 @@ class Database:
         """A new connection in autocommit mode; retries until there is one.
 
         Raises:
-            DatabaseError: no connection ever succeeded, and retrying cannot fix the error.
+            DatabaseError: no connection ever succeeded, and retrying cannot fix the error; or the user may
+                not use the session.
         """
         while True:
             await self._outage.back_off()
+            await self._refused.back_off()
             try:
-                connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-                await self.limited(connection, connection.execute(NO_IDLE_TIMEOUT))
-            except (psycopg.OperationalError, OSError) as error:
+                connection = await self.connect_once(self.answer_limit_s)
+            except (psycopg.Error, OSError) as error:
+                if isinstance(error, psycopg.Error) and is_permanent(error):
+                    raise explained(error) from error
                 if not self._ever_connected and (fatal := permanent_failure(error)):
                     raise fatal from error
-                self.lost(error)
+                if any(not other.closed for other in self._connections):
+                    self._refused.failed(reason(error))
+                else:
+                    self.lost(error)
             else:
+                self._refused.ended()
                 self._ever_connected = True
                 self._connections.add(connection)
-                connection.add_notice_handler(_log_warning)
                 return connection
+
+    async def connect_once(self, answer_limit_s: float) -> Connection:
+        """A new connection in autocommit mode, which changes nothing else; to be closed by the caller.
+
+        Args:
+            answer_limit_s: how many seconds one answer may take.
+
+        Raises:
+            psycopg.Error, OSError: there is none.
+        """
+        connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+        connection.add_notice_handler(_log_warning)
+        try:
+            await self._set_parameters(connection, answer_limit_s)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def keep_sessions(self, *connections: Connection) -> None:
+        """Note that every connection keeps its session, even behind a pooler, and set up these.
+
+        Raises:
+            psycopg.Error: a connection broke.
+        """
+        self._keeps_sessions = True
+        for connection in connections:
+            await self._set_parameters(connection, self.answer_limit_s)
+
+    async def _set_parameters(self, connection: Connection, answer_limit_s: float) -> None:
+        parameters = limit(SERVERS_SHARE * answer_limit_s)
+        setting = set_parameters_of(connection, parameters, is_kept=self._keeps_sessions)
+        await self.limited(connection, setting)
 
     def lost(self, error: BaseException) -> None:
         """Record that the database did not answer, and shut down all its connections."""
@@ -160,6 +202,11 @@ def reason(error: BaseException) -> str:
     """An error of psycopg or the system on one line, without rows and context, for a log."""
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     return " ".join((primary or str(error)).split()) or type(error).__name__
+
+
+def refusal(error: psycopg.Error) -> str:
+    """The reason of a refused statement, with its SQLSTATE."""
+    return f"{reason(error)} (SQLSTATE {error.sqlstate})" if error.sqlstate else reason(error)
 
 
 def permanent_failure(error: BaseException) -> DatabaseError | None:

@@ -31,6 +31,8 @@ OWNER: Final = (
 )
 _FILE_NAME: Final = re.compile(r"([0-9]+)_(.+)\.(up|down)\.sql")
 
+PATH: Final = "SELECT pg_catalog.current_setting('search_path')"
+SET_PATH: Final = "SELECT pg_catalog.set_config('search_path', %s, true)"
 CREATE_TABLE: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL)
 """
@@ -70,9 +72,10 @@ def state(connection: psycopg.Connection) -> State:
     """The version that is applied.
 
     Raises:
-        MigrationError: the table is not golang-migrate's, or the user may not read it.
+        MigrationError: the table is not golang-migrate's, or the user may not read it; or there is no schema.
     """
-    if connection.execute("SELECT to_regclass(%s)", [TABLE]).fetchall() == [(None,)]:
+    _current(connection)
+    if connection.execute("SELECT pg_catalog.to_regclass(%s)", [TABLE]).fetchall() == [(None,)]:
         return State(0, dirty=False)
     try:
         rows = connection.execute("SELECT version, dirty FROM schema_migrations").fetchall()
@@ -126,21 +129,29 @@ def lock_id(database: str, schema: str) -> int:
 
 @contextmanager
 def _locked(connection: psycopg.Connection) -> Iterator[None]:
-    row = connection.execute("SELECT current_database(), current_schema()").fetchone()
-    if row is None or row[1] is None:
-        raise MigrationError(
-            "no schema of the search_path exists", hint="create the schema public, or set search_path"
-        )
+    database, schema = _current(connection)
     # golang-migrate's library locks the first; its command line the second, which is a URL's path.
-    locks = [lock_id(name, row[1]) for name in (row[0], f"/{row[0]}")]
+    locks = [lock_id(name, schema) for name in (database, f"/{database}")]
     for lock in locks:
-        connection.execute("SELECT pg_advisory_lock(%s)", [lock])
+        connection.execute("SELECT pg_catalog.pg_advisory_lock(%s)", [lock])
     try:
         yield
     finally:
         for lock in locks:
             if not connection.closed:
-                connection.execute("SELECT pg_advisory_unlock(%s)", [lock])
+                connection.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", [lock])
+
+
+def _current(connection: psycopg.Connection) -> tuple[str, str]:
+    """The current database and schema."""
+    query = "SELECT pg_catalog.current_database(), pg_catalog.current_schema()"
+    row = connection.execute(query).fetchone()
+    if row is None or row[1] is None:
+        raise MigrationError(
+            "no schema of the search_path exists, or the user may not use it",
+            hint="create the schema public, or set search_path",
+        )
+    return row[0], row[1]
 
 
 def _clean_version(connection: psycopg.Connection) -> int:
@@ -171,8 +182,11 @@ def _apply(
     try:
         with connection.transaction():
             connection.execute(CREATE_TABLE)
+            ((path,),) = connection.execute(PATH).fetchall()
+            connection.execute(SET_PATH, ["pg_catalog, pg_temp"])  # the script names its other schemas
             # A script without parameters goes over the simple protocol, which takes many statements.
             connection.execute(script.encode())
+            connection.execute(SET_PATH, [path])
             connection.execute("DELETE FROM schema_migrations")
             if version:
                 connection.execute("INSERT INTO schema_migrations VALUES (%s, false)", [version])

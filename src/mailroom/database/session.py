@@ -14,7 +14,8 @@ from typing import LiteralString
 import psycopg
 from psycopg.rows import TupleRow
 
-from mailroom.database.connection import LOST, Connection, Database, explained, reason
+from mailroom.database.connection import Connection, Database, explained, reason, refusal
+from mailroom.database.sqlstates import is_lost, is_permanent, spoils_session
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
@@ -85,15 +86,17 @@ class Session:
                     answer = await self._database.limited(
                         connection, connection.execute(query, _storable(parameters, connection), binary=True)
                     )
-                except LOST as error:
-                    if connection.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                except psycopg.Error as error:
+                    if is_lost(connection, error):
                         if self._epoch == self._database.epoch:  # else another session reported it
                             self._database.lost(error)
                         await connection.close()
                         raise AnswerLost(reason(error)) from error
-                    self._refused.failed(reason(error))  # a full disk, a statement_timeout
-                except psycopg.Error as error:
-                    raise explained(error) from error
+                    if is_permanent(error):
+                        raise explained(error) from error
+                    self._refused.failed(refusal(error))  # a full disk, a time limit
+                    if spoils_session(error):
+                        await connection.close()
                 else:
                     self._database.answered()
                     self._refused.ended()

@@ -14,7 +14,8 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from mailroom.database import sync
-from mailroom.database.connection import LOST, WORKER_ROLE, reason
+from mailroom.database.connection import WORKER_ROLE, reason
+from mailroom.database.sqlstates import is_permanent
 from mailroom.database.sync import ANY_SERVER
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.settings.collector import CollectorSettings
@@ -48,7 +49,7 @@ class Probe:
         """
         with self.translated(), self.connection.transaction():
             self.connection.execute(
-                "SELECT set_config('statement_timeout', %s, true)", [str(STATEMENT_LIMIT_MS)]
+                "SELECT pg_catalog.set_config('statement_timeout', %s, true)", [str(STATEMENT_LIMIT_MS)]
             )
             yield self.connection
 
@@ -62,7 +63,9 @@ class Probe:
         with sync.translated(self.connection, WORKER_ROLE):
             try:
                 yield
-            except LOST as error:
+            except psycopg.Error as error:
+                if is_permanent(error):
+                    raise
                 raise DatabaseUnavailable(
                     f"the database gave no answer: {reason(error)}", hint=NO_ANSWER
                 ) from error
@@ -79,10 +82,10 @@ def connect(database_url: str) -> psycopg.Connection:
     Raises:
         DatabaseError, DatabaseUnavailable: no host accepts the connection.
     """
-    options = {"connect_timeout": CONNECT_LIMIT_S}
+    limited = {"connect_timeout": CONNECT_LIMIT_S}
     try:
-        return sync.connected(database_url, program=PROGRAM, defaults={}, **options)
+        return sync.connected(database_url, program=PROGRAM, defaults={}, options=limited)
     except (DatabaseError, DatabaseUnavailable) as error:
         if "read-only" not in str(error):
             raise
-    return sync.connected(database_url, program=PROGRAM, defaults={}, **options | ANY_SERVER)
+    return sync.connected(database_url, program=PROGRAM, defaults={}, options=limited | ANY_SERVER)

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import psycopg
 from psycopg import sql
 
-from mailroom.database.connection import LOST
+from mailroom.database.sqlstates import is_permanent
 from mailroom.doctor.probe import NO_ANSWER, PROGRAM, Probe, connect
 from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warning
 from mailroom.doctor.triggers import ISSUE_FUNCTION
@@ -37,8 +37,9 @@ OLDEST_S: Final = 300.0
 DELIVERY_S: Final = 2.0
 PROGRAMS: Final = ("mailroom run", "mailroom collector")
 COLLECTORS: Final = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND application_name = ANY (%s::text[])
+SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity
+WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+      AND application_name OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])
 """
 
 
@@ -109,7 +110,7 @@ def _asked(probe: Probe, ask: Callable[[psycopg.Connection], Value]) -> Value:
     except (DatabaseError, DatabaseUnavailable) as error:
         if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
             remedy = "update the roles: `mailroom roles --apply`"
-        elif isinstance(error.__cause__, LOST):
+        elif isinstance(error.__cause__, psycopg.Error) and not is_permanent(error.__cause__):
             remedy = NO_ANSWER
         else:
             raise

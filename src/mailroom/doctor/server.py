@@ -15,6 +15,7 @@ from mailroom.doctor.report import Finding, NotKnown, fault, ok, warning
 from mailroom.errors import MigrationError
 
 OLDEST_VERSION: Final = 14
+CLOCK: Final = "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::pg_catalog.float8"
 
 
 def server(probe: Probe) -> Finding:
@@ -40,7 +41,8 @@ def encoding(probe: Probe) -> Finding:
 def writable(probe: Probe) -> Finding:
     """The server accepts writes, which every claim needs."""
     ((in_recovery, read_only),) = probe.ask(
-        "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'"
+        "SELECT pg_catalog.pg_is_in_recovery(),"
+        " pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on'"
     )
     if in_recovery:
         return fault(
@@ -60,7 +62,7 @@ def clock(probe: Probe) -> Finding:
     """This machine's clock agrees with the database's, by which tokens expire."""
     with probe.transaction() as connection:
         asked_at = time()
-        rows = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
+        rows = connection.execute(CLOCK).fetchall()
         answered_at = time()
     return compared("the database", rows[0][0], asked_at, answered_at)
 

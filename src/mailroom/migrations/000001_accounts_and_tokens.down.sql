@@ -2,6 +2,7 @@
 
 DROP TRIGGER tokens_ring ON public.tokens;
 DROP FUNCTION mailroom.ring;
+DROP FUNCTION mailroom.request_sleep;
 DROP FUNCTION mailroom.bell_lock;
 DROP FUNCTION mailroom.sleep_lock;
 DROP TRIGGER tokens_after_consumption ON public.tokens;

@@ -329,6 +329,22 @@ $$;
 COMMENT ON FUNCTION mailroom.bell_lock IS
     'Returns the key of the advisory lock that the worker holds which answers a channel''s notifications.';
 
+-- A session that waits for a lock holds a snapshot, so it waits briefly. It waits for less than deadlock_timeout too,
+-- after which the server may log that it waits (log_lock_waits). The exception ends only the wait.
+CREATE FUNCTION mailroom.request_sleep(p_channel text, p_wait_ms integer) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    deadlock_ms CONSTANT double precision := 1000 * extract(epoch FROM current_setting('deadlock_timeout')::interval);
+BEGIN
+    PERFORM set_config('lock_timeout', greatest(least(p_wait_ms, floor(0.8 * deadlock_ms)), 1)::text, true);
+    PERFORM pg_advisory_lock(mailroom.sleep_lock(p_channel));
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+END $$;
+COMMENT ON FUNCTION mailroom.request_sleep IS
+    'Takes the lock of mailroom.sleep_lock, for which it waits this long; returns whether it did.';
+
 -- If the lock is refused, a worker is idle or about to be: notify. If it is granted, the transaction keeps it
 -- until it is committed and visible, and a worker that wants to be idle waits for that. An insert that need
 -- not notify costs one expression. It runs with the search_path of the user that inserts, so it names its

@@ -31,13 +31,13 @@ from mailroom.queue.start_check import check_schema, check_sessions
 LATE_SHARE: Final = 1 / 3
 
 CLAIM: Final = (
-    "SELECT lease, uuid_send(key), generation, token, action, email, login, secret, code"
+    "SELECT lease, pg_catalog.uuid_send(key), generation, token, action, email, login, secret, code"
     " FROM mailroom.claim(%s, %s, %s, %s)"
 )
 SETTLE: Final = "SELECT mailroom.settle(%s, %s, %s)"
 RENEW: Final = "SELECT mailroom.renew(%s::bigint[], %s::uuid[], %s)"
 RELEASE: Final = "SELECT mailroom.release(%s, %s::uuid[])"
-RING: Final = "SELECT pg_notify(%s, %s)"
+RING: Final = "SELECT pg_catalog.pg_notify(%s, %s)"
 NEXT_DUE: Final = "SELECT mailroom.next_due()"
 BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog()"
 

@@ -9,8 +9,12 @@ The protocol:
 - A producer (the trigger ``tokens_ring``) tries to take SLEEP, shared, until the end of its transaction.
   If it gets the lock, the leader does not sleep, and the producer does not ring. If it is refused, it rings.
 - To fall asleep, the leader requests SLEEP exclusively, on a session of its own, once a claim came back
-  short. From the request on, producers are refused and ring. The lock is granted when the transactions of
-  all producers that did not ring are over. After the grant the leader claims once more: the last drain.
+  short. While it waits for the lock, producers are refused and ring. The lock is granted when the
+  transactions of all producers that did not ring are over. After the grant the leader claims once more: the
+  last drain.
+- A request ends after ``REQUEST_S`` without the lock, and is made again: a session that waits for a lock
+  holds a snapshot, which delays VACUUM and CREATE INDEX CONCURRENTLY in the whole database. Between two
+  requests producers may get SLEEP again. That is as before the first request: the leader does not sleep yet.
 - Until the grant, which a producer with a long transaction may delay, the leader claims now and then.
 - While tokens come faster than ``BUSY``, or a backlog is deep, the leader is awake and does not hold SLEEP.
 
@@ -21,15 +25,16 @@ Then SLEEP is granted to the leader only after that, and the last drain, which f
 token. Until the grant the leader claims in any case. The tests search all interleavings for a
 counterexample, and find one as soon as the last drain is left out.
 
-Many workers: only the leader takes part in the above. The others wait for BELL in line. They receive the
-notifications too, but leave the leader ``PATIENCE_S`` to claim first. The leader wakes them when the backlog
-is deep. It passes BELL on when it has not claimed for ``PATIENCE_S``, since its reader or its provider may
-be stuck. When it dies, its session's locks are released, and the next leader begins with a claim. When it is
-suspended while awake, the server ends its session after ``FROZEN_MS``; when it is suspended while it sleeps,
-the others receive the notifications.
+Many workers: only the leader takes part in the above. Each of the others tries to take BELL once in
+``TRY_S``: a session that waited for it would hold a snapshot for hours, and the end of the leader's session
+sends no notification. The others receive the notifications too, but leave the leader ``PATIENCE_S`` to claim
+first. The leader wakes them when the backlog is deep. It gives BELL up when it has not claimed for
+``PATIENCE_S``, since its reader or its provider may be stuck. When it dies, its session's locks are released,
+and the next leader begins with a claim. When it is suspended while awake, the server ends its session after
+``FROZEN_MS``; when it is suspended while it sleeps, the others receive the notifications.
 
-Promises: reports each change of its role, and whether a claim has to follow. Does not listen: that is
-``listener``'s part.
+Promises: reports each change of its role, and whether a claim has to follow. An idle session holds no
+snapshot and waits for no lock. Does not listen: that is ``listener``'s part.
 """
 
 from __future__ import annotations
@@ -44,38 +49,38 @@ from typing import Final, LiteralString
 import psycopg
 
 from mailroom.concurrency import before
-from mailroom.database.connection import LOST, Connection, Database, explained, hang_up, reason
+from mailroom.database.connection import Connection, Database, explained, reason, refusal
+from mailroom.database.sqlstates import is_lost, is_permanent
 from mailroom.logs import EventLogger
+from mailroom.outage import Outage
 
 # How long the other workers wait for the leader to claim, and how long it stays the leader without a claim.
 PATIENCE_S: Final = 1.0
 FROZEN_MS: Final = 5000
-# A request for a lock is repeated after this time, to check that the server still knows of it.
-MAX_WAIT_S: Final = 600.0
+# A worker in line tries to become the leader this often.
+TRY_S: Final = 1.0
+# A request for SLEEP waits at most this long, and for less than the server's limit of a statement.
+REQUEST_S: Final = 0.5
+REQUEST_SHARE: Final = 0.5
 WAKE: Final = "wake"
 
-# The database's own limits would end a long wait. The keepalives find a dead client. An unlock of a lock
-# that is not held would warn.
-SET_UP: Final = """
-SELECT set_config(s.name, given.value, false)
-FROM (VALUES ('statement_timeout', '0'), ('transaction_timeout', '0'), ('idle_session_timeout', '0'),
-             ('lock_timeout', %s), ('client_min_messages', 'error'),
-             ('tcp_keepalives_idle', '30'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3')
-     ) AS given (name, value)
-JOIN pg_settings s ON s.name = given.name
+TRY_BELL: Final = """
+SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(mailroom.bell_lock(%s))
+            THEN pg_catalog.set_config('idle_session_timeout', %s, false) IS NOT NULL ELSE false END
 """
-CHECK_CLIENT: Final = "SELECT set_config('client_connection_check_interval', '1000', false)"
-LOCK_BELL: Final = (
-    "SELECT pg_advisory_lock(mailroom.bell_lock(%s)), set_config('idle_session_timeout', %s, false)"
-)
-LOCK_SLEEP: Final = (
-    "SELECT set_config('idle_session_timeout', '0', false), pg_advisory_lock(mailroom.sleep_lock(%s))"
-)
-UNLOCK_SLEEP: Final = (
-    "SELECT pg_advisory_unlock(mailroom.sleep_lock(%s)), set_config('idle_session_timeout', %s, false)"
-)
-UNLOCK_BELL: Final = "SELECT pg_advisory_unlock(mailroom.bell_lock(%s))"
-NOTIFY: Final = "SELECT pg_notify(%s, %s)"
+REQUEST_SLEEP: Final = """
+SELECT CASE WHEN mailroom.request_sleep(%s, %s)
+            THEN pg_catalog.set_config('idle_session_timeout', '0', false) IS NOT NULL ELSE false END
+"""
+UNLOCK_SLEEP: Final = """
+SELECT pg_catalog.pg_advisory_unlock(mailroom.sleep_lock(%s)),
+       pg_catalog.set_config('idle_session_timeout', %s, false)
+"""
+UNLOCK_BELL: Final = """
+SELECT pg_catalog.pg_advisory_unlock(mailroom.bell_lock(%s)),
+       pg_catalog.set_config('idle_session_timeout', '0', false)
+"""
+NOTIFY: Final = "SELECT pg_catalog.pg_notify(%s, %s)"
 SIGN_OF_LIFE: Final = "SELECT 1"
 
 log = EventLogger("leader")
@@ -122,7 +127,7 @@ class Leader:
         self._may_sleep = self._nothing_to_claim = self._wakes_others = False
         self._updated = asyncio.Event()  # one of these has changed
         self._answered_at: float | None = None
-        self._is_waiting = False  # for a lock
+        self._refused = Outage(log, "refused", "still_refused", "accepted")
 
     @property
     def leads(self) -> bool:
@@ -132,9 +137,7 @@ class Leader:
     @property
     def silent_s(self) -> float | None:
         """For how many seconds the server has not answered; None when it never has."""
-        if self._answered_at is None or self._is_waiting:  # it answers when the lock is granted
-            return None if self._answered_at is None else 0.0
-        return time.monotonic() - self._answered_at
+        return None if self._answered_at is None else time.monotonic() - self._answered_at
 
     def update(self, *, may_sleep: bool | None = None, nothing_to_claim: bool | None = None) -> None:
         """Set whether the leader may sleep, and whether this worker waits for something to claim."""
@@ -160,33 +163,32 @@ class Leader:
         """
         while True:
             began = time.monotonic()
+            await self._refused.back_off()
             connection = await self._database.connect()
             try:
-                await self._set_up(connection)
                 while True:
                     self._become(Role.IN_LINE)
-                    if await self._wait_for(connection, LOCK_BELL, self._channel, str(FROZEN_MS)):
+                    if await self._ask(connection, TRY_BELL, self._channel, str(FROZEN_MS)):
+                        self._refused.ended()
                         self._become(Role.AWAKE, claim=True)
                         await self._lead(connection)
                         self._become(Role.IN_LINE)
                         await self._ask(connection, UNLOCK_BELL, self._channel)
+                    self._refused.ended()
+                    await asyncio.sleep(TRY_S)
                     while self._is_stuck:
                         await self._watch(connection, PATIENCE_S)
-            except LOST as error:
-                log.debug("session_lost", reason=reason(error))
             except psycopg.Error as error:
-                raise explained(error) from error
+                if is_lost(connection, error):
+                    log.debug("session_lost", reason=reason(error))
+                elif is_permanent(error):
+                    raise explained(error) from error
+                else:
+                    self._refused.failed(refusal(error))
             finally:
                 self._become(Role.AWAY)
                 await connection.close()
             await asyncio.sleep(max(0.0, began + PATIENCE_S - time.monotonic()))
-
-    async def _set_up(self, connection: Connection) -> None:
-        await self._ask(connection, SET_UP, f"{MAX_WAIT_S * 1000:.0f}")
-        try:
-            await self._ask(connection, CHECK_CLIENT)
-        except psycopg.DataError as error:  # the server's system does not support it
-            log.debug("client_not_checked", reason=reason(error))
 
     def _become(self, role: Role, *, claim: bool = False) -> None:
         self.role, self.since = role, time.monotonic()
@@ -204,8 +206,7 @@ class Leader:
                 self._become(Role.ASLEEP, claim=True)  # the last drain
                 while self._may_sleep and not self._is_stuck:
                     await self._watch(connection, self._silence_s if self._nothing_to_claim else PATIENCE_S)
-            # Even when it was not granted: the cancellation may have come after the lock.
-            await self._ask(connection, UNLOCK_SLEEP, self._channel, str(FROZEN_MS))
+                await self._ask(connection, UNLOCK_SLEEP, self._channel, str(FROZEN_MS))
             self._become(Role.AWAKE)
 
     async def _stay_awake(self, connection: Connection) -> bool:
@@ -222,19 +223,11 @@ class Leader:
 
     async def _fall_asleep(self, connection: Connection) -> bool:
         """Request SLEEP; False when it was not granted before it was time to be awake."""
-        asking = asyncio.create_task(self._wait_for(connection, LOCK_SLEEP, self._channel))
-        try:
-            while not asking.done() and self._may_sleep and not self._is_stuck:
-                self._updated.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(None if self._nothing_to_claim else PATIENCE_S):
-                        await before(self._updated.wait(), asking)
-            if not asking.done():
-                await self._database.limited(connection, connection.cancel_safe(timeout=PATIENCE_S))
-            return await asking
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+        wait_s = min(REQUEST_S, REQUEST_SHARE * self._database.answer_limit_s)
+        while self._may_sleep and not self._is_stuck:
+            if await self._ask(connection, REQUEST_SLEEP, self._channel, round(wait_s * 1000)):
+                return True
+        return False
 
     async def _watch(self, connection: Connection, timeout_s: float) -> None:
         """Wait for an update, for data from the server, or for the timeout; then check the session."""
@@ -252,25 +245,9 @@ class Leader:
         if readable.is_set() or self._answered_at is None or time.monotonic() - self._answered_at >= late_s:
             await self._ask(connection, SIGN_OF_LIFE)
 
-    async def _ask(self, connection: Connection, query: LiteralString, *parameters: str) -> None:
-        await self._database.limited(connection, connection.execute(query, parameters))
+    async def _ask(self, connection: Connection, query: LiteralString, *parameters: object) -> object:
+        """The first value of the answer."""
+        cursor = await self._database.limited(connection, connection.execute(query, parameters))
         self._answered_at = time.monotonic()
-
-    async def _wait_for(self, connection: Connection, query: LiteralString, *parameters: str) -> bool:
-        """Request a lock; False when it was not granted in time, or the request was cancelled."""
-        asking = asyncio.create_task(connection.execute(query, parameters))
-        self._is_waiting = True
-        try:
-            await asyncio.wait({asking}, timeout=MAX_WAIT_S + self._database.answer_limit_s)
-            if not asking.done():
-                hang_up(connection)
-            with suppress(psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
-                await asking
-                return True
-            return False
-        finally:
-            self._is_waiting = False
-            if not asking.done():
-                hang_up(connection)
-                await asyncio.gather(asking, return_exceptions=True)
-            self._answered_at = time.monotonic()
+        row = await cursor.fetchone()
+        return row[0] if row else None

@@ -25,8 +25,10 @@ import psycopg
 from psycopg import sql
 
 from mailroom.concurrency import first
-from mailroom.database.connection import LOST, Database, explained
+from mailroom.database.connection import Database, explained, refusal
+from mailroom.database.sqlstates import is_lost, is_permanent
 from mailroom.logs import EventLogger
+from mailroom.outage import Outage
 from mailroom.queue.leader import PATIENCE_S, SIGN_OF_LIFE, WAKE, Leader, Role
 
 # Above this number of tokens a second producers need not notify: a commit that notifies may have to wait
@@ -79,6 +81,7 @@ class Listener:
             silence_s=self._silence_s,
             changed=self._role_changed,
         )
+        self._refused = Outage(log, "refused", "still_refused", "accepted")
         self._heard_at: float | None = None
         self._rate = 0.0
         self._claimed = self._claims = 0
@@ -171,10 +174,12 @@ class Listener:
     async def _listen(self) -> None:
         listen = sql.SQL("LISTEN {}").format(sql.Identifier(self._channel))
         while True:
+            await self._refused.back_off()
             connection = await self._database.connect()
             try:
                 await self._database.limited(connection, connection.execute(listen))
                 self._database.answered()
+                self._refused.ended()
                 log.debug("listening", channel=self._channel)
                 self._claim_soon()
                 while True:
@@ -185,10 +190,13 @@ class Listener:
                         heard = True
                     if not heard:
                         await self._database.limited(connection, connection.execute(SIGN_OF_LIFE))
-            except LOST as error:
-                self._database.lost(error)
             except psycopg.Error as error:
-                raise explained(error) from error
+                if is_lost(connection, error):
+                    self._database.lost(error)
+                elif is_permanent(error):
+                    raise explained(error) from error
+                else:
+                    self._refused.failed(refusal(error))
             finally:
                 self._heard_at = None
                 await connection.close()

@@ -1,7 +1,7 @@
 """Reads the state of a queue, for health and for metrics.
 
 It uses a connection of its own, so that a reading never waits for a claim. It reads only on request, and
-at most once a second.
+at most once a second. A reading that fails changes nothing else: the other connections stay.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 import psycopg
 
-from mailroom.database.connection import LOST, Connection, Database, explained, hang_up
+from mailroom.database.connection import Connection, Database, explained, hang_up, reason, refusal
+from mailroom.database.sqlstates import is_permanent, spoils_session
 
 PULSE: Final = (
     "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate, oldest_unsettled"
@@ -47,13 +48,18 @@ class Pulse(NamedTuple):
 
 
 class Pulses:
-    """Reads the queue of a database."""
+    """Reads the queue of a database.
+
+    Attributes:
+        why: why the last reading failed; empty if it did not.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Connection | None = None
         self._one_at_a_time = asyncio.Lock()
         self._last: Pulse | None = None
+        self.why = ""
         self._looked_at = float("-inf")
 
     async def look(self) -> Pulse | None:
@@ -64,13 +70,20 @@ class Pulses:
         """
         async with self._one_at_a_time:
             if time.monotonic() - self._looked_at >= FRESH_S:
-                self._last = None
+                self._last, self.why = None, ""
                 try:
                     self._last = await self._ask()
-                except (TimeoutError, *LOST):
+                except TimeoutError:
                     await self.close()
+                    self.why = f"no answer within {LIMIT_S:g} s"
+                except OSError as error:
+                    self.why = reason(error)
                 except psycopg.Error as error:
-                    raise explained(error) from error
+                    if is_permanent(error):
+                        raise explained(error) from error
+                    if spoils_session(error):
+                        await self.close()
+                    self.why = refusal(error)
                 self._looked_at = time.monotonic()
             return self._last
 
@@ -85,7 +98,7 @@ class Pulses:
         ends_at = loop.time() + LIMIT_S
         if self._connection is None or self._connection.closed:
             async with asyncio.timeout_at(ends_at):
-                self._connection = await self._database.connect()
+                self._connection = await self._database.connect_once(LIMIT_S)
         # A cancelled statement would make psycopg wait for the server, so the connection is shut down.
         timer = loop.call_at(ends_at, hang_up, self._connection)
         try:

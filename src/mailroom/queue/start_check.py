@@ -20,14 +20,15 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from mailroom.database.connection import LOST, Connection, Database, refuse_no_encoding
+from mailroom.database.connection import Connection, Database, explained, refuse_no_encoding
 from mailroom.database.session import Session
+from mailroom.database.sqlstates import is_permanent
 from mailroom.errors import DatabaseError
 from mailroom.wording import counted
 
 ARRIVES_WITHIN_S: Final = 5.0
-PROCESS: Final = "SELECT pg_backend_pid()"
-NOTIFY: Final = "SELECT pg_notify(%s, '')"
+PROCESS: Final = "SELECT pg_catalog.pg_backend_pid()"
+NOTIFY: Final = "SELECT pg_catalog.pg_notify(%s, '')"
 # What this version calls, in the schema of the last migration that it knows.
 SCHEMA_VERSION: Final = 4
 CALLED: Final = (
@@ -44,21 +45,27 @@ CALLED: Final = (
     "pulse",
     "sleep_lock",
     "bell_lock",
+    "request_sleep",
     "schema_version",
     "misplaced_tokens",
 )
 VERSION: Final = "SELECT mailroom.schema_version()"
+# The doctor asks these with the search_path of the user, so they name the schema of all that they use.
 UNUSABLE: Final = """
-SELECT f.name, p.oid IS NOT NULL FROM unnest(%s::text[]) WITH ORDINALITY AS f (name, n)
-LEFT JOIN pg_proc p ON p.proname = f.name AND p.pronamespace = to_regnamespace('mailroom')
-WHERE p.oid IS NULL OR NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY f.n
+SELECT f.name, p.oid IS NOT NULL
+FROM pg_catalog.unnest(%s::pg_catalog.text[]) WITH ORDINALITY AS f (name, n)
+LEFT JOIN pg_catalog.pg_proc p ON p.proname OPERATOR(pg_catalog.=) f.name
+     AND p.pronamespace OPERATOR(pg_catalog.=) pg_catalog.to_regnamespace('mailroom')
+WHERE p.oid IS NULL OR NOT pg_catalog.has_function_privilege(p.oid, 'EXECUTE') ORDER BY f.n
 """
 MISPLACED: Final = "SELECT unreachable, repeated FROM mailroom.misplaced_tokens()"
 # Enabled means that it fires on a primary: O and A, not R.
 TRIGGERS: Final = """
-SELECT t.tgrelid::regclass::text, quote_ident(t.tgname), t.tgenabled IN ('O', 'A'),
-       split_part(encode(t.tgargs, 'escape'), '\\000', 1)
-FROM pg_trigger t WHERE t.tgfoid = to_regprocedure(%s)
+SELECT t.tgrelid::pg_catalog.regclass::pg_catalog.text, pg_catalog.quote_ident(t.tgname),
+       t.tgenabled OPERATOR(pg_catalog.=) ANY (ARRAY['O', 'A']::pg_catalog."char"[]),
+       pg_catalog.split_part(pg_catalog.encode(t.tgargs, 'escape'), '\\000', 1)
+FROM pg_catalog.pg_trigger t
+WHERE t.tgfoid OPERATOR(pg_catalog.=) pg_catalog.to_regprocedure(%s)::pg_catalog.oid
 """
 RING_FUNCTION: Final = "mailroom.ring()"
 # The tables whose rows row-level security hides from the owner of the functions.
@@ -84,7 +91,11 @@ async def check_sessions(database: Database, listening: Session, notifying: Sess
         listener, ringer = await listening.connected(), await notifying.connected()
         try:
             kept = await database.limited(listener, keeps_sessions(listener, ringer))
-        except LOST as error:
+            if kept:
+                await database.keep_sessions(listener, ringer)
+        except psycopg.Error as error:
+            if is_permanent(error):
+                raise explained(error) from error
             database.lost(error)  # both reconnect
         else:
             break

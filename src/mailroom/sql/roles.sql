@@ -10,13 +10,14 @@
 --   mailroom_app     your application: signs people up, requests mails, consumes tokens, reads no secret
 --   mailroom_oncall  mailroom status, why, dead, console, pause, resume, prune: no claim, no table, no secret
 BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
 
 DO $$
 DECLARE
     called CONSTANT jsonb := '{
         "mailroom_worker": ["schema_version", "claim", "settle", "renew", "release", "record", "reserve",
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
-                            "paused", "recent_workers", "misplaced_tokens"],
+                            "request_sleep", "paused", "recent_workers", "misplaced_tokens"],
         "mailroom_app":    ["consume", "random_secret", "random_code"],
         "mailroom_oncall": ["overview", "paused", "recent_workers", "tokens_of", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",

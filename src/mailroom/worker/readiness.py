@@ -64,7 +64,7 @@ class Readiness:
         except DatabaseError as error:
             return faults | {"database": str(error)}
         if pulse is None:
-            faults["database"] = "PostgreSQL does not answer"
+            faults["database"] = f"PostgreSQL does not answer: {self._pulses.why}"
         elif (pulse.oldest_due_s or 0) > READY_AGE_S:
             faults["queue"] = f"a mail that could be sent has waited for {pulse.oldest_due_s:.0f} s"
         elif not pulse.is_paused and (pulse.oldest_unsettled_s or 0) > READY_AGE_S:
