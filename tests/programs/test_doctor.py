@@ -53,7 +53,8 @@ ACCESS_KEY, SECRET_ACCESS_KEY = "AKIAEXAMPLE31337", "awssecret-31337"
 SECRETS = (KEY, DB_PASSWORD, SMTP_PASSWORD, ACCESS_KEY, SECRET_ACCESS_KEY)
 NAMES = {"app_name": "Example", "app_url": "https://example.com"}
 DATABASE = [
-    "collector-settings", "keys", "server", "encoding", "writable", "clock", "migrations", "functions",
+    "collector-settings", "keys", "server", "encoding", "writable", "two-phase", "clock", "migrations",
+    "functions",
     "row-security", "queue", "cursor",
     "pause", "tokens-trigger", "accounts-trigger", "other-triggers",
     "replication-role", "subscriptions", "notifications", "backlog", "collectors",

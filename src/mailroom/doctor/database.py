@@ -16,6 +16,7 @@ CHECKS: Final[tuple[Check[Probe], ...]] = (
     Check("server", server.server, ("MAILROOM_DATABASE_URL",)),
     Check("encoding", server.encoding, ("server",)),
     Check("writable", server.writable, ("server",)),
+    Check("two-phase", server.two_phase, ("server",)),
     Check("clock", server.clock, ("server",)),
     Check("migrations", server.migrations, ("server",)),
     Check("functions", queue.functions, ("server", "migrations")),

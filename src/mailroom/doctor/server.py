@@ -58,6 +58,19 @@ def writable(probe: Probe) -> Finding:
     return ok("the server accepts writes")
 
 
+def two_phase(probe: Probe) -> Finding:
+    """No transaction can be prepared, or what to mind if it can."""
+    ((limit,),) = probe.ask("SELECT current_setting('max_prepared_transactions')::integer")
+    if limit:
+        return warning(
+            f"max_prepared_transactions is {limit}, and PREPARE TRANSACTION fails for a transaction that"
+            " inserted a token while all workers were idle: it has executed NOTIFY",
+            "insert accounts and tokens in a transaction that is not prepared, such as one after COMMIT"
+            " PREPARED; if you prepare none, ignore this",
+        )
+    return ok("no transaction is prepared (max_prepared_transactions is 0)")
+
+
 def clock(probe: Probe) -> Finding:
     """This machine's clock agrees with the database's, by which tokens expire."""
     with probe.transaction() as connection:

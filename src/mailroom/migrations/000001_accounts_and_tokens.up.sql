@@ -6,8 +6,8 @@
 -- token appears in the same transaction. Password recovery is one more:
 -- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
 
--- Each function with its owner's rights sets row_security = off. Where row-level security would hide rows from the
--- owner, it fails: it must not take a hidden account for a missing one, and pass over its mail for ever.
+-- Each function with its owner's rights sets row_security = off. Where row-level security would hide rows from
+-- the owner, it fails: it must not take a hidden account for a missing one, and pass over its mail for ever.
 
 CREATE SCHEMA mailroom;
 COMMENT ON SCHEMA mailroom IS
@@ -283,9 +283,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.consume IS
     'Consumes a token whose signature was verified and returns the outcome: consumed, unknown, used (consumed '
-    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), suspended, ineligible '
-    '(the account''s status does not fit the action), wrong_code. A wrong code is counted: commit the '
-    'transaction.';
+    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), '
+    'suspended, ineligible (the account''s status does not fit the action), wrong_code. A wrong code is counted: '
+    'commit the transaction.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.

@@ -95,7 +95,7 @@ BEGIN
                            AND (t.txid, t.id) <= (p_job.last_txid, p_job.last_seq)))
                AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens))
                AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                               WHERE d.token = t.id AND d.at >= t.created_at))
+                               WHERE d.token = t.id AND mailroom.is_of(d.fingerprint, t.secret)))
     INTO snapshot, found_here, unsettled
     FROM public.tokens t
     WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
@@ -192,7 +192,8 @@ BEGIN
             SELECT count(*) FROM mailroom.deliveries d
             WHERE d.token = u.id AND d.fingerprint = u.fingerprint AND d.result = 'failed' AND d.id > coalesce((
                 SELECT max(h.id) FROM mailroom.deliveries h
-                WHERE h.token = u.id AND h.fingerprint = u.fingerprint AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
+                WHERE h.token = u.id AND h.fingerprint = u.fingerprint
+                  AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
             THEN 'rejected'
         ELSE 'retried' END ORDER BY u.n),
         array_agg(extract(epoch FROM clock_timestamp() - u.created_at)::double precision ORDER BY u.n)
@@ -229,7 +230,8 @@ COMMENT ON FUNCTION mailroom.record IS
     'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. The outcome is lost, and nothing is written, if the token with this id has another '
-    'fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was requested, NULL for a deleted token.';
+    'fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
+    'requested, NULL for a deleted token.';
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)
 RETURNS SETOF uuid

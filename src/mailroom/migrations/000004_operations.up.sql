@@ -527,15 +527,15 @@ COMMENT ON FUNCTION mailroom.prune_tokens IS
 -- database's cursor, which says nothing about the restored tokens. The next claim cannot notice it: the cluster's
 -- identifier is right.
 CREATE FUNCTION mailroom.misplaced_tokens() RETURNS TABLE (unreachable bigint, repeated bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_hashjoin = off SET enable_mergejoin = off AS $$
     SELECT (SELECT count(*) FROM public.tokens t
             WHERE t.txid >= pg_snapshot_xmax(pg_current_snapshot())
               AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
               AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens))),
            (SELECT count(DISTINCT t.id)
-            FROM (SELECT x.token, x.at FROM mailroom.deliveries x ORDER BY x.id DESC LIMIT 1000) d
-            JOIN public.tokens t ON t.id = d.token AND t.created_at <= d.at
+            FROM (SELECT x.token, x.fingerprint FROM mailroom.deliveries x ORDER BY x.id DESC LIMIT 1000) d
+            JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
             WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
               AND pg_visible_in_snapshot(t.txid, j.high) AND NOT pg_visible_in_snapshot(t.txid, j.low)
               AND (t.txid, t.id) > (j.last_txid, j.last_seq)
@@ -549,7 +549,7 @@ COMMENT ON FUNCTION mailroom.misplaced_tokens IS
     'ledger and would be mailed again. No row if the next claim restarts the cursor anyway.';
 
 CREATE FUNCTION mailroom.take_over() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     job public.jobs;
 BEGIN

@@ -53,9 +53,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.consume IS
     'Consumes a token whose signature was verified and returns the outcome: consumed, unknown, used (consumed '
-    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), suspended, ineligible '
-    '(the account''s status does not fit the action), wrong_code. A wrong code is counted: commit the '
-    'transaction.';
+    'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), '
+    'suspended, ineligible (the account''s status does not fit the action), wrong_code. A wrong code is counted: '
+    'commit the transaction.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
