@@ -26,10 +26,9 @@ REPLIES = (
 )
 
 
-def limited(server: MailServer, output: Path, **variables: str | float) -> SmtpTransport:
-    transport = open_transport(
-        settings(output, TRANSPORT=f"smtp://127.0.0.1:{server.port}", SEND_TIMEOUT=700, **variables)
-    )
+def limited(server: MailServer, output: Path, send_timeout_ms: int = 10_000) -> SmtpTransport:
+    url = f"smtp://127.0.0.1:{server.port}"
+    transport = open_transport(settings(output, TRANSPORT=url, SEND_TIMEOUT=send_timeout_ms))
     assert isinstance(transport, SmtpTransport)
     return transport
 
@@ -99,10 +98,25 @@ def test_what_no_session_would_change_opens_none(tmp_path: Path, reply: str) -> 
     assert 1 == server.connections
 
 
+@pytest.mark.parametrize("step", ["RCPT", "DATA", "message"])
+def test_a_session_that_refuses_in_a_recipients_words_is_replaced_at_the_second(
+    tmp_path: Path, step: str
+) -> None:
+    with mail_server() as server:
+        server.limit_sessions(LIMIT, step, "451 4.7.1 Please try again later")
+        transport = limited(server, tmp_path)
+        answers = transport.send(TWENTY_FIVE)
+        transport.close()
+    sent, later = [Result.SENT] * LIMIT, [Result.TRANSIENT] * 2
+    assert [*sent, *later, *sent, *later, Result.SENT] == [answer.result for answer in answers]
+    assert {Scope.RECIPIENT} == {answer.scope for answer in answers}
+    assert 3 == server.connections
+
+
 def test_a_server_that_says_nothing_more_is_not_asked_again(tmp_path: Path) -> None:
     with mail_server() as server:
         server.limit_sessions(LIMIT, "MAIL", HANG)
-        transport = limited(server, tmp_path)
+        transport = limited(server, tmp_path, 700)
         answers = transport.send(TWENTY_FIVE)
         transport.close()
     assert {Result.TRANSIENT} == {answer.result for answer in answers[LIMIT:]}

@@ -90,7 +90,7 @@ def over_smtp(output: Path, _: pytest.MonkeyPatch, __: pytest.CaptureFixture[str
             return text, html
 
         yield Rig(
-            open_transport(settings(output, TRANSPORT=url, SEND_TIMEOUT=700)),
+            open_transport(settings(output, TRANSPORT=url, SEND_TIMEOUT=2000)),
             lambda: [mail.recipient for mail in server.mails],
             rendered,
             lambda one: server.answer("RCPT", "550 5.1.1 no such user", one.email),

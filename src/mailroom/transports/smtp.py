@@ -33,13 +33,15 @@ from mailroom.transports import smtp_answers
 from mailroom.transports.mime import compose
 from mailroom.transports.preparing import prepare
 from mailroom.transports.redaction import MAX_DETAIL, shortened
-from mailroom.transports.refusals import about_sender, is_unverified
+from mailroom.transports.refusals import about_recipient, about_sender, is_unverified
 from mailroom.transports.transport import CONNECT_TIMEOUT_S
 from mailroom.wire import Message
 
 # Servers close connections that are idle or in use for long; this closes them first.
 MAX_IDLE_S: Final = 30.0
 MAILS_PER_CONNECTION: Final = 100
+# A session that has taken mail and then refuses this many for a while is replaced: it may be at its limit.
+MAX_REFUSED_IN_A_ROW: Final = 2
 MAX_WAITS: Final = 2
 
 
@@ -71,13 +73,18 @@ class _Connection:
 
     def _begin(self, smtp: smtplib.SMTP) -> None:
         self.smtp = smtp
-        self.mails = self.taken = 0
+        self.mails = self.taken = self.refused_in_a_row = 0
         self.is_over = False
 
     def replace(self, smtp: smtplib.SMTP) -> None:
         """Quit this session, and go on in another one."""
         self.quit()
         self._begin(smtp)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has taken mail, and takes no more."""
+        return self.taken > 0 and self.refused_in_a_row >= MAX_REFUSED_IN_A_ROW
 
     def fit(self) -> bool:
         """Whether it can be used for another mail."""
@@ -159,8 +166,11 @@ class SmtpTransport:
                     connection.mails += 1
                     if answers[-1].result is Result.SENT:
                         connection.taken += 1
+                        connection.refused_in_a_row = 0
                     else:
-                        connection.is_over = not connection.reset()
+                        is_later = answers[-1].result is Result.TRANSIENT
+                        connection.refused_in_a_row += is_later and not about_recipient(answers[-1].detail)
+                        connection.is_over = not connection.reset() or connection.is_stuck
         except _Trouble as trouble:
             rest = len(messages) - len(answers)
             answers += [trouble.own, *[trouble.others] * rest][:rest]
