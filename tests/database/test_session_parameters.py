@@ -19,7 +19,7 @@ from mailroom.settings.collector import QueueSettings
 from support import commands, senders
 from support.inbox import ask
 from support.processes import CollectorProcess, environment
-from support.queue_sql import Db, claim, sign_up
+from support.queue_sql import Db, claim, record, sign_up
 from support.runs import UNSETTLED, Start, wait_until
 
 # Each is one that somebody sets for other reasons.
@@ -92,11 +92,7 @@ def story(db: Db) -> int:
     """A database in which something has happened: sent, a dead letter, and a token that waits."""
     sent, dead = sign_up(db, "sent"), sign_up(db, "dead")
     (lease,) = claim(db)
-    db.execute(
-        "SELECT mailroom.record(%s, %s, 'w', 'ses', %s, ARRAY['sent', 'rejected'], ARRAY['', ''],"
-        " ARRAY['', 'no such user'], 60000, 3)",
-        [lease.lease, lease.generation, [sent, dead]],
-    )
+    record(db, lease, {sent: "sent", dead: "rejected"}, detail="no such user")
     db.execute("SELECT mailroom.heartbeat('w', '1', 'in trouble')")
     sign_up(db, "waits")
     return dead

@@ -193,7 +193,7 @@ def test_faults_have_remedies_and_exit_code_1(database: str, db: Db, box: Inbox)
     lines = done.stdout.splitlines()
     at = next(at for at, line in enumerate(lines) if line.startswith("fault "))
     assert lines[at].startswith("fault    tokens-trigger ")
-    assert "         try: ALTER TABLE tokens ENABLE TRIGGER tokens_ring" == lines[at + 1]
+    assert "         try: ALTER TABLE public.tokens ENABLE TRIGGER tokens_ring" == lines[at + 1]
     assert f"1 fault, 1 warning, {sum(map(is_ok, lines))} ok" == lines[-1]
     assert [] == [secret for secret in SECRETS if secret in done.stdout]
 
@@ -399,7 +399,7 @@ def test_tables_that_a_subscription_fills_are_told(database: str, db: Db, collec
         )
         findings = the_database(database)
         assert ["subscriptions"] == faults(findings)
-        assert "a subscription fills accounts" in findings["subscriptions"].detail
+        assert "a subscription fills public.accounts" in findings["subscriptions"].detail
     finally:
         db.execute("DROP SUBSCRIPTION copied")
 
@@ -605,9 +605,9 @@ def test_another_channel(database: str) -> None:
     [
         ("DROP TRIGGER tokens_ring ON tokens", "tokens-trigger", "create the trigger tokens_ring again"),
         ("DROP TRIGGER accounts_issue_activation ON accounts", "accounts-trigger", "create the trigger acc"),
-        ("ALTER TABLE tokens DISABLE TRIGGER ALL", "tokens-trigger", "ALTER TABLE tokens ENABLE TRIGGER"),
-        ("ALTER TABLE tokens ENABLE REPLICA TRIGGER tokens_ring", "tokens-trigger", "ALTER TABLE tokens"),
-        ("ALTER TABLE accounts DISABLE TRIGGER ALL", "accounts-trigger", "ALTER TABLE accounts ENABLE T"),
+        ("ALTER TABLE tokens DISABLE TRIGGER ALL", "tokens-trigger", "ALTER TABLE public.tokens"),
+        ("ALTER TABLE tokens ENABLE REPLICA TRIGGER tokens_ring", "tokens-trigger", "ALTER TABLE public"),
+        ("ALTER TABLE accounts DISABLE TRIGGER ALL", "accounts-trigger", "ALTER TABLE public.accounts"),
     ],
 )  # fmt: skip
 def test_a_trigger_that_does_not_fire(database: str, db: Db, statement: str, name: str, remedy: str) -> None:

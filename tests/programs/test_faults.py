@@ -176,7 +176,7 @@ def test_a_server_that_refuses_claims_for_a_while_is_told_once(database: str, tm
     assert (1, 1, 0) == tuple(
         log.count(word) for word in ("queue.refused", "queue.accepted", "database.lost")
     )
-    assert 'reason="no room"' in log
+    assert 'reason="no room (SQLSTATE 53100)"' in log
 
 
 def test_killed_backends_are_replaced(database: str, tmp_path: Path) -> None:

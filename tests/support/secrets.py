@@ -69,7 +69,7 @@ _SHAPES: Final = {
     "an address": [re.compile(r"[^\s@…<>(),;:='/]@[\w\[]")],
     # In quotes, behind the word, or with a zero in front, which no count, port or number has.
     "a code": [
-        re.compile(r"""(["'])[0-9]{5}\\?\1"""),
+        re.compile(r"""(?<!port: )(["'])[0-9]{5}\\?\1"""),
         re.compile(r"""(?i:(?<![a-z])codes?)[^\w\n]{1,4}[0-9]{5}(?!\w)"""),
         re.compile(r"(?<![\w.,:+-])0[0-9]{4}(?![\w:.-])"),
     ],

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import os
 import re
+import select
 import socket
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
@@ -117,7 +118,7 @@ class Database:
                     raise explained(error) from error
                 if not self._ever_connected and (fatal := permanent_failure(error)):
                     raise fatal from error
-                if any(not other.closed for other in self._connections):
+                if any(is_open(other) for other in self._connections):
                     self._refused.failed(reason(error))
                 else:
                     self.lost(error)
@@ -282,6 +283,16 @@ def built_in_remedy(text: str) -> str:
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
     if notice.severity_nonlocalized == "WARNING":
         log.warning("warning", message=notice.message_primary)
+
+
+def is_open(connection: Connection) -> bool:
+    """Whether the server has not closed the connection, as far as this machine knows."""
+    if connection.closed:
+        return False
+    poll = select.poll()
+    closed = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+    poll.register(connection.fileno(), closed)
+    return not poll.poll(0)
 
 
 def hang_up(connection: psycopg.Connection | Connection) -> None:

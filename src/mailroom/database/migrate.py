@@ -22,6 +22,7 @@ from typing import Final
 import psycopg
 
 from mailroom.database.connection import built_in_remedy, reason, refuse_no_encoding
+from mailroom.database.parameters import CATALOG_ONLY, SET_PATH
 from mailroom.errors import MigrationError
 
 LOCK_SALT: Final = 1486364155
@@ -32,7 +33,6 @@ OWNER: Final = (
 _FILE_NAME: Final = re.compile(r"([0-9]+)_(.+)\.(up|down)\.sql")
 
 PATH: Final = "SELECT pg_catalog.current_setting('search_path')"
-SET_PATH: Final = "SELECT pg_catalog.set_config('search_path', %s, true)"
 CREATE_TABLE: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL)
 """
@@ -183,7 +183,7 @@ def _apply(
         with connection.transaction():
             connection.execute(CREATE_TABLE)
             ((path,),) = connection.execute(PATH).fetchall()
-            connection.execute(SET_PATH, ["pg_catalog, pg_temp"])  # the script names its other schemas
+            connection.execute(SET_PATH, [CATALOG_ONLY])  # the script names its other schemas
             # A script without parameters goes over the simple protocol, which takes many statements.
             connection.execute(script.encode())
             connection.execute(SET_PATH, [path])

@@ -22,6 +22,10 @@ import psycopg
 
 OF_THE_CLIENT: Final = {"DateStyle": "ISO", "TimeZone": "UTC", "standard_conforming_strings": "on"}
 
+# Functions and tables of other schemas are named with theirs.
+CATALOG_ONLY: Final = "pg_catalog, pg_temp"
+SET_PATH: Final[LiteralString] = "SELECT pg_catalog.set_config('search_path', %s, true)"
+
 # A backend that waits for a lock looks after this time whether its client still lives. With log_lock_waits
 # the server logs the wait again each time.
 CLIENT_CHECK: Final = "client_connection_check_interval"
@@ -32,7 +36,7 @@ OF_THE_SESSION: Final = {
     "IntervalStyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",
-    "search_path": "pg_catalog, pg_temp",
+    "search_path": CATALOG_ONLY,
     "row_security": "off",  # an error in place of rows that are left out
     "client_min_messages": "warning",
     "default_transaction_isolation": "read committed",

@@ -32,6 +32,8 @@ from mailroom.database.sqlstates import is_permanent
 from mailroom.errors import DatabaseUnavailable
 
 PROGRAM: Final = "mailroom"
+# A request to cancel takes at most this long, since the network may deliver nothing.
+CANCEL_S: Final = 1.0
 ANY_SERVER: Final = {"target_session_attrs": "any"}
 # What the schema's owner runs: it may take long, and uses the search_path of the database or the user.
 FOR_THE_OWNER: Final = limit(0) | {"search_path": None}
@@ -100,11 +102,10 @@ def answering_within(connection: psycopg.Connection, limit_s: float) -> Iterator
 
 
 def _give_up(connection: psycopg.Connection) -> None:
-    """Shut the connection down, and cancel its statement in the server."""
+    """Cancel the connection's statement in the server, and shut the connection down."""
     with contextlib.suppress(psycopg.Error):
-        cancelling = connection.pgconn.get_cancel()
-        hang_up(connection)
-        cancelling.cancel()
+        connection.cancel_safe(timeout=CANCEL_S)
+    hang_up(connection)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from mailroom.actions import ACTIONS
+from mailroom.database import sync
 from mailroom.demo.letters import PATIENCE_S, WAIT_S, Letter, Letters
 from mailroom.demo.people import NOBODY, Person, meet
 from mailroom.demo.programs import RUN, DemoError, Programs
@@ -76,7 +77,7 @@ def run_tour(signups: int, tell: Tell, *, stay: bool) -> int:
         tell("\n".join(["\nTo watch it in a browser:\n", *(place.text() for place in stage.addresses())]))
         meet(lambda name: Person(name, stage.app.url, letters, stage.programs, tell), tell)
         tell(f"\n{signups} more people sign up, by SQL. Some of them forget their passwords.")
-        with psycopg.connect(stage.database_url, autocommit=True) as connection:
+        with sync.connected(stage.database_url) as connection:
             hidden = _sign_up_many(connection, letters, signups, tell)
             count = _wait_for_all(connection, stage.programs)
         tell(f"  … and {hidden} more." if hidden else "")

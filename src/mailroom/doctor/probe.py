@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 
 from mailroom.database import sync
 from mailroom.database.connection import WORKER_ROLE, reason
+from mailroom.database.parameters import CATALOG_ONLY, SET_PATH
 from mailroom.database.sqlstates import is_permanent
 from mailroom.database.sync import ANY_SERVER
 from mailroom.errors import DatabaseError, DatabaseUnavailable
@@ -41,8 +42,11 @@ class Probe:
         return self.opened
 
     @contextmanager
-    def transaction(self) -> Iterator[psycopg.Connection]:
-        """A transaction in which every statement has a time limit.
+    def transaction(self, *, keep_path: bool = False) -> Iterator[psycopg.Connection]:
+        """A transaction in which every statement has a time limit and finds PostgreSQL's own catalog.
+
+        Args:
+            keep_path: keep the search_path of the database or the user.
 
         Raises:
             DatabaseError, DatabaseUnavailable: PostgreSQL refused something, or did not answer.
@@ -51,6 +55,8 @@ class Probe:
             self.connection.execute(
                 "SELECT pg_catalog.set_config('statement_timeout', %s, true)", [str(STATEMENT_LIMIT_MS)]
             )
+            if not keep_path:
+                self.connection.execute(SET_PATH, [CATALOG_ONLY])
             yield self.connection
 
     @contextmanager

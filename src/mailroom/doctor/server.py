@@ -84,7 +84,7 @@ def migrations(probe: Probe) -> Finding:
     """The schema has the version that this Mailroom needs."""
     newest = max(migration.version for migration in migrate.shipped())
     try:
-        with probe.transaction() as connection:
+        with probe.transaction(keep_path=True) as connection:
             state = migrate.state(connection)
     except MigrationError as error:
         if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):

@@ -50,7 +50,7 @@ CALLED: Final = (
     "misplaced_tokens",
 )
 VERSION: Final = "SELECT mailroom.schema_version()"
-# The doctor asks these with the search_path of the user, so they name the schema of all that they use.
+# Behind a pooler the search_path is the user's, so these name the schema of all that they use.
 UNUSABLE: Final = """
 SELECT f.name, p.oid IS NOT NULL
 FROM pg_catalog.unnest(%s::pg_catalog.text[]) WITH ORDINALITY AS f (name, n)

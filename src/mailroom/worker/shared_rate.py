@@ -24,8 +24,8 @@ from mailroom.sender.rate import BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHA
 # A charge that is lost in a crash of the database does no harm, so it does not wait for the disk.
 RESERVE: Final = (
     "SELECT wait_s, rate"
-    " FROM pg_catalog.set_config('synchronous_commit', 'off', true),"
-    " mailroom.reserve(%s, %s, %s, %s, %s, %s, %s, %s)"
+    " FROM pg_catalog.set_config('synchronous_commit', 'off', true)"
+    ", mailroom.reserve(%s, %s, %s, %s, %s, %s, %s, %s)"
 )
 POLICY: Final = (BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHARE)
 MAX_S: Final = 1.0
