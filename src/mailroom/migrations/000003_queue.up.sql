@@ -95,7 +95,7 @@ BEGIN
                            AND (t.txid, t.id) <= (p_job.last_txid, p_job.last_seq)))
                AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens))
                AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                               WHERE d.token = t.id AND d.at >= t.created_at))
+                               WHERE d.token = t.id AND mailroom.is_of(d.fingerprint, t.secret)))
     INTO snapshot, found_here, unsettled
     FROM public.tokens t
     WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();

@@ -11,8 +11,8 @@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
               AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
               AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens))),
            (SELECT count(DISTINCT t.id)
-            FROM (SELECT x.token, x.at FROM mailroom.deliveries x ORDER BY x.id DESC LIMIT 1000) d
-            JOIN public.tokens t ON t.id = d.token AND t.created_at <= d.at
+            FROM (SELECT x.token, x.fingerprint FROM mailroom.deliveries x ORDER BY x.id DESC LIMIT 1000) d
+            JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
             WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
               AND pg_visible_in_snapshot(t.txid, j.high) AND NOT pg_visible_in_snapshot(t.txid, j.low)
               AND (t.txid, t.id) > (j.last_txid, j.last_seq)
