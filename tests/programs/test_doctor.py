@@ -584,6 +584,15 @@ def test_a_role_that_may_collect_and_no_more(stranger: str, db: Db, collector: D
     assert WARNING is findings["migrations"].state
 
 
+def test_a_role_that_cannot_see_the_migrations(stranger: str, db: Db, collector: Db) -> None:
+    db.execute("GRANT USAGE ON SCHEMA mailroom TO PUBLIC")
+    db.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom TO PUBLIC")
+    db.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    findings = the_database(stranger)
+    assert ["migrations"] == not_ok(findings)
+    assert (WARNING, True) == (findings["migrations"].state, "GRANT USAGE" in findings["migrations"].remedy)
+
+
 def test_another_queue(database: str) -> None:
     findings = the_database(database, QUEUE_NAME="letters")
     assert ["MAILROOM_QUEUE_NAME"] == faults(findings)

@@ -53,6 +53,23 @@ def test_a_newer_schema(database: str, db: Db) -> None:
     assert "this Mailroom is older than the schema" in refused(database)
 
 
+def test_a_worker_that_may_not_use_the_schema_public_starts(database: str, db: Db, tmp_path: Path) -> None:
+    """The functions run as their owner, so a worker needs nothing of the tables."""
+    role = f"worker_{secrets.token_hex(4)}"
+    db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'acme'".encode())
+    db.execute(f"GRANT USAGE ON SCHEMA mailroom TO {role}".encode())
+    db.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom TO {role}".encode())
+    db.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    try:
+        sign_up(db, "zoe")
+        url = make_conninfo(database, user=role, password="acme")
+        with CollectorProcess(url, log=tmp_path / "log") as collector:
+            assert "zoe" == collector.wait_for_messages(1)[0].username
+    finally:
+        db.execute(f"DROP OWNED BY {role}".encode())
+        db.execute(f"DROP ROLE {role}".encode())
+
+
 @pytest.mark.parametrize("txid", ["4000000000", "3"])
 def test_rows_that_were_restored_without_the_cursor(database: str, db: Db, txid: str) -> None:
     """As pg_restore --data-only --disable-triggers leaves them in a cluster with younger or older ids."""

@@ -11,25 +11,29 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mailroom.cli.main import cli
 from mailroom.demo.postgres import PostgresServer, embedded_binaries, free_port
+from mailroom.doctor.triggers import ISSUE_FUNCTION, SUBSCRIBED
 from mailroom.inbox.server import InboxServer
+from mailroom.queue.start_check import RING_FUNCTION
 from project.test_docs import commands, shell
 from support import postgres
 from support.image import OFFLINE
 from support.postgres import FAST, bindir, migrated, needs
 from support.queue_sql import Db, claimed_tokens, sign_up, sign_up_many
+from support.runs import wait_until
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 HOW_TO = DOCS / "how-to"
-ADDRESS = "postgresql://postgres@127.0.0.1/app"
+ADDRESS = "acme@127.0.0.1/app"
 
 
 def blocks(text: str, *languages: str) -> list[tuple[str, str]]:
@@ -178,7 +182,7 @@ def repository(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_tutorial_works_in_its_order(empty_database: str, tmp_path: Path) -> None:
+def test_every_command_of_the_tutorial_works_in_its_order(own_server: PostgresServer, tmp_path: Path) -> None:
     """From the clone on, in an environment that the tutorial makes; pip asks the index as a reader's does."""
     text = (DOCS / "tutorial.md").read_text()
     (_, install), *others = blocks(text, "sh", "python")
@@ -192,14 +196,23 @@ def test_every_command_of_the_tutorial_works_in_its_order(empty_database: str, t
             script += code
     assert ADDRESS in script
     port = str(free_port())
-    script = script.replace(ADDRESS, f"'{uri(empty_database)}'").replace("8025", port)
+    server = conninfo_to_dict(own_server.url())
+    script = script.replace(ADDRESS, f"acme@127.0.0.1:{server['port']}/app").replace("8025", port)
+    script = 'sudo() { shift 2; "$@"; }\n' + script
     assert "<this repository>" in install
     install = install.replace("<this repository>", str(repository(tmp_path / "repository")))
     asked = "command -v mailroom\ncommand -v python\n"
     # A reader's shell has no environment active: what the tutorial types must be in the one that it makes.
     path = real_curl().get("PATH", "").replace(f"{Path(sys.executable).parent}:", "")
     try:
-        printed = run(install + asked + script, here, **({"PATH": path} if path else {}))
+        superuser = {
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(server["port"]),
+            "PGUSER": str(server["user"]),
+            "PGPASSWORD": str(server.get("password") or ""),
+            "PGDATABASE": "postgres",
+        }
+        printed = run(install + asked + script, here, **superuser, **({"PATH": path} if path else {}))
     except pytest.fail.Exception as failure:
         if any(word in str(failure) for word in OFFLINE):
             pytest.skip("the package index does not answer")
@@ -226,6 +239,58 @@ def test_keys_are_rotated_as_the_guide_says(database: str, tmp_path: Path) -> No
     with psycopg.connect(database) as connection:
         for _, code in blocks(text, "sql"):
             connection.execute(code.encode())
+
+
+def test_transactions_that_must_run_again_do(database: str, db: Db) -> None:
+    ((_, code),) = blocks((HOW_TO / "isolation-and-replication.md").read_text(), "python")
+    guide: dict[str, Any] = {}
+    exec(code, guide)  # noqa: S102
+    sign_up(db, "zoe")
+    db.execute("UPDATE accounts SET status = 'active'")
+    with psycopg.connect(database) as connection, psycopg.connect(database) as other:
+        for one in (connection, other):
+            one.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+            one.execute("SELECT count(*) FROM tokens")
+        db.execute("UPDATE accounts SET login = 'zoe2'")
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            guide["recovery_mail"](connection, "zoe@example.com")  # the transaction around it has begun
+        for one in (connection, other):
+            one.rollback()
+        guide["recovery_mail"](connection, "ZOE@example.com")
+    assert [("password_recovery",)] == db.execute(
+        "SELECT action::text FROM tokens ORDER BY id DESC LIMIT 1"
+    ).fetchall()
+
+
+@pytest.mark.slow
+def test_a_move_by_logical_replication_as_the_guide_says() -> None:
+    text = (HOW_TO / "isolation-and-replication.md").read_text()
+    empty, sequences = (code for _, code in blocks(text, "sql"))
+    with (
+        postgres.server(FAST | {"wal_level": "logical"}) as old,
+        postgres.server() as new,
+        psycopg.connect(migrated(old.url()), autocommit=True) as source,
+        psycopg.connect(migrated(new.url()), autocommit=True) as target,
+    ):
+        sign_up(source, "sent")
+        assert 1 == len(claimed_tokens(source))
+        source.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+        target.execute(empty.encode())
+        address = make_conninfo(old.url()).replace("'", "''")
+        target.execute(f"CREATE SUBSCRIPTION move CONNECTION '{address}' PUBLICATION everything".encode())
+        wait_until(target, "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'", 0)
+        waiting = sign_up(source, "waiting")
+        wait_until(target, f"SELECT count(*) FROM tokens WHERE id >= {waiting}", 1)
+        wait_until(target, "SELECT count(*) FROM accounts", 2)
+        (subscribed,) = target.execute(SUBSCRIBED.encode(), [RING_FUNCTION, ISSUE_FUNCTION]).fetchall()[:1]
+        assert ("accounts",) == subscribed
+        assert [(2,)] == target.execute("SELECT count(*) FROM tokens").fetchall()
+        target.execute("DROP SUBSCRIPTION move")
+        target.execute(sequences.encode())
+        assert [waiting] == claimed_tokens(target)
+        later = sign_up(target, "later")
+        assert later > waiting + 500
+        assert [later] == claimed_tokens(target)
 
 
 ROWS_ALONE = "## From pg_dump, without the schema"

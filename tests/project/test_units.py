@@ -16,17 +16,20 @@ import yaml
 
 from mailroom.cli.main import cli
 from mailroom.errors import DatabaseError
+from mailroom.settings import misspelt
 from mailroom.settings.variables import read_settings
 from mailroom.settings.variables import variables as settings_variables
 from mailroom.settings.worker import HealthSettings, RunSettings
 from mailroom.worker import health
 from mailroom.worker.program import GIVE_BACK_S
 from project.test_containers import IMAGE, last
+from project.test_site import blocks, run
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "deploy.md").read_text()
 MANIFEST = (ROOT / "contrib" / "kubernetes" / "mailroom.yaml").read_text()
-UNITS = sorted((ROOT / "contrib" / "systemd").iterdir())
+UNITS = sorted(path for path in (ROOT / "contrib" / "systemd").iterdir() if path.suffix != ".env")
+UNITS_COPIED = re.findall(r"contrib/systemd/[*]\S+", GUIDE)
 WORKER = ROOT / "contrib" / "systemd" / "mailroom@.service"
 SERVICES = [path for path in UNITS if path.suffix == ".service"]
 OBJECTS: dict[str, dict[str, Any]] = {one["kind"]: one for one in yaml.safe_load_all(MANIFEST)}
@@ -111,6 +114,27 @@ def test_the_drop_ins_hand_over_credentials_by_settings_that_exist() -> None:
         service = unit(text)
         assert service["LoadCredential"]
         assert_credentials_are_named(service)
+
+
+def test_the_files_that_systemd_reads_are_made_as_the_guide_says(tmp_path: Path) -> None:
+    (tmp_path / "contrib").symlink_to(ROOT / "contrib")
+    making = next(code for _, code in blocks(GUIDE, "sh") if "mailroom.env environment" in code)
+    run(making, tmp_path)
+    installed = next(code for _, code in blocks(GUIDE, "sh") if "/etc/mailroom" in code)
+    for name in ("environment", "database-url", "oncall-database-url", "secret-key"):
+        assert name in installed
+        assert 0o600 == (tmp_path / name).stat().st_mode & 0o777
+    lines = (tmp_path / "environment").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    assert [] == misspelt.unknown(given)
+    files = {
+        "MAILROOM_DATABASE_URL_FILE": str(tmp_path / "database-url"),
+        "MAILROOM_SECRET_KEY_FILE": str(tmp_path / "secret-key"),
+    }
+    settings = read_settings(RunSettings, given | files)
+    assert {"app_name", "app_url"} == set(settings.sender.templates.constants)
+    for name in UNITS_COPIED:
+        assert list((ROOT / "contrib" / "systemd").glob(name.rpartition("/")[2])), name
 
 
 def test_every_guide_keeps_the_ledger_for_the_same_time() -> None:

@@ -17,6 +17,13 @@ from mailroom.errors import MigrationError
 OLDEST_VERSION: Final = 14
 CLOCK: Final = "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::pg_catalog.float8"
 
+# Names in a schema that the user may not use are not found.
+IS_HIDDEN: Final = """
+SELECT pg_catalog.to_regnamespace('mailroom') IS NOT NULL
+   AND pg_catalog.to_regclass(
+       pg_catalog.quote_ident(pg_catalog.current_schema()) || '.schema_migrations') IS NULL
+"""
+
 
 def server(probe: Probe) -> Finding:
     """The server accepts the connection, and its version is supported."""
@@ -83,6 +90,12 @@ def clock(probe: Probe) -> Finding:
 def migrations(probe: Probe) -> Finding:
     """The schema has the version that this Mailroom needs."""
     newest = max(migration.version for migration in migrate.shipped())
+    if probe.ask(IS_HIDDEN) == [(True,)]:
+        raise NotKnown(
+            f"not known: this user cannot see {migrate.TABLE}, and Mailroom's schema exists",
+            f"run `mailroom roles --apply`, or GRANT USAGE ON SCHEMA public and SELECT ON {migrate.TABLE} TO"
+            " this user",
+        )
     try:
         with probe.transaction(keep_path=True) as connection:
             state = migrate.state(connection)

@@ -69,6 +69,6 @@ def subscriptions(probe: Probe) -> Finding:
         return fault(
             f"a subscription fills {' and '.join(tables)}: PostgreSQL fires none of the triggers for its"
             " rows, so nobody gets mail for them",
-            "run Mailroom on the publisher; see docs/deploy.md (logical replication)",
+            "run Mailroom on the publisher; see docs/how-to/isolation-and-replication.md",
         )
     return ok("no subscription fills the tables")

@@ -76,7 +76,7 @@ JOIN pg_roles r ON r.oid = p.proowner AND NOT r.rolsuper AND NOT r.rolbypassrls
 JOIN pg_class c ON c.relrowsecurity AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))
 WHERE p.proname = 'claim' AND p.pronamespace = to_regnamespace('mailroom')
   AND (c.relnamespace = to_regnamespace('mailroom')
-       OR c.oid IN (to_regclass('public.accounts'), to_regclass('public.tokens'), to_regclass('public.jobs')))
+       OR c.relnamespace = to_regnamespace('public') AND c.relname IN ('accounts', 'tokens', 'jobs'))
 ORDER BY 1
 """
 
