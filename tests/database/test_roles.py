@@ -97,7 +97,7 @@ def allowed(db: Db, role: str) -> set[str]:
 def named(*modules: str) -> set[str]:
     """The functions that modules call."""
     text = "".join((SOURCES / name).read_text() for name in modules)
-    return set(re.findall(r"(?:SELECT|FROM|WHEN|[,(]) ?mailroom\.(\w+)\(", text))
+    return set(re.findall(r"(?:SELECT|FROM|WHEN|[,(])[\s\"]*mailroom\.(\w+)\(", text))
 
 
 def refused(url: str, role: str, *statements: str) -> None:

@@ -46,6 +46,8 @@ BEGIN
     END LOOP;
 END $$;
 
+-- The table of the migrations is where the user's search_path puts it.
+SET LOCAL search_path TO DEFAULT;
 DO $$
 DECLARE
     versions CONSTANT regclass := to_regclass('schema_migrations');
