@@ -62,9 +62,9 @@ class Cost:
 # fingerprint of each (12 bytes).
 BOUNDS = {
     #                         trips  sent  received  commits   read  written  log
-    ("collector", 10): Cost(  16.6,  2.0,    163.0,    15.9,  6200,    17.2,  13),
-    ("collector", 50): Cost(  15.4,  2.0,    163.0,    14.7,  6200,    15.2,  13),
-    ("collector", 1000): Cost( 9.2,  1.5,    163.0,     8.5,  6200,    15.8,  12),
+    ("collector", 10): Cost(  16.6,  3.6,    163.0,    15.9,  6200,    17.2,  13),
+    ("collector", 50): Cost(  15.4,  3.6,    163.0,    14.7,  6200,    15.2,  13),
+    ("collector", 1000): Cost( 9.2,  3.0,    163.0,     8.5,  6200,    15.8,  12),
     ("run", 10): Cost(        51.0, 90.0,    222.0,    51.0,  9300,  1270.0, 481),
     ("run", 50): Cost(        49.0, 90.0,    222.0,    49.0,  9300,  1270.0, 481),
 }  # fmt: skip
