@@ -90,7 +90,9 @@ def clock(probe: Probe) -> Finding:
 def migrations(probe: Probe) -> Finding:
     """The schema has the version that this Mailroom needs."""
     newest = max(migration.version for migration in migrate.shipped())
-    if probe.ask(IS_HIDDEN) == [(True,)]:
+    with probe.transaction(keep_path=True) as connection:
+        ((is_hidden,),) = connection.execute(IS_HIDDEN).fetchall()
+    if is_hidden:
         raise NotKnown(
             f"not known: this user cannot see {migrate.TABLE}, and Mailroom's schema exists",
             f"run `mailroom roles --apply`, or GRANT USAGE ON SCHEMA public and SELECT ON {migrate.TABLE} TO"
