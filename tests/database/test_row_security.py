@@ -100,8 +100,8 @@ def test_a_program_does_not_start(
     variables = processes.environment(owned) | senders.environment(tmp_path / "output") | senders.aws(ses.url)
     done = commands.run(command, env=variables)
     assert 78 == done.returncode
-    assert "row-level security is forced on accounts" in done.stderr
-    assert "ALTER TABLE accounts NO FORCE ROW LEVEL SECURITY" in done.stderr
+    assert "row-level security is forced on public.accounts" in done.stderr
+    assert "ALTER TABLE public.accounts NO FORCE ROW LEVEL SECURITY" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -124,8 +124,8 @@ def test_doctor_says_what_to_do(owned: str, owner: Db) -> None:
     hide(owner)
     hide(owner, "mailroom.deliveries")
     done = commands.run("doctor", "--json", env=processes.environment(owned))
-    assert "row-level security is forced on accounts, mailroom.deliveries" in done.stdout
-    assert "ALTER TABLE accounts NO FORCE ROW LEVEL SECURITY" in done.stdout
+    assert "row-level security is forced on mailroom.deliveries, public.accounts" in done.stdout
+    assert "ALTER TABLE public.accounts NO FORCE ROW LEVEL SECURITY" in done.stdout
     show(owner)
     show(owner, "mailroom.deliveries")
     done = commands.run("doctor", "--json", env=processes.environment(owned))
@@ -141,5 +141,5 @@ def test_a_table_of_another_owner_with_row_level_security(empty_database: str, o
         done = commands.run("collector", env=processes.environment(owned))
         admin.execute("DROP TABLE accounts CASCADE")
     assert 78 == done.returncode
-    assert f"row-level security is enabled on accounts, and would hide rows from {name}" in done.stderr
-    assert f"ALTER TABLE accounts OWNER TO {name}" in done.stderr
+    assert f"row-level security is enabled on public.accounts, and would hide rows from {name}" in done.stderr
+    assert f"ALTER TABLE public.accounts OWNER TO {name}" in done.stderr

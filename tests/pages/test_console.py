@@ -267,7 +267,7 @@ def test_every_verdict_has_its_page(db: Db, console: ConsoleServer) -> None:
 
 def test_every_decision_is_shown(db: Db, console: ConsoleServer) -> None:
     for decision in DECIDED:
-        assert "Token 7:" in text(page(console, f"/dead?decided=7.{decision}"))
+        assert "Token 7:" in text(page(console, f"/dead?decided=7.{decision.replace(' ', '-')}"))
 
 
 def test_every_badge_has_a_look() -> None:

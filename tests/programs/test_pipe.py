@@ -617,7 +617,7 @@ def test_what_cannot_be_set_aside_is_told_at_the_end(ses: InboxServer, start: St
 def test_an_output_folder_that_cannot_be_written_is_told_at_the_start(start: Start, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     sender = start(SES_OUTPUT_PATH=tmp_path / "file" / "output")
-    assert 75 == sender.wait()
+    assert 78 == sender.wait()
     assert "MAILROOM_SES_OUTPUT_PATH" in sender.log()
 
 

@@ -44,7 +44,7 @@ LOOKS: Final[Mapping[str, str]] = {
     StoryVerdict.RENEWED: "good",
     StoryVerdict.DROPPED: "",
 }
-DECIDED: Final = {"retried", "renewed", "dropped", "valid", "not-dead", *WHY_NOT}
+DECIDED: Final = {"retried", "renewed", "dropped", "valid", "not dead", *WHY_NOT}
 _DECIDED: Final = re.compile(r"([0-9]{1,19})\.([a-z-]{1,20})(?:\.([0-9]{1,19}))?")
 
 
@@ -241,9 +241,9 @@ def _dead_place(text: str) -> tuple[datetime, int]:
 def _decided(text: str) -> tuple[int, str, bool] | None:
     """The result of a decision: the token, the result in words, and whether it succeeded."""
     found = _DECIDED.fullmatch(text)
-    if not found or found[2] not in DECIDED:
+    if not found or (outcome := found[2].replace("-", " ")) not in DECIDED:
         return None
-    decided = Decided(int(found[1]), found[2].replace("-", " "), int(found[3]) if found[3] else None)
+    decided = Decided(int(found[1]), outcome, int(found[3]) if found[3] else None)
     return decided.token, decided.text(), decided.done
 
 

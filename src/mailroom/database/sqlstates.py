@@ -13,6 +13,7 @@ import psycopg
 # Classes, and codes of them that may pass nevertheless.
 PERMANENT: Final = frozenset(
     {
+        "25000",  # the transaction's isolation level is not the one that a function needs
         "28",  # the server refuses the user
         "3D",  # there is no such database
         "3F",  # there is no such schema
@@ -47,7 +48,7 @@ def is_permanent(error: psycopg.Error) -> bool:
     code = error.sqlstate
     if code is None:  # libpq's own are OperationalError; psycopg's others are faults of the caller
         return not isinstance(error, psycopg.OperationalError)
-    return code not in PASSING and code[:2] in PERMANENT
+    return code not in PASSING and not PERMANENT.isdisjoint({code, code[:2]})
 
 
 def is_lost(connection: psycopg.Connection | psycopg.AsyncConnection, error: psycopg.Error) -> bool:

@@ -64,7 +64,13 @@ def _config_set(text: str) -> str:
 def _output_folder(text: str) -> Path:
     folder = Path(text)
     for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
+        try:
+            is_taken = path.exists() and not path.is_dir()
+        except OSError as error:
+            raise ValueError(
+                f"{error.strerror}: {str(path)!r}; name a folder that this user may open"
+            ) from None
+        if is_taken:
             raise ValueError(f"{str(path)!r} is not a folder; name a folder, which need not exist yet")
     return folder
 
