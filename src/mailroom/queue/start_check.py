@@ -175,18 +175,17 @@ def hidden_fault(hidden: Sequence[tuple[str, str, bool]]) -> DatabaseError | Non
     """
     if not hidden:
         return None
-    table, owner, owns_table = hidden[0]
-    remedy = (
-        f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY"
-        if owns_table
-        else f"ALTER TABLE {table} OWNER TO {owner}"
-    )
-    names = ", ".join(name for name, _, _ in hidden)
-    state = "is forced" if owns_table else "is enabled"
+    owner, owns_all = hidden[0][1], all(owns_table for _, _, owns_table in hidden)
+    remedies = [
+        f"ALTER TABLE {table} " + ("NO FORCE ROW LEVEL SECURITY" if owns_table else f"OWNER TO {owner}")
+        for table, _, owns_table in hidden
+    ]
+    names = ", ".join(table for table, _, _ in hidden)
+    state = "is forced" if owns_all else "is enabled"
     return DatabaseError(
         f"row-level security {state} on {names}, and would hide rows from {owner}, the owner of Mailroom's"
         " functions",
-        hint=f"{remedy}; or, as a superuser, ALTER ROLE {owner} BYPASSRLS",
+        hint=f"{'; '.join(remedies)}; or, as a superuser, ALTER ROLE {owner} BYPASSRLS",
     )
 
 
