@@ -437,7 +437,7 @@ def test_an_answer_that_drips_is_lost_in_the_end(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    "status", [pytest.param(401, marks=pytest.mark.slow), pytest.param(403, marks=pytest.mark.slow), 407]
+    "status", [pytest.param(401, marks=pytest.mark.slow), pytest.param(403, marks=pytest.mark.slow), 404, 407]
 )
 def test_a_proxy_that_lets_nobody_through_is_no_recipients_fault(
     ses: InboxServer, tmp_path: Path, status: int
