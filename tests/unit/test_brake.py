@@ -97,6 +97,17 @@ def test_only_what_comes_before_an_accepted_mail_of_its_call_is_final(one: Brake
     assert [Result.FAILED, Result.TRANSIENT] == [answer.result for answer in found[2:]]
 
 
+@pytest.mark.parametrize("refused_before", [0, 1, 9, 10])
+def test_a_cause_that_is_removed_during_a_call_rejects_nobody(
+    one: Brake, clock: BrakeClock, refused_before: int
+) -> None:
+    for number in range(refused_before):
+        judged(one, clock, number)
+    found = one.judge(TWENTY[:10], [NO] * 7 + [SENT] * 3, clock())
+    assert Result.REJECTED not in {answer.result for answer in found}
+    assert [SENT] * 7 == [judged(one, clock, number, SENT) for number in range(7)]
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -1,7 +1,9 @@
 """Doubts refusals for good whose words nobody knows: they may be about the sender, and then about every mail.
 
-A refusal is final at once if its words are known to be about the recipient, or if a mail was accepted after
-it. Until then it is doubted: its recipient is retried. When ``REFUSALS`` in a row have the same words, for
+A refusal is final at once if its words are known to be about the recipient, or if few in its call had them
+and a mail was accepted after it. Else it is doubted: its recipient is retried, and its next refusal is final
+if a mail was accepted in between. An acceptance does not make the refusals before it final: somebody may have
+just removed their cause. When ``REFUSALS`` in a row have the same words, for
 ``RECIPIENTS`` recipients or more, and no mail was accepted in between, the answer pauses all mail: a person
 must act. The next accepted mail ends that.
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -70,29 +73,34 @@ class Brake:
             began: of the clock, when the call began.
         """
         accepted = [index for index, answer in enumerate(answers) if answer.result is Result.SENT]
+        last_accepted = max(accepted, default=-1)
+        accepted_before = self._accepted_at
+        words = [_unvarying(answer.detail, one) for one, answer in zip(messages, answers, strict=True)]
+        often = Counter(words[index] for index in range(last_accepted) if _is_doubtful(answers[index]))
+        few = {one for one, count in often.items() if count < RECIPIENTS and one not in self._runs}
         if accepted:
             self._accepted_at = max(self._accepted_at, began)
             self._runs.clear()
             self.is_on = False
-        last_accepted = max(accepted, default=-1)
         is_halved = sum(answer.scope is Scope.CALL for answer in answers) > 1
         judged = []
         for index, (message, answer) in enumerate(zip(messages, answers, strict=True)):
-            is_known = index < last_accepted or self._refused_at.get(message.email, began) < self._accepted_at
-            if _is_doubtful(answer) and not is_known and not (is_halved and answer.scope is Scope.CALL):
-                judged.append(self._doubted(message, answer))
+            is_final = (index < last_accepted and words[index] in few) or (
+                self._refused_at.get(message.email, began) < accepted_before
+            )
+            if _is_doubtful(answer) and not is_final and not (is_halved and answer.scope is Scope.CALL):
+                judged.append(self._doubted(message, answer, words[index]))
                 continue
             if answer.result in {Result.SENT, Result.REJECTED}:
                 self._refused_at.pop(message.email, None)
             judged.append(answer)
         return judged
 
-    def _doubted(self, message: Message, answer: Answer) -> Answer:
+    def _doubted(self, message: Message, answer: Answer, words: str) -> Answer:
         self._refused_at.pop(message.email, None)
         self._refused_at[message.email] = self._clock()
         if len(self._refused_at) > MAX_REMEMBERED:
             del self._refused_at[next(iter(self._refused_at))]
-        words = _unvarying(answer.detail, message)
         if words not in self._runs:
             if len(self._runs) >= MAX_RUNS:
                 del self._runs[next(iter(self._runs))]

@@ -49,20 +49,30 @@ END $$;
 -- The table of the migrations is where the user's search_path puts it.
 SET LOCAL search_path TO DEFAULT;
 DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('mailroom.migrations', coalesce(
+        pg_catalog.to_regclass('schema_migrations')::pg_catalog.oid, 0::pg_catalog.oid)::pg_catalog.text, true);
+END $$;
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+DO $$
 DECLARE
-    versions CONSTANT regclass := to_regclass('schema_migrations');
+    versions record;
     entry record;
 BEGIN
+    SELECT n.nspname::text AS schema, c.relname INTO versions
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = current_setting('mailroom.migrations')::oid;
     -- The doctor compares the version that was applied with the one that it knows.
-    IF versions IS NOT NULL THEN
-        EXECUTE format('GRANT SELECT ON %s TO mailroom_worker', versions);
+    IF FOUND THEN
+        EXECUTE format('GRANT SELECT ON %I.%I TO mailroom_worker', versions.schema, versions.relname);
     END IF;
     FOR entry IN
         SELECT 'mailroom_app' AS role, 'public' AS schema
-        UNION SELECT 'mailroom_worker', relnamespace::regnamespace::text FROM pg_class WHERE oid = versions
+        UNION SELECT 'mailroom_worker', versions.schema WHERE versions.schema IS NOT NULL
     LOOP
         IF NOT has_schema_privilege(entry.role, entry.schema, 'USAGE') THEN
-            EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I', entry.schema, entry.role);
+            EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', entry.schema, entry.role);
         END IF;
         IF NOT has_schema_privilege(entry.role, entry.schema, 'USAGE') THEN
             RAISE EXCEPTION '% may not use the schema %, and this user may not grant that', entry.role, entry.schema
