@@ -619,6 +619,7 @@ def test_no_secret_and_no_address_is_told(db: Db, database: str) -> None:
             assert hidden not in output, arguments
 
 
+@pytest.mark.slow
 def test_the_commands_in_the_documentation_work(db: Db, database: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / "when-a-mail-did-not-arrive.md").read_text()
     scripts = [

@@ -414,6 +414,7 @@ def test_whatever_is_asked_has_an_answer(console: ConsoleServer) -> None:
     assert 200 == ask(console.url, "/static/console.js").status
 
 
+@pytest.mark.slow
 def test_many_viewers_cost_what_one_costs(console: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[None] = []
     take = Snapshots.take
@@ -430,6 +431,7 @@ def test_many_viewers_cost_what_one_costs(console: ConsoleServer, monkeypatch: p
     assert len(looks) - 1 <= time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_whatever_it_asks_costs_no_more_with_a_long_ledger_and_backlog(db: Db) -> None:
     asked = [
         "mailroom.traffic('1 hour', 5, 1000)",

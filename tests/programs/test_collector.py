@@ -76,6 +76,7 @@ def test_forty_two_accounts_of_one_transaction_go_out(database: str, start: Star
     assert [10, 10, 10, 10, 2] == [len(decode(line)) for line in collector.lines]
 
 
+@pytest.mark.slow
 def test_ten_thousand_accounts_of_one_transaction_go_out(db: Db, start: Start) -> None:
     collector = start(BATCH_TIMEOUT=60_000).wait_until_listening()
     sign_up_many(db, 10_000)

@@ -145,6 +145,7 @@ def test_five_crashes_of_postgresql_lose_nothing_and_are_told_once_each(
     assert len(other_lines) < 40, other_lines
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_claims_for_a_while_is_told_once(database: str, tmp_path: Path) -> None:
     """Such as a full disk: the connection lives, the statement fails."""
     with (

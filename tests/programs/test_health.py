@@ -208,6 +208,7 @@ def test_what_was_not_tried_is_not_counted(db: Db, ses: InboxServer, start: Star
     assert tried == sum(map(int, told))
 
 
+@pytest.mark.slow
 def test_red_when_the_oldest_due_mail_is_too_old(database: str, db: Db, start: Start) -> None:
     port = free_port()
     start(HTTP=port, constants={READY_AGE: 1.0})

@@ -401,6 +401,7 @@ def test_a_killed_sender_ends_the_collector_and_what_it_had_not_read_is_sent(
     assert 0 == left
 
 
+@pytest.mark.slow
 def test_nothing_is_read_while_the_account_is_paused(ses: InboxServer, start: Start, tmp_path: Path) -> None:
     ses.inbox.account.paused = True
     sender = start()

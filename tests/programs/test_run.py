@@ -188,6 +188,7 @@ def test_what_a_signal_cuts_off_is_unknown_and_due(db: Db, ses: InboxServer, sta
     assert "run.leases_released tokens=20" in worker.log()
 
 
+@pytest.mark.slow
 def test_the_late_settling_of_a_lost_lease_is_refused_and_told(
     db: Db, ses: InboxServer, start: Start
 ) -> None:

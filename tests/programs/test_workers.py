@@ -249,6 +249,7 @@ def watching(url: str) -> Iterator[StatusWatch]:
         watch.close()
 
 
+@pytest.mark.slow
 def test_watch_survives_a_restart_of_the_database_and_says_so(own_server: PostgresServer) -> None:
     with watching(own_server.url()) as watch:
         watch.wait_for(b"workers    0 alive")

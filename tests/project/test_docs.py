@@ -138,6 +138,7 @@ def test_the_commands_for_ones_own_database_work(database: str, tmp_path: Path) 
     assert ("activation", "zoe@example.com", "zoe") == message[:3]
 
 
+@pytest.mark.slow
 def test_the_commands_for_mailing_through_ses_work(database: str, tmp_path: Path) -> None:
     script = on_this_database(database).removesuffix("mailroom collector\n")
     script += block(README, "sh", "mailroom run &") + "wait\n"

@@ -297,6 +297,7 @@ def test_missing_credentials_pause(ses: InboxServer, tmp_path: Path, monkeypatch
     assert "NoCredentialsError" in sent.reasons[TEN[0]]
 
 
+@pytest.mark.slow
 def test_a_few_recipients_that_retry_for_long_hold_up_nobody(ses: InboxServer, tmp_path: Path) -> None:
     for number in range(5):
         ses.inbox.faults.add(

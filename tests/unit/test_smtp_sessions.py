@@ -124,6 +124,7 @@ def test_a_server_that_says_nothing_more_is_not_asked_again(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("reply", REPLIES)
+@pytest.mark.slow
 def test_two_hundred_mails_cost_no_retry_and_trip_no_breaker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reply: str
 ) -> None:

@@ -15,7 +15,8 @@ The protocol:
 - A request ends after ``REQUEST_S`` without the lock, and is made again: a session that waits for a lock
   holds a snapshot, which delays VACUUM and CREATE INDEX CONCURRENTLY in the whole database. Between two
   requests producers may get SLEEP again. That is as before the first request: the leader does not sleep yet.
-- Until the grant, which a producer with a long transaction may delay, the leader claims now and then.
+- Until the grant, which a producer with a long transaction may delay, the leader claims now and then. So does
+  a worker whose session for this protocol cannot connect, since producers may not ring then.
 - While tokens come faster than ``BUSY``, or a backlog is deep, the leader is awake and does not hold SLEEP.
 
 Proof that no token is missed. Take a token whose transaction has committed. There are two cases. (1) Its

@@ -157,6 +157,8 @@ class Listener:
 
     def _pause_s(self) -> float | None:
         """How long to wait without a hint; None where producers notify."""
+        if self._leader.role is Role.AWAY:  # it cannot connect: the server may have no free connection
+            return max(PATIENCE_S, self._batch_timeout_s)
         if self._leader.role is Role.FALLING_ASLEEP:
             look_s = (time.monotonic() - self._leader.since) / 2
             return max(min(max(look_s, LOOK_S[0]), LOOK_S[1]), self._batch_timeout_s)
