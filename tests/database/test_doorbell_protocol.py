@@ -513,3 +513,21 @@ def test_no_token_waits_for_a_second_under_torture(
         f" p99 {waits[len(waits) * 99 // 100] * 1000:.1f} ms, longest {waits[-1] * 1000:.0f} ms"
     )
     assert waits[-1] < 1
+
+
+@pytest.mark.slow
+def test_a_request_that_ends_as_it_is_granted_says_what_it_holds(database: str, db: Db) -> None:
+    held = "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND granted"
+    chance = random.Random(3)
+    with psycopg.connect(database, autocommit=True) as asking:
+        for _ in range(150):
+            db.execute("SELECT pg_advisory_lock_shared(mailroom.sleep_lock('c'))")
+            letting_go = threading.Timer(
+                0.02 + chance.uniform(-0.001, 0.001),
+                lambda: db.execute("SELECT pg_advisory_unlock_all()"),
+            )
+            letting_go.start()
+            (granted,) = asking.execute("SELECT mailroom.request_sleep('c', 20)").fetchone() or (None,)
+            letting_go.join()
+            assert [(int(granted),)] == db.execute(held, [asking.info.backend_pid]).fetchall()
+            asking.execute("SELECT pg_advisory_unlock_all()")

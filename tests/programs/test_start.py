@@ -91,6 +91,16 @@ def test_rows_that_were_restored_without_the_cursor(database: str, db: Db, txid:
     assert [new] == claimed_tokens(db)
 
 
+def test_a_failover_that_lost_a_claim_is_no_restore(db: Db) -> None:
+    """The worker's answer came before the token is claimed again, which another worker may do."""
+    claimed_tokens(db)  # the cursor has moved
+    waiting = [sign_up(db, login) for login in ("first", "second")]
+    (handed,) = claimed_tokens(db, 1)  # leaves the window open behind it
+    (lost,) = set(waiting) - {handed}
+    db.execute("INSERT INTO mailroom.deliveries (token, attempt, outcome) VALUES (%s, 1, 'sent')", [lost])
+    assert [(0, 0)] == db.execute("SELECT unreachable, repeated FROM mailroom.misplaced_tokens()").fetchall()
+
+
 def test_another_queue(database: str) -> None:
     message = refused(database, QUEUE_NAME="letters")
     assert "MAILROOM_QUEUE_NAME: a database has one queue, called mailroom, not 'letters'" in message

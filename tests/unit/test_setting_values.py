@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from mailroom.cli.main import cli
 from mailroom.errors import SettingsError
 from mailroom.settings import misspelt
+from mailroom.settings.addresses import web_address
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.settings.variables import read_settings, variables
 from mailroom.settings.worker import RunSettings
@@ -288,3 +289,9 @@ def test_the_log_is_set_as_other_settings_are(name: str) -> None:
         found = run(cli, ["key", "new"], env={name: text})
         assert 2 == found.exit_code
         assert words in found.output
+
+
+def test_a_login_in_a_web_address_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="contains a user") as raised:
+        web_address("https://user:hunter2@staging.example")
+    assert "hunter2" not in str(raised.value)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mailroom.answers import Result, Scope
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.settings.variables import read_settings
+from mailroom.transports.refusals import about_recipient
 from mailroom.transports.smtp import SmtpTransport
+from mailroom.transports.transport import open_transport
 from support.messages import message
+from support.senders import settings
 from support.smtp import mail_server
 
 SENDER = "noreply@acme.example"
@@ -167,3 +172,36 @@ def test_a_limit_on_the_rate_is_the_accounts_and_a_mailbox_limit_is_not(
 )
 def test_a_refusal_of_the_client_in_the_banner_pauses(reply: str) -> None:
     assert (Result.PAUSED, Scope.ACCOUNT) == answer("banner", reply)
+
+
+# The recipient chooses its address and runs its server.
+CHOSEN = [
+    (
+        "evil@a.example",
+        "450 4.1.1 unverified: host mx.a.example said: 550 5.7.1 Sending paused for this account",
+    ),
+    ("daily.limit@a.example", "550 5.1.1 User daily.limit unknown"),
+    ("bob@Daily-Limit.example", "550 5.1.2 Host unknown: daily-limit.example not found"),
+]
+
+
+@pytest.mark.parametrize(("email", "reply"), CHOSEN)
+def test_words_that_a_recipient_chose_pause_nobody(tmp_path: Path, email: str, reply: str) -> None:
+    with mail_server() as server:
+        server.answer("RCPT", reply, email.split("@")[0])
+        transport = open_transport(settings(tmp_path, TRANSPORT=f"smtp://127.0.0.1:{server.port}"))
+        refused, other = transport.send([message(1)._replace(email=email), message(2)])
+        transport.close()
+    assert (Scope.RECIPIENT, Result.SENT) == (refused.scope, other.result)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "554 5.7.1 <recipient>: Recipient address rejected: Policy rejection; message quota exceeded",
+        "554 5.7.1 <recipient>: Recipient address rejected: sending account disabled",
+        "550 5.7.1 User app has exceeded its sending quota",
+    ],
+)
+def test_words_about_the_account_are_not_known_to_be_about_the_recipient(words: str) -> None:
+    assert not about_recipient(words)

@@ -340,7 +340,12 @@ BEGIN
     PERFORM pg_advisory_lock(mailroom.sleep_lock(p_channel));
     RETURN true;
 EXCEPTION WHEN lock_not_available THEN
-    RETURN false;
+    -- The lock may have been granted in the moment in which the wait ended. Then the session has it: the
+    -- exception releases no lock of a session.
+    RETURN EXISTS (SELECT FROM pg_locks l
+                   WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.granted
+                     AND l.mode = 'ExclusiveLock'
+                     AND (l.classid::bigint << 32 | l.objid::bigint) = mailroom.sleep_lock(p_channel));
 END $$;
 COMMENT ON FUNCTION mailroom.request_sleep IS
     'Takes the lock of mailroom.sleep_lock, for which it waits this long; returns whether it did.';

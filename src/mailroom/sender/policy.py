@@ -132,10 +132,15 @@ class Sender:
         """Whether more may be submitted."""
         return (
             # In trouble, the breaker needs one message for its next try, and one that was not refused yet.
-            (self._calls.can_send or all(self._calls.is_held(one.message) for one in self._in_hand))
+            (self._calls.can_send or self._all_held)
             and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
-            and len(self._in_hand) < (MAX_IN_TROUBLE if self._calls.troubles else MAX_IN_HAND)
+            and len(self._in_hand)
+            < (MAX_IN_TROUBLE if self._calls.troubles and not self._all_held else MAX_IN_HAND)
         )
+
+    @property
+    def _all_held(self) -> bool:
+        return all(self._calls.is_held(one.message) for one in self._in_hand)
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.

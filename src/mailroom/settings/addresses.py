@@ -32,7 +32,8 @@ def web_address(text: str) -> str:
     if not text:
         return ""
     if fault := _web_fault(text):
-        raise ValueError(f"{text!r} {fault}")
+        without_login = re.sub(r"//[^/]*@", "//…@", text)
+        raise ValueError(f"{without_login!r} {fault}")
     return text.rstrip("/")
 
 

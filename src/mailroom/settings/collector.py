@@ -46,7 +46,7 @@ def _conninfo(text: str) -> str:
         ) from None
     if (
         "@" in given.get("host", "")[1:]  # the abstract name of a socket may begin with one
-        or not given.get("port", "0").replace(",", "").isdigit()
+        or not re.fullmatch(r"[0-9,]*", given.get("port", ""))
         or ("@" in given.get("dbname", "") and "user" not in given)
         or "://" in given.get("dbname", "")
     ):

@@ -91,7 +91,7 @@ BEGIN
                 OR NOT (pg_visible_in_snapshot(t.txid, p_job.low)
                         OR pg_visible_in_snapshot(t.txid, p_job.high)
                            AND (t.txid, t.id) <= (p_job.last_txid, p_job.last_seq)))
-               AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens))
+               AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
                AND NOT EXISTS (SELECT FROM mailroom.deliveries d
                                WHERE d.token = t.id AND mailroom.is_of(d.fingerprint, t.secret)))
     INTO snapshot, found_here, unsettled

@@ -2,21 +2,23 @@
 --
 -- A restore of rows alone (pg_restore --data-only --disable-triggers) into a migrated database keeps that
 -- database's cursor, which says nothing about the restored tokens. The next claim cannot notice it: the cluster's
--- identifier is right.
+-- identifier is right. Restored tokens lie in its window only where the cursor has not moved since the migration,
+-- which began at 1. After a failover the ledger can rightly have a token that waits.
 CREATE FUNCTION mailroom.misplaced_tokens() RETURNS TABLE (unreachable bigint, repeated bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_hashjoin = off SET enable_mergejoin = off AS $$
     SELECT (SELECT count(*) FROM public.tokens t
             WHERE t.txid >= pg_snapshot_xmax(pg_current_snapshot())
               AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
-              AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens))),
+              AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)),
            (SELECT count(DISTINCT t.id)
             FROM (SELECT x.token, x.fingerprint FROM mailroom.deliveries x ORDER BY x.id DESC LIMIT 1000) d
             JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
             WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
-              AND pg_visible_in_snapshot(t.txid, j.high) AND NOT pg_visible_in_snapshot(t.txid, j.low)
+              AND pg_snapshot_xmax(j.low) = '1' AND pg_visible_in_snapshot(t.txid, j.high)
+              AND NOT pg_visible_in_snapshot(t.txid, j.low)
               AND (t.txid, t.id) > (j.last_txid, j.last_seq)
-              AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE t.id = ANY (l.tokens)))
+              AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l))
     FROM public.jobs j
     WHERE j.system_identifier = (pg_control_system()).system_identifier
 $$;

@@ -10,7 +10,9 @@ import re
 from email.utils import parseaddr
 from typing import Final
 
-_ADDRESS: Final = re.compile(r"\S+@\S+")
+_ADDRESS: Final = re.compile(r"\S+@\S+|<recipient>")
+# What follows are the words of another server, which a recipient may have chosen.
+_QUOTED: Final = re.compile(r"\b(said|response|responded|replied)\b\W*:", re.IGNORECASE)
 # X.1.7, X.1.8: bad sender. X.1.90, 5.4.5: daily limit. X.2.252, X.2.254: sender denied, sender throttled.
 # X.7.x: authentication, SPF, DKIM, DMARC, relaying, and what Microsoft 365 says of senders and tenants.
 _OUR_CODES: Final = r"""
@@ -45,8 +47,8 @@ _THEIRS: Final = re.compile(
     \b[45]\.1\.(1|2|3|4|6|10)\b | \b[45]\.2\.[1-4]\b | \b[45]\.4\.1\ recipient\ address\ rejected |
     \b(unknown|no\ such|invalid|inactive|unrouteable|illegal|malformed)\ (local\ )?
         (user|person|recipient|mailbox|e?-?mail|address)\b |
-    \b(user|recipient|mailbox)\b.{0,80}
-        \b(unknown|not\ found|does\ ?n[o']t\ exist|disabled|inactive|full|quota) |
+    \b(user|recipient(?!\ address\ rejected)|mailbox)\b.{0,80}
+        \b(unknown|not\ found|does\ ?n[o']t\ exist|disabled|inactive|full|over\ ?quota) |
     e-?mail\ account\ that\ you\ tried\ to\ reach |
     \baddress\b.{0,80}\b(is\ )?(illegal|malformed|invalid|blacklisted|on\ the\ suppression\ list) |
     missing\ final\b | \b(domain|local\ address)\ (contains|starts|ends)\b
@@ -57,7 +59,7 @@ _THEIRS: Final = re.compile(
 
 def about_sender(words: str) -> bool:
     """Whether a refusal is known to be about the sender, the client or the account, not about a recipient."""
-    return bool(_OURS.search(_ADDRESS.sub("", words)))
+    return bool(_OURS.search(_ADDRESS.sub("", _QUOTED.split(words)[0])))
 
 
 def about_recipient(words: str) -> bool:
@@ -71,5 +73,5 @@ def is_unverified(words: str, source: str) -> bool:
     In the sandbox SES says the same of recipients. It lists the identities at fault.
     """
     address = parseaddr(source)[1].lower()
-    named = re.findall(r"[^\s,;<>\"']+", words.lower().partition("not verified")[2])
+    named = re.findall(r"[^\s,;<>\"]+", words.lower().partition("not verified")[2])
     return address in named or address.rpartition("@")[2] in named

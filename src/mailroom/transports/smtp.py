@@ -17,7 +17,7 @@ import smtplib
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from email.headerregistry import Address
 from email.utils import parseaddr
 from functools import partial
@@ -76,10 +76,10 @@ class _Connection:
         self.mails = self.taken = self.refused_in_a_row = 0
         self.is_over = False
 
-    def replace(self, smtp: smtplib.SMTP) -> None:
-        """Quit this session, and go on in another one."""
+    def replace(self, opened: Callable[[], smtplib.SMTP]) -> None:
+        """Quit this session, and go on in another one; the server may allow no more at a time."""
         self.quit()
-        self._begin(smtp)
+        self._begin(opened())
 
     @property
     def is_stuck(self) -> bool:
@@ -157,11 +157,11 @@ class SmtpTransport:
                         answers += [slow] * (len(messages) - len(answers))
                         break
                     if connection.is_over:
-                        connection.replace(self._open())
+                        connection.replace(self._open)
                     try:
                         answers.append(self._deliver(connection, message))
                     except _SessionOver:
-                        connection.replace(self._open())
+                        connection.replace(self._open)
                         answers.append(self._deliver(connection, message))
                     connection.mails += 1
                     if answers[-1].result is Result.SENT:
@@ -312,8 +312,11 @@ class SmtpTransport:
         local, domain = wire_address(message.email)
         words = self._hidden(code, reply, message, domain)
         detail = shortened(words, [message.code])
-        # The recipient's domain may hold any words.
-        words = words.replace(domain, "<domain>") if domain != self._domain else words
+        # The recipient chooses its address, which may hold any words.
+        for part in {local.lower(), domain.lower()} - {self._domain.lower()}:
+            words = re.sub(
+                rf"(?<![\w.-]){re.escape(part)}(?![\w-])", "<recipient>", words, flags=re.IGNORECASE
+            )
         is_used = connection.taken or (connection.mails and code == 421)
         if is_used and smtp_answers.ends_session(code, words, is_sender=is_sender):
             raise _SessionOver

@@ -10,6 +10,7 @@ unknown, since they may have been accepted, and tokens that were already answere
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -64,7 +65,10 @@ class LeaseDelivery:
         # None where there was no attempt.
         answers: dict[int, Answer | None] = {claimed.token: None for claimed in lease.claimed}
         answers.update({token: Answer(Result.REJECTED, why) for token, why in signed.refused.items()})
-        messages = sorted(zip(signed.ids, signed.messages(), strict=True), key=_action)
+        pairs = list(zip(signed.ids, signed.messages(), strict=True))
+        if lease.generation > 1:  # one that ends every call must not stay before the others
+            random.shuffle(pairs)
+        messages = sorted(pairs, key=_action)
         attempts = [self._attempt(list(group), lease, answers) for _, group in groupby(messages, key=_action)]
         try:
             await asyncio.gather(*attempts)
