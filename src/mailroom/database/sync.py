@@ -123,9 +123,7 @@ def translated(connection: psycopg.Connection, role: str = ONCALL_ROLE) -> Itera
     try:
         yield
     except psycopg.Error as error:
-        # A command runs once: a value or a row that a constraint refuses will be refused again.
-        is_final = is_permanent(error) or (error.sqlstate or "")[:2] in {"22", "23"}
-        if not connection.closed and is_final:
+        if not connection.closed and is_permanent(error):
             raise explained(error, role) from error
         if not connection.closed:
             raise DatabaseUnavailable(
