@@ -253,3 +253,15 @@ def test_leases_that_a_claim_had_no_room_for_are_had_by_the_next(db: Db) -> None
     expire_leases(db)
     found = [token for _ in tokens for lease in claim(db, 1) for token in lease.tokens]
     assert tokens == found
+
+
+def test_a_claim_of_new_tokens_leaves_due_leases_to_the_next(db: Db) -> None:
+    first = sign_up(db, "first")
+    claim(db)
+    expire_leases(db)
+    second = sign_up(db, "second")
+    only_new = "SELECT token FROM mailroom.claim('w', 10, 10, 60000, true)"
+    assert [(second,)] == db.execute(only_new).fetchall()
+    assert [] == db.execute(only_new).fetchall()
+    assert 0 == next_due(db)
+    assert [first] == [token for lease in claim(db) for token in lease.tokens]

@@ -10,7 +10,7 @@ import pytest
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
 from support.messages import message
-from support.queue_sql import Db, sign_up_many
+from support.queue_sql import Db, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until
 from support.senders import SenderProcess, environment
 from support.smtp import mail_server
@@ -75,3 +75,27 @@ def test_the_pipes_sender_rejects_nobody_for_a_fault_of_the_sender(tmp_path: Pat
         mail.recipient for mail in server.mails
     )
     assert "sender.finished sent=20 rejected=0" in (tmp_path / "log").read_text()
+
+
+# A tenth of the time that it is outside of tests.
+QUICK = {
+    "mailroom.sender.breaker.BACK_OFF_S": "{key: (first / 10, longest / 10) for key, (first, longest) in"
+    " mailroom.sender.breaker.BACK_OFF_S.items()}",
+    "mailroom.worker.delivery.BACK_OFF_S": "(0.05, 6.0)",
+}
+
+
+@pytest.mark.slow
+def test_refused_recipients_do_not_keep_others_from_being_tried(db: Db, start: Start) -> None:
+    with mail_server() as server:
+        server.answer("RCPT", SMTP_FAULTS["unknown words"], "bad")
+        worker = start(TRANSPORT=f"smtp://127.0.0.1:{server.port}", SEND_RATE=14, constants=QUICK)
+        worker.wait_for_log("run.started")
+        sign_up_many(db, 40, "bad")
+        worker.wait_for_log("error sender.paused")
+        # Now their leases are due one after the other.
+        wait_until(db, "SELECT max(generation) > 1 FROM mailroom.leases", expected=True)
+        good = sign_up(db, "good")
+        sent = f"SELECT count(*) FROM mailroom.deliveries WHERE token = {good} AND outcome = 'sent'"
+        wait_until(db, sent, 1)
+        assert ["good@example.com"] == [mail.recipient for mail in server.mails]

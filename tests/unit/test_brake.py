@@ -298,3 +298,14 @@ def test_a_recipient_that_is_refused_alone_is_given_up_after_a_few_tries(
     assert {"rejected": 1} == sent.count()
     assert "Computer says no" in sent.reasons[TWENTY[0]]
     assert "paused" not in caplog.text
+
+
+def test_one_that_ends_every_call_does_not_keep_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "BACK_OFF_S", dict.fromkeys(breaker.BACK_OFF_S, (0.02, 0.1)))
+    with mail_server() as server:
+        server.answer("RCPT", "550 5.4.5 Daily user sending limit exceeded", message(0).email)
+        chosen = settings(tmp_path, TRANSPORT=f"smtp://127.0.0.1:{server.port}", SEND_RATE=1000)
+        sent = send(chosen, [message(number) for number in range(4)], useful_s=4)
+    assert {"sent": 3, "expired": 1} == sent.count()

@@ -280,7 +280,8 @@ CREATE TYPE mailroom.message AS (
 --
 -- The scan of tokens must walk tokens_txid_id_idx with its bounds as index conditions, whatever the planner
 -- believes about a table that was not analysed yet: hence the settings.
-CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer)
+CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer,
+                               p_only_new boolean DEFAULT false)
 RETURNS TABLE (lease bigint, key uuid, generation integer, token bigint, action text, email text,
                login text, secret bytea, code text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
@@ -328,14 +329,16 @@ BEGIN
 
     began := clock_timestamp();
     next_floor := began - late_commit;
-    IF job.swept_at NOT BETWEEN began - sweep_every AND began THEN
+    IF p_only_new THEN
+        next_floor := job.due_floor;
+    ELSIF job.swept_at NOT BETWEEN began - sweep_every AND began THEN
         job.swept_at := began;
         job.due_floor := '-infinity';
         next_floor := '-infinity';
     END IF;
     FOR due IN
         SELECT * FROM mailroom.leases l
-        WHERE l.due_at >= job.due_floor AND l.due_at <= began
+        WHERE NOT p_only_new AND l.due_at >= job.due_floor AND l.due_at <= began
         ORDER BY l.due_at FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         IF claimed >= p_tokens OR skipped >= max_skipped THEN
@@ -459,9 +462,10 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.claim IS
     'Hands out up to p_tokens messages in leases of at most p_lease_tokens, due after p_lease_ms. Leases past '
-    'their time come first, whole, without the tokens that were sent; then new tokens. Fewer messages than '
-    'requested mean that nothing more is pending, unless next_due returns 0: a claim stops early after 1,000 '
-    'tokens that may not be mailed any more. A paused queue hands out nothing.';
+    'their time come first, whole, without the tokens that were sent; then new tokens. With p_only_new it hands '
+    'out new tokens only. Fewer messages than requested mean that nothing more is pending, unless next_due '
+    'returns 0: a claim stops early after 1,000 tokens that may not be mailed any more. A paused queue hands out '
+    'nothing.';
 
 CREATE FUNCTION mailroom.next_due() RETURNS double precision
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$

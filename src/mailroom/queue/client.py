@@ -30,10 +30,12 @@ from mailroom.queue.start_check import check_schema, check_sessions
 # A lease with less than this share of its time left is renewed before a claim.
 LATE_SHARE: Final = 1 / 3
 
-CLAIM: Final = (
-    "SELECT lease, pg_catalog.uuid_send(key), generation, token, action, email, login, secret, code"
-    " FROM mailroom.claim(%s, %s, %s, %s)"
+_CLAIM: Final = (
+    "SELECT lease, uuid_send(key), generation, token, action, email, login, secret, code"
+    " FROM mailroom.claim(%s, %s, %s, %s"
 )
+CLAIM: Final = _CLAIM + ")"
+CLAIM_NEW: Final = _CLAIM + ", true)"
 SETTLE: Final = "SELECT mailroom.settle(%s, %s, %s)"
 RENEW: Final = "SELECT mailroom.renew(%s::bigint[], %s::uuid[], %s)"
 RELEASE: Final = "SELECT mailroom.release(%s, %s::uuid[])"
@@ -95,8 +97,10 @@ class Queue:
         await check_sessions(self._database, self._claims, self._settlings)
         await check_schema(self._claims, self._channel)
 
-    async def claim(self, tokens: int, lease_tokens: int) -> Claim:
+    async def claim(self, tokens: int, lease_tokens: int, *, only_new: bool = False) -> Claim:
         """Claim up to ``tokens`` messages, in leases of up to ``lease_tokens``.
+
+        Leases that are due come first, or not at all with ``only_new``.
 
         Fewer messages than asked for mean that nothing more was pending, unless ``next_due`` returns 0: a
         claim that meets many expired tokens stops early. The leases are held once they are read.
@@ -112,7 +116,7 @@ class Queue:
             asked_at = time.monotonic()
             try:
                 answer = await self._claims.ask_once(
-                    CLAIM,
+                    CLAIM_NEW if only_new else CLAIM,
                     [self.worker, tokens, lease_tokens, LEASE_MS],
                     unless=self._is_late,
                 )

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -249,7 +250,9 @@ class Sender:
                 pairs = [(one, answer) for one, answer in pairs if answer.scope is not Scope.CALL]
             lost = lost + 1 if all(answer.result is Result.UNKNOWN for _, answer in pairs) else 0
             recipients = self._judge(pairs)
-            if recipients and not attempt.tripped:
+            if attempt.tripped:  # one that ends every call must not stay before the others
+                random.shuffle(recipients)
+            elif recipients:
                 await self._back_off(tries)
                 tries += 1
 

@@ -11,10 +11,11 @@ shows both. A lease that another worker may have taken over is not sent. Memory 
 backlog: for every two leases being sent, one more is in hand. Any number of workers share the queue and
 the rate.
 
-While nothing can be sent, it claims one lease at a time, to try whether the trouble is over. On a signal
-it claims no more, finishes what is in hand within the shutdown time, renewing its leases, and releases the
-rest. Mails in a call that is still under way then are recorded as unknown, since the provider may have
-accepted them, and are due again.
+While nothing can be sent, it claims one lease at a time, to try whether the trouble is over: in turn one of
+new tokens and one that is due again, since the trouble may be that of a few recipients. On a signal it claims
+no more, finishes what is in hand within the shutdown time, renewing its leases, and releases the rest. Mails
+in a call that is still under way then are recorded as unknown, since the provider may have accepted them, and
+are due again.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Runner:
         )
         self._readiness = Readiness(worker, self._calls, self._metrics, self._state)
         self._deliveries: set[asyncio.Task[None]] = set()
+        self._tries_new = False  # the last claim of a time of trouble
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._retrying = asyncio.Event()
         self._started = False
@@ -159,6 +161,11 @@ class Runner:
                 size = min(size * 2, MAX_CLAIMED)
 
     async def _claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
+        self._tries_new = not (self._tries_new or self._calls.can_send)
+        if self._tries_new:
+            claim = await self._queue.claim(tokens, lease_tokens, only_new=True)
+            if leases := await claim.leases():
+                return leases
         return await (await self._queue.claim(tokens, lease_tokens)).leases()
 
     async def _unclaim(self, leases: Sequence[Lease]) -> None:
