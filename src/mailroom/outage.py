@@ -16,7 +16,7 @@ from mailroom.logs import EventLogger
 # The first delay and the longest.
 DELAY_S: Final = (0.1, 5.0)
 REMINDER_S: Final = 60.0
-# The reasons of an outage that are told apart.
+# How many different reasons of one outage are logged.
 MAX_REASONS: Final = 10
 
 

@@ -594,6 +594,17 @@ def test_prune_deletes_what_is_old_and_nothing_else(db: Db, database: str) -> No
     assert [(1,)] == db.execute("SELECT count(*) FROM tokens WHERE consumed_at IS NOT NULL").fetchall()
 
 
+def test_prune_says_which_rows_of_the_application_are_in_its_way(db: Db, database: str) -> None:
+    db.execute("CREATE TABLE receipts (token bigint REFERENCES tokens)")
+    sign_up_many(db, 1)
+    db.execute("UPDATE tokens SET expires_at = clock_timestamp() - interval '2 days'")
+    db.execute("INSERT INTO receipts SELECT id FROM tokens")
+    done = run(database, "prune", "--older-than", "1d")
+    assert 78 == done.returncode
+    assert 'violates foreign key constraint "receipts_token_fkey" on table "receipts"' in done.stderr
+    assert "for now" not in done.stderr
+
+
 def test_prune_passes_over_what_is_locked_and_tells_each_batch(db: Db, database: str) -> None:
     sign_up_many(db, 5)
     db.execute("UPDATE tokens SET expires_at = clock_timestamp() - interval '2 days'")

@@ -138,7 +138,7 @@ class ClockedQueue(Queue):
             [self._clock.now - self._asked_at],
         )
         rows = await super().ask(query, parameters)
-        # The database has seen some of this time, and no more.
+        # Only a part of this time passed for the database.
         self._clock.now += time.monotonic() - began_at
         self._asked_at = self._clock.now
         return rows

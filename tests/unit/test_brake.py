@@ -91,10 +91,24 @@ def test_a_mail_whose_call_began_before_the_refusal_proves_nothing(one: Brake, c
     assert Result.REJECTED is not judged(one, clock, 1).result
 
 
-def test_only_what_comes_before_an_accepted_mail_of_its_call_is_final(one: Brake, clock: BrakeClock) -> None:
+def test_only_what_comes_before_an_accepted_mail_of_its_call_is_final_the_next_time(
+    one: Brake, clock: BrakeClock
+) -> None:
     found = one.judge(TWENTY[:4], [NO, SENT, NO, NO], clock())
-    assert [NO, SENT] == found[:2]
-    assert [Result.FAILED, Result.TRANSIENT] == [answer.result for answer in found[2:]]
+    assert [Result.FAILED, Result.SENT, Result.TRANSIENT, Result.TRANSIENT] == [each.result for each in found]
+    assert NO == judged(one, clock, 0)
+    assert Result.REJECTED is not judged(one, clock, 2).result
+
+
+def test_a_refusal_in_a_call_that_began_before_the_other_was_accepted_proves_nothing(
+    one: Brake, clock: BrakeClock
+) -> None:
+    judged(one, clock, 1)
+    began = clock()  # the cause is there
+    judged(one, clock, 2, SENT)  # somebody has removed it
+    (found,) = one.judge([message(1)], [NO], began)
+    assert Result.REJECTED is not found.result
+    assert SENT == judged(one, clock, 1, SENT)
 
 
 @pytest.mark.parametrize("refused_before", [0, 1, 9, 10])

@@ -9,7 +9,7 @@ import pytest
 from mailroom.answers import Result, Scope
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.settings.variables import read_settings
-from mailroom.transports.refusals import about_recipient
+from mailroom.transports.refusals import about_recipient, about_sender
 from mailroom.transports.smtp import SmtpTransport
 from mailroom.transports.transport import open_transport
 from support.messages import message
@@ -205,3 +205,14 @@ def test_words_that_a_recipient_chose_pause_nobody(tmp_path: Path, email: str, r
 )
 def test_words_about_the_account_are_not_known_to_be_about_the_recipient(words: str) -> None:
     assert not about_recipient(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "550 5.7.1 RESOLVER.RST.AuthRequired; authentication required [Stage: CreateMessage]",
+        "550 5.7.1 Message rejected: the subject 'Activate your account' looks like spam",
+    ],
+)
+def test_words_about_one_recipients_filter_are_not_known_to_be_about_the_sender(words: str) -> None:
+    assert not about_sender(words)

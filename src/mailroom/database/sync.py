@@ -123,7 +123,9 @@ def translated(connection: psycopg.Connection, role: str = ONCALL_ROLE) -> Itera
     try:
         yield
     except psycopg.Error as error:
-        if not connection.closed and is_permanent(error):
+        # A command is not repeated by itself, and a row that others refer to stays so.
+        is_final = is_permanent(error) or isinstance(error, psycopg.errors.ForeignKeyViolation)
+        if not connection.closed and is_final:
             raise explained(error, role) from error
         if not connection.closed:
             raise DatabaseUnavailable(

@@ -1,11 +1,10 @@
 """Doubts refusals for good whose words nobody knows: they may be about the sender, and then about every mail.
 
-A refusal is final at once if its words are known to be about the recipient, or if few in its call had them
-and a mail was accepted after it. Else it is doubted: its recipient is retried, and its next refusal is final
-if a mail was accepted in between. An acceptance does not make the refusals before it final: somebody may have
-just removed their cause. When ``REFUSALS`` in a row have the same words, for
-``RECIPIENTS`` recipients or more, and no mail was accepted in between, the answer pauses all mail: a person
-must act. The next accepted mail ends that.
+A refusal is final at once if its words are known to be about the recipient. Else it is doubted: its recipient
+is retried, and refused for good when it is refused again in a call that began after another mail was accepted.
+Only such a call proves something, since somebody may have removed the cause during the calls before it. When
+``REFUSALS`` in a row have the same words, for ``RECIPIENTS`` recipients or more, and no mail was accepted in
+between, the answer pauses all mail: a person must act. The next accepted mail ends that.
 
 Promises: while nothing is accepted, no two recipients are rejected in the same unknown words. Does not keep
 its state across a restart, or share it between workers.
@@ -13,9 +12,9 @@ its state across a restart, or share it between workers.
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -56,13 +55,14 @@ class Brake:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._runs: dict[str, _Run] = {}
-        self._refused_at: dict[str, float] = {}  # by address
-        self._accepted_at = float("-inf")  # the beginning of the last call in which a mail was accepted
+        # By address: when it was refused, and, once a mail was accepted after that, when that was known.
+        self._refused_at: dict[str, float] = {}
+        self._outdone_at: dict[str, float] = {}
         self.is_on = False
 
     def holds(self, message: Message) -> bool:
         """Whether the last answer to the message's recipient is doubted."""
-        return message.email in self._refused_at
+        return message.email in self._refused_at or message.email in self._outdone_at
 
     def judge(self, messages: Sequence[Message], answers: Sequence[Answer], began: float) -> list[Answer]:
         """The answers of a call, with other answers in place of the doubted refusals.
@@ -72,35 +72,37 @@ class Brake:
             answers: one for each of them.
             began: of the clock, when the call began.
         """
-        accepted = [index for index, answer in enumerate(answers) if answer.result is Result.SENT]
-        last_accepted = max(accepted, default=-1)
-        accepted_before = self._accepted_at
-        words = [_unvarying(answer.detail, one) for one, answer in zip(messages, answers, strict=True)]
-        often = Counter(words[index] for index in range(last_accepted) if _is_doubtful(answers[index]))
-        few = {one for one, count in often.items() if count < RECIPIENTS and one not in self._runs}
-        if accepted:
-            self._accepted_at = max(self._accepted_at, began)
+        now = self._clock()
+        last_accepted = max((at for at, one in enumerate(answers) if one.result is Result.SENT), default=-1)
+        if last_accepted >= 0:
             self._runs.clear()
             self.is_on = False
+            for email in [email for email, at in self._refused_at.items() if at < began]:
+                self._outdo(email, now)
         is_halved = sum(answer.scope is Scope.CALL for answer in answers) > 1
         judged = []
         for index, (message, answer) in enumerate(zip(messages, answers, strict=True)):
-            is_final = (index < last_accepted and words[index] in few) or (
-                self._refused_at.get(message.email, began) < accepted_before
-            )
+            is_final = self._outdone_at.get(message.email, math.inf) <= began
             if _is_doubtful(answer) and not is_final and not (is_halved and answer.scope is Scope.CALL):
-                judged.append(self._doubted(message, answer, words[index]))
+                judged.append(self._doubted(message, answer, now))
+                if index < last_accepted:
+                    self._outdo(message.email, now)
                 continue
             if answer.result in {Result.SENT, Result.REJECTED}:
                 self._refused_at.pop(message.email, None)
+                self._outdone_at.pop(message.email, None)
             judged.append(answer)
         return judged
 
-    def _doubted(self, message: Message, answer: Answer, words: str) -> Answer:
-        self._refused_at.pop(message.email, None)
-        self._refused_at[message.email] = self._clock()
-        if len(self._refused_at) > MAX_REMEMBERED:
-            del self._refused_at[next(iter(self._refused_at))]
+    def _outdo(self, email: str, now: float) -> None:
+        """Note that a mail was accepted after this address was refused."""
+        if self._refused_at.pop(email, None) is not None:
+            _remember(self._outdone_at, email, now)
+
+    def _doubted(self, message: Message, answer: Answer, now: float) -> Answer:
+        if message.email not in self._outdone_at:
+            _remember(self._refused_at, message.email, now)
+        words = _unvarying(answer.detail, message)
         if words not in self._runs:
             if len(self._runs) >= MAX_RUNS:
                 del self._runs[next(iter(self._runs))]
@@ -116,6 +118,14 @@ class Brake:
         # A recipient that is alone with its words is given up after a few tries.
         result = Result.FAILED if len(run.recipients) == 1 else Result.TRANSIENT
         return replace(answer, result=result, scope=Scope.RECIPIENT)
+
+
+def _remember(times: dict[str, float], email: str, now: float) -> None:
+    """Set an address's time, and forget the oldest of too many."""
+    times.pop(email, None)
+    times[email] = now
+    if len(times) > MAX_REMEMBERED:
+        del times[next(iter(times))]
 
 
 def _is_doubtful(answer: Answer) -> bool:

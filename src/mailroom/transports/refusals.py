@@ -28,11 +28,13 @@ _OUR_SENDER: Final = r"""
     domain\ (is\ |has\ )?not\ (been\ )?verified | configuration\ set"""
 _OUR_ACCESS: Final = r"""
     relay(ing)?\ (access\ )?(is\ )?(denied|disallowed|prohibited|not\ (permitted|allowed)) |
-    unable\ to\ relay | credentials\ for\ relay | allowed\ rcpthosts | authentication\ required |
+    unable\ to\ relay | credentials\ for\ relay | allowed\ rcpthosts |
+    (?<!authrequired;\ )authentication\ required |
     unauthenticated | access\ denied:\ user | client\ host\b.{0,60}(rejected|blocked) |
     helo\ command\ rejected | (banned\ sending|unauthorized)\ ip | client\ blocked"""
 _OUR_ACCOUNT: Final = r"""
-    sending\ (is\ |has\ been\ )?(paused|suspended|disabled) | your\ account\b | pending\ approval |
+    sending\ (is\ |has\ been\ )?(paused|suspended|disabled) |
+    your\ account\ (is|has|was|does|needs|must)\b | pending\ approval |
     free\ accounts\ are | sandbox\ subdomain | (maximum|insufficient|out\ of)\ credits |
     (submission|sending)\ (limit|quota)\ exceeded | exceeded\ the\ max |
     \b(daily|hourly|monthly|per\ (hour|day|month))\b.{0,60}\b(limit|quota|exceeded) |

@@ -164,7 +164,7 @@ class SesTransport:
             self._warn_once("template_not_checked", template=name, reason=name_of(error))
             if code_of(error) in DENIED:
                 self._unchecked.discard(action.name)
-            if ses_answers.of_exception(error, self._settings.source, 0).result is Result.PAUSED:
+            if ses_answers.of_exception(error, _source(self._settings.source), 0).result is Result.PAUSED:
                 return None  # the call will get it too, or does not need the permission
             detail = f"the template {name!r} cannot be read: {name_of(error)}"
             return Answer(Result.TRANSIENT, detail, scope=Scope.ACCOUNT)
@@ -213,7 +213,9 @@ class SesTransport:
         except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
             status = self._reply.kept[0] if self._reply.kept else 0
             self._learn(client, error, status)
-            answers = [ses_answers.of_exception(error, self._settings.source, status)] * len(messages)
+            answers = [ses_answers.of_exception(error, _source(self._settings.source), status)] * len(
+                messages
+            )
         if all(answer.result is Result.SENT for answer in answers):
             return answers
         # SES quotes parts of the request when it rejects the signature or the data.
