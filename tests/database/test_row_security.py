@@ -77,7 +77,24 @@ def test_no_function_with_its_owners_rights_can_see_less(db: Db) -> None:
         "SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'mailroom'::regnamespace"
         " AND p.prosecdef AND NOT coalesce(p.proconfig @> '{row_security=off}', false)"
     ).fetchall()
-    assert [] == forgotten
+    assert [("mailroom.after_consumption()",)] == forgotten  # see below
+
+
+def test_the_applications_triggers_keep_their_policies(owner: Db) -> None:
+    """Those on accounts run while a token is consumed."""
+    owner.execute("CREATE TABLE audit (account bigint)")
+    hide(owner, "audit")
+    owner.execute("CREATE POLICY all_rows ON audit USING (true) WITH CHECK (true)")
+    owner.execute(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN INSERT INTO public.audit VALUES (NEW.id); RETURN NULL; END$$"
+    )
+    owner.execute("CREATE TRIGGER note AFTER UPDATE ON accounts FOR EACH ROW EXECUTE FUNCTION note()")
+    sign_up(owner, "zoe")
+    consume = "SELECT c.outcome FROM tokens t, mailroom.consume(t.secret, 'activation') c"
+    assert [("consumed",)] == owner.execute(consume).fetchall()
+    assert [(1,)] == owner.execute("SELECT count(*) FROM audit").fetchall()
+    assert [("active",)] == owner.execute("SELECT status::text FROM accounts").fetchall()
 
 
 @pytest.mark.parametrize("table", ["accounts", "tokens", "jobs", "mailroom.leases", "mailroom.actions"])

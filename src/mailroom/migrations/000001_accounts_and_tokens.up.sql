@@ -6,8 +6,9 @@
 -- token appears in the same transaction. Password recovery is one more:
 -- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
 
--- Each function with its owner's rights sets row_security = off. Where row-level security would hide rows from
--- the owner, it fails: it must not take a hidden account for a missing one, and pass over its mail for ever.
+-- Each function with its owner's rights sets row_security = off, except after_consumption, which says why. Where
+-- row-level security would hide rows from the owner, it fails: it must not take a hidden account for a missing
+-- one, and pass over its mail for ever.
 
 CREATE SCHEMA mailroom;
 COMMENT ON SCHEMA mailroom IS
@@ -289,8 +290,11 @@ COMMENT ON FUNCTION mailroom.consume IS
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
+--
+-- row_security = on, since the application's triggers on accounts run with it. mailroom.consume has read the
+-- account before, with row_security = off.
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
     IF NEW.action = 'activation' THEN
         UPDATE public.accounts SET status = 'active'

@@ -1,10 +1,10 @@
 """Doubts refusals for good whose words nobody knows: they may be about the sender, and then about every mail.
 
 A refusal is final at once if its words are known to be about the recipient. Else it is doubted: its recipient
-is retried, and refused for good when it is refused again in a call that began after another mail was accepted.
-Only such a call proves something, since somebody may have removed the cause during the calls before it. When
-``REFUSALS`` in a row have the same words, for ``RECIPIENTS`` recipients or more, and no mail was accepted in
-between, the answer pauses all mail: a person must act. The next accepted mail ends that.
+is retried, and refused for good when it is refused again in a call that began after another mail was
+accepted. Only such a call proves something: somebody may have removed the cause during the calls before it.
+When ``REFUSALS`` in a row have the same words, for ``RECIPIENTS`` recipients or more, and no mail was
+accepted in between, the answer pauses all mail: a person must act. The next accepted mail ends that.
 
 Promises: while nothing is accepted, no two recipients are rejected in the same unknown words. Does not keep
 its state across a restart, or share it between workers.

@@ -4,8 +4,9 @@
 -- token appears in the same transaction. Password recovery is one more:
 -- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
 
--- Each function with its owner's rights sets row_security = off. Where row-level security would hide rows from
--- the owner, it fails: it must not take a hidden account for a missing one, and pass over its mail for ever.
+-- Each function with its owner's rights sets row_security = off, except after_consumption, which says why. Where
+-- row-level security would hide rows from the owner, it fails: it must not take a hidden account for a missing
+-- one, and pass over its mail for ever.
 
 CREATE SCHEMA mailroom;
 COMMENT ON SCHEMA mailroom IS
