@@ -25,6 +25,7 @@ from mailroom.database.connection import Database
 from mailroom.demo.postgres import PostgresServer
 from mailroom.queue.listener import Listener
 from mailroom.wire import decode
+from support.doorbell import holder, wait_for_holder
 from support.processes import PATIENCE_S, CollectorProcess, environment
 from support.proxy import Proxy
 from support.queue_sql import Db, sign_up, sign_up_many
@@ -142,33 +143,6 @@ def test_without_looking_a_long_transaction_holds_up_the_others() -> None:
 
 
 # --- The same on a real server, with real processes.
-
-
-def lock_of(db: Db, name: str) -> int:
-    """An advisory lock's number as pg_locks shows it, without a sign."""
-    row = db.execute(f"SELECT mailroom.{name}('token_insert')".encode()).fetchone()
-    assert row
-    return int(row[0]) % 2**64
-
-
-def holder(db: Db, name: str) -> int | None:
-    """The process that holds SLEEP or BELL."""
-    for pid, high, low in db.execute(
-        "SELECT pid, classid::bigint, objid::bigint FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
-        " WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock' AND datname = current_database()"
-    ).fetchall():
-        if (high << 32) + low == lock_of(db, name):
-            return int(pid)
-    return None
-
-
-def wait_for_holder(db: Db, name: str, other_than: int | None = None) -> int:
-    deadline = time.monotonic() + PATIENCE_S
-    while (pid := holder(db, name)) in {None, other_than}:
-        assert time.monotonic() < deadline, f"nobody took {name}"
-        time.sleep(0.01)
-    assert pid is not None
-    return pid
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 
 from mailroom import verify
 from mailroom.wire import decode
+from support.doorbell import wait_for_holder
 from support.processes import KEY, CollectorProcess, environment, with_password
 from support.queue_sql import Db, claim, sign_up, sign_up_many
 
@@ -60,7 +61,8 @@ def test_a_committed_account_comes_out_as_a_signed_line(db: Db, start: Start) ->
 
 
 def test_forty_two_accounts_of_one_statement_go_out_at_once(db: Db, start: Start) -> None:
-    collector = start(BATCH_TIMEOUT=60_000).wait_until_listening()
+    collector = start(BATCH_TIMEOUT=60_000)
+    wait_for_holder(db, "sleep_lock")
     sign_up_many(db, 42)
     collector.wait_for_messages(42)
     assert [10, 10, 10, 10, 2] == [len(decode(line)) for line in collector.lines]
@@ -78,7 +80,8 @@ def test_forty_two_accounts_of_one_transaction_go_out(database: str, start: Star
 
 @pytest.mark.slow
 def test_ten_thousand_accounts_of_one_transaction_go_out(db: Db, start: Start) -> None:
-    collector = start(BATCH_TIMEOUT=60_000).wait_until_listening()
+    collector = start(BATCH_TIMEOUT=60_000)
+    wait_for_holder(db, "sleep_lock")
     sign_up_many(db, 10_000)
     collector.wait_for_messages(10_000)
     assert 10_000 == len(set(collector.emails()))

@@ -17,6 +17,7 @@ from mailroom.demo.postgres import PostgresServer, free_port
 from mailroom.inbox.server import InboxServer
 from mailroom.settings.collector import QueueSettings
 from support import postgres, processes, senders
+from support.doorbell import wait_for_holder
 from support.inbox import ask
 from support.processes import PATIENCE_S, CollectorProcess
 from support.queue_sql import Db, sign_up
@@ -60,12 +61,6 @@ def run(ses: InboxServer, tmp_path: Path) -> Iterator[Runs]:
         yield start
 
 
-def asleep(db: Db) -> None:
-    """Wait until one worker holds both locks of the doorbell."""
-    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted"
-    wait_until(db, held, 2)
-
-
 def connections(db: Db) -> int:
     ((count,),) = db.execute(CONNECTED.encode()).fetchall()
     return int(count)
@@ -94,13 +89,13 @@ def test_idle_workers_hold_no_snapshot_and_log_no_wait(
         for number in range(2):
             collector = CollectorProcess(url, log=tmp_path / f"log{number}")
             stack.enter_context(collector).wait_until_listening()
-        asleep(db)
+        wait_for_holder(db, "sleep_lock")
         assert [] == snapshots(db, 20)
         began = time.monotonic()
         db.execute("CREATE INDEX CONCURRENTLY ON accounts (login, id)")
         assert time.monotonic() - began < 3
         workers[0].process.kill()  # and after another took over
-        asleep(db)
+        wait_for_holder(db, "sleep_lock")
         assert [] == snapshots(db, 5)
     assert 0 == logging_server.log.read_text().count("still waiting")
 
@@ -127,7 +122,7 @@ def test_one_that_falls_asleep_holds_no_snapshot_for_long_and_logs_no_wait(
             assert len(rung) >= 8
             long.commit()
             collector.wait_for_messages(11)
-            asleep(db)
+            wait_for_holder(db, "sleep_lock")
     log = logging_server.log.read_text()
     assert (0, 0) == (log.count("still waiting"), log.count("canceling statement"))
 
@@ -145,7 +140,7 @@ def test_what_is_given_up_ends_in_the_server(logging_server: PostgresServer, run
         run(url, HTTP=port).wait_for_log("run.started")
         wait_for_readiness(port, None)
         ask(console.url, "/")
-        asleep(db)
+        wait_for_holder(db, "sleep_lock")
         before = connections(db)
         locking.execute("LOCK TABLE accounts, tokens, mailroom.deliveries IN ACCESS EXCLUSIVE MODE")
         commands = [
@@ -191,7 +186,7 @@ def test_a_probe_without_a_free_connection_leaves_the_workers_alone(
         db = stack.enter_context(psycopg.connect(server.url(), autocommit=True))
         port = free_port()
         worker = run(server.url(), HTTP=port).wait_for_log("run.started")
-        asleep(db)
+        wait_for_holder(db, "sleep_lock")
         own = sorted(pids(db))
         fill(server, stack)
         for _ in range(3):
@@ -218,7 +213,7 @@ def test_a_session_that_finds_no_free_connection_leaves_the_others_alone(
     with postgres.copy_of(cluster, few) as server, ExitStack() as stack:
         db = stack.enter_context(psycopg.connect(server.url(), autocommit=True))
         worker = run(server.url()).wait_for_log("run.started")
-        asleep(db)
+        wait_for_holder(db, "sleep_lock")
         held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
         ((leader,), *_) = db.execute(held.encode()).fetchall()
         others = set(pids(db)) - {leader}

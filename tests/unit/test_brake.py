@@ -91,13 +91,19 @@ def test_a_mail_whose_call_began_before_the_refusal_proves_nothing(one: Brake, c
     assert Result.REJECTED is not judged(one, clock, 1).result
 
 
-def test_only_what_comes_before_an_accepted_mail_of_its_call_is_final_the_next_time(
-    one: Brake, clock: BrakeClock
-) -> None:
+def test_only_what_comes_before_an_accepted_mail_of_its_call_is_final(one: Brake, clock: BrakeClock) -> None:
     found = one.judge(TWENTY[:4], [NO, SENT, NO, NO], clock())
-    assert [Result.FAILED, Result.SENT, Result.TRANSIENT, Result.TRANSIENT] == [each.result for each in found]
+    assert [NO, SENT] == found[:2]
+    assert [Result.FAILED, Result.TRANSIENT] == [answer.result for answer in found[2:]]
+
+
+def test_what_was_refused_while_others_were_doubted_is_tried_once_more(one: Brake, clock: BrakeClock) -> None:
+    judged(one, clock, 9)
+    began = clock()
+    judged(one, clock, 8, SENT)  # somebody has removed the cause
+    found = one.judge(TWENTY[:2], [NO, SENT], began)
+    assert Result.REJECTED is not found[0].result
     assert NO == judged(one, clock, 0)
-    assert Result.REJECTED is not judged(one, clock, 2).result
 
 
 def test_a_refusal_in_a_call_that_began_before_the_other_was_accepted_proves_nothing(

@@ -1,8 +1,9 @@
 """Doubts refusals for good whose words nobody knows: they may be about the sender, and then about every mail.
 
-A refusal is final at once if its words are known to be about the recipient. Else it is doubted: its recipient
-is retried, and refused for good when it is refused again in a call that began after another mail was
-accepted. Only such a call proves something: somebody may have removed the cause during the calls before it.
+A refusal is final at once if its words are known to be about the recipient, or if it is one of few before an
+accepted mail of its call, and nothing was doubted when the call began. Else it is doubted: its recipient is
+retried, and refused for good when it is refused again in a call that began after another mail was accepted.
+Only such a call proves something: somebody may have removed the cause during the calls before it.
 When ``REFUSALS`` in a row have the same words, for ``RECIPIENTS`` recipients or more, and no mail was
 accepted in between, the answer pauses all mail: a person must act. The next accepted mail ends that.
 
@@ -55,6 +56,7 @@ class Brake:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._runs: dict[str, _Run] = {}
+        self._doubted_until = -math.inf
         # By address: when it was refused, and, once a mail was accepted after that, when that was known.
         self._refused_at: dict[str, float] = {}
         self._outdone_at: dict[str, float] = {}
@@ -74,7 +76,10 @@ class Brake:
         """
         now = self._clock()
         last_accepted = max((at for at, one in enumerate(answers) if one.result is Result.SENT), default=-1)
+        before_accepted = {at for at in range(last_accepted) if _is_doubtful(answers[at])}
+        are_few = len(before_accepted) < RECIPIENTS and not self._runs and self._doubted_until <= began
         if last_accepted >= 0:
+            self._doubted_until = now if self._runs else self._doubted_until
             self._runs.clear()
             self.is_on = False
             for email in [email for email, at in self._refused_at.items() if at < began]:
@@ -83,9 +88,10 @@ class Brake:
         judged = []
         for index, (message, answer) in enumerate(zip(messages, answers, strict=True)):
             is_final = self._outdone_at.get(message.email, math.inf) <= began
+            is_final |= are_few and index in before_accepted
             if _is_doubtful(answer) and not is_final and not (is_halved and answer.scope is Scope.CALL):
                 judged.append(self._doubted(message, answer, now))
-                if index < last_accepted:
+                if index in before_accepted:
                     self._outdo(message.email, now)
                 continue
             if answer.result in {Result.SENT, Result.REJECTED}:
