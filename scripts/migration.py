@@ -25,7 +25,7 @@ SQL: Final = Path(mailroom.__file__).parent / "sql"
 MIGRATIONS: Final = SQL.parent / "migrations"
 # What each migration holds, in the order of creation.
 FILES: Final = {
-    "accounts_and_tokens": ("accounts", "tokens", "consume", "ring"),
+    "accounts_and_tokens": ("accounts", "actions", "tokens", "consume", "ring"),
     "ledger": ("ledger",),
     "queue": ("cursor", "lease", "claim", "rate", "workers"),
     "operations": ("status", "why", "dead", "traffic", "prune", "restore"),

@@ -3,8 +3,8 @@
 -- Accounts: the application's users, and what happens when their status changes.
 --
 -- An application writes one statement, INSERT INTO accounts (email, login) VALUES (...), and the activation
--- token appears in the same transaction. Password recovery is one more:
--- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
+-- token appears in the same transaction. Any other mail is one more:
+-- SELECT mailroom.send('password_recovery', account => 42).
 
 -- Each function with its owner's rights sets row_security = off, except after_consumption, which says why. Where
 -- row-level security would hide rows from the owner, it fails: it must not take a hidden account for a missing
@@ -22,6 +22,7 @@ CREATE TABLE public.accounts (
     email             text NOT NULL,
     login             text NOT NULL,
     status            public.account_status NOT NULL DEFAULT 'provisioned',
+    locale            text,
     created_at        timestamptz NOT NULL DEFAULT statement_timestamp(),
     status_changed_at timestamptz,
     activated_at      timestamptz,
@@ -31,7 +32,9 @@ CREATE TABLE public.accounts (
     CONSTRAINT accounts_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]'),
     CONSTRAINT accounts_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$'),
     CONSTRAINT accounts_login_length     CHECK (char_length(login) BETWEEN 1 AND 254),
-    CONSTRAINT accounts_login_printable  CHECK (login !~ '[\u0001-\u001f\u007f-\u009f]')
+    CONSTRAINT accounts_login_printable  CHECK (login !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT accounts_locale_tag       CHECK (locale ~ '^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$'),
+    CONSTRAINT accounts_locale_length    CHECK (char_length(locale) <= 35)
 );
 CREATE UNIQUE INDEX accounts_email_key ON public.accounts (lower(email));
 CREATE UNIQUE INDEX accounts_login_key ON public.accounts (login);
@@ -46,6 +49,8 @@ COMMENT ON COLUMN public.accounts.login IS 'The user''s name, which templates ma
 COMMENT ON COLUMN public.accounts.status IS
     'provisioned until the activation token is consumed, then active. A suspended account gets no mail; '
     'leaving suspended restores the status before it.';
+COMMENT ON COLUMN public.accounts.locale IS
+    'The language of the user''s mails as a BCP 47 tag, such as de or pt-BR; NULL for the templates'' own.';
 COMMENT ON COLUMN public.accounts.created_at IS 'When the account was inserted.';
 COMMENT ON COLUMN public.accounts.status_changed_at IS 'When the status last changed. A trigger sets it.';
 COMMENT ON COLUMN public.accounts.activated_at IS 'When the account first became active. A trigger sets it.';
@@ -83,24 +88,91 @@ CREATE TRIGGER accounts_keep_status_times_update BEFORE UPDATE OF status ON publ
     FOR EACH ROW WHEN (OLD.status IS DISTINCT FROM NEW.status)
     EXECUTE FUNCTION mailroom.keep_status_times();
 
--- Tokens: each row is one mail to one account, and what its link or code is worth.
+-- Actions: the kinds of mail. `mailroom actions apply` writes a value of the type and a row here.
 
 CREATE TYPE public.token_action AS ENUM ('activation', 'password_recovery');
 
+-- In this order mails leave the queue.
+CREATE TYPE mailroom.lane AS ENUM ('urgent', 'normal', 'bulk');
+
 CREATE TABLE mailroom.actions (
-    action         public.token_action   PRIMARY KEY,
-    account_status public.account_status NOT NULL,
-    needs_code     boolean               NOT NULL
+    action         public.token_action PRIMARY KEY,
+    number         smallint      NOT NULL,
+    prefix         text          NOT NULL,
+    account_status public.account_status,
+    has_link       boolean       NOT NULL DEFAULT true,
+    needs_code     boolean       NOT NULL DEFAULT false,
+    lifetime       interval      NOT NULL DEFAULT '15 minutes',
+    fields         text[]        NOT NULL DEFAULT '{}',
+    lane           mailroom.lane NOT NULL DEFAULT 'normal',
+    limit_mails    integer,
+    limit_within   interval,
+    renews         boolean       NOT NULL DEFAULT false,
+    activates      boolean       NOT NULL DEFAULT false,
+    CONSTRAINT actions_number   CHECK (number BETWEEN 1 AND 99),
+    CONSTRAINT actions_prefix   CHECK (prefix ~ '^/[!-~]{1,62}$'),
+    CONSTRAINT actions_lifetime CHECK (lifetime > '0'),
+    CONSTRAINT actions_fields   CHECK (array_position(fields, NULL) IS NULL),
+    CONSTRAINT actions_limit    CHECK ((limit_mails IS NULL) = (limit_within IS NULL)
+                                       AND limit_mails > 0 AND limit_within > '0')
 );
-INSERT INTO mailroom.actions VALUES
-    ('activation', 'provisioned', false),
-    ('password_recovery', 'active', true);
+CREATE UNIQUE INDEX actions_number_key ON mailroom.actions (number);
+CREATE UNIQUE INDEX actions_prefix_key ON mailroom.actions (prefix);
+CREATE UNIQUE INDEX actions_activates_key ON mailroom.actions (activates) WHERE activates;
+
+INSERT INTO mailroom.actions (action, number, prefix, account_status, needs_code, lane, limit_mails, limit_within,
+                              renews, activates)
+VALUES ('activation', 1, '/activate', 'provisioned', false, 'normal', NULL, NULL, true, true),
+       ('password_recovery', 2, '/recover', 'active', true, 'urgent', 5, '15 minutes', false, false);
+
 COMMENT ON TABLE mailroom.actions IS
-    'What each action requires. A new action is a value of the type token_action and a row here.';
+    'The kinds of mail: for each value of the type token_action, how its tokens are signed, handed out and '
+    'consumed. `mailroom actions apply` writes it.';
 COMMENT ON COLUMN mailroom.actions.action IS 'The action.';
+COMMENT ON COLUMN mailroom.actions.number IS 'Its number on the line, which never changes.';
+COMMENT ON COLUMN mailroom.actions.prefix IS
+    'What the signature of its tokens begins with, which never changes; none begins another.';
 COMMENT ON COLUMN mailroom.actions.account_status IS
-    'The status that an account must have to be mailed and to consume the token.';
-COMMENT ON COLUMN mailroom.actions.needs_code IS 'Whether consuming the token requires the mailed code.';
+    'The status that an account must have to be mailed and to consume the token. NULL: the mail is for anybody, and '
+    'an account, if there is one, must not be suspended.';
+COMMENT ON COLUMN mailroom.actions.has_link IS 'Whether the mail has a link with the signed token.';
+COMMENT ON COLUMN mailroom.actions.needs_code IS
+    'Whether the mail has a code, which consuming the token requires. An action without link and code is a notice.';
+COMMENT ON COLUMN mailroom.actions.lifetime IS 'How long a token is valid, unless expires_at says otherwise.';
+COMMENT ON COLUMN mailroom.actions.fields IS 'The names of the fields that tokens.data has to have.';
+COMMENT ON COLUMN mailroom.actions.lane IS
+    'Where its tokens wait: urgent goes out before normal, and normal before bulk.';
+COMMENT ON COLUMN mailroom.actions.limit_mails IS
+    'The most mails of the action to one address in limit_within; NULL for no limit.';
+COMMENT ON COLUMN mailroom.actions.limit_within IS 'The time of limit_mails.';
+COMMENT ON COLUMN mailroom.actions.renews IS
+    'Whether a token that expired before it could be sent gets a new life; otherwise it is not sent.';
+COMMENT ON COLUMN mailroom.actions.activates IS
+    'Whether each new provisioned account gets a token of the action, and consuming it activates the account.';
+
+CREATE FUNCTION mailroom.fits(p_account bigint, p_status public.account_status, p_needed public.account_status)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN p_account IS NULL THEN true
+            WHEN p_needed IS NULL THEN coalesce(p_status <> 'suspended', false)
+            ELSE coalesce(p_status = p_needed, false) END;
+COMMENT ON FUNCTION mailroom.fits IS
+    'Returns whether a token''s account has a status that its action requires. A token without an account fits.';
+
+CREATE FUNCTION mailroom.known_actions()
+RETURNS TABLE (action text, number smallint, prefix text, account text, has_link boolean, needs_code boolean,
+               lifetime_s double precision, fields text[], lane text, limit_mails integer,
+               limit_within_s double precision, renews boolean, activates boolean)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT k.action::text, k.number, k.prefix, k.account_status::text, k.has_link, k.needs_code,
+           extract(epoch FROM k.lifetime)::double precision, k.fields, k.lane::text, k.limit_mails,
+           extract(epoch FROM k.limit_within)::double precision, k.renews, k.activates
+    FROM mailroom.actions k ORDER BY k.number
+$$;
+COMMENT ON FUNCTION mailroom.known_actions IS
+    'Returns the actions that the database has, as rows of mailroom.actions with times in seconds.';
+
+-- Tokens: each row is one mail to one recipient, and what its link or code is worth.
 
 -- Both defaults run with the search_path of the user that inserts. A body in SQL's own form is bound when
 -- the function is created; a body as text would call the application's functions of the same names.
@@ -126,57 +198,224 @@ CREATE TABLE public.tokens (
     action      public.token_action NOT NULL,
     secret      bytea NOT NULL DEFAULT mailroom.random_secret(),
     code        text NOT NULL DEFAULT mailroom.random_code(),
-    account     bigint NOT NULL REFERENCES public.accounts ON DELETE CASCADE,
-    expires_at  timestamptz NOT NULL DEFAULT statement_timestamp() + interval '15 minutes',
+    account     bigint REFERENCES public.accounts ON DELETE CASCADE,
+    subject     text,
+    email       text NOT NULL,
+    login       text,
+    locale      text,
+    data        jsonb,
+    key         text,
+    lane        mailroom.lane NOT NULL,
+    send_at     timestamptz,
+    expires_at  timestamptz NOT NULL,
     consumed_at timestamptz,
     created_at  timestamptz NOT NULL DEFAULT statement_timestamp(),
     txid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
     wrong_codes smallint NOT NULL DEFAULT 0,
     address_changed_at timestamptz,
-    CONSTRAINT tokens_secret_length CHECK (octet_length(secret) = 32),
-    CONSTRAINT tokens_code_digits   CHECK (code ~ '^[0-9]{5}$'),
-    CONSTRAINT tokens_wrong_codes   CHECK (wrong_codes BETWEEN 0 AND 5)
+    CONSTRAINT tokens_secret_length    CHECK (octet_length(secret) = 32),
+    CONSTRAINT tokens_code_digits      CHECK (code ~ '^[0-9]{5}$'),
+    CONSTRAINT tokens_subject_length   CHECK (char_length(subject) BETWEEN 1 AND 255),
+    CONSTRAINT tokens_email_length     CHECK (char_length(email) <= 254),
+    CONSTRAINT tokens_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT tokens_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$'),
+    CONSTRAINT tokens_login_length     CHECK (char_length(login) BETWEEN 1 AND 254),
+    CONSTRAINT tokens_login_printable  CHECK (login !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT tokens_locale_tag       CHECK (locale ~ '^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$'),
+    CONSTRAINT tokens_locale_length    CHECK (char_length(locale) <= 35),
+    CONSTRAINT tokens_key_length       CHECK (char_length(key) BETWEEN 1 AND 255),
+    CONSTRAINT tokens_wrong_codes      CHECK (wrong_codes BETWEEN 0 AND 5)
 );
 CREATE UNIQUE INDEX tokens_secret_key ON public.tokens (secret);
 CREATE INDEX tokens_account_idx ON public.tokens (account);
--- The cursor walks this index: a snapshot says which transactions are visible, the index finds their rows.
+CREATE INDEX tokens_email_idx ON public.tokens (lower(email), action);
+CREATE INDEX tokens_subject_idx ON public.tokens (subject) WHERE subject IS NOT NULL;
+CREATE UNIQUE INDEX tokens_action_key_key ON public.tokens (action, key) WHERE key IS NOT NULL;
+-- The cursors walk this index: a snapshot says which transactions are visible, the index finds their rows.
 CREATE INDEX tokens_txid_id_idx ON public.tokens (txid, id);
 
 COMMENT ON TABLE public.tokens IS
-    'What is mailed: each row is one mail to one account. The application inserts action and account and '
-    'leaves the other columns to their defaults.';
+    'What is mailed: each row is one mail to one recipient. mailroom.send inserts one, and so may the application: '
+    'action and account, or action, email and what else is known of the recipient.';
 COMMENT ON COLUMN public.tokens.id IS
     'The token''s name in the ledger, the logs and `mailroom why`. It is not secret.';
 COMMENT ON COLUMN public.tokens.action IS
-    'What the token is for. mailroom.actions says which accounts may be mailed.';
+    'What the token is for. mailroom.actions says who may be mailed.';
 COMMENT ON COLUMN public.tokens.secret IS
     '32 random bytes, which the signed token in the mail carries. Leave it to its default, and do not show it.';
 COMMENT ON COLUMN public.tokens.code IS
     'Five digits, mailed with the token and required where the action needs a code. Do not show it.';
-COMMENT ON COLUMN public.tokens.account IS 'The account that the mail goes to.';
+COMMENT ON COLUMN public.tokens.account IS 'The account that the mail is for; NULL for anybody else.';
+COMMENT ON COLUMN public.tokens.subject IS
+    'The application''s own key of the person, which mailroom.consume returns; any text, or NULL.';
+COMMENT ON COLUMN public.tokens.email IS
+    'The address that the mail goes to. If it is not given, it is the account''s at that time.';
+COMMENT ON COLUMN public.tokens.login IS
+    'The name that templates show. If it is not given, it is the account''s at that time.';
+COMMENT ON COLUMN public.tokens.locale IS
+    'The language of the mail as a BCP 47 tag. If it is not given, it is the account''s at that time; NULL for the '
+    'templates'' own.';
+COMMENT ON COLUMN public.tokens.data IS
+    'An object with the action''s own fields (mailroom.actions.fields), which templates show: text or numbers.';
+COMMENT ON COLUMN public.tokens.key IS
+    'An idempotency key: an action has one token with it, so that a repeated mailroom.send is the same mail.';
+COMMENT ON COLUMN public.tokens.lane IS
+    'Where it waits. If it is not given, it is the action''s lane, and bulk from the 51st row of a statement on.';
+COMMENT ON COLUMN public.tokens.send_at IS 'It is mailed then and not before; NULL for at once.';
 COMMENT ON COLUMN public.tokens.expires_at IS
-    'From this time on the token is neither mailed nor consumed; infinity means never.';
+    'From this time on the token is neither mailed nor consumed; infinity means never. If it is not given, it is '
+    'the action''s lifetime after send_at or now.';
 COMMENT ON COLUMN public.tokens.consumed_at IS
     'When the token was consumed; NULL until then. mailroom.consume sets it.';
 COMMENT ON COLUMN public.tokens.created_at IS 'When the mail was requested.';
 COMMENT ON COLUMN public.tokens.txid IS
-    'The transaction that inserted the row. The queue''s cursor depends on it; leave it to its default.';
+    'The transaction that inserted the row. The queue''s cursors depend on it; leave it to its default.';
 COMMENT ON COLUMN public.tokens.wrong_codes IS
     'How many wrong codes were given for this token. The fifth one ends it.';
 COMMENT ON COLUMN public.tokens.address_changed_at IS
     'When the account''s address changed, which ended the token (expires_at is the same time); NULL unless it did. A '
     'trigger sets it.';
 
--- One insert for the whole statement, so that the notification carries the whole number.
+-- It runs for each row, before the checks of the table, so that a mistake is an error of the statement that makes
+-- it. A row that carries another transaction's txid was checked where it was first inserted, as in a restore: it
+-- only gets the present txid, since the cursors would never find one from the past.
+CREATE FUNCTION mailroom.prepare_token() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    max_data_bytes CONSTANT integer := 8192;
+    import_rows    CONSTANT integer := 50;
+    rule     mailroom.actions;
+    owner    public.accounts;
+    name     text;
+    value    jsonb;
+    said     text[];
+    inserted integer;
+BEGIN
+    IF NEW.txid IS DISTINCT FROM pg_current_xact_id() THEN
+        NEW.txid := pg_current_xact_id();
+        IF NEW.email IS NOT NULL AND NEW.expires_at IS NOT NULL AND NEW.lane IS NOT NULL THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    SELECT * INTO rule FROM mailroom.actions k WHERE k.action = NEW.action;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'mailroom: the action % has no row in mailroom.actions', quote_nullable(NEW.action)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Run `mailroom actions apply`.';
+    END IF;
+    IF NEW.account IS NOT NULL AND (NEW.email IS NULL OR NEW.login IS NULL) THEN
+        -- The foreign key reports an account that does not exist.
+        SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account;
+        NEW.email := coalesce(NEW.email, owner.email, 'nobody@invalid');
+        NEW.login := coalesce(NEW.login, owner.login);
+        NEW.locale := coalesce(NEW.locale, owner.locale);
+    END IF;
+    IF NEW.account IS NULL AND rule.account_status IS NOT NULL THEN
+        RAISE EXCEPTION 'mailroom: the action % is for accounts that are %, and the token has no account',
+            NEW.action, rule.account_status USING ERRCODE = 'invalid_parameter_value';
+    ELSIF NEW.email IS NULL THEN
+        RAISE EXCEPTION 'mailroom: the token has neither an account nor an address'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    IF NEW.data IS NULL AND cardinality(rule.fields) > 0 OR NEW.data <> '{}' THEN
+        IF jsonb_typeof(NEW.data) IS DISTINCT FROM 'object' THEN
+            RAISE EXCEPTION 'mailroom: data of the action % is an object with the fields %',
+                NEW.action, array_to_string(rule.fields, ', ') USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        IF pg_column_size(NEW.data) > max_data_bytes THEN
+            RAISE EXCEPTION 'mailroom: data is larger than % bytes', max_data_bytes
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    END IF;
+    FOR name, value IN SELECT d.key, d.value FROM jsonb_each(coalesce(NEW.data, '{}')) d LOOP
+        IF name <> ALL (rule.fields) THEN
+            RAISE EXCEPTION 'mailroom: data has the field %, which the action % does not have',
+                quote_literal(name), NEW.action
+                USING ERRCODE = 'invalid_parameter_value',
+                      HINT = format('Its fields are: %s.', coalesce(nullif(array_to_string(rule.fields, ', '), ''), 'none'));
+        END IF;
+        IF jsonb_typeof(value) NOT IN ('string', 'number') THEN
+            RAISE EXCEPTION 'mailroom: the field % of data is neither text nor a number', quote_literal(name)
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        IF value #>> '{}' ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+            RAISE EXCEPTION 'mailroom: the field % of data has a control character', quote_literal(name)
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        said := said || name;
+    END LOOP;
+    IF NOT rule.fields <@ coalesce(said, '{}') THEN
+        RAISE EXCEPTION 'mailroom: data of the action % lacks the field %', NEW.action,
+            (SELECT quote_literal(f) FROM unnest(rule.fields) f WHERE f <> ALL (coalesce(said, '{}')) LIMIT 1)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    NEW.expires_at := coalesce(NEW.expires_at, coalesce(NEW.send_at, statement_timestamp()) + rule.lifetime);
+    IF NEW.lane IS NULL THEN
+        -- Counts the rows of a statement, whatever inserts them.
+        name := extract(epoch FROM statement_timestamp())::text;
+        said := string_to_array(current_setting('mailroom.inserted', true), ' ');
+        inserted := CASE WHEN said[1] = name THEN said[2]::integer ELSE 0 END + 1;
+        PERFORM set_config('mailroom.inserted', name || ' ' || inserted, true);
+        NEW.lane := CASE WHEN inserted > import_rows THEN 'bulk' ELSE rule.lane END;
+    END IF;
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION mailroom.prepare_token IS
+    'Completes a new token from its account and its action, and refuses one that could not be mailed: without an '
+    'address, or with data that does not fit the action.';
+
+CREATE TRIGGER tokens_prepare BEFORE INSERT ON public.tokens
+    FOR EACH ROW EXECUTE FUNCTION mailroom.prepare_token();
+
+CREATE FUNCTION mailroom.send(action text, recipient text DEFAULT NULL, account bigint DEFAULT NULL,
+                              subject text DEFAULT NULL, login text DEFAULT NULL, locale text DEFAULT NULL,
+                              data jsonb DEFAULT NULL, send_at timestamptz DEFAULT NULL, key text DEFAULT NULL,
+                              lane text DEFAULT NULL)
+RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_column
+DECLARE
+    token bigint;
+BEGIN
+    -- A repeated send waits for the transaction of the first one. If that is undone, this one inserts the token.
+    LOOP
+        INSERT INTO public.tokens AS t (action, email, account, subject, login, locale, data, send_at, key, lane)
+        VALUES (send.action::public.token_action, send.recipient, send.account, send.subject, send.login,
+                send.locale, send.data, send.send_at, send.key, send.lane::mailroom.lane)
+        ON CONFLICT (action, key) WHERE key IS NOT NULL DO NOTHING
+        RETURNING t.id INTO token;
+        IF NOT FOUND THEN
+            SELECT t.id INTO token FROM public.tokens t
+            WHERE t.action::text = send.action AND t.key = send.key;
+        END IF;
+        IF FOUND THEN
+            RETURN token;
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION mailroom.send IS
+    'Requests a mail and returns the id of its token. It is for an account, or for anybody: recipient is the address, '
+    'which for an account may differ from its own. A repeated call with the same action and key returns the first '
+    'token and requests nothing.';
+
+-- One insert for the whole statement, so that the notification carries the whole number, and an import is known
+-- by its size.
 CREATE FUNCTION mailroom.issue_activation() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    import_rows CONSTANT integer := 50;
 BEGIN
-    INSERT INTO public.tokens (action, account)
-    SELECT 'activation', a.id FROM inserted a WHERE a.status = 'provisioned' ORDER BY a.id;
+    INSERT INTO public.tokens (action, account, email, login, locale, lane)
+    SELECT k.action, a.id, a.email, a.login, a.locale,
+           CASE WHEN a.all_rows > import_rows THEN 'bulk' ELSE k.lane END
+    FROM mailroom.actions k,
+         (SELECT i.*, count(*) OVER () AS all_rows FROM inserted i WHERE i.status = 'provisioned') a
+    WHERE k.activates ORDER BY a.id;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.issue_activation IS
-    'Creates the activation token of each inserted account that is provisioned.';
+    'Creates the activation token of each inserted account that is provisioned. More than 50 at once are bulk.';
 
 CREATE TRIGGER accounts_issue_activation AFTER INSERT ON public.accounts
     REFERENCING NEW TABLE AS inserted
@@ -197,96 +436,184 @@ DECLARE
 BEGIN
     PERFORM FROM public.accounts a WHERE a.id = NEW.id FOR UPDATE;
     now := clock_timestamp();
+    -- A notice tells what happened, and goes to the address that it was written for.
     WITH ended AS (
         UPDATE public.tokens t SET expires_at = now, address_changed_at = now
+        FROM mailroom.actions k
         WHERE t.account = NEW.id AND t.consumed_at IS NULL AND t.expires_at > now
-        RETURNING t.action)
-    SELECT bool_or(e.action = 'activation') INTO pending FROM ended e;
+          AND k.action = t.action AND (k.has_link OR k.needs_code)
+        RETURNING k.activates)
+    SELECT bool_or(e.activates) INTO pending FROM ended e;
     IF pending AND NEW.status = 'provisioned' THEN
-        INSERT INTO public.tokens (action, account) VALUES ('activation', NEW.id);
+        INSERT INTO public.tokens (action, account)
+        SELECT k.action, NEW.id FROM mailroom.actions k WHERE k.activates;
     END IF;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_address_change IS
-    'Ends the open tokens of an account whose address changed. A provisioned account that had an open activation '
-    'token gets a new one, which goes to the new address.';
+    'Ends the open tokens of an account whose address changed, except notices. A provisioned account that had an open '
+    'activation token gets a new one, which goes to the new address.';
 
 CREATE TRIGGER accounts_after_address_change AFTER UPDATE ON public.accounts
     FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email) EXECUTE FUNCTION mailroom.after_address_change();
 
--- The cursor would never find a row that carries a txid from the past. This trigger runs with the
--- search_path of the user that inserts, so its body names its schemas.
-CREATE FUNCTION mailroom.stamp() RETURNS trigger
-LANGUAGE plpgsql AS $$
+-- An address that changed while the account was suspended ended its activation token, and a suspended account gets
+-- no other one.
+CREATE FUNCTION mailroom.after_suspension() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
-    NEW.txid := pg_catalog.pg_current_xact_id();
-    RETURN NEW;
+    INSERT INTO public.tokens (action, account)
+    SELECT k.action, NEW.id FROM mailroom.actions k
+    WHERE k.activates
+      AND EXISTS (SELECT FROM public.tokens t
+                  WHERE t.account = NEW.id AND t.action = k.action AND t.address_changed_at > OLD.suspended_at)
+      AND NOT EXISTS (SELECT FROM public.tokens t
+                      WHERE t.account = NEW.id AND t.action = k.action
+                        AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp());
+    RETURN NULL;
 END $$;
-COMMENT ON FUNCTION mailroom.stamp IS
-    'Gives a row that carries another transaction''s txid, such as a data-only restore inserts, the txid of '
-    'the current one.';
+COMMENT ON FUNCTION mailroom.after_suspension IS
+    'Creates a new activation token for an account that is provisioned again, and whose address changed while it was '
+    'suspended.';
 
-CREATE TRIGGER tokens_stamp BEFORE INSERT ON public.tokens
-    FOR EACH ROW WHEN (NEW.txid IS DISTINCT FROM pg_current_xact_id()) EXECUTE FUNCTION mailroom.stamp();
+CREATE TRIGGER accounts_after_suspension AFTER UPDATE ON public.accounts
+    FOR EACH ROW WHEN (OLD.status = 'suspended' AND NEW.status = 'provisioned')
+    EXECUTE FUNCTION mailroom.after_suspension();
 
--- Consuming a token, for an application that has verified its signature.
+-- Consuming a token, for an application that has verified its signature, or a code alone.
 
--- It locks the account's row first. So of two siblings consumed at once only one succeeds, and a suspension
--- comes either before, and is seen, or after.
-CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
-RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint)
+CREATE FUNCTION mailroom.siblings(p_action text, p_account bigint, p_email text, p_subject text)
+RETURNS SETOF public.tokens
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    IF p_account IS NOT NULL THEN
+        RETURN QUERY SELECT t.* FROM public.tokens t WHERE t.account = p_account AND t.action::text = p_action;
+    ELSE
+        RETURN QUERY SELECT t.* FROM public.tokens t
+                     WHERE lower(t.email) = lower(p_email) AND t.account IS NULL
+                       AND t.subject IS NOT DISTINCT FROM p_subject AND t.action::text = p_action;
+    END IF;
+END $$;
+COMMENT ON FUNCTION mailroom.siblings IS
+    'Returns the tokens of one action and one recipient: of an account, or, without one, of an address and a subject.';
+
+-- Of two siblings consumed at once only one succeeds, and a suspension comes either before, and is seen, or after.
+CREATE FUNCTION mailroom.lock_recipient(p_account bigint, p_action text, p_email text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    IF p_account IS NOT NULL THEN
+        PERFORM FROM public.accounts a WHERE a.id = p_account FOR NO KEY UPDATE;
+    ELSE
+        PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.consume ' || p_action || ' ' || lower(p_email), 0));
+    END IF;
+END $$;
+COMMENT ON FUNCTION mailroom.lock_recipient IS
+    'Locks the recipient of a token until the transaction ends: the account, or an address without one.';
+
+CREATE FUNCTION mailroom.consume_locked(p_token bigint, p_code text)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
-    owner   public.accounts;
-    rule    mailroom.actions;
-    refused public.tokens;
+    status public.account_status;
+    rule   mailroom.actions;
+    named  public.tokens;
 BEGIN
-    SELECT a.* INTO owner FROM public.accounts a
-    WHERE a.id = (SELECT t.account FROM public.tokens t
-                  WHERE t.secret = p_secret AND t.action::text = p_action)
-    FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RETURN QUERY SELECT 'unknown', NULL::bigint, NULL::integer, NULL::bigint;
-        RETURN;
-    END IF;
-    SELECT * INTO rule FROM mailroom.actions k WHERE k.action::text = p_action;
-
-    UPDATE public.tokens t SET consumed_at = clock_timestamp()
-    WHERE t.secret = p_secret AND t.action = rule.action
-      AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp() AND t.wrong_codes < 5
-      AND owner.status = rule.account_status
-      AND (NOT rule.needs_code OR t.code = p_code)
-    RETURNING t.id INTO token;
-    IF FOUND THEN
-        RETURN QUERY SELECT 'consumed', owner.id, NULL::integer, token;
-        RETURN;
-    END IF;
-
-    SELECT * INTO refused FROM public.tokens t WHERE t.secret = p_secret;
+    SELECT * INTO named FROM public.tokens t WHERE t.id = p_token;
+    SELECT * INTO rule FROM mailroom.actions k WHERE k.action = named.action;
+    SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
     outcome := CASE
-        WHEN refused.consumed_at IS NOT NULL THEN 'used'
-        WHEN refused.wrong_codes >= 5 THEN 'exhausted'
-        WHEN refused.expires_at <= clock_timestamp() THEN 'expired'
-        WHEN owner.status = 'suspended' THEN 'suspended'
-        WHEN owner.status <> rule.account_status THEN 'ineligible'
-        ELSE 'wrong_code' END;
-    IF outcome = 'wrong_code' THEN
-        UPDATE public.tokens t SET wrong_codes = t.wrong_codes + 1 WHERE t.id = refused.id
+        WHEN named.id IS NULL OR NOT (rule.has_link OR rule.needs_code) THEN 'unknown'
+        WHEN named.consumed_at IS NOT NULL THEN 'used'
+        WHEN named.wrong_codes >= 5 THEN 'exhausted'
+        WHEN named.expires_at <= clock_timestamp() THEN 'expired'
+        WHEN named.account IS NOT NULL AND status = 'suspended' THEN 'suspended'
+        WHEN named.account IS NOT NULL AND status <> rule.account_status THEN 'ineligible'
+        WHEN rule.needs_code AND named.code IS DISTINCT FROM p_code THEN 'wrong_code'
+        ELSE 'consumed' END;
+    IF outcome = 'unknown' THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    account := named.account;
+    token := named.id;
+    IF outcome = 'consumed' THEN
+        -- The row may be locked by a transaction that ends it.
+        UPDATE public.tokens t SET consumed_at = clock_timestamp()
+        WHERE t.id = named.id AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp() AND t.wrong_codes < 5;
+        IF FOUND THEN
+            subject := named.subject;
+            email := named.email;
+            data := named.data;
+        ELSE
+            outcome := 'expired';
+        END IF;
+    ELSIF outcome = 'wrong_code' THEN
+        UPDATE public.tokens t SET wrong_codes = t.wrong_codes + 1 WHERE t.id = named.id AND t.wrong_codes < 5
         RETURNING 5 - t.wrong_codes INTO codes_left;
-        IF codes_left = 0 THEN
+        IF coalesce(codes_left, 0) = 0 THEN
+            codes_left := 0;
             outcome := 'exhausted';
         END IF;
     END IF;
-    account := owner.id;
-    token := refused.id;
     RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION mailroom.consume_locked IS 'Consumes a token whose recipient the transaction has locked.';
+
+CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_column
+DECLARE
+    named public.tokens;
+BEGIN
+    SELECT * INTO named FROM public.tokens t WHERE t.secret = p_secret AND t.action::text = p_action;
+    IF FOUND THEN
+        PERFORM mailroom.lock_recipient(named.account, p_action, named.email);
+    END IF;
+    RETURN QUERY SELECT * FROM mailroom.consume_locked(named.id, p_code);
 END $$;
 COMMENT ON FUNCTION mailroom.consume IS
     'Consumes a token whose signature was verified and returns the outcome: consumed, unknown, used (consumed '
     'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), '
     'suspended, ineligible (the account''s status does not fit the action), wrong_code. A wrong code is counted: '
-    'commit the transaction.';
+    'commit the transaction. subject, email and data are the token''s, if it was consumed. The token of a notice is '
+    'unknown.';
+
+-- Wrong codes for all open tokens of a recipient count together, so that a new request grants no further tries.
+CREATE FUNCTION mailroom.consume_code(p_action text, p_code text, p_account bigint DEFAULT NULL,
+                                      p_email text DEFAULT NULL, p_subject text DEFAULT NULL)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_column
+DECLARE
+    newest bigint;
+    others bigint;
+BEGIN
+    IF num_nonnulls(p_account, p_email) <> 1 THEN
+        RAISE EXCEPTION 'mailroom: a code is consumed for an account, or for an address and its subject'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM mailroom.lock_recipient(p_account, p_action, p_email);
+    SELECT max(s.id) INTO newest
+    FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
+    JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link;
+    SELECT coalesce(sum(s.wrong_codes), 0) INTO others
+    FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
+    WHERE s.id <> newest AND s.expires_at > clock_timestamp();
+    SELECT * INTO outcome, account, codes_left, token, subject, email, data
+    FROM mailroom.consume_locked(newest, CASE WHEN others < 5 THEN p_code END);
+    IF outcome = 'wrong_code' THEN
+        codes_left := greatest(codes_left - others, 0);
+        IF codes_left = 0 THEN
+            outcome := 'exhausted';
+        END IF;
+    END IF;
+    RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION mailroom.consume_code IS
+    'Consumes the newest token of an action whose mails have a code and no link, for an account, or for an address '
+    'and its subject. Returns what mailroom.consume does.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
@@ -296,19 +623,21 @@ COMMENT ON FUNCTION mailroom.consume IS
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
-    IF NEW.action = 'activation' THEN
+    IF EXISTS (SELECT FROM mailroom.actions k WHERE k.action = NEW.action AND k.activates) THEN
         UPDATE public.accounts SET status = 'active'
         WHERE id = NEW.account AND status = 'provisioned';
     END IF;
     UPDATE public.tokens SET expires_at = clock_timestamp()
     WHERE id IN (SELECT s.id FROM public.tokens s
-                 WHERE s.account = NEW.account AND s.action = NEW.action AND s.id <> NEW.id
-                   AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
+                 WHERE s.id IN (SELECT x.id FROM mailroom.siblings(NEW.action::text, NEW.account, NEW.email,
+                                                                   NEW.subject) x)
+                   AND s.id <> NEW.id AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
                  FOR NO KEY UPDATE SKIP LOCKED);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_consumption IS
-    'Activates the account whose activation token was consumed, and expires the token''s unconsumed siblings.';
+    'Activates the account whose token of the activating action was consumed, and expires the token''s unconsumed '
+    'siblings.';
 
 CREATE TRIGGER tokens_after_consumption AFTER UPDATE OF consumed_at ON public.tokens
     FOR EACH ROW WHEN (OLD.consumed_at IS NULL AND NEW.consumed_at IS NOT NULL)

@@ -353,14 +353,15 @@ BEGIN
                               WHERE d.token = p.id AND d.outcome = 'sent'
                                 AND mailroom.is_of(d.fingerprint, t.secret))
             ORDER BY p.n);
-        SELECT array_agg(ROW(t.id, t.action, a.email, a.login, t.secret, t.code, t.txid, false)::mailroom.message
+        SELECT array_agg(ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code, t.txid, false)::mailroom.message
                          ORDER BY p.n)
         INTO messages
         FROM unnest(unsettled) WITH ORDINALITY AS p (id, n)
         JOIN public.tokens t ON t.id = p.id
-        JOIN public.accounts a ON a.id = t.account
-        JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
-        WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+        JOIN mailroom.actions k ON k.action = t.action
+        LEFT JOIN public.accounts a ON a.id = t.account
+        WHERE mailroom.fits(t.account, a.status, k.account_status)
+          AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
         PERFORM mailroom.record_skipped(
             ARRAY(SELECT unnest(unsettled) EXCEPT ALL SELECT m.token FROM unnest(messages) m),
             due.generation + 1, p_worker);
@@ -408,14 +409,15 @@ BEGIN
                     after_id := -9223372036854775808;
                 END IF;
                 SELECT array_agg(s.message) INTO part FROM (
-                    SELECT ROW(t.id, t.action, a.email, a.login, t.secret, t.code, t.txid,
+                    SELECT ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code, t.txid,
                                t.expires_at <= clock_timestamp())::mailroom.message AS message
                     FROM public.tokens t
-                    JOIN public.accounts a ON a.id = t.account
-                    JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
+                    JOIN mailroom.actions k ON k.action = t.action
+                    LEFT JOIN public.accounts a ON a.id = t.account
                     WHERE (t.txid, t.id) > (after_txid, after_id) AND t.txid <= span.last
                       AND pg_visible_in_snapshot(t.txid, job.high)
                       AND t.consumed_at IS NULL AND t.expires_at > job.low_at
+                      AND mailroom.fits(t.account, a.status, k.account_status)
                     ORDER BY t.txid, t.id
                     LIMIT wanted - cardinality(messages)) s;
                 messages := messages || part;

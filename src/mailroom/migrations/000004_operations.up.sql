@@ -11,9 +11,10 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
         SELECT t.created_at
         FROM public.jobs j
         JOIN public.tokens t ON t.txid >= pg_snapshot_xmin(j.low)
-        JOIN public.accounts a ON a.id = t.account
-        JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
-        WHERE NOT pg_visible_in_snapshot(t.txid, j.low)
+        JOIN mailroom.actions k ON k.action = t.action
+        LEFT JOIN public.accounts a ON a.id = t.account
+        WHERE mailroom.fits(t.account, a.status, k.account_status)
+          AND NOT pg_visible_in_snapshot(t.txid, j.low)
           AND NOT (pg_visible_in_snapshot(t.txid, j.high)
                    AND (t.txid, t.id) <= (j.last_txid, j.last_seq))
           AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
@@ -103,9 +104,9 @@ BEGIN
     SELECT (SELECT count(*) FROM looked), (SELECT max(s.created_at) FROM looked s), count(*), min(p.created_at)
     INTO seen, newest, waiting, first
     FROM looked p
-    JOIN public.accounts a ON a.id = p.account
-    JOIN mailroom.actions k ON k.action = p.action AND k.account_status = a.status
-    WHERE p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
+    JOIN mailroom.actions k ON k.action = p.action
+    LEFT JOIN public.accounts a ON a.id = p.account
+    WHERE mailroom.fits(p.account, a.status, k.account_status) AND p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
     -- There may be more behind. If none of those seen may be mailed, the newest of them stands for the others.
     IF seen >= p_most THEN
         waiting := p_most;
@@ -121,9 +122,9 @@ BEGIN
     FROM (SELECT u.id FROM (SELECT l.tokens FROM mailroom.leases l ORDER BY l.id LIMIT p_most) l,
                            unnest(l.tokens) u (id) LIMIT p_most) h
     JOIN public.tokens t ON t.id = h.id
-    JOIN public.accounts a ON a.id = t.account
-    JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
-    WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+    JOIN mailroom.actions k ON k.action = t.action
+    LEFT JOIN public.accounts a ON a.id = t.account
+    WHERE mailroom.fits(t.account, a.status, k.account_status) AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
     oldest_unsettled := extract(epoch FROM clock_timestamp() - least(first, leased));
 
     is_paused := job.paused_at IS NOT NULL;
@@ -191,17 +192,20 @@ BEGIN
         IF owner IS NULL THEN
             SELECT a.id INTO owner FROM public.accounts a WHERE a.login = p_who;
         END IF;
-        IF owner IS NULL THEN
-            RETURN;
-        END IF;
-        wanted := ARRAY(SELECT t.id FROM public.tokens t WHERE t.account = owner
+        wanted := ARRAY(SELECT t.id FROM (SELECT x.id, x.created_at FROM public.tokens x WHERE x.account = owner
+                                          UNION SELECT x.id, x.created_at FROM public.tokens x
+                                          WHERE lower(x.email) = lower(p_who)
+                                          UNION SELECT x.id, x.created_at FROM public.tokens x
+                                          WHERE x.subject = p_who) t
                         ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit);
-        IF cardinality(wanted) = 0 THEN
+        IF cardinality(wanted) = 0 AND owner IS NULL THEN
+            RETURN;
+        ELSIF cardinality(wanted) = 0 THEN
             wanted := ARRAY[NULL::bigint];
         END IF;
     END IF;
     RETURN QUERY
-        SELECT w.id, t.action::text, a.email, a.login, a.status::text, a.status_changed_at,
+        SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text, a.status_changed_at,
                k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
                CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
                coalesce(NOT pg_visible_in_snapshot(t.txid, j.low)
@@ -210,7 +214,7 @@ BEGIN
                l.worker, l.generation, l.due_at, l.due_at <= clock_timestamp()
         FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
         LEFT JOIN public.tokens t ON t.id = w.id
-        LEFT JOIN public.accounts a ON a.id = coalesce(t.account, owner)
+        LEFT JOIN public.accounts a ON a.id = CASE WHEN t.id IS NULL THEN owner ELSE t.account END
         LEFT JOIN mailroom.actions k ON k.action = t.action
         LEFT JOIN public.jobs j ON true
         LEFT JOIN LATERAL (
@@ -219,8 +223,8 @@ BEGIN
         ORDER BY w.n;
 END $$;
 COMMENT ON FUNCTION mailroom.tokens_of IS
-    'Returns an account''s last p_limit tokens, newest first, by its address in any case or by its login; or one '
-    'token by its id: with all that decides about their mail. waits means that no claim has reached it. An '
+    'Returns the last p_limit tokens of a person, newest first: by address in any case, by the account''s login, or by '
+    'subject; or one token by its id: with all that decides about their mail. waits means that no claim has reached it. An '
     'account without tokens is a row whose token is NULL. A deleted token that is still in the ledger or in a '
     'lease has no action. A token that never expires has no expires_at.';
 
@@ -265,7 +269,7 @@ RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz,
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, a.email, d.at,
+    SELECT d.id, d.token, t.action::text, t.email, d.at,
            (SELECT count(*) FROM mailroom.deliveries e
             WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
               AND e.result NOT IN ('', 'by hand')),
@@ -273,7 +277,6 @@ SET jit = off AS $$
            extract(epoch FROM nullif(t.expires_at, 'infinity') - clock_timestamp())::double precision
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token
-    LEFT JOIN public.accounts a ON a.id = t.account
     WHERE d.outcome = 'rejected' AND mailroom.is_of(d.fingerprint, t.secret)
       AND (d.at, d.id) < (p_before_at, p_before_id)
       AND d.at > coalesce(statement_timestamp() - p_since, '-infinity')
@@ -361,24 +364,28 @@ BEGIN
             SELECT * INTO expired FROM public.tokens t WHERE t.id = token;
             -- A locked account is skipped: waiting for many accounts, one after the other, could deadlock.
             SELECT * INTO owner FROM public.accounts a WHERE a.id = expired.account FOR NO KEY UPDATE SKIP LOCKED;
-            IF NOT FOUND THEN
+            IF NOT FOUND AND expired.account IS NOT NULL THEN
                 outcome := 'busy';
             ELSIF owner.status = 'suspended' THEN
                 outcome := 'suspended';
             ELSIF NOT EXISTS (SELECT FROM mailroom.actions k
-                              WHERE k.action = expired.action AND k.account_status = owner.status) THEN
+                              WHERE k.action = expired.action
+                                AND mailroom.fits(expired.account, owner.status, k.account_status)) THEN
                 outcome := 'ineligible';
-            ELSIF EXISTS (SELECT FROM public.tokens s WHERE s.account = owner.id AND s.action = expired.action
-                          AND s.consumed_at >= expired.created_at) THEN
+            ELSIF EXISTS (SELECT FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
+                                                        expired.subject) s
+                          WHERE s.consumed_at >= expired.created_at) THEN
                 outcome := 'superseded';
             ELSE
-                SELECT s.id INTO other FROM public.tokens s
-                WHERE s.account = owner.id AND s.action = expired.action
-                  AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
+                SELECT s.id INTO other FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
+                                                              expired.subject) s
+                WHERE s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
                 ORDER BY s.id DESC LIMIT 1;
                 outcome := 'valid';
                 IF NOT FOUND THEN
-                    INSERT INTO public.tokens (action, account) VALUES (expired.action, owner.id)
+                    INSERT INTO public.tokens (action, account, subject, email, login, locale, data)
+                    VALUES (expired.action, expired.account, expired.subject, expired.email, expired.login,
+                            expired.locale, expired.data)
                     RETURNING id INTO other;
                     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, detail, worker)
                     VALUES (token, mailroom.rejected_as(token), 0, 'skipped', 'by hand',
@@ -471,11 +478,10 @@ RETURNS TABLE (id bigint, token bigint, action text, email text, login text, att
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, a.email, a.login, d.attempt, d.outcome,
+    SELECT d.id, d.token, t.action::text, t.email, t.login, d.attempt, d.outcome,
            d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
-    LEFT JOIN public.accounts a ON a.id = t.account
     WHERE d.id < p_before AND d.id >= p_before - p_look
       AND (p_outcome IS NULL OR d.outcome = p_outcome)
     ORDER BY d.id DESC LIMIT p_limit

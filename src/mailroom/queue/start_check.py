@@ -48,6 +48,7 @@ CALLED: Final = (
     "request_sleep",
     "schema_version",
     "misplaced_tokens",
+    "known_actions",
 )
 VERSION: Final = "SELECT mailroom.schema_version()"
 # Behind a pooler the search_path is the user's, so these name the schema of all that they use.

@@ -1,8 +1,8 @@
 -- Accounts: the application's users, and what happens when their status changes.
 --
 -- An application writes one statement, INSERT INTO accounts (email, login) VALUES (...), and the activation
--- token appears in the same transaction. Password recovery is one more:
--- INSERT INTO tokens (action, account) VALUES ('password_recovery', ...).
+-- token appears in the same transaction. Any other mail is one more:
+-- SELECT mailroom.send('password_recovery', account => 42).
 
 -- Each function with its owner's rights sets row_security = off, except after_consumption, which says why. Where
 -- row-level security would hide rows from the owner, it fails: it must not take a hidden account for a missing
@@ -20,6 +20,7 @@ CREATE TABLE public.accounts (
     email             text NOT NULL,
     login             text NOT NULL,
     status            public.account_status NOT NULL DEFAULT 'provisioned',
+    locale            text,
     created_at        timestamptz NOT NULL DEFAULT statement_timestamp(),
     status_changed_at timestamptz,
     activated_at      timestamptz,
@@ -29,7 +30,9 @@ CREATE TABLE public.accounts (
     CONSTRAINT accounts_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]'),
     CONSTRAINT accounts_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$'),
     CONSTRAINT accounts_login_length     CHECK (char_length(login) BETWEEN 1 AND 254),
-    CONSTRAINT accounts_login_printable  CHECK (login !~ '[\u0001-\u001f\u007f-\u009f]')
+    CONSTRAINT accounts_login_printable  CHECK (login !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT accounts_locale_tag       CHECK (locale ~ '^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$'),
+    CONSTRAINT accounts_locale_length    CHECK (char_length(locale) <= 35)
 );
 CREATE UNIQUE INDEX accounts_email_key ON public.accounts (lower(email));
 CREATE UNIQUE INDEX accounts_login_key ON public.accounts (login);
@@ -44,6 +47,8 @@ COMMENT ON COLUMN public.accounts.login IS 'The user''s name, which templates ma
 COMMENT ON COLUMN public.accounts.status IS
     'provisioned until the activation token is consumed, then active. A suspended account gets no mail; '
     'leaving suspended restores the status before it.';
+COMMENT ON COLUMN public.accounts.locale IS
+    'The language of the user''s mails as a BCP 47 tag, such as de or pt-BR; NULL for the templates'' own.';
 COMMENT ON COLUMN public.accounts.created_at IS 'When the account was inserted.';
 COMMENT ON COLUMN public.accounts.status_changed_at IS 'When the status last changed. A trigger sets it.';
 COMMENT ON COLUMN public.accounts.activated_at IS 'When the account first became active. A trigger sets it.';

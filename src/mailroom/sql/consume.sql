@@ -1,61 +1,137 @@
--- Consuming a token, for an application that has verified its signature.
+-- Consuming a token, for an application that has verified its signature, or a code alone.
 
--- It locks the account's row first. So of two siblings consumed at once only one succeeds, and a suspension
--- comes either before, and is seen, or after.
-CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
-RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint)
+CREATE FUNCTION mailroom.siblings(p_action text, p_account bigint, p_email text, p_subject text)
+RETURNS SETOF public.tokens
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    IF p_account IS NOT NULL THEN
+        RETURN QUERY SELECT t.* FROM public.tokens t WHERE t.account = p_account AND t.action::text = p_action;
+    ELSE
+        RETURN QUERY SELECT t.* FROM public.tokens t
+                     WHERE lower(t.email) = lower(p_email) AND t.account IS NULL
+                       AND t.subject IS NOT DISTINCT FROM p_subject AND t.action::text = p_action;
+    END IF;
+END $$;
+COMMENT ON FUNCTION mailroom.siblings IS
+    'Returns the tokens of one action and one recipient: of an account, or, without one, of an address and a subject.';
+
+-- Of two siblings consumed at once only one succeeds, and a suspension comes either before, and is seen, or after.
+CREATE FUNCTION mailroom.lock_recipient(p_account bigint, p_action text, p_email text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    IF p_account IS NOT NULL THEN
+        PERFORM FROM public.accounts a WHERE a.id = p_account FOR NO KEY UPDATE;
+    ELSE
+        PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.consume ' || p_action || ' ' || lower(p_email), 0));
+    END IF;
+END $$;
+COMMENT ON FUNCTION mailroom.lock_recipient IS
+    'Locks the recipient of a token until the transaction ends: the account, or an address without one.';
+
+CREATE FUNCTION mailroom.consume_locked(p_token bigint, p_code text)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
-    owner   public.accounts;
-    rule    mailroom.actions;
-    refused public.tokens;
+    status public.account_status;
+    rule   mailroom.actions;
+    named  public.tokens;
 BEGIN
-    SELECT a.* INTO owner FROM public.accounts a
-    WHERE a.id = (SELECT t.account FROM public.tokens t
-                  WHERE t.secret = p_secret AND t.action::text = p_action)
-    FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RETURN QUERY SELECT 'unknown', NULL::bigint, NULL::integer, NULL::bigint;
-        RETURN;
-    END IF;
-    SELECT * INTO rule FROM mailroom.actions k WHERE k.action::text = p_action;
-
-    UPDATE public.tokens t SET consumed_at = clock_timestamp()
-    WHERE t.secret = p_secret AND t.action = rule.action
-      AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp() AND t.wrong_codes < 5
-      AND owner.status = rule.account_status
-      AND (NOT rule.needs_code OR t.code = p_code)
-    RETURNING t.id INTO token;
-    IF FOUND THEN
-        RETURN QUERY SELECT 'consumed', owner.id, NULL::integer, token;
-        RETURN;
-    END IF;
-
-    SELECT * INTO refused FROM public.tokens t WHERE t.secret = p_secret;
+    SELECT * INTO named FROM public.tokens t WHERE t.id = p_token;
+    SELECT * INTO rule FROM mailroom.actions k WHERE k.action = named.action;
+    SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
     outcome := CASE
-        WHEN refused.consumed_at IS NOT NULL THEN 'used'
-        WHEN refused.wrong_codes >= 5 THEN 'exhausted'
-        WHEN refused.expires_at <= clock_timestamp() THEN 'expired'
-        WHEN owner.status = 'suspended' THEN 'suspended'
-        WHEN owner.status <> rule.account_status THEN 'ineligible'
-        ELSE 'wrong_code' END;
-    IF outcome = 'wrong_code' THEN
-        UPDATE public.tokens t SET wrong_codes = t.wrong_codes + 1 WHERE t.id = refused.id
+        WHEN named.id IS NULL OR NOT (rule.has_link OR rule.needs_code) THEN 'unknown'
+        WHEN named.consumed_at IS NOT NULL THEN 'used'
+        WHEN named.wrong_codes >= 5 THEN 'exhausted'
+        WHEN named.expires_at <= clock_timestamp() THEN 'expired'
+        WHEN named.account IS NOT NULL AND status = 'suspended' THEN 'suspended'
+        WHEN named.account IS NOT NULL AND status <> rule.account_status THEN 'ineligible'
+        WHEN rule.needs_code AND named.code IS DISTINCT FROM p_code THEN 'wrong_code'
+        ELSE 'consumed' END;
+    IF outcome = 'unknown' THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    account := named.account;
+    token := named.id;
+    IF outcome = 'consumed' THEN
+        -- The row may be locked by a transaction that ends it.
+        UPDATE public.tokens t SET consumed_at = clock_timestamp()
+        WHERE t.id = named.id AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp() AND t.wrong_codes < 5;
+        IF FOUND THEN
+            subject := named.subject;
+            email := named.email;
+            data := named.data;
+        ELSE
+            outcome := 'expired';
+        END IF;
+    ELSIF outcome = 'wrong_code' THEN
+        UPDATE public.tokens t SET wrong_codes = t.wrong_codes + 1 WHERE t.id = named.id AND t.wrong_codes < 5
         RETURNING 5 - t.wrong_codes INTO codes_left;
-        IF codes_left = 0 THEN
+        IF coalesce(codes_left, 0) = 0 THEN
+            codes_left := 0;
             outcome := 'exhausted';
         END IF;
     END IF;
-    account := owner.id;
-    token := refused.id;
     RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION mailroom.consume_locked IS 'Consumes a token whose recipient the transaction has locked.';
+
+CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_column
+DECLARE
+    named public.tokens;
+BEGIN
+    SELECT * INTO named FROM public.tokens t WHERE t.secret = p_secret AND t.action::text = p_action;
+    IF FOUND THEN
+        PERFORM mailroom.lock_recipient(named.account, p_action, named.email);
+    END IF;
+    RETURN QUERY SELECT * FROM mailroom.consume_locked(named.id, p_code);
 END $$;
 COMMENT ON FUNCTION mailroom.consume IS
     'Consumes a token whose signature was verified and returns the outcome: consumed, unknown, used (consumed '
     'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), '
     'suspended, ineligible (the account''s status does not fit the action), wrong_code. A wrong code is counted: '
-    'commit the transaction.';
+    'commit the transaction. subject, email and data are the token''s, if it was consumed. The token of a notice is '
+    'unknown.';
+
+-- Wrong codes for all open tokens of a recipient count together, so that a new request grants no further tries.
+CREATE FUNCTION mailroom.consume_code(p_action text, p_code text, p_account bigint DEFAULT NULL,
+                                      p_email text DEFAULT NULL, p_subject text DEFAULT NULL)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_column
+DECLARE
+    newest bigint;
+    others bigint;
+BEGIN
+    IF num_nonnulls(p_account, p_email) <> 1 THEN
+        RAISE EXCEPTION 'mailroom: a code is consumed for an account, or for an address and its subject'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM mailroom.lock_recipient(p_account, p_action, p_email);
+    SELECT max(s.id) INTO newest
+    FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
+    JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link;
+    SELECT coalesce(sum(s.wrong_codes), 0) INTO others
+    FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
+    WHERE s.id <> newest AND s.expires_at > clock_timestamp();
+    SELECT * INTO outcome, account, codes_left, token, subject, email, data
+    FROM mailroom.consume_locked(newest, CASE WHEN others < 5 THEN p_code END);
+    IF outcome = 'wrong_code' THEN
+        codes_left := greatest(codes_left - others, 0);
+        IF codes_left = 0 THEN
+            outcome := 'exhausted';
+        END IF;
+    END IF;
+    RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION mailroom.consume_code IS
+    'Consumes the newest token of an action whose mails have a code and no link, for an account, or for an address '
+    'and its subject. Returns what mailroom.consume does.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
@@ -65,19 +141,21 @@ COMMENT ON FUNCTION mailroom.consume IS
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
-    IF NEW.action = 'activation' THEN
+    IF EXISTS (SELECT FROM mailroom.actions k WHERE k.action = NEW.action AND k.activates) THEN
         UPDATE public.accounts SET status = 'active'
         WHERE id = NEW.account AND status = 'provisioned';
     END IF;
     UPDATE public.tokens SET expires_at = clock_timestamp()
     WHERE id IN (SELECT s.id FROM public.tokens s
-                 WHERE s.account = NEW.account AND s.action = NEW.action AND s.id <> NEW.id
-                   AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
+                 WHERE s.id IN (SELECT x.id FROM mailroom.siblings(NEW.action::text, NEW.account, NEW.email,
+                                                                   NEW.subject) x)
+                   AND s.id <> NEW.id AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
                  FOR NO KEY UPDATE SKIP LOCKED);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_consumption IS
-    'Activates the account whose activation token was consumed, and expires the token''s unconsumed siblings.';
+    'Activates the account whose token of the activating action was consumed, and expires the token''s unconsumed '
+    'siblings.';
 
 CREATE TRIGGER tokens_after_consumption AFTER UPDATE OF consumed_at ON public.tokens
     FOR EACH ROW WHEN (OLD.consumed_at IS NULL AND NEW.consumed_at IS NOT NULL)

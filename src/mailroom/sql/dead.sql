@@ -26,7 +26,7 @@ RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz,
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, a.email, d.at,
+    SELECT d.id, d.token, t.action::text, t.email, d.at,
            (SELECT count(*) FROM mailroom.deliveries e
             WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
               AND e.result NOT IN ('', 'by hand')),
@@ -34,7 +34,6 @@ SET jit = off AS $$
            extract(epoch FROM nullif(t.expires_at, 'infinity') - clock_timestamp())::double precision
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token
-    LEFT JOIN public.accounts a ON a.id = t.account
     WHERE d.outcome = 'rejected' AND mailroom.is_of(d.fingerprint, t.secret)
       AND (d.at, d.id) < (p_before_at, p_before_id)
       AND d.at > coalesce(statement_timestamp() - p_since, '-infinity')
@@ -122,24 +121,28 @@ BEGIN
             SELECT * INTO expired FROM public.tokens t WHERE t.id = token;
             -- A locked account is skipped: waiting for many accounts, one after the other, could deadlock.
             SELECT * INTO owner FROM public.accounts a WHERE a.id = expired.account FOR NO KEY UPDATE SKIP LOCKED;
-            IF NOT FOUND THEN
+            IF NOT FOUND AND expired.account IS NOT NULL THEN
                 outcome := 'busy';
             ELSIF owner.status = 'suspended' THEN
                 outcome := 'suspended';
             ELSIF NOT EXISTS (SELECT FROM mailroom.actions k
-                              WHERE k.action = expired.action AND k.account_status = owner.status) THEN
+                              WHERE k.action = expired.action
+                                AND mailroom.fits(expired.account, owner.status, k.account_status)) THEN
                 outcome := 'ineligible';
-            ELSIF EXISTS (SELECT FROM public.tokens s WHERE s.account = owner.id AND s.action = expired.action
-                          AND s.consumed_at >= expired.created_at) THEN
+            ELSIF EXISTS (SELECT FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
+                                                        expired.subject) s
+                          WHERE s.consumed_at >= expired.created_at) THEN
                 outcome := 'superseded';
             ELSE
-                SELECT s.id INTO other FROM public.tokens s
-                WHERE s.account = owner.id AND s.action = expired.action
-                  AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
+                SELECT s.id INTO other FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
+                                                              expired.subject) s
+                WHERE s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
                 ORDER BY s.id DESC LIMIT 1;
                 outcome := 'valid';
                 IF NOT FOUND THEN
-                    INSERT INTO public.tokens (action, account) VALUES (expired.action, owner.id)
+                    INSERT INTO public.tokens (action, account, subject, email, login, locale, data)
+                    VALUES (expired.action, expired.account, expired.subject, expired.email, expired.login,
+                            expired.locale, expired.data)
                     RETURNING id INTO other;
                     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, detail, worker)
                     VALUES (token, mailroom.rejected_as(token), 0, 'skipped', 'by hand',

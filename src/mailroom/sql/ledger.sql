@@ -79,13 +79,12 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
         WHEN t.consumed_at IS NOT NULL THEN 'consumed'
         WHEN t.address_changed_at IS NOT NULL THEN 'address changed'
         WHEN t.expires_at <= clock_timestamp() AND EXISTS (
-            SELECT FROM public.tokens s
-            WHERE s.account = t.account AND s.action = t.action AND s.id <> t.id
-              AND s.consumed_at BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
+            SELECT FROM mailroom.siblings(t.action::text, t.account, t.email, t.subject) s
+            WHERE s.id <> t.id AND s.consumed_at BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
             THEN 'superseded'
         WHEN t.expires_at <= clock_timestamp() THEN 'expired'
         WHEN a.status = 'suspended' THEN 'suspended'
-        WHEN k.account_status IS DISTINCT FROM a.status THEN 'ineligible'
+        WHEN k.action IS NULL OR NOT mailroom.fits(t.account, a.status, k.account_status) THEN 'ineligible'
     END
     FROM (SELECT p_token AS id) p
     LEFT JOIN public.tokens t ON t.id = p.id

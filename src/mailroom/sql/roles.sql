@@ -17,8 +17,8 @@ DECLARE
     called CONSTANT jsonb := '{
         "mailroom_worker": ["schema_version", "claim", "settle", "renew", "release", "record", "reserve",
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
-                            "request_sleep", "paused", "recent_workers", "misplaced_tokens"],
-        "mailroom_app":    ["consume", "random_secret", "random_code"],
+                            "request_sleep", "paused", "recent_workers", "misplaced_tokens", "known_actions"],
+        "mailroom_app":    ["send", "consume", "consume_code", "random_secret", "random_code"],
         "mailroom_oncall": ["overview", "paused", "recent_workers", "tokens_of", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
                             "traffic", "ledger_ends", "recent_deliveries", "pulse",
@@ -84,9 +84,11 @@ END $$;
 
 -- The application owns its users: it may read them all, and change the columns that no trigger sets. Grant what
 -- yours needs besides, such as DELETE on accounts.
-GRANT SELECT, INSERT (email, login, status), UPDATE (email, login, status) ON public.accounts TO mailroom_app;
+GRANT SELECT, INSERT (email, login, status, locale), UPDATE (email, login, status, locale)
+    ON public.accounts TO mailroom_app;
 -- The database sets a token's secret, code and times. Only the mail may carry the secret.
-GRANT INSERT (action, account), SELECT (id, action, account, created_at, expires_at, consumed_at)
+GRANT INSERT (action, account, subject, email, login, locale, data, key, lane, send_at),
+      SELECT (id, action, account, subject, email, key, lane, send_at, created_at, expires_at, consumed_at)
     ON public.tokens TO mailroom_app;
 
 COMMIT;

@@ -9,9 +9,10 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
         SELECT t.created_at
         FROM public.jobs j
         JOIN public.tokens t ON t.txid >= pg_snapshot_xmin(j.low)
-        JOIN public.accounts a ON a.id = t.account
-        JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
-        WHERE NOT pg_visible_in_snapshot(t.txid, j.low)
+        JOIN mailroom.actions k ON k.action = t.action
+        LEFT JOIN public.accounts a ON a.id = t.account
+        WHERE mailroom.fits(t.account, a.status, k.account_status)
+          AND NOT pg_visible_in_snapshot(t.txid, j.low)
           AND NOT (pg_visible_in_snapshot(t.txid, j.high)
                    AND (t.txid, t.id) <= (j.last_txid, j.last_seq))
           AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
@@ -101,9 +102,9 @@ BEGIN
     SELECT (SELECT count(*) FROM looked), (SELECT max(s.created_at) FROM looked s), count(*), min(p.created_at)
     INTO seen, newest, waiting, first
     FROM looked p
-    JOIN public.accounts a ON a.id = p.account
-    JOIN mailroom.actions k ON k.action = p.action AND k.account_status = a.status
-    WHERE p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
+    JOIN mailroom.actions k ON k.action = p.action
+    LEFT JOIN public.accounts a ON a.id = p.account
+    WHERE mailroom.fits(p.account, a.status, k.account_status) AND p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
     -- There may be more behind. If none of those seen may be mailed, the newest of them stands for the others.
     IF seen >= p_most THEN
         waiting := p_most;
@@ -119,9 +120,9 @@ BEGIN
     FROM (SELECT u.id FROM (SELECT l.tokens FROM mailroom.leases l ORDER BY l.id LIMIT p_most) l,
                            unnest(l.tokens) u (id) LIMIT p_most) h
     JOIN public.tokens t ON t.id = h.id
-    JOIN public.accounts a ON a.id = t.account
-    JOIN mailroom.actions k ON k.action = t.action AND k.account_status = a.status
-    WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+    JOIN mailroom.actions k ON k.action = t.action
+    LEFT JOIN public.accounts a ON a.id = t.account
+    WHERE mailroom.fits(t.account, a.status, k.account_status) AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
     oldest_unsettled := extract(epoch FROM clock_timestamp() - least(first, leased));
 
     is_paused := job.paused_at IS NOT NULL;

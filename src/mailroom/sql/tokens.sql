@@ -1,21 +1,4 @@
--- Tokens: each row is one mail to one account, and what its link or code is worth.
-
-CREATE TYPE public.token_action AS ENUM ('activation', 'password_recovery');
-
-CREATE TABLE mailroom.actions (
-    action         public.token_action   PRIMARY KEY,
-    account_status public.account_status NOT NULL,
-    needs_code     boolean               NOT NULL
-);
-INSERT INTO mailroom.actions VALUES
-    ('activation', 'provisioned', false),
-    ('password_recovery', 'active', true);
-COMMENT ON TABLE mailroom.actions IS
-    'What each action requires. A new action is a value of the type token_action and a row here.';
-COMMENT ON COLUMN mailroom.actions.action IS 'The action.';
-COMMENT ON COLUMN mailroom.actions.account_status IS
-    'The status that an account must have to be mailed and to consume the token.';
-COMMENT ON COLUMN mailroom.actions.needs_code IS 'Whether consuming the token requires the mailed code.';
+-- Tokens: each row is one mail to one recipient, and what its link or code is worth.
 
 -- Both defaults run with the search_path of the user that inserts. A body in SQL's own form is bound when
 -- the function is created; a body as text would call the application's functions of the same names.
@@ -41,57 +24,224 @@ CREATE TABLE public.tokens (
     action      public.token_action NOT NULL,
     secret      bytea NOT NULL DEFAULT mailroom.random_secret(),
     code        text NOT NULL DEFAULT mailroom.random_code(),
-    account     bigint NOT NULL REFERENCES public.accounts ON DELETE CASCADE,
-    expires_at  timestamptz NOT NULL DEFAULT statement_timestamp() + interval '15 minutes',
+    account     bigint REFERENCES public.accounts ON DELETE CASCADE,
+    subject     text,
+    email       text NOT NULL,
+    login       text,
+    locale      text,
+    data        jsonb,
+    key         text,
+    lane        mailroom.lane NOT NULL,
+    send_at     timestamptz,
+    expires_at  timestamptz NOT NULL,
     consumed_at timestamptz,
     created_at  timestamptz NOT NULL DEFAULT statement_timestamp(),
     txid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
     wrong_codes smallint NOT NULL DEFAULT 0,
     address_changed_at timestamptz,
-    CONSTRAINT tokens_secret_length CHECK (octet_length(secret) = 32),
-    CONSTRAINT tokens_code_digits   CHECK (code ~ '^[0-9]{5}$'),
-    CONSTRAINT tokens_wrong_codes   CHECK (wrong_codes BETWEEN 0 AND 5)
+    CONSTRAINT tokens_secret_length    CHECK (octet_length(secret) = 32),
+    CONSTRAINT tokens_code_digits      CHECK (code ~ '^[0-9]{5}$'),
+    CONSTRAINT tokens_subject_length   CHECK (char_length(subject) BETWEEN 1 AND 255),
+    CONSTRAINT tokens_email_length     CHECK (char_length(email) <= 254),
+    CONSTRAINT tokens_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT tokens_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$'),
+    CONSTRAINT tokens_login_length     CHECK (char_length(login) BETWEEN 1 AND 254),
+    CONSTRAINT tokens_login_printable  CHECK (login !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT tokens_locale_tag       CHECK (locale ~ '^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$'),
+    CONSTRAINT tokens_locale_length    CHECK (char_length(locale) <= 35),
+    CONSTRAINT tokens_key_length       CHECK (char_length(key) BETWEEN 1 AND 255),
+    CONSTRAINT tokens_wrong_codes      CHECK (wrong_codes BETWEEN 0 AND 5)
 );
 CREATE UNIQUE INDEX tokens_secret_key ON public.tokens (secret);
 CREATE INDEX tokens_account_idx ON public.tokens (account);
--- The cursor walks this index: a snapshot says which transactions are visible, the index finds their rows.
+CREATE INDEX tokens_email_idx ON public.tokens (lower(email), action);
+CREATE INDEX tokens_subject_idx ON public.tokens (subject) WHERE subject IS NOT NULL;
+CREATE UNIQUE INDEX tokens_action_key_key ON public.tokens (action, key) WHERE key IS NOT NULL;
+-- The cursors walk this index: a snapshot says which transactions are visible, the index finds their rows.
 CREATE INDEX tokens_txid_id_idx ON public.tokens (txid, id);
 
 COMMENT ON TABLE public.tokens IS
-    'What is mailed: each row is one mail to one account. The application inserts action and account and '
-    'leaves the other columns to their defaults.';
+    'What is mailed: each row is one mail to one recipient. mailroom.send inserts one, and so may the application: '
+    'action and account, or action, email and what else is known of the recipient.';
 COMMENT ON COLUMN public.tokens.id IS
     'The token''s name in the ledger, the logs and `mailroom why`. It is not secret.';
 COMMENT ON COLUMN public.tokens.action IS
-    'What the token is for. mailroom.actions says which accounts may be mailed.';
+    'What the token is for. mailroom.actions says who may be mailed.';
 COMMENT ON COLUMN public.tokens.secret IS
     '32 random bytes, which the signed token in the mail carries. Leave it to its default, and do not show it.';
 COMMENT ON COLUMN public.tokens.code IS
     'Five digits, mailed with the token and required where the action needs a code. Do not show it.';
-COMMENT ON COLUMN public.tokens.account IS 'The account that the mail goes to.';
+COMMENT ON COLUMN public.tokens.account IS 'The account that the mail is for; NULL for anybody else.';
+COMMENT ON COLUMN public.tokens.subject IS
+    'The application''s own key of the person, which mailroom.consume returns; any text, or NULL.';
+COMMENT ON COLUMN public.tokens.email IS
+    'The address that the mail goes to. If it is not given, it is the account''s at that time.';
+COMMENT ON COLUMN public.tokens.login IS
+    'The name that templates show. If it is not given, it is the account''s at that time.';
+COMMENT ON COLUMN public.tokens.locale IS
+    'The language of the mail as a BCP 47 tag. If it is not given, it is the account''s at that time; NULL for the '
+    'templates'' own.';
+COMMENT ON COLUMN public.tokens.data IS
+    'An object with the action''s own fields (mailroom.actions.fields), which templates show: text or numbers.';
+COMMENT ON COLUMN public.tokens.key IS
+    'An idempotency key: an action has one token with it, so that a repeated mailroom.send is the same mail.';
+COMMENT ON COLUMN public.tokens.lane IS
+    'Where it waits. If it is not given, it is the action''s lane, and bulk from the 51st row of a statement on.';
+COMMENT ON COLUMN public.tokens.send_at IS 'It is mailed then and not before; NULL for at once.';
 COMMENT ON COLUMN public.tokens.expires_at IS
-    'From this time on the token is neither mailed nor consumed; infinity means never.';
+    'From this time on the token is neither mailed nor consumed; infinity means never. If it is not given, it is '
+    'the action''s lifetime after send_at or now.';
 COMMENT ON COLUMN public.tokens.consumed_at IS
     'When the token was consumed; NULL until then. mailroom.consume sets it.';
 COMMENT ON COLUMN public.tokens.created_at IS 'When the mail was requested.';
 COMMENT ON COLUMN public.tokens.txid IS
-    'The transaction that inserted the row. The queue''s cursor depends on it; leave it to its default.';
+    'The transaction that inserted the row. The queue''s cursors depend on it; leave it to its default.';
 COMMENT ON COLUMN public.tokens.wrong_codes IS
     'How many wrong codes were given for this token. The fifth one ends it.';
 COMMENT ON COLUMN public.tokens.address_changed_at IS
     'When the account''s address changed, which ended the token (expires_at is the same time); NULL unless it did. A '
     'trigger sets it.';
 
--- One insert for the whole statement, so that the notification carries the whole number.
+-- It runs for each row, before the checks of the table, so that a mistake is an error of the statement that makes
+-- it. A row that carries another transaction's txid was checked where it was first inserted, as in a restore: it
+-- only gets the present txid, since the cursors would never find one from the past.
+CREATE FUNCTION mailroom.prepare_token() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    max_data_bytes CONSTANT integer := 8192;
+    import_rows    CONSTANT integer := 50;
+    rule     mailroom.actions;
+    owner    public.accounts;
+    name     text;
+    value    jsonb;
+    said     text[];
+    inserted integer;
+BEGIN
+    IF NEW.txid IS DISTINCT FROM pg_current_xact_id() THEN
+        NEW.txid := pg_current_xact_id();
+        IF NEW.email IS NOT NULL AND NEW.expires_at IS NOT NULL AND NEW.lane IS NOT NULL THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    SELECT * INTO rule FROM mailroom.actions k WHERE k.action = NEW.action;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'mailroom: the action % has no row in mailroom.actions', quote_nullable(NEW.action)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Run `mailroom actions apply`.';
+    END IF;
+    IF NEW.account IS NOT NULL AND (NEW.email IS NULL OR NEW.login IS NULL) THEN
+        -- The foreign key reports an account that does not exist.
+        SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account;
+        NEW.email := coalesce(NEW.email, owner.email, 'nobody@invalid');
+        NEW.login := coalesce(NEW.login, owner.login);
+        NEW.locale := coalesce(NEW.locale, owner.locale);
+    END IF;
+    IF NEW.account IS NULL AND rule.account_status IS NOT NULL THEN
+        RAISE EXCEPTION 'mailroom: the action % is for accounts that are %, and the token has no account',
+            NEW.action, rule.account_status USING ERRCODE = 'invalid_parameter_value';
+    ELSIF NEW.email IS NULL THEN
+        RAISE EXCEPTION 'mailroom: the token has neither an account nor an address'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    IF NEW.data IS NULL AND cardinality(rule.fields) > 0 OR NEW.data <> '{}' THEN
+        IF jsonb_typeof(NEW.data) IS DISTINCT FROM 'object' THEN
+            RAISE EXCEPTION 'mailroom: data of the action % is an object with the fields %',
+                NEW.action, array_to_string(rule.fields, ', ') USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        IF pg_column_size(NEW.data) > max_data_bytes THEN
+            RAISE EXCEPTION 'mailroom: data is larger than % bytes', max_data_bytes
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    END IF;
+    FOR name, value IN SELECT d.key, d.value FROM jsonb_each(coalesce(NEW.data, '{}')) d LOOP
+        IF name <> ALL (rule.fields) THEN
+            RAISE EXCEPTION 'mailroom: data has the field %, which the action % does not have',
+                quote_literal(name), NEW.action
+                USING ERRCODE = 'invalid_parameter_value',
+                      HINT = format('Its fields are: %s.', coalesce(nullif(array_to_string(rule.fields, ', '), ''), 'none'));
+        END IF;
+        IF jsonb_typeof(value) NOT IN ('string', 'number') THEN
+            RAISE EXCEPTION 'mailroom: the field % of data is neither text nor a number', quote_literal(name)
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        IF value #>> '{}' ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+            RAISE EXCEPTION 'mailroom: the field % of data has a control character', quote_literal(name)
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        said := said || name;
+    END LOOP;
+    IF NOT rule.fields <@ coalesce(said, '{}') THEN
+        RAISE EXCEPTION 'mailroom: data of the action % lacks the field %', NEW.action,
+            (SELECT quote_literal(f) FROM unnest(rule.fields) f WHERE f <> ALL (coalesce(said, '{}')) LIMIT 1)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    NEW.expires_at := coalesce(NEW.expires_at, coalesce(NEW.send_at, statement_timestamp()) + rule.lifetime);
+    IF NEW.lane IS NULL THEN
+        -- Counts the rows of a statement, whatever inserts them.
+        name := extract(epoch FROM statement_timestamp())::text;
+        said := string_to_array(current_setting('mailroom.inserted', true), ' ');
+        inserted := CASE WHEN said[1] = name THEN said[2]::integer ELSE 0 END + 1;
+        PERFORM set_config('mailroom.inserted', name || ' ' || inserted, true);
+        NEW.lane := CASE WHEN inserted > import_rows THEN 'bulk' ELSE rule.lane END;
+    END IF;
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION mailroom.prepare_token IS
+    'Completes a new token from its account and its action, and refuses one that could not be mailed: without an '
+    'address, or with data that does not fit the action.';
+
+CREATE TRIGGER tokens_prepare BEFORE INSERT ON public.tokens
+    FOR EACH ROW EXECUTE FUNCTION mailroom.prepare_token();
+
+CREATE FUNCTION mailroom.send(action text, recipient text DEFAULT NULL, account bigint DEFAULT NULL,
+                              subject text DEFAULT NULL, login text DEFAULT NULL, locale text DEFAULT NULL,
+                              data jsonb DEFAULT NULL, send_at timestamptz DEFAULT NULL, key text DEFAULT NULL,
+                              lane text DEFAULT NULL)
+RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_column
+DECLARE
+    token bigint;
+BEGIN
+    -- A repeated send waits for the transaction of the first one. If that is undone, this one inserts the token.
+    LOOP
+        INSERT INTO public.tokens AS t (action, email, account, subject, login, locale, data, send_at, key, lane)
+        VALUES (send.action::public.token_action, send.recipient, send.account, send.subject, send.login,
+                send.locale, send.data, send.send_at, send.key, send.lane::mailroom.lane)
+        ON CONFLICT (action, key) WHERE key IS NOT NULL DO NOTHING
+        RETURNING t.id INTO token;
+        IF NOT FOUND THEN
+            SELECT t.id INTO token FROM public.tokens t
+            WHERE t.action::text = send.action AND t.key = send.key;
+        END IF;
+        IF FOUND THEN
+            RETURN token;
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION mailroom.send IS
+    'Requests a mail and returns the id of its token. It is for an account, or for anybody: recipient is the address, '
+    'which for an account may differ from its own. A repeated call with the same action and key returns the first '
+    'token and requests nothing.';
+
+-- One insert for the whole statement, so that the notification carries the whole number, and an import is known
+-- by its size.
 CREATE FUNCTION mailroom.issue_activation() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    import_rows CONSTANT integer := 50;
 BEGIN
-    INSERT INTO public.tokens (action, account)
-    SELECT 'activation', a.id FROM inserted a WHERE a.status = 'provisioned' ORDER BY a.id;
+    INSERT INTO public.tokens (action, account, email, login, locale, lane)
+    SELECT k.action, a.id, a.email, a.login, a.locale,
+           CASE WHEN a.all_rows > import_rows THEN 'bulk' ELSE k.lane END
+    FROM mailroom.actions k,
+         (SELECT i.*, count(*) OVER () AS all_rows FROM inserted i WHERE i.status = 'provisioned') a
+    WHERE k.activates ORDER BY a.id;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.issue_activation IS
-    'Creates the activation token of each inserted account that is provisioned.';
+    'Creates the activation token of each inserted account that is provisioned. More than 50 at once are bulk.';
 
 CREATE TRIGGER accounts_issue_activation AFTER INSERT ON public.accounts
     REFERENCING NEW TABLE AS inserted
@@ -112,34 +262,46 @@ DECLARE
 BEGIN
     PERFORM FROM public.accounts a WHERE a.id = NEW.id FOR UPDATE;
     now := clock_timestamp();
+    -- A notice tells what happened, and goes to the address that it was written for.
     WITH ended AS (
         UPDATE public.tokens t SET expires_at = now, address_changed_at = now
+        FROM mailroom.actions k
         WHERE t.account = NEW.id AND t.consumed_at IS NULL AND t.expires_at > now
-        RETURNING t.action)
-    SELECT bool_or(e.action = 'activation') INTO pending FROM ended e;
+          AND k.action = t.action AND (k.has_link OR k.needs_code)
+        RETURNING k.activates)
+    SELECT bool_or(e.activates) INTO pending FROM ended e;
     IF pending AND NEW.status = 'provisioned' THEN
-        INSERT INTO public.tokens (action, account) VALUES ('activation', NEW.id);
+        INSERT INTO public.tokens (action, account)
+        SELECT k.action, NEW.id FROM mailroom.actions k WHERE k.activates;
     END IF;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_address_change IS
-    'Ends the open tokens of an account whose address changed. A provisioned account that had an open activation '
-    'token gets a new one, which goes to the new address.';
+    'Ends the open tokens of an account whose address changed, except notices. A provisioned account that had an open '
+    'activation token gets a new one, which goes to the new address.';
 
 CREATE TRIGGER accounts_after_address_change AFTER UPDATE ON public.accounts
     FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email) EXECUTE FUNCTION mailroom.after_address_change();
 
--- The cursor would never find a row that carries a txid from the past. This trigger runs with the
--- search_path of the user that inserts, so its body names its schemas.
-CREATE FUNCTION mailroom.stamp() RETURNS trigger
-LANGUAGE plpgsql AS $$
+-- An address that changed while the account was suspended ended its activation token, and a suspended account gets
+-- no other one.
+CREATE FUNCTION mailroom.after_suspension() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
-    NEW.txid := pg_catalog.pg_current_xact_id();
-    RETURN NEW;
+    INSERT INTO public.tokens (action, account)
+    SELECT k.action, NEW.id FROM mailroom.actions k
+    WHERE k.activates
+      AND EXISTS (SELECT FROM public.tokens t
+                  WHERE t.account = NEW.id AND t.action = k.action AND t.address_changed_at > OLD.suspended_at)
+      AND NOT EXISTS (SELECT FROM public.tokens t
+                      WHERE t.account = NEW.id AND t.action = k.action
+                        AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp());
+    RETURN NULL;
 END $$;
-COMMENT ON FUNCTION mailroom.stamp IS
-    'Gives a row that carries another transaction''s txid, such as a data-only restore inserts, the txid of '
-    'the current one.';
+COMMENT ON FUNCTION mailroom.after_suspension IS
+    'Creates a new activation token for an account that is provisioned again, and whose address changed while it was '
+    'suspended.';
 
-CREATE TRIGGER tokens_stamp BEFORE INSERT ON public.tokens
-    FOR EACH ROW WHEN (NEW.txid IS DISTINCT FROM pg_current_xact_id()) EXECUTE FUNCTION mailroom.stamp();
+CREATE TRIGGER accounts_after_suspension AFTER UPDATE ON public.accounts
+    FOR EACH ROW WHEN (OLD.status = 'suspended' AND NEW.status = 'provisioned')
+    EXECUTE FUNCTION mailroom.after_suspension();

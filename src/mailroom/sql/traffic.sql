@@ -47,11 +47,10 @@ RETURNS TABLE (id bigint, token bigint, action text, email text, login text, att
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, a.email, a.login, d.attempt, d.outcome,
+    SELECT d.id, d.token, t.action::text, t.email, t.login, d.attempt, d.outcome,
            d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
-    LEFT JOIN public.accounts a ON a.id = t.account
     WHERE d.id < p_before AND d.id >= p_before - p_look
       AND (p_outcome IS NULL OR d.outcome = p_outcome)
     ORDER BY d.id DESC LIMIT p_limit

@@ -24,17 +24,20 @@ BEGIN
         IF owner IS NULL THEN
             SELECT a.id INTO owner FROM public.accounts a WHERE a.login = p_who;
         END IF;
-        IF owner IS NULL THEN
-            RETURN;
-        END IF;
-        wanted := ARRAY(SELECT t.id FROM public.tokens t WHERE t.account = owner
+        wanted := ARRAY(SELECT t.id FROM (SELECT x.id, x.created_at FROM public.tokens x WHERE x.account = owner
+                                          UNION SELECT x.id, x.created_at FROM public.tokens x
+                                          WHERE lower(x.email) = lower(p_who)
+                                          UNION SELECT x.id, x.created_at FROM public.tokens x
+                                          WHERE x.subject = p_who) t
                         ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit);
-        IF cardinality(wanted) = 0 THEN
+        IF cardinality(wanted) = 0 AND owner IS NULL THEN
+            RETURN;
+        ELSIF cardinality(wanted) = 0 THEN
             wanted := ARRAY[NULL::bigint];
         END IF;
     END IF;
     RETURN QUERY
-        SELECT w.id, t.action::text, a.email, a.login, a.status::text, a.status_changed_at,
+        SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text, a.status_changed_at,
                k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
                CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
                coalesce(NOT pg_visible_in_snapshot(t.txid, j.low)
@@ -43,7 +46,7 @@ BEGIN
                l.worker, l.generation, l.due_at, l.due_at <= clock_timestamp()
         FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
         LEFT JOIN public.tokens t ON t.id = w.id
-        LEFT JOIN public.accounts a ON a.id = coalesce(t.account, owner)
+        LEFT JOIN public.accounts a ON a.id = CASE WHEN t.id IS NULL THEN owner ELSE t.account END
         LEFT JOIN mailroom.actions k ON k.action = t.action
         LEFT JOIN public.jobs j ON true
         LEFT JOIN LATERAL (
@@ -52,8 +55,8 @@ BEGIN
         ORDER BY w.n;
 END $$;
 COMMENT ON FUNCTION mailroom.tokens_of IS
-    'Returns an account''s last p_limit tokens, newest first, by its address in any case or by its login; or one '
-    'token by its id: with all that decides about their mail. waits means that no claim has reached it. An '
+    'Returns the last p_limit tokens of a person, newest first: by address in any case, by the account''s login, or by '
+    'subject; or one token by its id: with all that decides about their mail. waits means that no claim has reached it. An '
     'account without tokens is a row whose token is NULL. A deleted token that is still in the ledger or in a '
     'lease has no action. A token that never expires has no expires_at.';
 
