@@ -89,11 +89,11 @@ def test_a_mail_for_an_account_may_go_to_another_address(db: Db) -> None:
     [
         (
             "SELECT mailroom.send('invitation', recipient => 'b@x')",
-            "lacks the field 'inviter'|with the fields",
+            "lacks the field 'inviter'",
         ),
         (
             "SELECT mailroom.send('invitation', recipient => 'b@x', data => '[]')",
-            "an object with the fields inviter",
+            "not an object with the fields inviter",
         ),
         (
             "SELECT mailroom.send('invitation', recipient => 'b@x', data => '{\"inviter\": 1, \"x\": 2}')",

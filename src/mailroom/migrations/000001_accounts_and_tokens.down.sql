@@ -21,6 +21,7 @@ DROP FUNCTION mailroom.issue_activation;
 DROP FUNCTION mailroom.send;
 DROP TRIGGER tokens_prepare ON public.tokens;
 DROP FUNCTION mailroom.prepare_token;
+DROP FUNCTION mailroom.check_data;
 DROP TABLE public.tokens;
 DROP FUNCTION mailroom.random_code;
 DROP FUNCTION mailroom.random_secret;
