@@ -22,6 +22,7 @@ from typing import Any
 from bench.options import Options
 from bench.programs import KEY, environment, mailroom
 from bench.tell import tell
+from mailroom.actions import load_actions
 from mailroom.tokens import sign
 from mailroom.wire import Message, encode
 
@@ -103,10 +104,9 @@ def write_lines(path: Path, recipients: int, per_line: int) -> None:
 
 
 def message(number: int) -> Message:
-    token = sign(number.to_bytes(32, "big"), "activation", keys=KEY)
-    return Message(
-        "activation", f"user{number}@example.com", f"login{number}", token, f"{number % 100_000:05}"
-    )
+    action = load_actions()["activation"]
+    token = sign(number.to_bytes(32, "big"), action, keys=KEY)
+    return Message(action, f"user{number}@example.com", f"login{number}", token, f"{number % 100_000:05}")
 
 
 def run(url: str, variables: Mapping[str, str], lines: Path, recipients: int) -> tuple[float, float, float]:

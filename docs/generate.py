@@ -262,14 +262,14 @@ def python_page() -> str:
         "action", "number on the line", "prefix of the signed message", "code", "template in SES", "fields"
     )
     page += _row(*["---"] * 6)
-    for action in actions.ACTIONS:
+    for action in actions.load_actions().values():
         page += _row(
             f"`{action.name}`",
             str(action.number),
             f"`{action.prefix.decode()}`",
             "yes" if action.needs_code else "no",
             f"`{action.template}`",
-            ", ".join(f"`{field}`" for field in action.fields),
+            ", ".join(f"`{field}`" for field in action.shown),
         )
     return page
 

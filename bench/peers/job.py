@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import psycopg
 
+from mailroom.actions import load_actions
 from mailroom.tokens import parse_keys, sign
 from mailroom.wire import Message, encode
 
@@ -21,6 +22,7 @@ FETCH: Final = f"{ELIGIBLE} AND t.id = %s"
 FETCH_ASYNCPG: Final = f"{ELIGIBLE} AND t.id = $1"
 
 KEYS: Final = parse_keys(os.environ.get("MAILROOM_SECRET_KEY", "ab" * 32))
+ACTIONS: Final = load_actions()
 TUNING: Final[dict[str, Any]] = json.loads(os.environ.get("MAILROOM_BENCH_TUNING", "{}"))
 
 
@@ -31,7 +33,8 @@ def url() -> str:
 def line(row: Sequence[Any]) -> bytes:
     """The line of a row of ``ELIGIBLE``."""
     _, action, email, login, secret, code = row
-    return encode([Message(action, email, login, sign(bytes(secret), action, keys=KEYS, code=code), code)])
+    known = ACTIONS[action]
+    return encode([Message(known, email, login, sign(bytes(secret), known, keys=KEYS, code=code), code)])
 
 
 def write(content: bytes) -> None:

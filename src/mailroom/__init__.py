@@ -1,15 +1,16 @@
 """Mailroom: user-lifecycle mail for applications whose users live in PostgreSQL.
 
 An application needs three functions: ``verify`` checks a token without a database, ``consume`` consumes
-it, and ``sign`` makes one, for tests.
+it, and ``sign`` makes one, for tests. ``load_actions`` reads actions of its own.
 """
 
 from typing import TYPE_CHECKING
 
-from mailroom.actions import ACTIVATION, PASSWORD_RECOVERY, Action
+from mailroom.actions import Action, load_actions
 from mailroom.errors import (
     AccountIneligible,
     AccountSuspended,
+    ActionsError,
     CodesExhausted,
     ForgedToken,
     MailroomError,
@@ -39,11 +40,10 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ACTIVATION",
-    "PASSWORD_RECOVERY",
     "AccountIneligible",
     "AccountSuspended",
     "Action",
+    "ActionsError",
     "CodesExhausted",
     "Consumed",
     "ForgedToken",
@@ -57,6 +57,7 @@ __all__ = [
     "WrongCode",
     "__version__",
     "consume",
+    "load_actions",
     "sign",
     "verify",
 ]

@@ -64,7 +64,7 @@ def consume(
     Args:
         connection: psycopg's, synchronous or asynchronous.
         token: what the link carried.
-        action: an action or its name.
+        action: an action, or the name of one in the catalogue.
         keys: see ``mailroom.tokens.Keys``.
         code: what the user typed, for an action that needs it.
 

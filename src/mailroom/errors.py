@@ -152,6 +152,12 @@ class CodesExhausted(TokenError):
     reason = "exhausted"
 
 
+class ActionsError(MailroomError):
+    """The actions of a folder cannot be used."""
+
+    exit_code = 78
+
+
 class TemplateError(MailroomError):
     """A template is missing, or does not match its action."""
 

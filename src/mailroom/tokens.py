@@ -19,7 +19,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
-from mailroom.actions import ACTIONS, Action, action_named
+from mailroom.actions import Action, action_named, load_actions
 from mailroom.errors import ForgedToken, MalformedToken, WrongAction
 
 SECRET_BYTES: Final = 32
@@ -66,7 +66,7 @@ def sign(secret: bytes, action: Action | str, *, keys: Keys, code: str | None = 
 
     Args:
         secret: 32 bytes.
-        action: an action or its name.
+        action: an action, or the name of one in the catalogue.
         keys: see ``Keys``.
         code: the five digits, for an action that needs them; ignored for the others.
 
@@ -113,7 +113,7 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
 
     Args:
         token: what the link carried.
-        action: an action or its name.
+        action: an action, or the name of one in the catalogue.
         keys: see ``Keys``; a token signed with any of them is accepted.
         code: what the user typed, for an action that needs it; ignored for the others.
 
@@ -130,8 +130,8 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
         raise MalformedToken("the code is not five digits", hint="type the code from the same mail")
     if _signed_by_any(key_list, action, secret, signature, code):
         return secret
-    for other in ACTIONS:
-        if other is action or (other.needs_code and (code is None or not _CODE.fullmatch(code))):
+    for other in load_actions().values():
+        if other == action or (other.needs_code and (code is None or not _CODE.fullmatch(code))):
             continue
         if _signed_by_any(key_list, other, secret, signature, code):
             raise WrongAction(

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from mailroom.actions import BY_NAME, BY_NUMBER
+from mailroom.actions import Action
 from mailroom.errors import WireError
 from mailroom.tokens import TOKEN_CHARACTERS
 
 FIELDS: Final = ("action", "email", "username", "secret", "code")
 MAX_MESSAGES: Final = 10_000
 CODE_DIGITS: Final = 5
+NO_DATA: Final[Mapping[str, str]] = {}
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _NEEDS_CARE: Final = re.compile('[,"\x00-\x1f\x7f-\x9f\ud800-\udfff]')
@@ -37,25 +38,39 @@ class Message(NamedTuple):
     """One mail to one recipient.
 
     Attributes:
-        action: the action's name.
+        action: its action.
         email: the address.
-        username: the account's login.
+        username: the recipient's login; it may be empty.
         token: what the link in the mail carries (86 characters); the line calls it ``secret``.
         code: five digits.
+        locale: the language of the mail; empty for the templates' own.
+        data: the action's own fields.
+        expires_in_s: the token's lifetime; None for the action's.
     """
 
-    action: str
+    action: Action
     email: str
     username: str
     token: str
     code: str
+    locale: str = ""
+    data: Mapping[str, str] = NO_DATA
+    expires_in_s: int | None = None
+
+    @property
+    def fits_csv(self) -> bool:
+        """Whether five fields can hold it."""
+        return bool(self.username) and not self.locale and not self.data and self.expires_in_s is None
+
+    def __hash__(self) -> int:
+        return hash(self[:6])  # data has no hash
 
     def __repr__(self) -> str:
-        return f"Message(action={self.action!r}, …)"  # no address, token or code in a log
+        return f"Message(action={self.action.name!r}, …)"  # no address, token or code in a log
 
 
 def encode_all(
-    actions: Sequence[str],
+    actions: Sequence[Action],
     emails: Sequence[str],
     usernames: Sequence[str],
     tokens: Sequence[str],
@@ -64,22 +79,18 @@ def encode_all(
     """The text of each message's five fields, for messages that are given as columns.
 
     Raises:
-        WireError: a field is empty, or holds a control character or half a surrogate pair; or an
-            action is unknown. The text names the field and never shows its value.
+        WireError: a field is empty, or holds a control character or half a surrogate pair. The text names
+            the field and never shows its value.
     """
-    try:
-        numbers = [BY_NAME[action].number for action in actions]
-    except KeyError as error:
-        raise WireError(f"action: {error.args[0]!r} is unknown") from None
     emails, usernames = _quoted("email", emails), _quoted("username", usernames)
     if not _all_of(tokens, TOKEN_CHARACTERS, _TOKEN_ALPHABET):
         raise WireError("secret: not a token")
     if not _all_of(codes, CODE_DIGITS, _DIGITS):
         raise WireError("code: not five digits")
     return [
-        f"{number},{email},{username},{token},{code}"
-        for number, email, username, token, code in zip(
-            numbers, emails, usernames, tokens, codes, strict=True
+        f"{action.number},{email},{username},{token},{code}"
+        for action, email, username, token, code in zip(
+            actions, emails, usernames, tokens, codes, strict=True
         )
     ]
 
@@ -99,11 +110,18 @@ def encode(batch: Sequence[Message]) -> bytes:
         raise WireError("a line has at least one message")
     if len(batch) > MAX_MESSAGES:
         raise WireError(f"a line has at most {MAX_MESSAGES} messages")
-    return join_line(encode_all(*zip(*batch, strict=True)))
+    for message in batch:
+        if message.locale or message.data or message.expires_in_s is not None:
+            raise WireError("locale, data and expires_in_s: five fields do not hold them")
+    return join_line(encode_all(*list(zip(*batch, strict=True))[: len(FIELDS)]))
 
 
-def decode(line: bytes) -> list[Message]:
+def decode(line: bytes, actions: Mapping[str, Action]) -> list[Message]:
     r"""A line (with its ``\n``) as its batch.
+
+    Args:
+        line: the line.
+        actions: those that it may hold, by name.
 
     Raises:
         WireError: the encoder does not write such a line; the text gives the column, counted in
@@ -121,7 +139,8 @@ def decode(line: bytes) -> list[Message]:
     fields = _split(text)
     if len(fields) % len(FIELDS):
         raise WireError(f"column {len(text) + 1}: {len(fields)} fields, not a multiple of {len(FIELDS)}")
-    return [_read(fields[at : at + len(FIELDS)]) for at in range(0, len(fields), len(FIELDS))]
+    numbered = {str(action.number): action for action in actions.values()}
+    return [_read(fields[at : at + len(FIELDS)], numbered) for at in range(0, len(fields), len(FIELDS))]
 
 
 def _all_of(texts: Sequence[str], length: int, alphabet: bytes) -> bool:
@@ -172,9 +191,9 @@ def _split(text: str) -> list[tuple[int, str]]:
             return fields
 
 
-def _read(fields: list[tuple[int, str]]) -> Message:
+def _read(fields: list[tuple[int, str]], numbered: Mapping[str, Action]) -> Message:
     (at_action, number), (at_email, email), (at_name, username), (at_token, token), (at_code, code) = fields
-    action = BY_NUMBER.get(int(number)) if re.fullmatch("[1-9][0-9]?", number) else None
+    action = numbered.get(number)
     if action is None:
         raise WireError(f"column {at_action}: action: not the number of an action")
     if not email:
@@ -185,4 +204,4 @@ def _read(fields: list[tuple[int, str]]) -> Message:
         raise WireError(f"column {at_token}: secret: not a token")
     if not _CODE.fullmatch(code):
         raise WireError(f"column {at_code}: code: not five digits")
-    return Message(action.name, email, username, token, code)
+    return Message(action, email, username, token, code)

@@ -12,6 +12,7 @@ import pytest
 
 import mailroom
 from mailroom import errors
+from support.messages import PASSWORD_RECOVERY
 from support.processes import KEY
 
 Db = psycopg.Connection
@@ -74,7 +75,7 @@ def test_an_activation_token_activates_once(db: Db) -> None:
 
 def test_a_recovery_token_takes_its_code(db: Db) -> None:
     sent = recovery(db)
-    consumed = mailroom.consume(db, sent.token, mailroom.PASSWORD_RECOVERY, keys=KEY, code=sent.code)
+    consumed = mailroom.consume(db, sent.token, PASSWORD_RECOVERY, keys=KEY, code=sent.code)
     assert sent.account == consumed.account
 
 

@@ -24,8 +24,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from mailroom.database.connection import Database
 from mailroom.demo.postgres import PostgresServer
 from mailroom.queue.listener import Listener
-from mailroom.wire import decode
 from support.doorbell import holder, wait_for_holder
+from support.messages import decoded
 from support.processes import PATIENCE_S, CollectorProcess, environment
 from support.proxy import Proxy
 from support.queue_sql import Db, sign_up, sign_up_many
@@ -461,7 +461,7 @@ class Clocked(CollectorProcess):
         assert self.process.stdout
         for line in self.process.stdout:
             now = time.monotonic()
-            for message in decode(line):
+            for message in decoded(line):
                 self.arrived.setdefault(message.email, now)
 
 

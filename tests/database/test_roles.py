@@ -276,7 +276,7 @@ def test_the_application_signs_up_and_consumes(with_roles: str, app: Db, db: Db,
         return found
 
     activation = mailed()
-    assert "activation" == activation.action
+    assert "activation" == activation.action.name
     assert account == mailroom.consume(app, activation.token, "activation", keys=KEY).account
     app.execute("INSERT INTO tokens (action, account) VALUES ('password_recovery', %s)", [account])
     recovery = mailed()

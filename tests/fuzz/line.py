@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from mailroom.errors import WireError
-from mailroom.wire import Message, decode, encode
+from mailroom.wire import Message, encode
+from support.messages import ACTIVATION, PASSWORD_RECOVERY, decoded
 
 TOKEN: Final = "Ab-_" * 21 + "Ab"
 SEEDS: Final = (
-    encode([Message("activation", "ada@acme.example", "ada", TOKEN, "12345")]),
-    encode([Message("password_recovery", "zoë@acme.example", 'a,"b', TOKEN, "00000")] * 2),
+    encode([Message(ACTIVATION, "ada@acme.example", "ada", TOKEN, "12345")]),
+    encode([Message(PASSWORD_RECOVERY, "zoë@acme.example", 'a,"b', TOKEN, "00000")] * 2),
     b'1,"a""b",c\n',
 )
 WORDS: Final = (
@@ -30,7 +31,7 @@ WORDS: Final = (
 def check(content: bytes) -> None:
     """Decode it."""
     try:
-        batch = decode(content)
+        batch = decoded(content)
     except WireError:
         return
     if encode(batch) != content:

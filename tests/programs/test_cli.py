@@ -122,7 +122,7 @@ def test_a_variable_that_no_command_reads_is_told_once_without_its_value(command
 def test_every_variable_that_a_command_reads_is_known() -> None:
     read = set()
     for path in paths(cli):
-        read |= set(re.findall(r"MAILROOM_[A-Z_]+[A-Z]", run(*path, "--help").stdout))
+        read |= set(re.findall(r"MAILROOM_[A-Z_]+[A-Z]\b", run(*path, "--help").stdout))
     assert read - {"MAILROOM_TEST"} <= misspelt.known()
     assert {
         str(option.envvar) for option in cli.params if isinstance(option, click.Option) and option.envvar

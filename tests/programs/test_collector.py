@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from mailroom import verify
-from mailroom.wire import decode
 from support.doorbell import wait_for_holder
+from support.messages import ACTIVATION, decoded
 from support.processes import KEY, CollectorProcess, environment, with_password
 from support.queue_sql import Db, claim, sign_up, sign_up_many
 
@@ -53,7 +53,7 @@ def test_a_committed_account_comes_out_as_a_signed_line(db: Db, start: Start) ->
     collector = start().wait_until_listening()
     sign_up(db, "zoë")
     (message,) = collector.wait_for_messages(1)
-    assert ("activation", "zoë@example.com", "zoë") == message[:3]
+    assert (ACTIVATION, "zoë@example.com", "zoë") == message[:3]
     secret = verify(message.token, "activation", keys=KEY)
     assert [(secret, message.code)] == db.execute("SELECT secret, code FROM tokens").fetchall()
     assert 0 == collector.stop()
@@ -65,7 +65,7 @@ def test_forty_two_accounts_of_one_statement_go_out_at_once(db: Db, start: Start
     wait_for_holder(db, "sleep_lock")
     sign_up_many(db, 42)
     collector.wait_for_messages(42)
-    assert [10, 10, 10, 10, 2] == [len(decode(line)) for line in collector.lines]
+    assert [10, 10, 10, 10, 2] == [len(decoded(line)) for line in collector.lines]
 
 
 def test_forty_two_accounts_of_one_transaction_go_out(database: str, start: Start) -> None:
@@ -75,7 +75,7 @@ def test_forty_two_accounts_of_one_transaction_go_out(database: str, start: Star
         for number in range(42):
             sign_up(writer, f"u{number}")
     assert 42 == len(set(collector.emails()) | {message.email for message in collector.wait_for_messages(42)})
-    assert [10, 10, 10, 10, 2] == [len(decode(line)) for line in collector.lines]
+    assert [10, 10, 10, 10, 2] == [len(decoded(line)) for line in collector.lines]
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_any_batch_limit_is_kept(db: Db, start: Start, limit: int) -> None:
     sign_up_many(db, 300)
     collector = start(BATCH_LIMIT=limit)
     collector.wait_for_messages(300)
-    sizes = [len(decode(line)) for line in collector.lines]
+    sizes = [len(decoded(line)) for line in collector.lines]
     assert [limit] * (300 // limit) == [size for size in sizes if size == limit]
     assert 300 == sum(sizes)
 
@@ -109,7 +109,7 @@ def test_a_batch_waits_for_its_time_and_not_longer(db: Db, start: Start) -> None
         sign_up(db, f"u{number}")
     collector.wait_for_messages(6)
     assert 1.4 < time.monotonic() - started
-    assert [1, 5] == [len(decode(line)) for line in collector.lines]
+    assert [1, 5] == [len(decoded(line)) for line in collector.lines]
 
 
 def test_a_timeout_of_zero_is_at_once(db: Db, start: Start) -> None:
@@ -117,7 +117,7 @@ def test_a_timeout_of_zero_is_at_once(db: Db, start: Start) -> None:
     for number in range(5):
         sign_up(db, f"u{number}")
         collector.wait_for_messages(number + 1)
-    assert [1] * 5 == [len(decode(line)) for line in collector.lines]
+    assert [1] * 5 == [len(decoded(line)) for line in collector.lines]
 
 
 def test_what_was_committed_while_it_was_away_is_caught_up(db: Db, start: Start) -> None:
@@ -254,7 +254,7 @@ def test_the_lines_are_all_that_is_on_standard_output(db: Db, start: Start) -> N
     collector = start(level="debug")
     collector.wait_for_messages(30)
     assert 0 == collector.stop()
-    assert (b"", 30) == (collector.torn, sum(len(decode(line)) for line in collector.lines))
+    assert (b"", 30) == (collector.torn, sum(len(decoded(line)) for line in collector.lines))
 
 
 def test_no_secret_is_ever_logged(db: Db, start: Start, database: str) -> None:
@@ -345,7 +345,7 @@ def test_a_slow_reader_blocks_it_without_a_transaction_and_keeps_its_leases(
     seen: list[str] = []
     with os.fdopen(collector.reader, "rb") as stream:
         while len(seen) < 3000:
-            seen += [message.email for message in decode(stream.readline())]
+            seen += [message.email for message in decoded(stream.readline())]
         assert 3000 == len(set(seen))
         collector.process.terminate()
         assert 0 == collector.process.wait(30)
@@ -371,7 +371,7 @@ def test_a_reader_that_dies_loses_nothing_but_what_it_had_read(
     ((due,),) = db.execute("SELECT count(*) FROM mailroom.leases WHERE due_at > clock_timestamp()").fetchall()
     assert 0 == due
     lines = read[: read.rfind(b"\n") + 1].splitlines(keepends=True)
-    taken = [message.email for line in lines for message in decode(line)]
+    taken = [message.email for line in lines for message in decoded(line)]
     assert 3000 == len(taken) + sum(backlog(db))
     rest = {row[5] for row in db.execute("SELECT * FROM mailroom.claim('x', 3000, 3000, 60000)")}
     assert 3000 == len(rest | set(taken))
@@ -399,7 +399,7 @@ def test_a_signal_while_the_pipe_is_full_gives_back_what_was_not_read(
     deadline = time.monotonic() + 30
     while "collector.stopping" not in collector.log() and time.monotonic() < deadline:
         time.sleep(0.01)
-    written = [message.email for line in collector.read_rest().splitlines(True) for message in decode(line)]
+    written = [message.email for line in collector.read_rest().splitlines(True) for message in decoded(line)]
     assert 0 == collector.process.wait(30)
     waiting, in_flight = backlog(db)
     assert 3000 == len(set(written)) + waiting + in_flight
@@ -480,7 +480,7 @@ def test_a_line_that_did_not_fit_into_a_file_is_taken_back(db: Db, database: str
             check=False,
         )
     assert (69, True) == (done.returncode, "File too large" in done.stderr)
-    written = [message for line in out.read_bytes().splitlines(True) for message in decode(line)]
+    written = [message for line in out.read_bytes().splitlines(True) for message in decoded(line)]
     assert 0 == len(written) % 30  # whole lines, and nothing of the one that did not fit
     assert 0 < len(written) < 200
     assert sum(backlog(db)) >= 200 - len(written)

@@ -36,10 +36,10 @@ from mailroom.sender.program import Pipe
 from mailroom.sender.rejected import RejectedRow, read
 from mailroom.sender.stdin import Input
 from mailroom.transports.transport import open_transport
-from mailroom.wire import decode, encode
+from mailroom.wire import encode
 from support import commands
 from support.inbox import ses_client
-from support.messages import message, messages, mixed
+from support.messages import PASSWORD_RECOVERY, decoded, message, messages, mixed
 from support.processes import KEY, PATIENCE_S, with_password
 from support.processes import environment as collector_environment
 from support.queue_sql import Db, sign_up_many
@@ -118,7 +118,7 @@ def collect(database: str, tmp_path: Path) -> Iterator[Callable[..., PipedCollec
 
 
 def set_aside(output: Path) -> list[RejectedRow]:
-    return [row for _, row, _ in read(output / "rejected.csv")]
+    return [row for _, row in read(output / "rejected.csv")]
 
 
 def test_every_line_is_mailed_and_the_end_of_input_ends_it(
@@ -192,7 +192,7 @@ def test_arbitrary_input_never_crashes_it_nor_mails_what_was_not_encoded(
     malformed = []
     for line in re.findall(b"[^\n]*\n|[^\n]+", content):
         try:
-            bad = [is_bad(one.email) for one in decode(line)]
+            bad = [is_bad(one.email) for one in decoded(line)]
             expected, refused = expected + bad.count(False), refused + bad.count(True)
         except WireError:
             malformed.append(line.removesuffix(b"\n"))
@@ -210,7 +210,7 @@ def test_arbitrary_input_never_crashes_it_nor_mails_what_was_not_encoded(
 
 
 def test_debug_mode_prints_the_calls_and_needs_no_account(tmp_path: Path) -> None:
-    one, other = message(1), message(3, "password_recovery")
+    one, other = message(1), message(3, PASSWORD_RECOVERY)
     done = subprocess.run(
         [sys.executable, "-m", "mailroom", "sender"],
         input=encode([one, other]),
@@ -433,7 +433,7 @@ def test_a_signal_lets_it_finish_what_it_has_and_leaves_the_rest_in_the_pipe(
     sender.process.terminate()
     assert 0 == sender.wait()
     with os.fdopen(reader, "rb") as rest:
-        unread = [one.email for line in rest for one in decode(line)]
+        unread = [one.email for line in rest for one in decoded(line)]
     accepted = ses.inbox.counts.by_recipient
     assert 400 > len(accepted)
     assert {f"person{number}@example.com": 1 for number in range(400 - len(unread))} == accepted
@@ -495,7 +495,7 @@ def test_lines_that_were_read_ahead_are_set_aside_one_by_one(
     rows = set_aside(tmp_path / "output")
     assert {"unsent"} == {row.outcome for row in rows}
     assert {message(number) for number in range(20)} == {
-        one for row in rows for one in decode(row.line + b"\n")
+        one for row in rows for one in decoded(row.line + b"\n")
     }
 
 
@@ -598,7 +598,7 @@ def test_a_full_disk_stops_the_reading_until_there_is_room(
     sender.wait_for_log("sender.set_aside_again")
     assert 75 == sender.end()
     assert [[message(n)] for n in range(20)] == [
-        decode(row.line + b"\n") for row in set_aside(tmp_path / "output")
+        decoded(row.line + b"\n") for row in set_aside(tmp_path / "output")
     ]
 
 
@@ -641,7 +641,7 @@ def test_answers_that_tell_of_trouble_are_saved_whole_and_others_are_not(
     ses.wait_for(lambda inbox: inbox.counts.accepted == 1)
     assert [] == list((tmp_path / "output").glob("*.http"))
     ses.inbox.faults.add(Fault("status", status="MessageRejected", message="no such person"))
-    sender.send([message(3, "password_recovery")])
+    sender.send([message(3, PASSWORD_RECOVERY)])
     sender.end()
     (saved,) = (tmp_path / "output").glob("*.http")
     assert re.fullmatch(r"ses_\d{8}T\d{6}\.\d{6}Z_password_recovery\.http", saved.name)
@@ -678,7 +678,7 @@ def test_no_secret_is_in_a_log_a_saved_answer_or_the_rejected(
     sender.wait_for_log("sender.rejected")
     collector.process.terminate()
     sender.wait()
-    tokens = [one.token for row in set_aside(tmp_path / "output") for one in decode(row.line + b"\n")]
+    tokens = [one.token for row in set_aside(tmp_path / "output") for one in decoded(row.line + b"\n")]
     assert tokens
     assert 4 <= len(list((tmp_path / "output").glob("*.http")))
     for path in [*tmp_path.rglob("*")]:

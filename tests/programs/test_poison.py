@@ -20,9 +20,9 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
 from mailroom.sender.rejected import FILE_NAME, read
 from mailroom.templates import mails
-from mailroom.wire import Message, decode, encode
+from mailroom.wire import Message, encode
 from support import commands, processes
-from support.messages import message
+from support.messages import decoded, message
 from support.postgres import migrated
 from support.processes import CollectorProcess
 from support.queue_sql import Db, sign_up, sign_up_many
@@ -127,8 +127,8 @@ def test_the_pipes_sender_sets_it_aside(tmp_path: Path, monkeypatch: pytest.Monk
         "sender", env=environment(tmp_path, DEBUG="true", SEND_RATE=1000), stdin=encode(batch)
     )
     assert 75 == done.returncode, done.stderr
-    ((_, row, _),) = read(tmp_path / FILE_NAME)
-    assert ("rejected", [batch[1]]) == (row.outcome, decode(row.line + b"\n"))
+    ((_, row),) = read(tmp_path / FILE_NAME)
+    assert ("rejected", [batch[1]]) == (row.outcome, decoded(row.line + b"\n"))
     assert "KeyError: 'inviter'" in row.reason
 
 

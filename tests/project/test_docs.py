@@ -31,8 +31,7 @@ from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.variables import variables
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
-from mailroom.wire import decode
-from support.messages import message
+from support.messages import ACTIVATION, decoded, message
 from support.postgres import bindir
 from support.senders import send, settings
 
@@ -134,8 +133,8 @@ def test_the_commands_for_ones_own_database_work(database: str, tmp_path: Path) 
             if b"zoe@example.com" in line:
                 break
     assert [b"nothing to apply: the schema is up to date\n", b"INSERT 0 1\n"] == lines[:-1]
-    (message,) = decode(lines[-1])
-    assert ("activation", "zoe@example.com", "zoe") == message[:3]
+    (message,) = decoded(lines[-1])
+    assert (ACTIVATION, "zoe@example.com", "zoe") == message[:3]
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ from mailroom.demo.postgres import free_port
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.sender.rejected import FILE_NAME
-from mailroom.wire import decode
 from project.test_containers import DOCKER_RUNS, of_docker, value_of
 from support import processes, senders
 from support.image import Image, built
+from support.messages import decoded
 from support.postgres import migrated
 from support.processes import PATIENCE_S
 from support.queue_sql import Db, sign_up_many
@@ -102,7 +102,7 @@ def set_aside(volume: Path) -> set[str]:
         return set()
     with (volume / FILE_NAME).open(newline="") as file:
         return {
-            message.email for row in csv.DictReader(file) for message in decode(f"{row['line']}\n".encode())
+            message.email for row in csv.DictReader(file) for message in decoded(f"{row['line']}\n".encode())
         }
 
 

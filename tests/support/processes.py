@@ -13,8 +13,10 @@ from typing import Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from mailroom.actions import load_actions
 from mailroom.wire import Message, decode
 
+ACTIONS = load_actions()
 KEY = "deadbeef" * 8
 PATIENCE_S = 60.0
 
@@ -81,7 +83,7 @@ class CollectorProcess:
     @property
     def messages(self) -> list[Message]:
         lines = self.lines[self._decoded :]  # each is decoded once, however often a test looks
-        self._messages += [message for line in lines for message in decode(line)]
+        self._messages += [message for line in lines for message in decode(line, ACTIONS)]
         self._decoded += len(lines)
         return list(self._messages)
 

@@ -23,7 +23,7 @@ from mailroom.inbox.server import InboxServer
 from mailroom.sender import breaker, policy
 from mailroom.sender.policy import Verdict
 from mailroom.transports.transport import open_transport
-from support.messages import message, mixed
+from support.messages import PASSWORD_RECOVERY, message, mixed
 from support.processes import PATIENCE_S
 from support.senders import aws, send, settings, with_templates
 
@@ -199,7 +199,7 @@ def test_a_missing_template_stops_its_own_action_only(ses: InboxServer, tmp_path
     assert all(
         verdict is Verdict.EXPIRED
         for one, verdict in sent.verdicts.items()
-        if one.action == "password_recovery"
+        if one.action == PASSWORD_RECOVERY
     )
 
 
@@ -544,7 +544,7 @@ def test_a_template_that_iam_does_not_allow_stops_its_own_action_alone(
         " `ses:SendBulkTemplatedEmail' on resource"
         " `arn:aws:ses:us-east-1:123456789012:template/passwordrecoveryv1'"
     )
-    recovery = message(1)._replace(action="password_recovery")
+    recovery = message(1)._replace(action=PASSWORD_RECOVERY)
     ses.inbox.faults.add(Fault("error", recipient=recovery.email, code="AccessDenied", message=words))
     sent = send(settings(tmp_path, SEND_RATE=1000), [recovery, message(2), message(3)], useful_s=3)
     assert {"sent": 2, "expired": 1} == sent.count()

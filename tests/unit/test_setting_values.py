@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -60,7 +61,8 @@ def refused(name: str, text: str) -> str:
 
 
 def test_the_table_has_every_variable() -> None:
-    assert {variable.name for variable in variables(RunSettings)} == {f"MAILROOM_{name}" for name in GOOD}
+    given = {re.sub("(?<=_TEMPLATE_).*", "<ACTION>", f"MAILROOM_{name}") for name in GOOD}
+    assert {variable.name for variable in variables(RunSettings)} == given
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -13,6 +13,7 @@ from mailroom.settings import misspelt
 from mailroom.settings.collector import CollectorSettings, DatabaseSettings, KeySettings
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.settings.variables import read_settings
+from support.messages import ACTIVATION, PASSWORD_RECOVERY
 
 KEY = "deadbeef" * 8
 URL = "postgresql://app:hunter2@db.example.com/app"
@@ -189,9 +190,8 @@ def test_the_senders_defaults() -> None:
     )
     assert Path("output") == settings.output_path
     assert (None, {}) == (settings.templates.folder, settings.templates.constants)
-    assert {"activation": "activationv1", "password_recovery": "passwordrecoveryv1"} == (
-        settings.templates.names
-    )
+    assert "activationv1" == settings.templates.name_of(ACTIVATION)
+    assert "passwordrecoveryv1" == settings.templates.name_of(PASSWORD_RECOVERY)
     assert (None, 4, 10_000, 10_000) == (
         settings.send_rate,
         settings.send_concurrency,
@@ -210,6 +210,7 @@ def test_the_senders_variables_are_read(tmp_path: Path) -> None:
             "MAILROOM_APP_NAME": "Acme",
             "MAILROOM_APP_URL": "https://acme.example/",
             "MAILROOM_TEMPLATE_ACTIVATION": "welcome",
+            "MAILROOM_TEMPLATE_JOIN_US": "join",
             "MAILROOM_SEND_RATE": "12.5",
         },
     )
@@ -220,7 +221,8 @@ def test_the_senders_variables_are_read(tmp_path: Path) -> None:
     )
     assert tmp_path == settings.templates.folder
     assert {"app_name": "Acme", "app_url": "https://acme.example"} == settings.templates.constants
-    assert "welcome" == settings.templates.names["activation"]
+    assert {"activation": "welcome", "join_us": "join"} == settings.templates.names
+    assert "welcome" == settings.templates.name_of(ACTIVATION)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from mailroom.templates import mails, sources
 from mailroom.transports import smtp
 from mailroom.transports.smtp import SmtpTransport
 from mailroom.wire import Message
-from support.messages import TEXT, message
+from support.messages import PASSWORD_RECOVERY, TEXT, message
 from support.smtp import DROP, HANG, MailServer, mail_server
 
 ENVIRONMENT = {
@@ -87,11 +87,13 @@ def alike(result: Result, scope: Scope = Scope.ACCOUNT) -> list[tuple[Result, Sc
 
 
 def test_a_mail_has_what_it_should(server: MailServer, transport: SmtpTransport) -> None:
-    one = message(7, "password_recovery")
+    one = message(7, PASSWORD_RECOVERY)
     (outcome,) = transport.send([one])
     (mail,) = server.mails
     rendered = mails.render(
-        sources.load(None, {"app_name": "Example & Sons", "app_url": "https://app.example.com"})[one.action],
+        sources.load(None, {"app_name": "Example & Sons", "app_url": "https://app.example.com"})[
+            one.action.name
+        ],
         one,
     )
     assert ("noreply@example.com", "person7@example.com") == (mail.sender, mail.recipient)

@@ -19,7 +19,7 @@ from dotpromptz_handlebars import StrictModeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mailroom.actions import ACTIONS, ACTIVATION, BY_NAME, PASSWORD_RECOVERY, Action
+from mailroom.actions import Action
 from mailroom.cli.templates import SAMPLE_TOKEN
 from mailroom.cli.templates import templates as command
 from mailroom.errors import MailroomError, TemplateError, WireError
@@ -29,6 +29,7 @@ from mailroom.templates.remote import due_change, fetch, push
 from mailroom.templates.sources import PARTS, Template, load, write_built_in
 from mailroom.templates.tags import _compiled, placeholders, render_source
 from mailroom.wire import Message, encode
+from support.messages import ACTIVATION, PASSWORD_RECOVERY
 
 CONSTANTS = {"app_name": "Example & Sons", "app_url": "https://app.example.com"}
 BUILT_IN = load(None, CONSTANTS)
@@ -36,11 +37,13 @@ TOKEN, CODE = "A-_" * 28 + "zz", "04217"
 
 logins = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=254)
 hostile = st.text("<>&\"'`={}!-/ab \u2028\u202e{{login}}", min_size=1, max_size=40)
+ACTIONS = [ACTIVATION, PASSWORD_RECOVERY]
+NAMES = [action.name for action in ACTIONS]
 actions = st.sampled_from(ACTIONS)
 
 
 def message(action: Action, login: str = "peter.pan") -> Message:
-    return Message(action.name, "peter.pan@example.com", login, TOKEN, CODE)
+    return Message(action, "peter.pan@example.com", login, TOKEN, CODE)
 
 
 def template(
@@ -373,7 +376,7 @@ def environment(ses_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]
         "AWS_EC2_METADATA_DISABLED": "true",
         "MAILROOM_APP_NAME": "Example & Sons",
         "MAILROOM_APP_URL": "https://app.example.com",
-    } | {f"MAILROOM_TEMPLATE_{name.upper()}": f"{name}-{secrets.token_hex(4)}" for name in BY_NAME}
+    } | {f"MAILROOM_TEMPLATE_{name.upper()}": f"{name}-{secrets.token_hex(4)}" for name in NAMES}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return variables
@@ -412,7 +415,7 @@ def test_what_is_pushed_is_fetched(client: Any, environment: dict[str, str]) -> 
 
 
 def test_push_and_diff_tell_what_changes(environment: dict[str, str], client: Any, tmp_path: Path) -> None:
-    one, two = (environment[f"MAILROOM_TEMPLATE_{name.upper()}"] for name in BY_NAME)
+    one, two = (environment[f"MAILROOM_TEMPLATE_{name.upper()}"] for name in NAMES)
     done = run("push", "--dry-run")
     assert (0, f"{one}: would be created\n{two}: would be created\n") == (done.exit_code, done.stdout)
     done = run("push", "activation")

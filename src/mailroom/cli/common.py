@@ -19,8 +19,11 @@ from mailroom.settings.variables import read_settings, variables
 
 if TYPE_CHECKING:
     import asyncio
+    from pathlib import Path
 
     import psycopg
+
+    from mailroom.actions import Action
 
 EXIT_FOUND: Final = 1
 EXIT_USAGE: Final = 64
@@ -101,6 +104,20 @@ def as_text(argument: str) -> str:
 def text_argument(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
     """The value of an option that takes any text."""
     return as_text(text)
+
+
+def action_argument(name: str, folder: Path | None) -> Action:
+    """The action of a folder that an option names; None is the built-in folder.
+
+    Raises:
+        click.UsageError: the folder has none with this name.
+    """
+    from mailroom.actions import load_actions
+
+    actions = load_actions(folder)
+    if name not in actions:
+        raise click.UsageError(f"{name!r} is not one of {', '.join(actions)}")
+    return actions[name]
 
 
 def confirm(question: str, refusal: str) -> None:

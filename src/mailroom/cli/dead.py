@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from mailroom.actions import BY_NAME
 from mailroom.cli.common import (
     ANSWER_LIMIT_S,
     EXIT_DATA,
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 PROGRESS_INTERVAL_S: Final = 1.0
 HEADER: Final = ("token", "action", "address", "rejected at", "attempts", "state", "reason")
 
-of_action = click.option("--action", type=click.Choice(list(BY_NAME)), help="Only this action.")
+of_action = click.option("--action", metavar="ACTION", callback=text_argument, help="Only this action.")
 since_when = click.option(
     "--since", callback=duration, help="Only those rejected in this time, such as 30m or 7d."
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mailroom.cli.common import EXIT_DATA
+from mailroom.cli.common import EXIT_DATA, from_environment
 
 
 @click.command()
@@ -37,20 +37,24 @@ def replay(file: Path, outcomes: tuple[str, ...], batch: int) -> None:
     Rows that hold no message (lines that could not be read) are reported and left out; correct them in
     FILE. Exits with 65 if there were any. Tokens may have expired meanwhile: their links no longer work.
     """
+    from mailroom.actions import load_actions
     from mailroom.errors import WireError
     from mailroom.sender.rejected import read
+    from mailroom.settings.sender import FolderSettings
     from mailroom.wire import Message, encode
 
     waiting: list[Message] = []
     left_out = 0
-    for number, row, content in read(file):
+    actions = load_actions(from_environment(FolderSettings).folder)
+    for number, row in read(file):
         if outcomes and row.outcome not in outcomes:
             continue
-        if isinstance(content, WireError):
+        try:
+            waiting += row.messages(actions)
+        except WireError as fault:
             left_out += 1
-            click.echo(f"row {number} is left out: {content}", err=True)
+            click.echo(f"row {number} is left out: {fault}", err=True)
             continue
-        waiting += content
         while len(waiting) >= batch:
             click.echo(encode(waiting[:batch]), nl=False)
             del waiting[:batch]

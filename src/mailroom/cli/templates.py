@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mailroom.actions import ACTIONS, BY_NAME
 from mailroom.cli.common import (
     EXIT_CONFIGURATION,
     EXIT_FOUND,
@@ -31,7 +30,6 @@ SAMPLE_CODE = "12345"
 PARTS = ("subject", "text", "html")
 
 HELP = environment_help(TemplateSettings)
-ACTION = click.Choice(list(BY_NAME))
 
 
 @click.group()
@@ -64,7 +62,7 @@ def templates_check(as_json: bool) -> None:
 
 
 @templates.command("render", epilog=HELP)
-@click.argument("action", type=ACTION)
+@click.argument("action")
 @click.option(
     "--part", type=click.Choice([*PARTS, "all"]), default="all", show_default=True, help="The part to print."
 )
@@ -78,10 +76,11 @@ def templates_render(action: str, part: str, login: str, as_json: bool) -> None:
     from mailroom.templates.mails import render
     from mailroom.wire import Message, encode
 
-    message = Message(action, "peter.pan@example.com", login, SAMPLE_TOKEN, SAMPLE_CODE)
-    encode([message])  # refuses a login that a message cannot hold
     _, loaded = _loaded()
-    mail = render(_fit(loaded, (action,))[action], message)._asdict()
+    ((_, template),) = _fit(loaded, (action,)).items()
+    message = Message(template.action, "peter.pan@example.com", login, SAMPLE_TOKEN, SAMPLE_CODE)
+    encode([message])  # refuses a login that a message cannot hold
+    mail = render(template, message)._asdict()
     shown = mail if part == "all" else {part: mail[part]}
     if as_json:
         click.echo(json.dumps(shown, ensure_ascii=False))
@@ -105,7 +104,7 @@ def templates_init(folder: Path) -> None:
 
 
 @templates.command("push", epilog=HELP)
-@click.argument("actions", metavar="[ACTION]...", type=ACTION, nargs=-1)
+@click.argument("actions", metavar="[ACTION]...", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
 def templates_push(actions: tuple[str, ...], dry_run: bool) -> None:
     """Write the templates of ACTIONs (all by default) to SES, after checking them.
@@ -117,15 +116,15 @@ def templates_push(actions: tuple[str, ...], dry_run: bool) -> None:
 
     settings, loaded = _loaded()
     with _ses() as client:
-        for action, template in _fit(loaded, actions).items():
-            name = settings.names[action]
+        for template in _fit(loaded, actions).values():
+            name = settings.name_of(template.action)
             change = due_change(client, template, name) if dry_run else push(client, template, name)
             would = "would be " if dry_run and change != "unchanged" else ""
             click.echo(f"{name}: {would}{change}")
 
 
 @templates.command("diff", epilog=HELP)
-@click.argument("actions", metavar="[ACTION]...", type=ACTION, nargs=-1)
+@click.argument("actions", metavar="[ACTION]...", nargs=-1)
 def templates_diff(actions: tuple[str, ...]) -> None:
     """Show what `push` would change in SES: - marks SES's lines, + marks the local ones.
 
@@ -137,10 +136,10 @@ def templates_diff(actions: tuple[str, ...]) -> None:
     settings, loaded = _loaded()
     different = False
     with _ses() as client:
-        for action in actions or loaded:
-            name = settings.names[action]
+        for template in _named(loaded, actions).values():
+            name = settings.name_of(template.action)
             present = fetch(client, name) or {}
-            for part, ours in for_ses(loaded[action], name).items():
+            for part, ours in for_ses(template, name).items():
                 if part != "TemplateName" and ours != present.get(part):
                     different = True
                     click.echo(_difference(name, part, present.get(part, ""), ours), nl=False)
@@ -154,6 +153,14 @@ def _loaded() -> tuple[TemplateSettings, dict[str, Template]]:
     return settings, load(settings.folder, settings.constants)
 
 
+def _named(loaded: dict[str, Template], names: tuple[str, ...]) -> dict[str, Template]:
+    """The templates of these actions; all for none."""
+    for name in names:
+        if name not in loaded:
+            raise click.UsageError(f"{name!r} is not one of {', '.join(loaded)}")
+    return {name: template for name, template in loaded.items() if name in (names or loaded)}
+
+
 def _fit(loaded: dict[str, Template], names: tuple[str, ...]) -> dict[str, Template]:
     """The templates of these actions (all for none), if they can be used.
 
@@ -163,7 +170,7 @@ def _fit(loaded: dict[str, Template], names: tuple[str, ...]) -> dict[str, Templ
     from mailroom.errors import TemplateError
     from mailroom.templates.checks import check
 
-    wanted = {action.name: loaded[action.name] for action in ACTIONS if action.name in (names or loaded)}
+    wanted = _named(loaded, names)
     faults = [f"{name}: {fault}" for name, template in wanted.items() for fault in check(template)]
     if faults:
         raise TemplateError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+from mailroom.actions import Action
 from mailroom.logs import EventLogger
 from mailroom.queue.lease import Lease, sign_claimed
 from mailroom.wire import join_line
@@ -22,10 +23,12 @@ class Outgoing:
         is_settling: whether PostgreSQL was asked to settle it.
     """
 
-    def __init__(self, lease: Lease, *, keys: Sequence[bytes], batch_limit: int) -> None:
+    def __init__(
+        self, lease: Lease, *, keys: Sequence[bytes], actions: Mapping[str, Action], batch_limit: int
+    ) -> None:
         self.lease = lease
         self.is_settling = False
-        signed = sign_claimed(lease.claimed, keys, log)
+        signed = sign_claimed(lease.claimed, keys, actions, log)
         self._ids, self._refused = list(signed.ids), list(signed.refused)
         texts = signed.encoded
         self.lines = [join_line(texts[at : at + batch_limit]) for at in range(0, len(texts), batch_limit)]

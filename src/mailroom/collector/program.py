@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from mailroom.actions import load_actions
 from mailroom.collector.outgoing import Outgoing
 from mailroom.collector.stdout import Output, reader_gone
 from mailroom.concurrency import end, first
@@ -42,6 +43,7 @@ class Collector:
         self._database, self._queue, self._listener = open_worker(settings, "mailroom collector")
         self._output = output
         self._keys = settings.keys
+        self._actions = load_actions()
         self._batch_limit = settings.batch_limit
         # A lease is settled as a whole, after complete batches, before the next lease is written. So a
         # crash repeats one lease.
@@ -102,7 +104,9 @@ class Collector:
                     await asyncio.sleep(0)  # lets it be sent before the rows are read
                 for lease in await claim.leases():
                     await asyncio.sleep(0)  # lets both be sent before the lease is signed
-                    outgoing = Outgoing(lease, keys=self._keys, batch_limit=self._batch_limit)
+                    outgoing = Outgoing(
+                        lease, keys=self._keys, actions=self._actions, batch_limit=self._batch_limit
+                    )
                     await settling
                     if self._stopping:
                         return

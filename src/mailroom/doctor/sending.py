@@ -66,7 +66,7 @@ def rejected(settings: SenderSettings) -> Finding:
     if not path.exists():
         return ok("nothing was set aside")
     try:
-        outcomes = Counter(row.outcome for _, row, _ in read(path))
+        outcomes = Counter(row.outcome for _, row in read(path))
     except ReplayError as error:
         return warning(str(error), error.hint or "run the doctor as the sender's user")
     if not outcomes:

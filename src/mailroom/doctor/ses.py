@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as aws
 
-from mailroom.actions import ACTIONS, Action
+from mailroom.actions import Action
 from mailroom.addresses import wire_address
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.report import Check, Finding, NotKnown, fault, ok, skipped, warning
@@ -189,7 +189,7 @@ def config_set(probe: SesProbe) -> Finding:
 
 def template(action: Action, probe: SesProbe) -> Finding:
     """The template in SES uses the data of its mails, and is the same as the local one."""
-    name = probe.settings.templates.names[action.name]
+    name = probe.settings.templates.name_of(action)
     parts = probe.ask("ses:GetTemplate", partial(remote.fetch, probe.client, name))
     another = f"or set MAILROOM_TEMPLATE_{action.name.upper()} to another template"
     if parts is None:
@@ -229,7 +229,7 @@ CHECKS: Final[tuple[Check[SesProbe], ...]] = (
     Check("configuration-set", config_set, ("ses",)),
     *(
         Check(f"template-{action.name}", partial(template, action), ("ses", "MAILROOM_TEMPLATES"))
-        for action in ACTIONS
+        for action in sources.actions_of(None)
     ),
 )
 

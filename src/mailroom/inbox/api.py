@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mailroom.actions import ACTIONS
+from mailroom.actions import load_actions
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.faults import read_fault
 from mailroom.inbox.inbox import Inbox
@@ -35,7 +35,7 @@ MAX_PAGE: Final = 1000
 WAIT_S: Final = 30
 MAX_WAIT_S: Final = 300
 MAX_AWAITED: Final = 100
-ACTION_NAMES: Final = tuple(action.name for action in ACTIONS)
+ACTION_NAMES: Final = tuple(load_actions())
 SETTINGS: Final = ("rate", "quota_24h", "paused")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from mailroom.actions import ACTIONS
+from mailroom.actions import load_actions
 from mailroom.templates.mails import RenderedMail
 
 MAX_PART: Final = 200_000
@@ -62,11 +62,12 @@ def find_links(rendered: RenderedMail | None) -> list[Link]:
 
 def action_of(template: str, links: Iterable[Link]) -> str | None:
     """Return the name of a mail's action: by its template, else by the path of a link with a token."""
-    for action in ACTIONS:
+    actions = load_actions().values()
+    for action in actions:
         if template == action.template:
             return action.name
     for link in links:
-        for action in ACTIONS:
+        for action in actions:
             if link.token and _path(link.url).endswith(action.prefix.decode()):
                 return action.name
     return None

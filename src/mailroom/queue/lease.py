@@ -7,7 +7,7 @@ affect the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from mailroom.actions import BY_NAME
+from mailroom.actions import Action
 from mailroom.errors import WireError
 from mailroom.logs import EventLogger
 from mailroom.tokens import sign_all
@@ -86,7 +86,7 @@ class Signed(NamedTuple):
     """
 
     ids: Sequence[int]
-    columns: Sequence[Sequence[str]]
+    columns: Sequence[Sequence[Any]]
     encoded: Sequence[str]
     refused: dict[int, str]
 
@@ -95,18 +95,20 @@ class Signed(NamedTuple):
         return list(map(Message, *self.columns))
 
 
-def sign_claimed(claimed: Sequence[Claimed], keys: Sequence[bytes], log: EventLogger) -> Signed:
-    """The claimed tokens as messages; ``log`` is the caller's."""
+def sign_claimed(
+    claimed: Sequence[Claimed], keys: Sequence[bytes], actions: Mapping[str, Action], log: EventLogger
+) -> Signed:
+    """The claimed tokens as messages, of these actions by name; ``log`` is the caller's."""
     try:
-        return _sign_all(claimed, keys)
+        return _sign_all(claimed, keys, actions)
     except Exception:  # noqa: BLE001 - one by one, the row at fault is found
         good, refused = [], {}
     for one in claimed:
-        if one.action not in BY_NAME:
+        if one.action not in actions:
             log.warning("unknown_action", token=one.token, action=one.action)
             continue
         try:
-            _sign_all([one], keys)
+            _sign_all([one], keys, actions)
         except Exception as error:  # noqa: BLE001 - a row's content must not end the worker
             # Only these texts are certain to hold no value.
             known = isinstance(error, WireError | ValueError)
@@ -115,12 +117,13 @@ def sign_claimed(claimed: Sequence[Claimed], keys: Sequence[bytes], log: EventLo
             refused[one.token] = why
         else:
             good.append(one)
-    signed = _sign_all(good, keys) if good else Signed((), ((),) * 5, (), {})
+    signed = _sign_all(good, keys, actions) if good else Signed((), ((),) * 5, (), {})
     return signed._replace(refused=refused)
 
 
-def _sign_all(claimed: Sequence[Claimed], keys: Sequence[bytes]) -> Signed:
+def _sign_all(claimed: Sequence[Claimed], keys: Sequence[bytes], actions: Mapping[str, Action]) -> Signed:
     ids, names, emails, logins, secrets, codes = zip(*claimed, strict=True)
-    tokens = sign_all(secrets, [BY_NAME[name] for name in names], codes, keys=keys)
-    columns = (names, emails, logins, tokens, codes)
+    known = [actions[name] for name in names]
+    tokens = sign_all(secrets, known, codes, keys=keys)
+    columns = (known, emails, logins, tokens, codes)
     return Signed(ids, columns, encode_all(*columns), {})

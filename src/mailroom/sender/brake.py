@@ -112,7 +112,7 @@ class Brake:
         if words not in self._runs:
             if len(self._runs) >= MAX_RUNS:
                 del self._runs[next(iter(self._runs))]
-            log.warning("doubted", action=message.action, reason=without_addresses(answer.detail))
+            log.warning("doubted", action=message.action.name, reason=without_addresses(answer.detail))
         run = self._runs.setdefault(words, _Run())
         run.refusals += 1
         if len(run.recipients) < RECIPIENTS:

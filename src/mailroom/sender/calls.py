@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Final, NamedTuple, TypeVar
 
-from mailroom.actions import ACTIONS
 from mailroom.answers import Answer, Result, Scope
 from mailroom.concurrency import in_thread
 from mailroom.errors import MailroomError
@@ -98,7 +97,7 @@ class Calls:
         self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
         self._brake = Brake()
         self._breaker = Breaker("account")
-        self._action_breakers = {action.name: Breaker(action.name) for action in ACTIONS}
+        self._action_breakers: dict[str, Breaker] = {}  # made with the first mail of each
         self._slots = asyncio.Semaphore(settings.send_concurrency)
         # A call has several waits, each with its own limit; this is the limit of all of them together.
         self._longest_s = CONNECT_TIMEOUT_S + MAX_WAITS * settings.send_timeout_ms / 1000
@@ -111,10 +110,12 @@ class Calls:
 
     @property
     def can_send(self) -> bool:
-        """Whether the breakers let mail of at least one action through."""
-        return not self._breaker.is_tripped and not all(
-            breaker.is_tripped for breaker in self._action_breakers.values()
-        )
+        """Whether the breakers let mail of at least one action through.
+
+        While the only action so far cannot be sent, one that comes next may be.
+        """
+        tripped = [breaker.is_tripped for breaker in self._action_breakers.values()]
+        return not self._breaker.is_tripped and not (len(tripped) > 1 and all(tripped))
 
     @property
     def troubles(self) -> dict[str, tuple[str, float]]:
@@ -183,8 +184,8 @@ class Calls:
             give_up_at: of ``time.monotonic``; a call that has begun by then is waited for.
             max_wait_s: how long to wait at a tripped breaker.
         """
-        action = messages[0].action
-        breakers = (self._breaker, self._action_breakers[action])
+        action = messages[0].action.name
+        breakers = (self._breaker, self._action_breakers.setdefault(action, Breaker(action)))
         answers = await self._call(messages, breakers, give_up_at, max_wait_s)
         if answers is None:
             return None
@@ -257,8 +258,8 @@ class Calls:
         self.answers.update(answer.result for answer in answers)
         took_s = time.monotonic() - started
         if self._called:
-            self._called(messages[0].action, answers, took_s)
-        self._log_answers(messages[0].action, answers, took_s)
+            self._called(messages[0].action.name, answers, took_s)
+        self._log_answers(messages[0].action.name, answers, took_s)
         return answers
 
     def _answers(self, messages: Sequence[Message]) -> list[Answer]:

@@ -279,7 +279,7 @@ class Sender:
         now = time.monotonic()
         expired = [recipient for recipient in recipients if recipient.useful_until <= now]
         if expired:
-            log.warning("expired", count=len(expired), action=expired[0].message.action)
+            log.warning("expired", count=len(expired), action=expired[0].message.action.name)
             after = f"not sent within {self._useful_s:g} s"
             self._finish([_given_up(one, Verdict.EXPIRED, after) for one in expired])
         return [recipient for recipient in recipients if recipient.useful_until > now]
@@ -318,7 +318,7 @@ class Sender:
 
 
 def _action(recipient: Recipient) -> str:
-    return recipient.message.action
+    return recipient.message.action.name
 
 
 def _given_up(recipient: Recipient, verdict: Verdict, why: str) -> tuple[Recipient, Verdict, str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 
+from mailroom.actions import load_actions
 from mailroom.answers import Result
 from mailroom.concurrency import before, end
 from mailroom.errors import SetAsideError, WireError
@@ -36,6 +37,7 @@ class Pipe:
 
     def __init__(self, settings: SenderSettings, lines: Input, transport: Transport) -> None:
         self._lines = lines
+        self._actions = load_actions(settings.templates.folder)
         self._rejected = Rejected(settings.output_path)
         self._sender = Sender(transport, settings, self._report)
         self._shutdown_s = settings.shutdown_timeout_ms / 1000
@@ -104,7 +106,7 @@ class Pipe:
         fault = "the rest of a line that is too long"
         if not line.is_rest:
             try:
-                return decode(line.content)
+                return decode(line.content, self._actions)
             except WireError as error:
                 fault = str(error)
         fault = f"line {line.number}, {fault}"

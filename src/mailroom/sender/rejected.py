@@ -15,12 +15,13 @@ import fcntl
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from mailroom.actions import Action
 from mailroom.errors import ReplayError, SetAsideError, WireError
 from mailroom.wire import Message, decode, encode
 
@@ -40,6 +41,16 @@ class RejectedRow(NamedTuple):
     outcome: str
     reason: str
     line: bytes
+
+    def messages(self, actions: Mapping[str, Action]) -> list[Message]:
+        """The messages of its line, of these actions by name.
+
+        Raises:
+            WireError: the line cannot be decoded.
+        """
+        if not self.line:
+            raise WireError(self.reason)
+        return decode(self.line + b"\n", actions)
 
     @classmethod
     def of(cls, message: Message, outcome: str, reason: str) -> RejectedRow:
@@ -138,8 +149,8 @@ class Rejected:
         )
 
 
-def read(path: Path) -> Iterator[tuple[int, RejectedRow, list[Message] | WireError]]:
-    """The rows that the file has now: each with its number, and its messages or why it has none.
+def read(path: Path) -> Iterator[tuple[int, RejectedRow]]:
+    """The rows that the file has now, each with its number.
 
     Rows that are added during the replay are not read: they are replayed mails that failed again.
 
@@ -164,10 +175,6 @@ def read(path: Path) -> Iterator[tuple[int, RejectedRow, list[Message] | WireErr
         try:
             ((_, outcome, reason, sent),) = csv.reader([line], strict=True)
         except (ValueError, csv.Error):
-            yield number, RejectedRow("malformed", "", b""), WireError("not a row of this file")
-            continue
-        row = RejectedRow(outcome, reason, sent.encode(errors="surrogateescape"))
-        try:
-            yield number, row, decode(row.line + b"\n")
-        except WireError as fault:
-            yield number, row, fault
+            yield number, RejectedRow("malformed", "not a row of this file", b"")
+        else:
+            yield number, RejectedRow(outcome, reason, sent.encode(errors="surrogateescape"))

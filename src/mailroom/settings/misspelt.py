@@ -8,13 +8,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
+from mailroom.actions import load_actions
 from mailroom.logs import EventLogger
-from mailroom.settings.variables import variables
+from mailroom.settings.variables import EACH_ACTION, Variable, variables
 from mailroom.settings.worker import RunSettings
 
 PREFIX: Final = "MAILROOM_"
+SIMILAR: Final = 0.8
 LOG_VARIABLES: Final = ("MAILROOM_LOG_FORMAT", "MAILROOM_LOG_LEVEL")
 # Variables of the tests, and those that Kubernetes sets for a Service whose name begins with mailroom.
 _FOREIGN: Final = re.compile(
@@ -35,9 +38,23 @@ class UnknownVariable(NamedTuple):
 
 def known() -> set[str]:
     """The name of every variable that a command reads."""
-    found = list(variables(RunSettings))
+    found = [one for variable in variables(RunSettings) for one in _each(variable)]
     files = (f"{variable.name}_FILE" for variable in found if variable.secret)
     return {*(variable.name for variable in found), *files, *LOG_VARIABLES}
+
+
+def _each(variable: Variable) -> list[Variable]:
+    """The variable, or those of the catalogue's actions where there is one for each action."""
+    if not variable.name.endswith(EACH_ACTION):
+        return [variable]
+    name = variable.name.removesuffix(EACH_ACTION)
+    return [replace(variable, name=name + action.upper()) for action in load_actions()]
+
+
+def _is_own(name: str) -> bool:
+    """Whether it is a variable of an action that the catalogue does not have, and not a misspelt one."""
+    actions = filter(None, (variable.of_action(name) for variable in variables(RunSettings)))
+    return any(not difflib.get_close_matches(one, load_actions(), n=1, cutoff=SIMILAR) for one in actions)
 
 
 def unknown(environment: Mapping[str, str]) -> list[UnknownVariable]:
@@ -49,10 +66,11 @@ def unknown(environment: Mapping[str, str]) -> list[UnknownVariable]:
         if name.startswith(PREFIX)
         and name not in names
         and not _FOREIGN.fullmatch(name)
+        and not _is_own(name)
         and not (name.endswith("_PORT") and _ADDRESS.fullmatch(value))
     ]
     return [
-        UnknownVariable(name, "".join(difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.8)))
+        UnknownVariable(name, "".join(difflib.get_close_matches(name, sorted(names), n=1, cutoff=SIMILAR)))
         for name in sorted(found)
     ]
 

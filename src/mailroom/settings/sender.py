@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from mailroom.actions import ACTIONS
+from mailroom.actions import Action
 from mailroom.addresses import ascii_host
 from mailroom.settings.addresses import sender_address, web_address
-from mailroom.settings.variables import Variable, boolean, by_key, group, variable, whole
+from mailroom.settings.variables import boolean, by_action, group, variable, whole
 
 MAX_RATE: Final = 1_000_000.0
 SMTP_PORTS: Final = {"smtp": 587, "smtps": 465}
@@ -81,6 +81,10 @@ def _name(text: str) -> str:
             f"{text!r} is not a name in SES: write 1 to 64 characters, from A-Z, a-z, 0-9, - and _"
         )
     return text
+
+
+def _template_name(text: str) -> str:
+    return text and _name(text)
 
 
 def _constant(text: str) -> str:
@@ -152,32 +156,39 @@ def _server_parts(text: str) -> SplitResult:
 
 
 @dataclass(frozen=True)
-class TemplateSettings:
+class FolderSettings:
+    """The folder of actions and templates; None for the built-in one."""
+
+    folder: Path | None = variable(
+        "MAILROOM_TEMPLATES",
+        BUILT_IN,
+        "a folder with your own actions and templates (see `mailroom templates`)",
+        _folder,
+    )
+
+
+@dataclass(frozen=True)
+class TemplateSettings(FolderSettings):
     """The templates: their folder, the texts that they show in every mail, and their names in SES.
 
     Attributes:
-        folder: None for the built-in templates.
-        names: by action.
+        names: by the names of actions; only those that are set.
     """
 
-    folder: Path | None = variable(
-        "MAILROOM_TEMPLATES", BUILT_IN, "a folder with your own templates (see `mailroom templates`)", _folder
-    )
     app_name: str = variable("MAILROOM_APP_NAME", "", "what templates show for {{app_name}}", _constant)
     app_url: str = variable(
         "MAILROOM_APP_URL", "", "what templates show for {{app_url}}, the beginning of links", web_address
     )
-    names: Mapping[str, str] = by_key(
-        {
-            action.name: Variable(
-                f"MAILROOM_TEMPLATE_{action.name.upper()}",
-                action.template,
-                f"the name in SES of the template for {action.name}",
-                _name,
-            )
-            for action in ACTIONS
-        }
+    names: Mapping[str, str] = by_action(
+        "MAILROOM_TEMPLATE_",
+        "",
+        "the name in SES of an action's template; by default the action's name without _, and v1",
+        _template_name,
     )
+
+    def name_of(self, action: Action) -> str:
+        """The name in SES of an action's template."""
+        return self.names.get(action.name) or action.template
 
     @property
     def constants(self) -> Mapping[str, str]:

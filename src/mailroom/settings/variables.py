@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,6 +21,7 @@ Settings = TypeVar("Settings")
 
 MAX_MS: Final = 24 * 60 * 60 * 1000
 SOURCE: Final = "source"
+EACH_ACTION: Final = "<ACTION>"
 
 _QUOTES: Final = ('""', "''", "``", "“”", "‘’", "„“", "«»")
 # A # within quotes, as in a password of a connection string, begins no comment.
@@ -35,6 +36,9 @@ class Variable:
         default: the text where it is not set; None if it is required.
         convert: the value of a text; raises ValueError, which says what would be right.
         bounds: the minimum and the maximum of a whole number; empty for other values.
+
+    A name that ends with ``<ACTION>`` stands for a variable for each action; the value is then a mapping of
+    the names of actions to the values that are set.
     """
 
     name: str
@@ -43,6 +47,12 @@ class Variable:
     convert: Callable[[str], Any]
     secret: bool = False
     bounds: tuple[int, ...] = ()
+
+    def of_action(self, name: str) -> str:
+        """The action whose variable has this name, where there is one for each; empty for any other name."""
+        prefix = self.name.removesuffix(EACH_ACTION)
+        action = name.removeprefix(prefix) if self.name != prefix and name.startswith(prefix) else ""
+        return action.lower() if re.fullmatch("[A-Z][A-Z0-9_]*", action) else ""
 
     def read(self, environment: Mapping[str, str]) -> Any:
         """The value in an environment.
@@ -93,9 +103,9 @@ def group(source: type[Settings]) -> Settings:
     return found
 
 
-def by_key(source: Mapping[str, Variable]) -> Mapping[str, Any]:
-    """A field that is a mapping, with a variable for each key."""
-    found: Mapping[str, Any] = _field(source)
+def by_action(name: str, default: str, purpose: str, convert: Callable[[str], Value]) -> Mapping[str, Value]:
+    """A field that is read from a variable for each action; see ``Variable``."""
+    found: Mapping[str, Value] = _field(Variable(name + EACH_ACTION, default, purpose, convert))
     return found
 
 
@@ -156,15 +166,17 @@ def _field(source: Any, *, shown: bool = True) -> Any:
 
 
 def _parts(source: Any) -> Mapping[str, Any]:
-    if isinstance(source, Mapping):
-        return source
     return {one.name: one.metadata[SOURCE] for one in fields(source)}
 
 
 def _read(source: Any, environment: Mapping[str, str], faults: list[str]) -> Any:
     if not isinstance(source, Variable):
-        values = {name: _read(part, environment, faults) for name, part in _parts(source).items()}
-        return values if isinstance(source, Mapping) else source(**values)
+        return source(**{name: _read(part, environment, faults) for name, part in _parts(source).items()})
+    if source.name.endswith(EACH_ACTION):
+        found = {action: name for name in sorted(environment) if (action := source.of_action(name))}
+        each = {action: replace(source, name=name) for action, name in found.items()}
+        values = {action: _read(one, environment, faults) for action, one in each.items()}
+        return {action: value for action, value in values.items() if value is not None}
     try:
         return source.read(environment)
     except ValueError as fault:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from mailroom.actions import Action
 from mailroom.errors import TemplateError
-from mailroom.templates.mails import ESCAPED_FIELDS, SES_PARTS, escaped_names
+from mailroom.templates.mails import ESCAPED_FIELDS, SES_PARTS, escaped_names, shown
 from mailroom.templates.sources import CONSTANTS, Template
 from mailroom.templates.tags import Kind, Tag, placeholders, render_source, syntax_fault, tags
 
@@ -49,14 +49,14 @@ def check(template: Template) -> list[str]:
         elif tag_faults := _tag_faults(part, source, action):
             faults += tag_faults
         elif part != "subject":
-            faults += _missing(part, source, [name for name in action.fields if name not in ESCAPED_FIELDS])
+            faults += _missing(part, source, [name for name in shown(action) if name not in ESCAPED_FIELDS])
     if len(template.subject.splitlines()) > 1:
         faults.append("subject: more than one line")
     if any(syntax_fault(source) for source in template.parts().values()):
         return faults
     faults += [f"html: {fault}" for fault in _unsafe_places(template.html, ESCAPED_FIELDS)]
-    shown = set().union(*map(placeholders, template.parts().values()))
-    faults += [f"{{{{{name}}}}} is missing" for name in ESCAPED_FIELDS if name in {*action.fields} - shown]
+    found = set().union(*map(placeholders, template.parts().values()))
+    faults += [f"{{{{{name}}}}} is missing" for name in ESCAPED_FIELDS if name in {*shown(action)} - found]
     return list(dict.fromkeys(faults))
 
 
@@ -69,7 +69,7 @@ def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
         action: the action that it is for.
     """
     findings = Findings([], [])
-    known = {*action.fields, *escaped_names(action)}
+    known = {*shown(action), *escaped_names(action)}
     sources = {part: parts.get(name) or "" for part, name in SES_PARTS.items()}
     if sum(len(source.encode()) for source in sources.values()) > MAX_BYTES:
         findings.faults.append(f"larger than {MAX_BYTES} bytes, the limit of SES")
@@ -87,13 +87,13 @@ def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
         others = [tag.source for tag in tags(source) if tag.kind is Kind.OTHER]
         findings.warnings.extend(f"{part}: {tag} is not checked" for tag in others)
         if part != "subject" and not unknown:
-            required = [name for name in action.fields if name not in ESCAPED_FIELDS]
+            required = [name for name in shown(action) if name not in ESCAPED_FIELDS]
             findings.faults.extend(_missing(part, source, required))
     if any(syntax_fault(source) for source in sources.values()):
         return findings
-    shown = set().union(*map(placeholders, sources.values()))
+    found = set().union(*map(placeholders, sources.values()))
     for name in ESCAPED_FIELDS:
-        if name in action.fields and not {name, f"{name}_html"} & shown:
+        if name in shown(action) and not {name, f"{name}_html"} & found:
             findings.warnings.append(f"{{{{{name}}}}} is missing")
         if any(tag.shows == name for tag in tags(sources["html"])):
             findings.warnings.append(
@@ -116,7 +116,7 @@ def _tag_faults(part: str, source: str, action: Action) -> list[str]:
             )
         elif tag.name in CONSTANTS:
             faults.append(_constant_fault(tag))
-        elif tag.name and tag.name not in action.fields:
+        elif tag.name and tag.name not in shown(action):
             faults.append(f"{part}: {_unknown(tag.name, action)}")
         elif part == "html" and tag.kind is Kind.RAW and tag.name in ESCAPED_FIELDS:
             faults.append(

@@ -35,12 +35,17 @@ def fields(action: Action, message: Message) -> dict[str, str]:
     """Return the fields that the action's template may show, and the escaped ones."""
     every = {"login": message.username, "secret": message.token, "code": message.code}
     every |= {f"{name}_html": html.escape(every[name]) for name in ESCAPED_FIELDS}
-    return {name: every[name] for name in (*action.fields, *escaped_names(action))}
+    return {name: every[name] for name in (*shown(action), *escaped_names(action))}
+
+
+def shown(action: Action) -> tuple[str, ...]:
+    """Return the fields that the action's template may show."""
+    return tuple(name for name in action.shown if name in ("login", "secret", "code"))
 
 
 def escaped_names(action: Action) -> tuple[str, ...]:
     """Return the names of the fields of an action that are escaped for HTML."""
-    return tuple(f"{name}_html" for name in ESCAPED_FIELDS if name in action.fields)
+    return tuple(f"{name}_html" for name in ESCAPED_FIELDS if name in shown(action))
 
 
 def ses_data(action: Action, message: Message) -> str:

@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mailroom.actions import ACTIONS, Action
+from mailroom.actions import BUILT_IN, Action, load_actions
 from mailroom.errors import TemplateError
 from mailroom.templates.tags import Tag, replace_tags
 
 PARTS: Final = {"subject": ".subject.txt", "text": ".txt", "html": ".html"}
 CONSTANTS: Final = {"app_name": "MAILROOM_APP_NAME", "app_url": "MAILROOM_APP_URL"}
-
-_BUILT_IN: Final = Path(__file__).parent / "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +48,28 @@ def load(folder: Path | None, constants: Mapping[str, str]) -> dict[str, Templat
         TemplateError: a file is missing or not UTF-8.
     """
     templates = {}
-    for action in ACTIONS:
+    for action in actions_of(folder):
         sources = {
-            part: _put_in(_read(_path(folder or _BUILT_IN, action, part)), constants, escape=part == "html")
+            part: _put_in(_read(_path(folder or BUILT_IN, action, part)), constants, escape=part == "html")
             for part in PARTS
         }
         templates[action.name] = Template(
             action, sources["subject"].strip(), sources["text"], sources["html"]
         )
     return templates
+
+
+def actions_of(folder: Path | None) -> list[Action]:
+    """Return the actions of a folder for which it has a file; None is the folder that comes with Mailroom.
+
+    Raises:
+        ActionsError: the folder's actions cannot be used.
+    """
+    return [
+        action
+        for action in load_actions(folder).values()
+        if any(_path(folder or BUILT_IN, action, part).exists() for part in PARTS)
+    ]
 
 
 def write_built_in(folder: Path) -> list[Path]:
@@ -70,7 +81,9 @@ def write_built_in(folder: Path) -> list[Path]:
         TemplateError: a file exists already or cannot be written. No file is overwritten.
     """
     written = {
-        _path(folder, action, part): _path(_BUILT_IN, action, part) for action in ACTIONS for part in PARTS
+        _path(folder, action, part): _path(BUILT_IN, action, part)
+        for action in actions_of(None)
+        for part in PARTS
     }
     try:
         present = [path for path in written if path.exists()]

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from mailroom.actions import BY_NAME
 from mailroom.answers import Answer, Result
 from mailroom.errors import OutputClosed
 from mailroom.settings.sender import MAX_RATE, SenderSettings
@@ -38,7 +37,7 @@ class DebugTransport:
 
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
-        action = BY_NAME[messages[0].action]
+        action = messages[0].action
         ready = prepared(action, messages)
         good = [one for one in ready if not isinstance(one, Answer)]
         statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in good]

@@ -15,13 +15,13 @@ from email.utils import formataddr, parseaddr
 from functools import partial
 from typing import Any, Final
 
-from mailroom.actions import ACTIONS, BY_NAME, Action
+from mailroom.actions import Action
 from mailroom.addresses import wire_address
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
 from mailroom.settings.sender import MAX_RATE, SenderSettings
-from mailroom.templates import checks, mails, remote
+from mailroom.templates import checks, mails, remote, sources
 from mailroom.transports import ses_answers
 from mailroom.transports.preparing import prepare
 from mailroom.transports.redaction import shortened
@@ -41,10 +41,10 @@ def request(
     settings: SenderSettings, action: Action, destinations: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The parameters of the call for an action's mails, each as ``prepared``."""
-    names = [*action.fields, *mails.escaped_names(action)]
+    names = [*mails.shown(action), *mails.escaped_names(action)]
     parameters: dict[str, Any] = {
         "Source": _source(settings.source),
-        "Template": settings.templates.names[action.name],
+        "Template": settings.templates.name_of(action),
         "DefaultTemplateData": json.dumps(dict.fromkeys(names, "")),
         "Destinations": destinations,
     }
@@ -91,7 +91,7 @@ class SesTransport:
         self._saved_answers = SavedAnswers(settings.output_path, "ses")
         self._reply = threading.local()
         self._quota_fault = ""
-        self._unchecked = {action.name for action in ACTIONS}
+        self._checked: set[str] = set()  # names of actions
         self._warned: set[tuple[str, ...]] = set()
 
     def check(self) -> Answer | None:
@@ -104,7 +104,7 @@ class SesTransport:
             client = self._session.client()
         except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
             return self._clean(no_credentials(error))
-        for action in ACTIONS:
+        for action in sources.actions_of(self._settings.templates.folder):
             trouble = self._check_template(client, action)
             if trouble and trouble.result is Result.REJECTED:
                 raise TemplateError(
@@ -128,12 +128,12 @@ class SesTransport:
 
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
-        action = BY_NAME[messages[0].action]
+        action = messages[0].action
         try:
             client = self._session.client()
         except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
             return [self._clean(no_credentials(error))] * len(messages)
-        if action.name in self._unchecked and (trouble := self._check_template(client, action)):
+        if action.name not in self._checked and (trouble := self._check_template(client, action)):
             if trouble.result is Result.REJECTED:  # the template is at fault, not the recipients
                 trouble = replace(trouble, result=Result.PAUSED)
             return [trouble] * len(messages)
@@ -155,15 +155,15 @@ class SesTransport:
         A template that is missing, or that the role may not read, is left to the call itself. A template
         that SES does not return for now is checked again before the next mail.
         """
-        name = self._settings.templates.names[action.name]
-        self._unchecked.add(action.name)
+        name = self._settings.templates.name_of(action)
+        self._checked.discard(action.name)
         try:
             parts = asked(partial(remote.fetch, client, name))
         except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
             self._learn(client, error)
             self._warn_once("template_not_checked", template=name, reason=name_of(error))
             if code_of(error) in DENIED:
-                self._unchecked.discard(action.name)
+                self._checked.add(action.name)
             if ses_answers.of_exception(error, _source(self._settings.source), 0).result is Result.PAUSED:
                 return None  # the call will get it too, or does not need the permission
             detail = f"the template {name!r} cannot be read: {name_of(error)}"
@@ -181,7 +181,7 @@ class SesTransport:
                 f"the template {name!r} in SES does not match {action.name}: {'; '.join(findings.faults)}"
             )
             return Answer(Result.REJECTED, detail, scope=Scope.ACTION)
-        self._unchecked.discard(action.name)
+        self._checked.add(action.name)
         return None
 
     def _warn_once(self, event: str, **fields: str) -> None:
@@ -223,7 +223,7 @@ class SesTransport:
         secrets += [word for message in messages for word in (message.token, message.code)]
         if self._reply.kept:
             status, headers, body = self._reply.kept
-            self._saved_answers.save(messages[0].action, status, headers, body, secrets)
+            self._saved_answers.save(action.name, status, headers, body, secrets)
         return [replace(answer, detail=shortened(answer.detail, secrets)) for answer in answers]
 
     def _ask_quota(self) -> Any:

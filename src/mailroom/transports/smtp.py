@@ -259,7 +259,7 @@ class SmtpTransport:
             Exception: the message cannot be mailed.
         """
         local, domain = wire_address(message.email)
-        mail = mails.render(self._templates[message.action], message)
+        mail = mails.render(self._templates[message.action.name], message)
         message_id = f"{uuid4()}@{self._domain}"
         return local, domain, message_id, compose(mail, self._sender, Address("", local, domain), message_id)
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
+from mailroom.actions import load_actions
 from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.outage import back_off_s
@@ -57,11 +58,12 @@ class LeaseDelivery:
         self._metrics = metrics
         self._provider = provider
         self._keys = keys
+        self._actions = load_actions()
         self._cut_off: list[tuple[Lease, dict[int, Answer | None]]] = []
 
     async def deliver(self, lease: Lease, waited_s: float) -> bool:
         """Send and settle a lease; True if some of its tokens are to be tried again."""
-        signed = sign_claimed(lease.claimed, self._keys, log)
+        signed = sign_claimed(lease.claimed, self._keys, self._actions, log)
         # None where there was no attempt.
         answers: dict[int, Answer | None] = {claimed.token: None for claimed in lease.claimed}
         answers.update({token: Answer(Result.REJECTED, why) for token, why in signed.refused.items()})
@@ -132,4 +134,4 @@ class LeaseDelivery:
 
 
 def _action(pair: tuple[int, Message]) -> str:
-    return pair[1].action
+    return pair[1].action.name
