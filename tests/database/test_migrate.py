@@ -17,6 +17,7 @@ from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import MigrationError
 from support import commands
 from support.processes import environment
+from support.runs import wait_until
 
 NAMES = [f"{migration.version:06d}_{migration.name}" for migration in migrate.shipped()]
 
@@ -156,6 +157,39 @@ def test_two_at_once_migrate_once(empty_database: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert [f"{name} up" for name in NAMES] == applied
+
+
+@pytest.mark.parametrize("name", ["{}", "/{}"], ids=["the library's lock", "the command line's lock"])
+def test_one_that_waits_for_another_holds_no_snapshot(empty_database: str, name: str) -> None:
+    applied: list[str] = []
+
+    def migrate_up() -> None:
+        with sync.connected(empty_database) as connection:
+            migrate.up(connection, None, applied.append)
+
+    second = threading.Thread(target=migrate_up)
+    with (
+        psycopg.connect(empty_database, autocommit=True) as first,
+        psycopg.connect(empty_database, autocommit=True) as other,
+    ):
+        lock = migrate.lock_id(name.format(first.info.dbname), "public")
+        first.execute("SELECT pg_advisory_lock(%s)", [lock])
+        second.start()
+        wait_until(
+            first,
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = 'mailroom' AND datname = current_database() AND query ~ 'advisory'",
+            1,
+        )
+        try:
+            other.execute("CREATE TABLE letters (id int)")
+            other.execute("SET statement_timeout = '5s'")
+            other.execute("CREATE INDEX CONCURRENTLY ON letters (id)")
+            assert [] == applied
+        finally:
+            first.execute("SELECT pg_advisory_unlock(%s)", [lock])
+            second.join()
     assert [f"{name} up" for name in NAMES] == applied
 
 
