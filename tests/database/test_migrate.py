@@ -60,7 +60,7 @@ def test_nothing_is_taken_back_unasked_without_a_terminal(empty_database: str) -
     assert [(len(NAMES), False)] == bookkeeping(empty_database)
 
 
-def test_whoever_is_not_the_owner_is_told_who_migrates(empty_database: str, server_url: str) -> None:
+def test_a_user_who_is_not_the_owner_reads_who_migrates(empty_database: str, server_url: str) -> None:
     name = f"mailroom_stranger_{secrets.token_hex(4)}"
     with psycopg.connect(empty_database, autocommit=True) as owner:
         owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
@@ -101,7 +101,7 @@ def test_status_tells_what_is_applied(empty_database: str) -> None:
     assert [True] + [False] * (len(NAMES) - 1) == [row["applied"] for row in report["migrations"]]
 
 
-def test_a_dirty_state_is_told_and_refused(empty_database: str) -> None:
+def test_a_dirty_state_is_reported_and_refused(empty_database: str) -> None:
     run(empty_database, "up", "1")
     with psycopg.connect(empty_database) as connection:
         connection.execute("UPDATE schema_migrations SET dirty = true")
@@ -140,7 +140,7 @@ def test_an_unreachable_server_is_an_error_with_a_remedy() -> None:
     assert (75, True) == (refused.returncode, "Try:" in refused.stderr)
 
 
-def test_a_database_that_does_not_exist_is_told(empty_database: str) -> None:
+def test_a_database_that_does_not_exist_is_reported(empty_database: str) -> None:
     refused = run(make_conninfo(empty_database, dbname="nowhere"), "up")
     assert (78, True) == (refused.returncode, "create the database" in refused.stderr)
 

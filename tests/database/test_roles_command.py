@@ -72,7 +72,7 @@ def test_without_the_option_it_prints_and_asks_no_database() -> None:
     assert "CREATE ROLE" in done.output
 
 
-def test_an_owner_who_may_not_make_roles_is_told_and_changes_nothing(owned_database: str) -> None:
+def test_an_owner_who_may_not_make_roles_gets_an_error_and_changes_nothing(owned_database: str) -> None:
     done = roles(migrated(owned_database), "--apply")
     assert (78, "") == (done.returncode, done.stdout)
     assert "Error: the roles were not created: permission denied" in done.stderr
