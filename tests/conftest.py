@@ -88,6 +88,21 @@ def db(database: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.fixture
+def owned_database(empty_database: str) -> Iterator[str]:
+    """The address of ``empty_database`` for an ordinary user, who may make and own the schema in it."""
+    name, password = f"acme_owner_{secrets.token_hex(4)}", secrets.token_hex(8)
+    role = sql.Identifier(name)
+    with psycopg.connect(empty_database, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, password))
+        admin.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(role))
+        database = sql.Identifier(admin.info.dbname)
+        admin.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
+        yield make_conninfo(empty_database, user=name, password=password)
+        admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(role))
+        admin.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[PostgresServer]:
     """A migrated server that does not run, to copy."""

@@ -234,7 +234,7 @@ def test_a_retried_dead_letter_is_mailed_exactly_once_more(
     ] == [line.partition(" (")[0] for line in story.splitlines()[3:5]]
 
 
-def test_a_retried_dead_letter_is_told_as_such(db: Db) -> None:
+def test_a_retried_dead_letter_is_shown_as_such(db: Db) -> None:
     token = die(db)
     assert [Decided(token, "retried")] == again(db, token, reason="as zoe@example.com asked")
     db.execute("UPDATE mailroom.leases SET due_at = due_at + interval '1 second'")
@@ -378,7 +378,7 @@ def test_an_old_snapshot_is_refused(db: Db, database: str) -> None:
 # What has expired
 
 
-def test_what_has_expired_is_left_and_told(db: Db, database: str) -> None:
+def test_what_has_expired_is_left_and_reported(db: Db, database: str) -> None:
     expired, valid = die(db, "ann"), die(db, "bob")
     expire(db, expired)
     done = run(database, "retry", str(expired), str(valid))
@@ -485,7 +485,7 @@ def test_all_goes_through_every_page_once(db: Db, database: str) -> None:
         assert (0, "no dead letters\n") == ((done := run(database, *command)).returncode, done.stdout)
 
 
-def test_dropping_is_told(db: Db, database: str) -> None:
+def test_dropping_is_reported(db: Db, database: str) -> None:
     token = die(db)
     done = run(database, "drop", str(token), "--reason", "a typo: zoe@example.com")
     assert (0, f"{token}  dropped\ndropped 1\n") == (done.returncode, done.stdout)
@@ -536,7 +536,7 @@ def test_dropping_all_asks_on_a_terminal_and_refuses_without(db: Db, database: s
 # What is asked wrongly, and by whom
 
 
-def test_wrong_ids_are_told_and_the_others_are_done(db: Db, database: str) -> None:
+def test_wrong_ids_are_named_and_the_others_are_done(db: Db, database: str) -> None:
     token = die(db)
     sent = sign_up(db, "sent")
     settle_all(db, "sent")
@@ -579,7 +579,7 @@ def test_wrong_usage(database: str, arguments: list[str]) -> None:
     assert "Error" in done.stderr
 
 
-def test_a_role_without_privileges_is_told(database: str, db: Db) -> None:
+def test_a_role_without_privileges_gets_an_error(database: str, db: Db) -> None:
     token = die(db)
     role = f"mailroom_stranger_{secrets.token_hex(4)}"
     db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'stranger'").format(sql.Identifier(role)))
@@ -596,7 +596,7 @@ def test_a_role_without_privileges_is_told(database: str, db: Db) -> None:
     assert [token] == dead_tokens(db)
 
 
-def test_no_secret_and_no_address_is_told(db: Db, database: str) -> None:
+def test_no_secret_and_no_address_is_shown(db: Db, database: str) -> None:
     token = die(db, detail="{} and bob.b@example.net \x1b[31mbounce")
     db.execute("UPDATE accounts SET login = 'zoe.login@example.org'")
     db.execute("UPDATE tokens SET code = '90817'")

@@ -17,6 +17,7 @@ from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import MigrationError
 from support import commands
 from support.processes import environment
+from support.runs import wait_until
 
 NAMES = [f"{migration.version:06d}_{migration.name}" for migration in migrate.shipped()]
 
@@ -59,7 +60,7 @@ def test_nothing_is_taken_back_unasked_without_a_terminal(empty_database: str) -
     assert [(len(NAMES), False)] == bookkeeping(empty_database)
 
 
-def test_whoever_is_not_the_owner_is_told_who_migrates(empty_database: str, server_url: str) -> None:
+def test_a_user_who_is_not_the_owner_reads_who_migrates(empty_database: str, server_url: str) -> None:
     name = f"mailroom_stranger_{secrets.token_hex(4)}"
     with psycopg.connect(empty_database, autocommit=True) as owner:
         owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
@@ -100,7 +101,7 @@ def test_status_tells_what_is_applied(empty_database: str) -> None:
     assert [True] + [False] * (len(NAMES) - 1) == [row["applied"] for row in report["migrations"]]
 
 
-def test_a_dirty_state_is_told_and_refused(empty_database: str) -> None:
+def test_a_dirty_state_is_reported_and_refused(empty_database: str) -> None:
     run(empty_database, "up", "1")
     with psycopg.connect(empty_database) as connection:
         connection.execute("UPDATE schema_migrations SET dirty = true")
@@ -139,7 +140,7 @@ def test_an_unreachable_server_is_an_error_with_a_remedy() -> None:
     assert (75, True) == (refused.returncode, "Try:" in refused.stderr)
 
 
-def test_a_database_that_does_not_exist_is_told(empty_database: str) -> None:
+def test_a_database_that_does_not_exist_is_reported(empty_database: str) -> None:
     refused = run(make_conninfo(empty_database, dbname="nowhere"), "up")
     assert (78, True) == (refused.returncode, "create the database" in refused.stderr)
 
@@ -156,6 +157,39 @@ def test_two_at_once_migrate_once(empty_database: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert [f"{name} up" for name in NAMES] == applied
+
+
+@pytest.mark.parametrize("name", ["{}", "/{}"], ids=["the library's lock", "the command line's lock"])
+def test_one_that_waits_for_another_holds_no_snapshot(empty_database: str, name: str) -> None:
+    applied: list[str] = []
+
+    def migrate_up() -> None:
+        with sync.connected(empty_database) as connection:
+            migrate.up(connection, None, applied.append)
+
+    second = threading.Thread(target=migrate_up)
+    with (
+        psycopg.connect(empty_database, autocommit=True) as first,
+        psycopg.connect(empty_database, autocommit=True) as other,
+    ):
+        lock = migrate.lock_id(name.format(first.info.dbname), "public")
+        first.execute("SELECT pg_advisory_lock(%s)", [lock])
+        second.start()
+        wait_until(
+            first,
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = 'mailroom' AND datname = current_database() AND query ~ 'advisory'",
+            1,
+        )
+        try:
+            other.execute("CREATE TABLE letters (id int)")
+            other.execute("SET statement_timeout = '5s'")
+            other.execute("CREATE INDEX CONCURRENTLY ON letters (id)")
+            assert [] == applied
+        finally:
+            first.execute("SELECT pg_advisory_unlock(%s)", [lock])
+            second.join()
     assert [f"{name} up" for name in NAMES] == applied
 
 

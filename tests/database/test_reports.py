@@ -85,7 +85,7 @@ def live(db: Db, trouble: str = "", worker: str = "host:1:ab") -> None:
     db.execute("SELECT mailroom.heartbeat(%s, '1', %s)", [worker, trouble])
 
 
-def test_a_sent_mail_is_told_from_the_row_to_the_message_id(db: Db) -> None:
+def test_a_sent_mail_is_explained_from_the_row_to_the_message_id(db: Db) -> None:
     token = sign_up(db, "zoe")
     record_all(db, "throttled", detail="Maximum sending rate exceeded.", retry_ms=0)
     record_all(db, "sent", message_id="0100-abc")
@@ -202,7 +202,7 @@ def test_a_mail_whose_answer_was_lost(db: Db) -> None:
     assert f"retrying: {lost}; next attempt at T" == conclusion(db)
 
 
-def test_a_mail_that_was_held_back_is_told_with_the_workers_troubles(db: Db) -> None:
+def test_a_mail_that_was_held_back_is_explained_with_the_workers_troubles(db: Db) -> None:
     sign_up(db, "zoe")
     record_all(db, "", retry_ms=0)
     live(db)
@@ -282,7 +282,7 @@ def test_a_mail_that_may_not_be_sent_any_more(db: Db, change: str, waiting: str,
     assert f"token {token}:" in told(db, token)[0]
 
 
-def test_an_expiry_in_the_queue_is_told_when_the_claim_has_written_it_down(db: Db) -> None:
+def test_an_expiry_in_the_queue_is_reported_when_the_claim_has_recorded_it(db: Db) -> None:
     sign_up(db, "zoe")
     claim(db)
     sign_up(db, "ann")
@@ -307,7 +307,7 @@ def test_a_superseded_mail(db: Db) -> None:
     )
 
 
-def test_a_suspension_that_is_over_is_told_as_past(db: Db) -> None:
+def test_a_suspension_that_is_over_is_reported_as_past(db: Db) -> None:
     sign_up(db, "zoe")
     record_all(db, "transient", retry_ms=0)
     db.execute("UPDATE accounts SET status = 'suspended'")
@@ -377,7 +377,7 @@ def test_a_retried_mail_in_no_lease_is_unsettled(db: Db) -> None:
     assert expected == conclusion(db, token)
 
 
-def test_the_last_five_are_told_oldest_first(db: Db) -> None:
+def test_the_last_five_are_listed_oldest_first(db: Db) -> None:
     sign_up(db, "zoe")
     db.execute("UPDATE accounts SET status = 'active'")
     tokens = [ask_recovery(db, "zoe") for _ in range(6)]
@@ -407,7 +407,7 @@ def test_what_never_expires_is_called_so(db: Db) -> None:
     assert "  T  made; it never expires" in told(db, "zoe")[0].splitlines()
 
 
-def test_no_secret_and_no_address_is_told(db: Db, database: str) -> None:
+def test_no_secret_and_no_address_is_shown(db: Db, database: str) -> None:
     token = sign_up(db, "zoe")
     db.execute("UPDATE accounts SET login = 'zoe.login@example.org'")
     db.execute("UPDATE tokens SET code = '90817'")
@@ -517,7 +517,7 @@ ON_CALL = (
 
 
 @pytest.mark.parametrize("command", ON_CALL, ids=" ".join)
-def test_whoever_may_not_is_told_to_get_the_role_of_those_on_call(
+def test_a_user_without_the_right_is_asked_to_get_the_role_of_those_on_call(
     db: Db, database: str, command: list[str]
 ) -> None:
     name = f"mailroom_stranger_{secrets.token_hex(4)}"

@@ -49,7 +49,7 @@ def test_a_trigger_function_cannot_be_borrowed(db: Db, role: str, function: str)
 
 
 @pytest.mark.parametrize("owns", [False, True])
-def test_whoever_may_write_the_tables_fires_their_triggers(db: Db, role: str, owns: bool) -> None:
+def test_any_role_that_may_write_the_tables_fires_their_triggers(db: Db, role: str, owns: bool) -> None:
     for table in ("accounts", "tokens"):
         db.execute(f"GRANT SELECT, INSERT, UPDATE ON {table} TO {role}".encode())
         if owns:

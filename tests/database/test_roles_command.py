@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from database.test_roles import APP, ONCALL, WORKER, allowed
 from mailroom.cli.main import cli
@@ -21,12 +21,14 @@ from support.postgres import migrated
 from support.queue_sql import Db
 
 DONE = "created or updated: mailroom_worker, mailroom_app, mailroom_oncall\n"
-# It owns databases and makes roles, as an owner on a managed server does, and is no superuser.
-OWNER = "acme_owner"
 
 
 def roles(url: str, *options: str) -> subprocess.CompletedProcess[str]:
     return commands.run("roles", *options, env=processes.environment(url))
+
+
+def user_of(url: str) -> str:
+    return str(conninfo_to_dict(url)["user"])
 
 
 def exists(db: Db, role: str) -> bool:
@@ -70,19 +72,15 @@ def test_without_the_option_it_prints_and_asks_no_database() -> None:
     assert "CREATE ROLE" in done.output
 
 
-def test_an_owner_who_may_not_make_roles_is_told_and_changes_nothing(database: str, db: Db) -> None:
-    if not exists(db, OWNER):
-        db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'acme'").format(sql.Identifier(OWNER)))
-    try:
-        done = roles(make_conninfo(database, user=OWNER, password="acme"), "--apply")
-        assert (78, "") == (done.returncode, done.stdout)
-        assert "Error: the roles were not created: permission denied" in done.stderr
-        assert "CREATEROLE" in done.stderr
-        assert "Traceback" not in done.stderr
-        query = "SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee::regrole::text ~ '^mailroom_'"
-        assert [] == db.execute(query).fetchall()
-    finally:
-        db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(OWNER)))
+def test_an_owner_who_may_not_make_roles_gets_an_error_and_changes_nothing(owned_database: str) -> None:
+    done = roles(migrated(owned_database), "--apply")
+    assert (78, "") == (done.returncode, done.stdout)
+    assert "Error: the roles were not created: permission denied" in done.stderr
+    assert "CREATEROLE" in done.stderr
+    assert "Traceback" not in done.stderr
+    query = "SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee::regrole::text ~ '^mailroom_'"
+    with psycopg.connect(owned_database) as owner:
+        assert [] == owner.execute(query).fetchall()
 
 
 def test_they_may_use_a_schema_that_public_may_not(cleaned: str, db: Db) -> None:
@@ -98,53 +96,33 @@ def test_they_may_use_a_schema_that_public_may_not(cleaned: str, db: Db) -> None
         assert 4 == migrate.state(application).version
 
 
-def test_a_schema_that_the_owner_may_not_open_is_named(empty_database: str, db: Db) -> None:
+def test_a_schema_that_the_owner_may_not_open_is_named(empty_database: str, owned_database: str) -> None:
     """As where the database is another's, who has taken USAGE on public from everybody else."""
-    if not exists(db, OWNER):
-        db.execute(sql.SQL("CREATE ROLE {} LOGIN CREATEROLE PASSWORD 'acme'").format(sql.Identifier(OWNER)))
-    try:
-        with psycopg.connect(empty_database, autocommit=True) as other:
-            other.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
-            other.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(sql.Identifier(OWNER)))
-            name = sql.Identifier(other.info.dbname)
-            other.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(name, sql.Identifier(OWNER)))
-            url = make_conninfo(empty_database, user=OWNER, password="acme")
-            migrated(url)
-            done = roles(url, "--apply")
-            assert 78 == done.returncode
-            assert "mailroom_app may not use the schema public" in done.stderr
-            assert "or as a superuser" in done.stderr
-            other.execute(sql.SQL("REASSIGN OWNED BY {} TO postgres").format(sql.Identifier(OWNER)))
-            other.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(OWNER)))
-    finally:
-        db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(OWNER)))
+    with psycopg.connect(empty_database, autocommit=True) as other:
+        other.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        other.execute(sql.SQL("ALTER ROLE {} CREATEROLE").format(sql.Identifier(user_of(owned_database))))
+    done = roles(migrated(owned_database), "--apply")
+    assert 78 == done.returncode
+    assert "mailroom_app may not use the schema public" in done.stderr
+    assert "or as a superuser" in done.stderr
 
 
-def test_restricted_functions_of_postgresql_are_named(empty_database: str, db: Db) -> None:
-    db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'acme'").format(sql.Identifier(OWNER)))
-    try:
-        with psycopg.connect(empty_database, autocommit=True) as admin:
-            admin.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
-            admin.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(sql.Identifier(OWNER)))
-            name = sql.Identifier(admin.info.dbname)
-            admin.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(name, sql.Identifier(OWNER)))
-            url = make_conninfo(empty_database, user=OWNER, password="acme")
-            grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system TO"
-            env = processes.environment(url)
-            refused = commands.run("migrate", "up", env=env)
-            assert (78, True) == (refused.returncode, grant in refused.stderr), refused.stderr
-            admin.execute((grant + " " + OWNER).encode())
-            migrated(url)
-            admin.execute(f"REVOKE EXECUTE ON FUNCTION pg_control_system() FROM {OWNER}".encode())
-            refused = commands.run("collector", env=env)
-            assert (78, True) == (refused.returncode, grant in refused.stderr), refused.stderr
-            assert "GRANT mailroom_worker" not in refused.stderr
-            found = commands.run("doctor", "--only", "database", env=env)
-            assert grant in found.stdout
-            admin.execute(sql.SQL("REASSIGN OWNED BY {} TO postgres").format(sql.Identifier(OWNER)))
-            admin.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(OWNER)))
-    finally:
-        db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(OWNER)))
+def test_restricted_functions_of_postgresql_are_named(empty_database: str, owned_database: str) -> None:
+    grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system TO"
+    owner = user_of(owned_database)
+    env = processes.environment(owned_database)
+    with psycopg.connect(empty_database, autocommit=True) as admin:
+        admin.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        refused = commands.run("migrate", "up", env=env)
+        assert (78, True) == (refused.returncode, grant in refused.stderr), refused.stderr
+        admin.execute((grant + " " + owner).encode())
+        migrated(owned_database)
+        admin.execute(f"REVOKE EXECUTE ON FUNCTION pg_control_system() FROM {owner}".encode())
+    refused = commands.run("collector", env=env)
+    assert (78, True) == (refused.returncode, grant in refused.stderr), refused.stderr
+    assert "GRANT mailroom_worker" not in refused.stderr
+    found = commands.run("doctor", "--only", "database", env=env)
+    assert grant in found.stdout
 
 
 def test_what_fails_in_the_middle_is_rolled_back(cleaned: str, db: Db) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from mailroom.inbox.server import InboxServer
 from support import commands, processes, senders
@@ -20,18 +18,9 @@ from support.runs import RunProcess
 
 
 @pytest.fixture
-def owned(empty_database: str) -> Iterator[str]:
+def owned(owned_database: str) -> str:
     """A database whose schema belongs to an ordinary user; its address names that user."""
-    name, password = f"mailroom_owner_{secrets.token_hex(4)}", secrets.token_hex(8)
-    role = sql.Identifier(name)
-    with psycopg.connect(empty_database, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, password))
-        admin.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(role))
-        database = sql.Identifier(admin.info.dbname)
-        admin.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
-        yield migrated(make_conninfo(empty_database, user=name, password=password))
-        admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(role))
-        admin.execute(sql.SQL("DROP ROLE {}").format(role))
+    return migrated(owned_database)
 
 
 @pytest.fixture

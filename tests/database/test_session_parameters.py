@@ -50,7 +50,6 @@ FUNCTIONS = {
     "pg_backend_pid()": "integer",
     "pg_notify(text, text)": "void",
     "pg_try_advisory_lock(bigint)": "boolean",
-    "pg_advisory_lock(bigint)": "void",
     "pg_advisory_unlock(bigint)": "boolean",
     "pg_is_in_recovery()": "boolean",
     "clock_timestamp()": "timestamptz",

@@ -111,7 +111,7 @@ def test_the_picture_counts_what_there_is(db: Db, console: ConsoleServer) -> Non
     ("rate", "shown"),
     [(1_000_000, ""), (999_999, ", limit 999,999"), (14, ", limit 14"), (0.5, ", limit 0.5")],
 )
-def test_the_limit_is_told_in_whole_numbers_where_there_is_one(
+def test_the_limit_is_shown_in_whole_numbers_where_there_is_one(
     db: Db, console: ConsoleServer, rate: float, shown: str
 ) -> None:
     reserve(db, 1, rate)
@@ -127,7 +127,7 @@ def test_an_empty_queue_is_calm(console: ConsoleServer) -> None:
     assert "No worker:" not in shown
 
 
-def test_mail_and_no_worker_is_told(db: Db, console: ConsoleServer) -> None:
+def test_mail_without_a_worker_is_reported(db: Db, console: ConsoleServer) -> None:
     sign_up_many(db, 2)
     shown = text(page(console))
     assert "No worker: 2 tokens to be mailed, and no `mailroom run` is alive" in shown
@@ -563,7 +563,7 @@ def test_the_chart_stacks_and_scales() -> None:
     assert [4, 4, 4, 10, 20, 40, 100, 2000] == [scale(most) for most in (0, 1, 4, 5, 11, 21, 99, 1234)]
 
 
-def test_an_outage_is_told_the_picture_stays_and_it_comes_back(own_server: PostgresServer) -> None:
+def test_an_outage_is_shown_the_picture_stays_and_it_comes_back(own_server: PostgresServer) -> None:
     url = own_server.url()
     with psycopg.connect(url, autocommit=True) as db:
         sign_up_many(db, 3)
@@ -608,7 +608,7 @@ def test_it_starts_before_the_database_does(own_server: PostgresServer) -> None:
         wait_for(lambda: "All sent" in page(server))
 
 
-def test_what_waiting_does_not_mend_is_an_error(empty_database: str) -> None:
+def test_what_waiting_does_not_fix_is_an_error(empty_database: str) -> None:
     with pytest.raises(DatabaseError) as caught, ConsoleServer(settings(empty_database)):
         pass
     assert "mailroom migrate up" in caught.value.hint

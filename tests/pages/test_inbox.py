@@ -284,7 +284,9 @@ def test_the_quota_is_over_a_day() -> None:
     assert (6, 4) == (limits.sent_24h(), limits.left_24h())
 
 
-def test_recipients_beyond_the_daily_quota_are_told_so(server: InboxServer, ses: Any) -> None:
+def test_recipients_beyond_the_daily_quota_are_refused_with_that_reason(
+    server: InboxServer, ses: Any
+) -> None:
     assert -1 == ses.get_send_quota()["Max24HourSend"]
     server.inbox.limits.quota_24h = 3
     statuses = [status["Status"] for status in bulk(ses, people(5))]
@@ -732,7 +734,7 @@ def test_a_fault_from_json_is_good_or_says_what_is_not(fields: dict[str, Any]) -
 # Starting and ending
 
 
-def test_a_port_in_use_is_told_with_a_remedy(server: InboxServer) -> None:
+def test_a_port_in_use_is_reported_with_a_remedy(server: InboxServer) -> None:
     port = urlsplit(server.url).port or 0
     with (
         pytest.raises(InboxError, match=f"cannot listen on 127.0.0.1:{port}") as error,
@@ -743,7 +745,7 @@ def test_a_port_in_use_is_told_with_a_remedy(server: InboxServer) -> None:
 
 
 @pytest.mark.parametrize("package", ["uvicorn", "jinja2", "aiosmtpd"])
-def test_a_missing_extra_is_told_with_a_remedy(package: str) -> None:
+def test_a_missing_extra_is_reported_with_a_remedy(package: str) -> None:
     done = without(package, "inbox", "--port", "0")
     assert 69 == done.returncode
     assert f"the package {package} is not installed\n" in done.stderr

@@ -196,7 +196,7 @@ def test_the_command_says_where_smtp_is() -> None:
         assert "Traceback" not in process.stderr.read()
 
 
-def test_a_port_in_use_is_told_by_its_option(server: InboxServer) -> None:
+def test_a_port_in_use_is_reported_with_its_option(server: InboxServer) -> None:
     port = urlsplit(server.smtp_url).port
     with pytest.raises(InboxError) as error, InboxServer(smtp_port=port):
         pass

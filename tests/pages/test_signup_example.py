@@ -306,7 +306,7 @@ def test_a_copied_cookie_does_not_outlive_signing_out(site: Site) -> None:
         assert "You are signed in" not in thief.get("/").text
 
 
-def test_a_suspension_ends_a_session_and_is_told_with_the_right_password_only(site: Site) -> None:
+def test_a_suspension_ends_a_session_and_is_shown_with_the_right_password_only(site: Site) -> None:
     site.signed_up()
     site.sign_in()
     site.suspend()
@@ -400,13 +400,13 @@ def test_signing_up_and_then_in_does_not_tell_whether_an_address_has_an_account(
     assert 422 == answers.pop()[0]
 
 
-def test_a_suspension_before_the_activation_is_told_to_nobody(site: Site) -> None:
+def test_a_suspension_before_the_activation_is_shown_to_nobody(site: Site) -> None:
     site.sign_up()
     site.suspend()
     assert 422 == site.sign_in().status_code
 
 
-def test_a_login_is_told_to_be_taken_whatever_the_address(site: Site) -> None:
+def test_a_login_is_reported_as_taken_whatever_the_address(site: Site) -> None:
     site.signed_up()
     site.db.execute("INSERT INTO accounts (email, login) VALUES ('max@example.com', 'max')")
     for login in ("zoe", "ZOE", "max"):
@@ -501,7 +501,7 @@ def test_the_form_says_how_long_a_password_is(site: Site) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name in BAD_FIELDS for value in BAD_FIELDS[name]]
 )
-def test_what_does_not_fit_a_field_is_told_beside_it(value: str, name: str) -> None:
+def test_what_does_not_fit_a_field_is_shown_beside_it(value: str, name: str) -> None:
     fields = {"email": "zoe@example.com", "login": "zoe", "password": PASSWORD, "code": "12345"}
     assert {} == forms.faults(fields)
     assert [name] == list(forms.faults(fields | {name: value}))

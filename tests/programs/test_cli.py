@@ -98,7 +98,7 @@ def test_a_log_variable_is_a_variable_and_a_log_option_an_option(
 
 
 @pytest.mark.parametrize("key", ["", "ab", "ab" * 31])
-def test_a_key_that_is_missing_or_too_short_is_told_with_how_to_make_one(key: str) -> None:
+def test_a_key_that_is_missing_or_too_short_is_reported_with_how_to_make_one(key: str) -> None:
     variables = {"DATABASE_URL": "dbname=a"} | ({"SECRET_KEY": key} if key else {})
     for arguments in (("collector",), ("run",), ("token", "verify", "x", "--action", "activation")):
         done = run(*arguments, **variables)
@@ -107,7 +107,7 @@ def test_a_key_that_is_missing_or_too_short_is_told_with_how_to_make_one(key: st
 
 
 @pytest.mark.parametrize("command", ["collector", "run", "sender"])
-def test_a_variable_that_no_command_reads_is_told_once_without_its_value(command: str) -> None:
+def test_a_variable_that_no_command_reads_is_reported_once_without_its_value(command: str) -> None:
     done = run(
         command, BATCH_LIMTI="sesame", TEST_X="1", SERVICE_HOST="10.0.0.1", TRANSPORT_FILE="", SEND_RATE="x",
         DATABASE_URL="dbname=a",
@@ -135,7 +135,7 @@ def test_every_variable_that_a_command_reads_is_known() -> None:
     [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
 )
 @pytest.mark.parametrize("arguments", [["doctor"], ["migrate", "status"]], ids=" ".join)
-def test_whoever_wants_no_colour_gets_none(
+def test_there_is_no_colour_where_none_is_wanted(
     arguments: list[str], variables: dict[str, str], is_coloured: bool
 ) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MAILROOM_")}
@@ -240,7 +240,7 @@ def test_logs_can_be_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("key", "new"), ("migrate", "--help")])
-def test_a_full_disk_behind_standard_output_is_told(arguments: tuple[str, ...]) -> None:
+def test_a_full_disk_behind_standard_output_is_reported(arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "mailroom", *arguments],

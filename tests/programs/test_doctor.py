@@ -319,7 +319,7 @@ def test_no_such_database(database: str) -> None:
 
 
 @pytest.mark.parametrize("password", ["31337/word", "pass@word-31337", "1234/word-31337", "p:@w@31337"])
-def test_a_password_that_libpq_reads_otherwise_is_not_told(password: str) -> None:
+def test_a_password_that_libpq_reads_otherwise_is_not_shown(password: str) -> None:
     variables = {
         "MAILROOM_DATABASE_URL": f"postgresql://app:{password}@127.0.0.1:1/app",
         "MAILROOM_SECRET_KEY": KEY,
@@ -357,7 +357,7 @@ def test_a_database_without_an_encoding(server_url: str) -> None:
     assert "ENCODING 'UTF8'" in findings["encoding"].remedy
 
 
-def test_any_disabled_trigger_is_told(database: str, db: Db, collector: Db) -> None:
+def test_any_disabled_trigger_is_reported(database: str, db: Db, collector: Db) -> None:
     db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_stamp")
     db.execute("ALTER TABLE accounts ENABLE REPLICA TRIGGER accounts_keep_status_times_update")
     findings = the_database(database)
@@ -371,7 +371,7 @@ def test_any_disabled_trigger_is_told(database: str, db: Db, collector: Db) -> N
     "where",
     ["ROLE application", "ROLE application IN DATABASE {}", "DATABASE {}"],
 )
-def test_sessions_that_fire_no_trigger_are_told(database: str, db: Db, collector: Db, where: str) -> None:
+def test_sessions_that_fire_no_trigger_are_reported(database: str, db: Db, collector: Db, where: str) -> None:
     name = sql.Identifier(db.info.dbname)
     db.execute("CREATE ROLE application")
     try:
@@ -386,7 +386,7 @@ def test_sessions_that_fire_no_trigger_are_told(database: str, db: Db, collector
         db.execute("DROP ROLE application")
 
 
-def test_tables_that_a_subscription_fills_are_told(database: str, db: Db, collector: Db) -> None:
+def test_tables_that_a_subscription_fills_are_reported(database: str, db: Db, collector: Db) -> None:
     db.execute(
         "CREATE SUBSCRIPTION copied CONNECTION 'dbname=none' PUBLICATION none"
         " WITH (connect = false, slot_name = NONE)"
@@ -414,7 +414,7 @@ def test_a_restore_without_the_cursor(database: str, db: Db, collector: Db) -> N
     assert OK is the_database(database)["cursor"].state
 
 
-def test_a_paused_queue_is_told_with_the_reason(database: str, db: Db, collector: Db) -> None:
+def test_a_paused_queue_is_reported_with_the_reason(database: str, db: Db, collector: Db) -> None:
     db.execute("SELECT mailroom.pause('zoe@example.com complained')")
     findings = the_database(database)
     assert ["pause"] == not_ok(findings)
@@ -424,7 +424,7 @@ def test_a_paused_queue_is_told_with_the_reason(database: str, db: Db, collector
     assert "`mailroom resume`" in findings["pause"].remedy
 
 
-def test_the_troubles_of_workers_that_are_alive_are_told(database: str, db: Db, collector: Db) -> None:
+def test_the_troubles_of_workers_that_are_alive_are_reported(database: str, db: Db, collector: Db) -> None:
     for worker, trouble in (("a:1", ""), ("b:2", "Sending paused for zoe@example.com"), ("c:3", "no route")):
         db.execute("SELECT mailroom.heartbeat(%s, '1', %s)", [worker, trouble])
     db.execute("UPDATE mailroom.workers SET seen_at = now() - interval '1 minute' WHERE worker = 'c:3'")
@@ -451,7 +451,7 @@ def test_workers_that_cannot_be_looked_at_in_time_are_not_at_fault(
     assert "statement timeout" in findings["workers"].detail
 
 
-def test_a_variable_that_no_command_reads_is_told(database: str, db: Db, collector: Db) -> None:
+def test_a_variable_that_no_command_reads_is_reported(database: str, db: Db, collector: Db) -> None:
     findings = the_database(
         database,
         BATCH_LIMTI="sesame-31337",
@@ -473,7 +473,7 @@ def test_a_variable_that_no_command_reads_is_told(database: str, db: Db, collect
     assert "sesame" not in str(findings)
 
 
-def test_a_missing_key_is_told_with_how_to_make_one(database: str) -> None:
+def test_a_missing_key_is_reported_with_how_to_make_one(database: str) -> None:
     finding = the_database(database, SECRET_KEY="ab")["MAILROOM_SECRET_KEY"]
     assert "`mailroom key new`" in finding.remedy
 
@@ -494,7 +494,9 @@ def test_read_only(database: str, collector: Db) -> None:
     assert ["writable", "notifications"] == not_ok(findings)
 
 
-def test_a_standby_is_told_from_a_read_only_primary(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_standby_is_distinguished_from_a_read_only_primary(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Probe, "ask", lambda *_: [(True, True)])
     with psycopg.connect(database) as connection:
         finding = server.writable(Probe(read_settings(CollectorSettings, collecting(database)), connection))

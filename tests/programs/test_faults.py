@@ -122,7 +122,7 @@ def test_a_frozen_collector_does_not_write_what_another_took_over(database: str,
 
 
 @pytest.mark.slow
-def test_five_crashes_of_postgresql_lose_nothing_and_are_told_once_each(
+def test_five_crashes_of_postgresql_lose_nothing_and_are_logged_once_each(
     own_server: PostgresServer, tmp_path: Path
 ) -> None:
     with CollectorProcess(
@@ -146,7 +146,7 @@ def test_five_crashes_of_postgresql_lose_nothing_and_are_told_once_each(
 
 
 @pytest.mark.slow
-def test_a_server_that_refuses_claims_for_a_while_is_told_once(database: str, tmp_path: Path) -> None:
+def test_a_server_that_refuses_claims_for_a_while_is_logged_once(database: str, tmp_path: Path) -> None:
     """Such as a full disk: the connection lives, the statement fails."""
     with (
         psycopg.connect(database, autocommit=True) as connection,

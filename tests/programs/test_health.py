@@ -257,7 +257,7 @@ def test_red_while_the_network_is_deaf(own_server: PostgresServer, tmp_path: Pat
             assert 200 == fetch(port, "/livez")[0]
 
 
-def test_a_taken_port_is_told(db: Db, start: Start) -> None:
+def test_a_port_in_use_is_reported(db: Db, start: Start) -> None:
     port = free_port()
     start(HTTP=port)
     wait_for_readiness(port, None)
@@ -299,7 +299,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         read_settings(HealthSettings, {"MAILROOM_HTTP": text})
 
 
-def test_every_fault_of_the_environment_is_told_at_once() -> None:
+def test_every_fault_of_the_environment_is_reported_at_once() -> None:
     from mailroom.errors import SettingsError
 
     with pytest.raises(SettingsError) as caught:

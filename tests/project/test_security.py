@@ -178,7 +178,7 @@ def test_what_a_command_in_this_process_logs_is_watched(no_secret_in_logs: Watch
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_an_address_that_was_an_argument_may_be_told_back(other: bool, no_secret_in_logs: Watch) -> None:
+def test_an_address_that_was_an_argument_may_be_shown(other: bool, no_secret_in_logs: Watch) -> None:
     script = "import sys; 'mailroom'; sys.stderr.write(f'Error: no {sys.argv[1]}')"
     script += other * "; sys.stderr.write(' bob@example.com')"
     subprocess.run([sys.executable, "-c", script, "ada@example.com"], capture_output=True, check=True)

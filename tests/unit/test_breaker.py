@@ -112,7 +112,7 @@ def test_back_off_grows_to_its_limit(clock: BreakerClock) -> None:
     assert all(longest_s / 2 <= wait <= longest_s for wait in waits[-4:])
 
 
-def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
+def test_a_pause_is_logged_at_once_then_once_a_minute_and_when_it_is_over(
     clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -129,7 +129,7 @@ def test_a_pause_is_told_at_once_then_once_a_minute_and_when_it_is_over(
     assert (logging.INFO, "sender.resumed") == resumed[:2]
 
 
-def test_a_moments_trouble_is_not_told(clock: BreakerClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_moments_trouble_is_not_logged(clock: BreakerClock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     one = Breaker("account")
     one.trip(AWAY)
@@ -138,7 +138,7 @@ def test_a_moments_trouble_is_not_told(clock: BreakerClock, caplog: pytest.LogCa
     assert [] == told(caplog)
 
 
-def test_a_trouble_that_comes_and_goes_is_told_once_a_minute(
+def test_a_trouble_that_comes_and_goes_is_logged_once_a_minute(
     clock: BreakerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = Breaker("account")

@@ -194,6 +194,12 @@ def test_an_invisible_character_is_named(name: str) -> None:
         ("TRANSPORT", "smtp://u:hunter2@mail.example:0", "neither ses, debug nor smtp://"),
         ("TRANSPORT", "smtp://u:hunter2@mail.example:99999", "neither ses, debug nor smtp://"),
         ("TRANSPORT", "smtp://u:hunter2@mail..example", "neither ses, debug nor smtp://"),
+        ("TRANSPORT", "smtp://u:hunter2@mail.example..", "neither ses, debug nor smtp://"),
+        ("TRANSPORT", "smtp://.", "neither ses, debug nor smtp://"),
+        ("TRANSPORT", "smtp://mail\u3000server.example", "contains a blank"),
+        ("SES_SOURCE", "no\u3000reply@acme.example", "not one address"),
+        ("APP_URL", "https://acme\u3000.example", "contains a blank"),
+        ("SECRET_KEY", f"{KEY[:32]}\u3000{KEY[32:]}", "not hexadecimal"),
         ("TRANSPORT", "smtp://u:hunter2@mail.example,b.example", "neither ses, debug nor smtp://"),
         ("TRANSPORT", "smtp://u:hunter2@mail.example/x", "neither ses, debug nor smtp://"),
         ("TRANSPORT", "smtp://u:hun#ter2@mail.example", "%23 for #"),
@@ -250,16 +256,26 @@ def test_an_address_where_links_can_begin(text: str, value: str) -> None:
         r'"The \"Acme\" <team>" <no-reply+mail@acme.example>',
         "Acme #1 <noreply@acme.example>",
         "O'Neill's <o'neill@acme.example>",
+        "株式会社\u3000例 <noreply@acme.example>",
+        "株式会社\u3000<noreply@acme.example>",
+        '"株式会社\u3000例, 東京" <noreply@acme.example>',
     ],
 )
 def test_a_sender_that_providers_take(text: str) -> None:
     assert text == read(SES_SOURCE=text).sender.source
 
 
+def test_an_application_may_have_an_ideographic_space_in_its_name() -> None:
+    assert "株式会社\u3000例" == read(APP_NAME="株式会社\u3000例").sender.templates.app_name
+
+
 @pytest.mark.parametrize(
     ("text", "server"),
     [
         ("smtp://m", SmtpServer("m", 587, "", "", tls=False, require_tls=False)),
+        ("smtp://mail.example.:25", SmtpServer("mail.example", 25, "", "", tls=False, require_tls=False)),
+        ("smtp://u:p@localhost.", SmtpServer("localhost", 587, "u", "p", tls=False, require_tls=False)),
+        ("smtp://straße.example", SmtpServer("xn--strae-oqa.example", 587, "", "", False, False)),
         ("smtp://a%40b:p%25%20@[::1]:25/", SmtpServer("::1", 25, "a@b", "p% ", tls=False, require_tls=False)),
     ],
 )

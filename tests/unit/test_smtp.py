@@ -86,6 +86,15 @@ def alike(result: Result, scope: Scope = Scope.ACCOUNT) -> list[tuple[Result, Sc
     return [(result, scope)] * len(BATCH)
 
 
+def test_the_senders_name_may_have_an_ideographic_space(server: MailServer) -> None:
+    name = "株式会社\u3000例"
+    transport = transport_to(server.port, SES_SOURCE=f"{name} <noreply@example.com>")
+    assert [SENT] == [outcome.result for outcome in transport.send(BATCH[:1])]
+    transport.close()
+    (sender,) = server.mails[0].message["From"].addresses
+    assert (name, "noreply@example.com") == (sender.display_name, sender.addr_spec)
+
+
 def test_a_mail_has_what_it_should(server: MailServer, transport: SmtpTransport) -> None:
     one = message(7, PASSWORD_RECOVERY)
     (outcome,) = transport.send([one])
@@ -411,6 +420,21 @@ def test_mail_goes_over_tls_with_a_password(authority: trustme.CA, implicit: boo
         transport.close()
     assert implicit == ("STARTTLS" not in server.commands)
     assert ["AUTH"] == [command.split()[0] for command in server.commands if "AUTH" in command]
+
+
+@pytest.mark.parametrize(("scheme", "way"), [("smtps", "tls"), ("smtp", "starttls")])
+@pytest.mark.usefixtures("trusted")
+def test_a_host_with_a_final_dot_has_the_certificate_of_its_name(
+    authority: trustme.CA, scheme: str, way: str
+) -> None:
+    context: dict[str, Any] = {way: certificate(authority, "localhost")}
+    with mail_server(password=PASSWORD, **context) as server:
+        address = f"{scheme}://user:{PASSWORD}@localhost.:{server.port}?tls=required"
+        chosen = read_settings(SenderSettings, ENVIRONMENT | {"MAILROOM_TRANSPORT": address})
+        assert isinstance(chosen.transport, SmtpServer)
+        transport = SmtpTransport(chosen, chosen.transport)
+        assert alike(SENT, Scope.RECIPIENT) == results(transport.send(BATCH))
+        transport.close()
 
 
 @pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "starttls"])

@@ -12,6 +12,7 @@ dirty state of another tool is an error, and nothing is applied.
 from __future__ import annotations
 
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,12 +27,14 @@ from mailroom.database.parameters import CATALOG_ONLY, SET_PATH
 from mailroom.errors import MigrationError
 
 LOCK_SALT: Final = 1486364155
+TRY_S: Final = 0.25
 TABLE: Final = "schema_migrations"
 OWNER: Final = (
     "run it as the owner of Mailroom's schema; the first time, as a user who may create in the database"
 )
 _FILE_NAME: Final = re.compile(r"([0-9]+)_(.+)\.(up|down)\.sql")
 
+TRY_LOCK: Final = "SELECT pg_catalog.pg_try_advisory_lock(%s)"
 PATH: Final = "SELECT pg_catalog.current_setting('search_path')"
 CREATE_TABLE: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL)
@@ -133,7 +136,10 @@ def _locked(connection: psycopg.Connection) -> Iterator[None]:
     # golang-migrate's library locks the first; its command line the second, which is a URL's path.
     locks = [lock_id(name, schema) for name in (database, f"/{database}")]
     for lock in locks:
-        connection.execute("SELECT pg_catalog.pg_advisory_lock(%s)", [lock])
+        # A session that waited for the lock would hold a snapshot, which delays VACUUM and CREATE INDEX
+        # CONCURRENTLY.
+        while connection.execute(TRY_LOCK, [lock]).fetchall() != [(True,)]:
+            time.sleep(TRY_S)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mailroom.addresses import ascii_host, wire_address
+from mailroom.settings.variables import is_printable
 
 MAX_SENDER: Final = 320  # SES's limit, as written in a header
 
@@ -68,7 +69,7 @@ def sender_address(text: str) -> str:
     Raises:
         ValueError: a provider would refuse every mail of this sender.
     """
-    if not text.isprintable():
+    if not is_printable(text):
         raise ValueError(f"{text!r} is not on one line; write name@domain, or Name <name@domain>")
     found = _SENDER.fullmatch(text)
     name, address = (found["name"] or "", found["address"] or found["bare"] or "") if found else ("", "")

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from mailroom.actions import Action
 from mailroom.addresses import ascii_host
 from mailroom.settings.addresses import sender_address, web_address
-from mailroom.settings.variables import boolean, by_action, group, variable, whole
+from mailroom.settings.variables import boolean, by_action, group, is_printable, variable, whole
 
 MAX_RATE: Final = 1_000_000.0
 SMTP_PORTS: Final = {"smtp": 587, "smtps": 465}
@@ -89,7 +89,7 @@ def _template_name(text: str) -> str:
 
 def _constant(text: str) -> str:
     # Handlebars cannot escape a brace in text, and a subject has one line.
-    if set(text) & set("{}\\") or not text.isprintable():
+    if set(text) & set("{}\\") or not is_printable(text):
         raise ValueError(
             f"{text!r} cannot be put into a template; write one line without {{ }} \\ and control characters"
         )
@@ -113,7 +113,7 @@ def _transport(text: str) -> TransportAddress:
         return "ses"
     if text == "debug":
         return "debug"
-    parts = _server_parts(text)
+    parts, host = _server_parts(text)
     if parts.query not in {"", "tls=required", "tls=optional"}:
         raise ValueError("an smtp:// address has an option other than ?tls=required or ?tls=optional")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -124,7 +124,6 @@ def _transport(text: str) -> TransportAddress:
         )
     if not (user + password).isascii():
         raise ValueError("the user or the password is not ASCII, which SMTP cannot log in with; use others")
-    host = parts.hostname or ""
     return SmtpServer(
         host=host,
         port=parts.port or SMTP_PORTS[parts.scheme],
@@ -136,8 +135,8 @@ def _transport(text: str) -> TransportAddress:
     )
 
 
-def _server_parts(text: str) -> SplitResult:
-    """The parts of an smtp:// address, with a valid host and port."""
+def _server_parts(text: str) -> tuple[SplitResult, str]:
+    """The parts of an smtp:// address with a valid port, and its host in ASCII."""
     if re.search(r"\s", text):
         raise ValueError("the value contains a blank; in a password, write %20 for it")
     if re.search(r"%(?![0-9A-Fa-f]{2})", text):
@@ -145,8 +144,8 @@ def _server_parts(text: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         if parts.scheme in SMTP_PORTS and parts.port != 0 and not (parts.path.strip("/") or parts.fragment):
-            ascii_host(parts.hostname or "")
-            return parts
+            # In DNS a final dot says that the name is complete; certificates and TLS have none.
+            return parts, ascii_host((parts.hostname or "").removesuffix("."))
     except ValueError:
         pass
     raise ValueError(

@@ -141,9 +141,14 @@ def clerical_fault(text: str) -> str:
     if _COMMENT.search(text):
         return "ends with a comment, which would be a part of it; put the comment on its own line"
     for place, character in enumerate(text, start=1):
-        if not character.isprintable() and character not in "\t\r\n":
+        if not is_printable(character) and character not in "\t\r\n":
             return f"has the invisible character U+{ord(character):04X} at position {place}; type it again"
     return ""
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text is one line of visible characters and blanks, which include the ideographic space."""
+    return text.replace("\u3000", " ").isprintable()
 
 
 def boolean(text: str) -> bool:
