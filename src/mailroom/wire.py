@@ -1,19 +1,27 @@
 r"""Encodes and decodes the line: a batch of messages as text, for a pipe between two programs.
 
-A batch is one line in UTF-8, ended by ``\n``: ``action,email,username,secret,code`` for each message,
-separated by commas. The field ``secret`` holds the signed token. A field with ``,`` or ``"`` is quoted
-as in RFC 4180. No field holds a control character, so a line break always ends a batch, and the content
-of one field is never read as another field.
+A batch is one line in UTF-8, ended by ``\n``, in one of two formats. No field holds a control character, so a
+line break always ends a batch, and the content of one field is never read as another field.
 
-The encoder refuses what this format cannot hold. The decoder accepts exactly what the encoder writes.
+CSV is ``action,email,username,secret,code`` for each message, separated by commas. The field ``secret``
+holds the signed token. A field with ``,`` or ``"`` is quoted as in RFC 4180. Five fields hold no locale, no
+data and no lifetime, and need a username.
+
+JSON is ``{"mails": [{"action": 5, "email": …, "login": …, "token": …, "code": …, "locale": …, "data": {…},
+"expires_in_s": …}]}``. It holds every message. The keys ``login``, ``locale``, ``data`` and ``expires_in_s``
+are left out where they are empty or the action's own.
+
+The encoder refuses what a format cannot hold. The decoder reads both. It accepts exactly the CSV that the
+encoder writes, and any JSON with these keys.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from mailroom.actions import Action
 from mailroom.errors import WireError
@@ -21,11 +29,20 @@ from mailroom.tokens import TOKEN_CHARACTERS
 
 FIELDS: Final = ("action", "email", "username", "secret", "code")
 MAX_MESSAGES: Final = 10_000
+MAX_DATA_BYTES: Final = 16_384
+MAX_LOCALE: Final = 35
+MAX_EXPIRES_IN_S: Final = 10**12
 CODE_DIGITS: Final = 5
 NO_DATA: Final[Mapping[str, str]] = {}
 
+LineFormat = Literal["csv", "json"]
+Columns = Sequence[Sequence[Any]]
+"""Messages as columns, in the order of ``Message``."""
+
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _NEEDS_CARE: Final = re.compile('[,"\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+_REFUSED: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_LOCALE: Final = re.compile("[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 _TOKEN: Final = re.compile(f"[A-Za-z0-9_-]{{{TOKEN_CHARACTERS}}}")
 _CODE: Final = re.compile(f"[0-9]{{{CODE_DIGITS}}}")
 _DIGITS: Final = string.digits.encode()
@@ -83,10 +100,7 @@ def encode_all(
             the field and never shows its value.
     """
     emails, usernames = _quoted("email", emails), _quoted("username", usernames)
-    if not _all_of(tokens, TOKEN_CHARACTERS, _TOKEN_ALPHABET):
-        raise WireError("secret: not a token")
-    if not _all_of(codes, CODE_DIGITS, _DIGITS):
-        raise WireError("code: not five digits")
+    _check_signed(tokens, codes)
     return [
         f"{action.number},{email},{username},{token},{code}"
         for action, email, username, token, code in zip(
@@ -95,37 +109,81 @@ def encode_all(
     ]
 
 
-def join_line(encoded: Iterable[str]) -> bytes:
-    """The line of messages that ``encode_all`` encoded."""
+def encode_all_as_json(columns: Columns) -> list[str]:
+    """The JSON object of each message.
+
+    Raises:
+        WireError: see ``checked``.
+    """
+    return [json.dumps(_as_object(message), ensure_ascii=False) for message in checked(columns)]
+
+
+def checked(columns: Columns) -> list[Message]:
+    """The messages, all of which can be encoded as JSON.
+
+    Raises:
+        WireError: the address is empty, the locale is not a language, data is too large, or a field holds a
+            control character or half a surrogate pair. The text names the field and never shows its value.
+    """
+    batch = list(map(Message, *columns))
+    _check_signed([message.token for message in batch], [message.code for message in batch])
+    for message in batch:
+        if not message.email:
+            raise WireError("email: empty")
+        _check_text("email", message.email)
+        _check_text("login", message.username)
+        if message.locale and not (len(message.locale) <= MAX_LOCALE and _LOCALE.fullmatch(message.locale)):
+            raise WireError("locale: not a language, such as de or pt-BR")
+        size = 0
+        for name, value in message.data.items():
+            _check_text("data", name)
+            _check_text(f"data: {name}", value)
+            size += len(name.encode()) + len(value.encode())
+        if size > MAX_DATA_BYTES:
+            raise WireError(f"data: larger than {MAX_DATA_BYTES} bytes")
+    return batch
+
+
+def join_line(encoded: Iterable[str], line_format: LineFormat = "csv") -> bytes:
+    """The line of messages that ``encode_all`` or ``encode_all_as_json`` encoded."""
+    if line_format == "json":
+        return f'{{"mails": [{", ".join(encoded)}]}}\n'.encode()
     return (",".join(encoded) + "\n").encode()
 
 
-def encode(batch: Sequence[Message]) -> bytes:
+def encode(batch: Sequence[Message], line_format: LineFormat = "csv") -> bytes:
     """A batch as its line.
 
     Raises:
-        WireError: the batch is empty or has more than ``MAX_MESSAGES``, or ``encode_all`` refuses it.
+        WireError: the batch is empty or has more than ``MAX_MESSAGES``, or this format cannot hold a message.
     """
     if not batch:
         raise WireError("a line has at least one message")
     if len(batch) > MAX_MESSAGES:
         raise WireError(f"a line has at most {MAX_MESSAGES} messages")
+    if line_format == "json":
+        return join_line(encode_all_as_json(list(zip(*batch, strict=True))), "json")
     for message in batch:
         if message.locale or message.data or message.expires_in_s is not None:
             raise WireError("locale, data and expires_in_s: five fields do not hold them")
     return join_line(encode_all(*list(zip(*batch, strict=True))[: len(FIELDS)]))
 
 
+def encode_either(batch: Sequence[Message]) -> bytes:
+    """A batch as CSV if that holds it, otherwise as JSON; raises what ``encode`` does."""
+    return encode(batch, "csv" if all(message.fits_csv for message in batch) else "json")
+
+
 def decode(line: bytes, actions: Mapping[str, Action]) -> list[Message]:
     r"""A line (with its ``\n``) as its batch.
 
     Args:
-        line: the line.
+        line: the line, in either format.
         actions: those that it may hold, by name.
 
     Raises:
-        WireError: the encoder does not write such a line; the text gives the column, counted in
-            characters from 1, and the field.
+        WireError: the line cannot be read. For CSV the text gives the column, counted in characters from 1,
+            and the field; for JSON the number of the mail, and the key.
     """
     try:
         text = line.decode()
@@ -136,11 +194,41 @@ def decode(line: bytes, actions: Mapping[str, Action]) -> list[Message]:
     text = text[:-1]
     if control := _CONTROL.search(text):
         raise WireError(f"column {control.start() + 1}: a control character")
+    numbered = {action.number: action for action in actions.values()}
+    if text.startswith("{"):
+        return _decode_json(text, numbered)
     fields = _split(text)
     if len(fields) % len(FIELDS):
         raise WireError(f"column {len(text) + 1}: {len(fields)} fields, not a multiple of {len(FIELDS)}")
-    numbered = {str(action.number): action for action in actions.values()}
-    return [_read(fields[at : at + len(FIELDS)], numbered) for at in range(0, len(fields), len(FIELDS))]
+    by_text = {str(number): action for number, action in numbered.items()}
+    return [_read(fields[at : at + len(FIELDS)], by_text) for at in range(0, len(fields), len(FIELDS))]
+
+
+def _check_signed(tokens: Sequence[str], codes: Sequence[str]) -> None:
+    if not _all_of(tokens, TOKEN_CHARACTERS, _TOKEN_ALPHABET):
+        raise WireError("secret: not a token")
+    if not _all_of(codes, CODE_DIGITS, _DIGITS):
+        raise WireError("code: not five digits")
+
+
+def _check_text(name: str, value: str) -> None:
+    if found := _REFUSED.search(value):
+        is_control = found[0] < "\ud800"
+        raise WireError(f"{name}: " + ("holds a control character" if is_control else "not valid Unicode"))
+
+
+def _as_object(message: Message) -> dict[str, Any]:
+    every = {
+        "action": message.action.number,
+        "email": message.email,
+        "login": message.username,
+        "token": message.token,
+        "code": message.code,
+        "locale": message.locale,
+        "data": dict(message.data),
+        "expires_in_s": message.expires_in_s,
+    }
+    return {key: value for key, value in every.items() if value not in ("", {}, None)}
 
 
 def _all_of(texts: Sequence[str], length: int, alphabet: bytes) -> bool:
@@ -205,3 +293,52 @@ def _read(fields: list[tuple[int, str]], numbered: Mapping[str, Action]) -> Mess
     if not _CODE.fullmatch(code):
         raise WireError(f"column {at_code}: code: not five digits")
     return Message(action, email, username, token, code)
+
+
+def _decode_json(text: str, numbered: Mapping[int, Action]) -> list[Message]:
+    try:
+        content = json.loads(text, object_pairs_hook=_unique)
+    except WireError:
+        raise
+    except (ValueError, RecursionError) as error:
+        place = f"column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
+        raise WireError(f"{place}not JSON") from None
+    if list(content) != ["mails"] or not isinstance(content["mails"], list):
+        raise WireError('not an object with the list "mails" and nothing else')
+    mails = content["mails"]
+    if not 1 <= len(mails) <= MAX_MESSAGES:
+        raise WireError(f"{len(mails)} mails, and a line has 1 to {MAX_MESSAGES}")
+    return [_read_object(f"mail {number}", one, numbered) for number, one in enumerate(mails, start=1)]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise WireError("a key is repeated")
+    return content
+
+
+def _read_object(where: str, content: Any, numbered: Mapping[int, Action]) -> Message:
+    if not isinstance(content, dict):
+        raise WireError(f"{where}: not an object")
+    left = dict(content)
+    number, lifetime_s, data = left.pop("action", None), left.pop("expires_in_s", None), left.pop("data", {})
+    texts = [left.pop(key, "") for key in ("email", "login", "token", "code", "locale")]
+    if left:
+        raise WireError(f"{where}: it has a key that no mail has")
+    action = numbered.get(number) if type(number) is int else None
+    if action is None:
+        raise WireError(f"{where}: action: not the number of an action")
+    if not all(isinstance(text, str) for text in texts):
+        raise WireError(f"{where}: email, login, token, code or locale: not text")
+    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+        raise WireError(f"{where}: data: not an object of texts")
+    if lifetime_s is not None and not (type(lifetime_s) is int and 0 <= lifetime_s <= MAX_EXPIRES_IN_S):
+        raise WireError(f"{where}: expires_in_s: not a number of seconds")
+    email, login, token, code, locale = texts
+    message = Message(action, email, login, token, code, locale, data, lifetime_s)
+    try:
+        checked([(field,) for field in message])
+    except WireError as error:
+        raise WireError(f"{where}: {error}") from None
+    return message

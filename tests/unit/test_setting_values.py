@@ -25,6 +25,7 @@ GOOD = {
     "QUEUE_NAME": "mailroom",
     "HEALTHCHECK_INTERVAL": "1000",
     "BATCH_TIMEOUT": "5",
+    "LINE_FORMAT": "json",
     "BATCH_LIMIT": "7",
     "TRANSPORT": "smtp://u:hunter2@mail.example:25",
     "DEBUG": "false",

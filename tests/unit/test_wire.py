@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mailroom.actions import Action
 from mailroom.errors import WireError
-from mailroom.wire import Message, encode, encode_all
+from mailroom.wire import Message, encode, encode_all, encode_either
 from support.messages import ACTIVATION, CATALOGUE, decoded
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "reference.json").read_text())
@@ -34,6 +34,16 @@ messages = st.builds(
     st.from_regex("[0-9]{5}", fullmatch=True).filter(str.isascii),
 )
 batches = st.lists(messages, min_size=1, max_size=5)
+rich = st.builds(
+    lambda one, login, locale, data, lifetime: one._replace(
+        username=login, locale=locale, data=data, expires_in_s=lifetime
+    ),
+    messages,
+    texts | st.just(""),
+    st.sampled_from(["", "de", "pt-BR", "zh_Hant-TW"]),
+    st.dictionaries(texts, texts | st.just(""), max_size=3),
+    st.none() | st.integers(0, 10**12),
+)
 
 
 def message(username: str = "u", email: str = "u@example.com", **other: Any) -> Message:
@@ -56,6 +66,89 @@ def test_what_is_encoded_is_decoded(batch: list[Message]) -> None:
     line = encode(batch)
     assert 1 == line.count(b"\n")
     assert batch == decoded(line)
+
+
+@settings(deadline=None)
+@given(st.lists(rich, min_size=1, max_size=5))
+@example([Message(ACTIVATION, "a@b", "", TOKEN, "12345", "de-AT", {"inviter": '"}],\u2028\\'}, 0)])
+def test_json_carries_every_message(batch: list[Message]) -> None:
+    line = encode(batch, "json")
+    assert (1, b"\n") == (line.count(b"\n"), line[-1:])
+    assert batch == decoded(line)
+    assert batch == decoded(encode_either(batch))
+    assert json.loads(line)["mails"][0]["action"] == batch[0].action.number
+
+
+def test_a_line_is_csv_as_long_as_that_carries_it() -> None:
+    plain, german = message(), message(locale="de")
+    assert encode([plain]) == encode_either([plain])
+    assert encode([plain, german], "json") == encode_either([plain, german])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"locale": "de"}, {"data": {"inviter": "Anna"}}, {"expires_in_s": 60}],
+    ids=lambda more: [*more][0],
+)
+def test_what_five_fields_cannot_carry_is_refused(more: dict[str, Any]) -> None:
+    assert not message(**more).fits_csv
+    with pytest.raises(WireError, match="five fields do not hold them"):
+        encode([message(**more)])
+
+
+def as_json(**changed: object) -> bytes:
+    mail = {"action": 1, "email": "a@b", "login": "c", "token": TOKEN, "code": "12345"} | changed
+    return json.dumps({"mails": [mail]}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (b"{\n", "column 2: not JSON"),
+        (b'{"mails": []}\n', "0 mails, and a line has 1 to 10000"),
+        (b'{"mails": {}}\n', 'not an object with the list "mails" and nothing else'),
+        (b'{"mails": [], "more": 1}\n', 'not an object with the list "mails" and nothing else'),
+        (b'{"mails": [], "mails": []}\n', "a key is repeated"),
+        (b'{"mails": [1]}\n', "mail 1: not an object"),
+        (b'{"mails": ' + b"[" * 100_000 + b"\n", "not JSON"),
+        (b'{"mails": [' + b"9" * 5000 + b"]}\n", "not JSON"),
+        (as_json(action=99), "mail 1: action: not the number of an action"),
+        (as_json(action="1"), "mail 1: action: not the number of an action"),
+        (as_json(action=True), "mail 1: action: not the number of an action"),
+        (as_json(email=""), "mail 1: email: empty"),
+        (as_json(email=1), "mail 1: email, login, token, code or locale: not text"),
+        (as_json(login="a\tb"), "mail 1: login: holds a control character"),
+        (as_json(login="\ud800"), "mail 1: login: not valid Unicode"),
+        (as_json(token="x"), "mail 1: secret: not a token"),
+        (as_json(code="1"), "mail 1: code: not five digits"),
+        (as_json(locale="d"), "mail 1: locale: not a language, such as de or pt-BR"),
+        (as_json(locale="de" + "-x" * 17), "mail 1: locale: not a language, such as de or pt-BR"),
+        (as_json(data=[]), "mail 1: data: not an object of texts"),
+        (as_json(data={"n": 1}), "mail 1: data: not an object of texts"),
+        (as_json(data={"n": "\n"}), "mail 1: data: n: holds a control character"),
+        (as_json(data={"n": "x" * 16_384}), "mail 1: data: larger than 16384 bytes"),
+        (as_json(expires_in_s=-1), "mail 1: expires_in_s: not a number of seconds"),
+        (as_json(expires_in_s=True), "mail 1: expires_in_s: not a number of seconds"),
+        (as_json(expires_in_s=1.5), "mail 1: expires_in_s: not a number of seconds"),
+        (as_json(subject="x"), "mail 1: it has a key that no mail has"),
+    ],
+)
+def test_json_at_fault_names_the_mail_and_the_key(line: bytes, fault: str) -> None:
+    with pytest.raises(WireError) as refused:
+        decoded(line)
+    assert fault == str(refused.value)
+
+
+@pytest.mark.slow
+@settings(deadline=None)
+@given(st.lists(rich, min_size=1, max_size=3), st.integers(0, 600), st.binary(max_size=3))
+def test_damaged_json_yields_only_what_can_be_written(batch: list[Message], at: int, patch: bytes) -> None:
+    line = encode(batch, "json")
+    try:
+        found = decoded(line[:at] + patch + line[at + len(patch) :])
+    except WireError:
+        return
+    assert found == decoded(encode(found, "json"))
 
 
 @pytest.mark.slow

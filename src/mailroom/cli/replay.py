@@ -41,7 +41,7 @@ def replay(file: Path, outcomes: tuple[str, ...], batch: int) -> None:
     from mailroom.errors import WireError
     from mailroom.sender.rejected import read
     from mailroom.settings.sender import FolderSettings
-    from mailroom.wire import Message, encode
+    from mailroom.wire import Message, encode_either
 
     waiting: list[Message] = []
     left_out = 0
@@ -56,9 +56,9 @@ def replay(file: Path, outcomes: tuple[str, ...], batch: int) -> None:
             click.echo(f"row {number} is left out: {fault}", err=True)
             continue
         while len(waiting) >= batch:
-            click.echo(encode(waiting[:batch]), nl=False)
+            click.echo(encode_either(waiting[:batch]), nl=False)
             del waiting[:batch]
     if waiting:
-        click.echo(encode(waiting), nl=False)
+        click.echo(encode_either(waiting), nl=False)
     if left_out:
         sys.exit(EXIT_DATA)

@@ -1,15 +1,30 @@
-"""Splits a lease into the lines to write, and tracks which tokens the written lines settle."""
+"""Splits a lease into the lines to write, and tracks which tokens the written lines settle.
+
+What the line's format cannot carry stays in the lease, and so in the queue.
+"""
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import Final
 
 from mailroom.actions import Action
 from mailroom.logs import EventLogger
-from mailroom.queue.lease import Lease, sign_claimed
-from mailroom.wire import join_line
+from mailroom.queue.lease import Claimed, Lease, sign_claimed
+from mailroom.wire import Columns, LineFormat, encode_all, encode_all_as_json, join_line
+
+REMINDER_S: Final = 60.0
+# An object of JSON may have 16 KB of data, and the sender reads lines of up to 64 MB.
+MAX_JSON_MESSAGES: Final = 1000
+
+ENCODERS: Final[Mapping[LineFormat, Callable[[Columns], list[str]]]] = {
+    "csv": lambda columns: encode_all(*columns[:5]),
+    "json": encode_all_as_json,
+}
 
 log = EventLogger("collector")
 
@@ -20,19 +35,33 @@ class Outgoing:
     Attributes:
         lease: the lease.
         lines: the lines to write.
+        left: the tokens that this format cannot carry.
         is_settling: whether PostgreSQL was asked to settle it.
     """
 
     def __init__(
-        self, lease: Lease, *, keys: Sequence[bytes], actions: Mapping[str, Action], batch_limit: int
+        self,
+        lease: Lease,
+        *,
+        keys: Sequence[bytes],
+        actions: Mapping[str, Action],
+        batch_limit: int,
+        line_format: LineFormat,
     ) -> None:
         self.lease = lease
         self.is_settling = False
-        signed = sign_claimed(lease.claimed, keys, actions, log)
+        carried, self.left = lease.claimed, []
+        if line_format == "csv" and not all(one.fits_csv for one in carried):
+            carried = [one for one in lease.claimed if one.fits_csv]
+            self.left = [one for one in lease.claimed if not one.fits_csv]
+        signed = sign_claimed(carried, keys, actions, log, ENCODERS[line_format])
         self._ids, self._refused = list(signed.ids), list(signed.refused)
+        size = min(batch_limit, MAX_JSON_MESSAGES) if line_format == "json" else batch_limit
+        self._batch_limit = size
         texts = signed.encoded
-        self.lines = [join_line(texts[at : at + batch_limit]) for at in range(0, len(texts), batch_limit)]
-        self._batch_limit = batch_limit
+        self.lines = [
+            join_line(texts[first : first + size], line_format) for first in range(0, len(texts), size)
+        ]
         self._ends: list[int] = []
 
     def begin(self, start: int) -> None:
@@ -51,3 +80,26 @@ class Outgoing:
         """The tokens that are settled once the output is read up to here; None for the whole lease."""
         done = self._ids[: self.count(offset)] + self._refused
         return None if len(done) == len(self.lease.claimed) else done
+
+
+class LeftBehind:
+    """Warns of tokens that CSV cannot carry: at once, then once a minute."""
+
+    def __init__(self) -> None:
+        self._actions: dict[int, str] = {}  # by token: each is claimed several times a minute
+        self._warned_at = float("-inf")
+
+    def add(self, tokens: Iterable[Claimed]) -> None:
+        """Count them, and warn if it is time to."""
+        self._actions |= {one.token: one.action for one in tokens}
+        if self._actions and time.monotonic() >= self._warned_at + REMINDER_S:
+            self._warned_at = time.monotonic()
+            counts = Counter(self._actions.values())
+            log.warning(
+                "not_carried",
+                count=counts.total(),
+                actions=", ".join(f"{action} {count}" for action, count in sorted(counts.items())),
+                reason="they have a language, data, a lifetime or no login, and five fields do not hold that",
+                remedy="set MAILROOM_LINE_FORMAT=json for the collector",
+            )
+            self._actions.clear()

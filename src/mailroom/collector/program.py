@@ -9,8 +9,9 @@ line, the leases are renewed and no transaction is open. A lease that another wo
 not written.
 After a ``kill -9`` at most ``REPEATED_TOKENS`` tokens, or one batch where that is more, are written again.
 
-A token that no line can hold is settled and logged by its id. One whose action this version does not
-know stays in the queue for a newer worker, until it expires. Neither affects the others.
+A token that no line can hold is settled and logged by its id. One that five fields cannot carry, and one
+of an action that the database has and this worker does not know, stays in the queue until it expires.
+Neither affects the others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import asyncio
 from typing import Final
 
 from mailroom.actions import load_actions
-from mailroom.collector.outgoing import Outgoing
+from mailroom.collector.outgoing import LeftBehind, Outgoing
 from mailroom.collector.stdout import Output, reader_gone
 from mailroom.concurrency import end, first
 from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed
@@ -45,6 +46,8 @@ class Collector:
         self._keys = settings.keys
         self._actions = load_actions()
         self._batch_limit = settings.batch_limit
+        self._line_format = settings.line_format
+        self._left_behind = LeftBehind()
         # A lease is settled as a whole, after complete batches, before the next lease is written. So a
         # crash repeats one lease.
         self._lease_tokens = max(REPEATED_TOKENS // self._batch_limit, 1) * self._batch_limit
@@ -105,8 +108,13 @@ class Collector:
                 for lease in await claim.leases():
                     await asyncio.sleep(0)  # lets both be sent before the lease is signed
                     outgoing = Outgoing(
-                        lease, keys=self._keys, actions=self._actions, batch_limit=self._batch_limit
+                        lease,
+                        keys=self._keys,
+                        actions=self._actions,
+                        batch_limit=self._batch_limit,
+                        line_format=self._line_format,
                     )
+                    self._left_behind.add(outgoing.left)
                     await settling
                     if self._stopping:
                         return

@@ -31,7 +31,8 @@ from mailroom.queue.start_check import check_schema, check_sessions
 LATE_SHARE: Final = 1 / 3
 
 _CLAIM: Final = (
-    "SELECT lease, uuid_send(key), generation, token, action, email, login, secret, code"
+    "SELECT lease, uuid_send(key), generation, 'normal', token, action, email, login, secret, code,"
+    " '', NULL, NULL"
     " FROM mailroom.claim(%s, %s, %s, %s"
 )
 CLAIM: Final = _CLAIM + ")"

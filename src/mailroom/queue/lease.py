@@ -1,28 +1,30 @@
 """Leases: the tokens that a claim returns, read from its rows, signed, and turned into messages.
 
-A token whose action this version does not know is left out, for a newer worker. A token that
-cannot be signed, or that no line can hold, is refused. Both are logged with the token's id, and do not
-affect the others.
+A token of an action that this worker does not know is left out. A token that cannot be signed, or that no
+line can hold, is refused. Both are logged with the token's id, and do not affect the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from mailroom.actions import Action
 from mailroom.errors import WireError
 from mailroom.logs import EventLogger
 from mailroom.tokens import sign_all
-from mailroom.wire import Message, encode_all
+from mailroom.wire import NO_DATA, Columns
 
 LEASE_MS: Final = 15_000
+
+Encoded = TypeVar("Encoded")
 
 
 class Claimed(NamedTuple):
@@ -34,6 +36,14 @@ class Claimed(NamedTuple):
     login: str
     secret: bytes
     code: str
+    locale: str = ""
+    data: str | None = None  # JSON
+    expires_in_s: int | None = None
+
+    @property
+    def fits_csv(self) -> bool:
+        """Whether five fields of a line can hold it."""
+        return bool(self.login) and not self.locale and self.data is None and self.expires_in_s is None
 
     @property
     def fingerprint(self) -> bytes:
@@ -52,6 +62,7 @@ class Lease:
         id: where the database has it. After a failover another lease can have the same.
         key: random, and new with each claim.
         generation: how often it was claimed.
+        lane: in which its tokens were handed out.
     """
 
     id: int
@@ -59,56 +70,64 @@ class Lease:
     generation: int
     claimed: list[Claimed]
     valid_until: float
+    lane: str = "normal"
 
 
 def read_leases(rows: Sequence[tuple[Any, ...]], valid_until: float) -> list[Lease]:
     """The leases in the rows of a claim.
 
     Args:
-        rows: lease, key as bytes, generation, and the fields of ``Claimed``; sorted by lease.
+        rows: lease, key as bytes, generation, lane, and the fields of ``Claimed``; sorted by lease.
         valid_until: of ``time.monotonic``, for all of them.
     """
     as_claimed = partial(tuple.__new__, Claimed)  # a third of the time of _make
     return [
-        Lease(lease, UUID(bytes=key), generation, [as_claimed(row[3:]) for row in group], valid_until)
-        for (lease, key, generation), group in groupby(rows, itemgetter(0, 1, 2))
+        Lease(lease, UUID(bytes=key), generation, [as_claimed(row[4:]) for row in group], valid_until, lane)
+        for (lease, key, generation, lane), group in groupby(rows, itemgetter(0, 1, 2, 3))
     ]
 
 
-class Signed(NamedTuple):
+class Signed(NamedTuple, Generic[Encoded]):
     """Claimed tokens as messages.
 
     Attributes:
         ids: of the tokens that can be mailed.
-        columns: the fields of their messages, as columns.
-        encoded: each message as text for a line.
+        encoded: their messages, as ``encode`` returned them.
         refused: by its id, why a token cannot be mailed.
     """
 
     ids: Sequence[int]
-    columns: Sequence[Sequence[Any]]
-    encoded: Sequence[str]
+    encoded: Sequence[Encoded]
     refused: dict[int, str]
-
-    def messages(self) -> list[Message]:
-        """The messages, one for each of ``ids``."""
-        return list(map(Message, *self.columns))
 
 
 def sign_claimed(
-    claimed: Sequence[Claimed], keys: Sequence[bytes], actions: Mapping[str, Action], log: EventLogger
-) -> Signed:
-    """The claimed tokens as messages, of these actions by name; ``log`` is the caller's."""
+    claimed: Sequence[Claimed],
+    keys: Sequence[bytes],
+    actions: Mapping[str, Action],
+    log: EventLogger,
+    encode: Callable[[Columns], list[Encoded]],
+) -> Signed[Encoded]:
+    """The claimed tokens as messages.
+
+    Args:
+        claimed: the tokens.
+        keys: the first signs.
+        actions: by name.
+        log: the caller's.
+        encode: what to make of messages, given as columns; raises WireError if one is not valid.
+    """
     try:
-        return _sign_all(claimed, keys, actions)
+        return _sign_all(claimed, keys, actions, encode)
     except Exception:  # noqa: BLE001 - one by one, the row at fault is found
-        good, refused = [], {}
+        good: list[Claimed] = []
+        refused: dict[int, str] = {}
     for one in claimed:
         if one.action not in actions:
             log.warning("unknown_action", token=one.token, action=one.action)
             continue
         try:
-            _sign_all([one], keys, actions)
+            _sign_all([one], keys, actions, encode)
         except Exception as error:  # noqa: BLE001 - a row's content must not end the worker
             # Only these texts are certain to hold no value.
             known = isinstance(error, WireError | ValueError)
@@ -117,13 +136,28 @@ def sign_claimed(
             refused[one.token] = why
         else:
             good.append(one)
-    signed = _sign_all(good, keys, actions) if good else Signed((), ((),) * 5, (), {})
+    signed = _sign_all(good, keys, actions, encode) if good else Signed((), (), {})
     return signed._replace(refused=refused)
 
 
-def _sign_all(claimed: Sequence[Claimed], keys: Sequence[bytes], actions: Mapping[str, Action]) -> Signed:
-    ids, names, emails, logins, secrets, codes = zip(*claimed, strict=True)
+def _sign_all(
+    claimed: Sequence[Claimed],
+    keys: Sequence[bytes],
+    actions: Mapping[str, Action],
+    encode: Callable[[Columns], list[Encoded]],
+) -> Signed[Encoded]:
+    ids, names, emails, logins, secrets, codes, locales, data, lifetimes = zip(*claimed, strict=True)
     known = [actions[name] for name in names]
     tokens = sign_all(secrets, known, codes, keys=keys)
-    columns = (known, emails, logins, tokens, codes)
-    return Signed(ids, columns, encode_all(*columns), {})
+    columns = (known, emails, logins, tokens, codes, locales, list(map(_texts, data)), lifetimes)
+    return Signed(ids, encode(columns), {})
+
+
+def _texts(data: str | None) -> Mapping[str, str]:
+    """The fields in a token's data. Numbers are texts as PostgreSQL writes them."""
+    if data is None:
+        return NO_DATA
+    fields = json.loads(data, parse_int=str, parse_float=str)
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+        raise WireError("data: not an object of texts and numbers")
+    return fields

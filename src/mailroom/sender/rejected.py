@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 from mailroom.actions import Action
 from mailroom.errors import ReplayError, SetAsideError, WireError
-from mailroom.wire import Message, decode, encode
+from mailroom.wire import Message, decode, encode_either
 
 FILE_NAME: Final = "rejected.csv"
 HEADER: Final = ("time", "outcome", "reason", "line")
@@ -55,7 +55,7 @@ class RejectedRow(NamedTuple):
     @classmethod
     def of(cls, message: Message, outcome: str, reason: str) -> RejectedRow:
         """The row of a recipient."""
-        return cls(outcome, reason, encode([message])[:-1])
+        return cls(outcome, reason, encode_either([message])[:-1])
 
 
 class Rejected:

@@ -8,7 +8,7 @@ from typing import Final
 
 from mailroom.settings.variables import variable, whole
 from mailroom.tokens import parse_keys
-from mailroom.wire import MAX_MESSAGES
+from mailroom.wire import MAX_MESSAGES, LineFormat
 
 MAX_NAME_BYTES: Final = 63
 THE_QUEUE: Final = "mailroom"
@@ -27,6 +27,14 @@ def _the_one_queue(text: str) -> str:
             " and use a database for each queue (see docs/how-to/scaling-out.md)"
         )
     return text
+
+
+def _line_format(text: str) -> LineFormat:
+    if text == "csv":
+        return "csv"
+    if text == "json":
+        return "json"
+    raise ValueError(f"{text!r} is neither csv nor json")
 
 
 def _conninfo(text: str) -> str:
@@ -119,6 +127,12 @@ class CollectorSettings(KeySettings, QueueSettings):
         5000,
         "a batch waits at most this many milliseconds for more tokens; 0 means no wait",
         least=0,
+    )
+    line_format: LineFormat = variable(
+        "MAILROOM_LINE_FORMAT",
+        "csv",
+        "the format of the collector's lines: csv with five fields, or json, which carries every mail",
+        _line_format,
     )
     batch_limit: int = whole(
         "MAILROOM_BATCH_LIMIT", 10, "the maximum number of tokens in a batch", least=1, most=MAX_MESSAGES

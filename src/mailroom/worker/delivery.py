@@ -23,7 +23,7 @@ from mailroom.outage import back_off_s
 from mailroom.queue.client import Queue
 from mailroom.queue.lease import Lease, sign_claimed
 from mailroom.sender.calls import Calls
-from mailroom.wire import Message
+from mailroom.wire import Message, checked
 from mailroom.worker.ledger import record
 from mailroom.worker.metrics import Metrics
 
@@ -63,11 +63,11 @@ class LeaseDelivery:
 
     async def deliver(self, lease: Lease, waited_s: float) -> bool:
         """Send and settle a lease; True if some of its tokens are to be tried again."""
-        signed = sign_claimed(lease.claimed, self._keys, self._actions, log)
+        signed = sign_claimed(lease.claimed, self._keys, self._actions, log, checked)
         # None where there was no attempt.
         answers: dict[int, Answer | None] = {claimed.token: None for claimed in lease.claimed}
         answers.update({token: Answer(Result.REJECTED, why) for token, why in signed.refused.items()})
-        pairs = list(zip(signed.ids, signed.messages(), strict=True))
+        pairs = list(zip(signed.ids, signed.encoded, strict=True))
         if lease.generation > 1:  # one that ends every call must not stay before the others
             random.shuffle(pairs)
         messages = sorted(pairs, key=_action)
