@@ -193,6 +193,11 @@ def parse_catalogue(source: bytes, path: str, *, reserved: Mapping[str, Action] 
     return Catalogue(actions, str(language))
 
 
+def is_name(name: str) -> bool:
+    """Whether an action may have this name, which is a part of the names of files."""
+    return _NAME.fullmatch(name) is not None
+
+
 def duration_text(seconds: int) -> str:
     """A duration as ``actions.toml`` writes it, such as 15m."""
     unit = next(unit for unit in "dhms" if seconds % _SECONDS[unit] == 0)
@@ -224,7 +229,7 @@ def _without_file(folder: Path) -> Catalogue:
 def _read(name: str, table: Mapping[str, Any], faults: list[str]) -> Action | None:
     """The action of a table; None if it has faults, which are added to ``faults``."""
     reader = _TableReader(name, table)
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         reader.fault("the name has other characters than a-z, 0-9 and _, or more than 63; rename the table")
     renews = reader.word("when_expired", WHEN_EXPIRED, "drop") == "renew"
     account = reader.word("account", (*ACCOUNTS, "none"), "none")

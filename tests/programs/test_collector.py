@@ -18,7 +18,7 @@ import pytest
 from mailroom import verify
 from support.doorbell import wait_for_holder
 from support.messages import ACTIVATION, decoded
-from support.processes import KEY, CollectorProcess, environment, with_password
+from support.processes import KEY, OWN, CollectorProcess, environment, with_password
 from support.queue_sql import Db, claim, sign_up, sign_up_many
 
 Start = Callable[..., CollectorProcess]
@@ -237,14 +237,33 @@ def test_what_no_line_can_hold_is_rejected_by_id_and_its_neighbours_go_out(db: D
     assert "a\\nb" not in collector.log()
 
 
-def test_an_action_from_the_future_stays_in_the_queue(db: Db, start: Start) -> None:
-    db.execute("ALTER TYPE token_action ADD VALUE 'email_change'")
-    db.execute("INSERT INTO mailroom.actions VALUES ('email_change', 'provisioned', false)")
+def test_an_action_that_is_added_meanwhile_is_written(db: Db, start: Start) -> None:
+    collector = start().wait_until_listening()
     sign_up(db, "a")
-    db.execute("INSERT INTO tokens (action, account) SELECT 'email_change', id FROM accounts")
+    collector.wait_for_messages(1)
+    db.execute("ALTER TYPE token_action ADD VALUE 'join'")
+    db.execute("INSERT INTO mailroom.actions (action, number, prefix) VALUES ('join', 30, '/join')")
+    db.execute("INSERT INTO tokens (action, account) SELECT 'join', id FROM accounts")
+    _, message = collector.wait_for_messages(2)
+    assert 0 == collector.stop()
+    assert (OWN, "a@example.com", "a") == message[:3]
+    assert [(verify(message.token, OWN, keys=KEY),)] == db.execute(
+        "SELECT secret FROM tokens WHERE action = 'join'"
+    ).fetchall()
+    assert (0, 0) == backlog(db)
+
+
+def test_an_action_that_cannot_be_used_affects_no_other(db: Db, start: Start) -> None:
+    db.execute("ALTER TYPE token_action ADD VALUE '../up'")
+    db.execute("INSERT INTO mailroom.actions (action, number, prefix) VALUES ('../up', 30, '/up')")
+    sign_up(db, "a")
+    db.execute("INSERT INTO tokens (action, account) SELECT '../up', id FROM accounts")
     collector = start()
     collector.wait_for_messages(1)
-    collector.wait_for_log("collector.unknown_action token=2 action=email_change")
+    collector.wait_for_log("actions.unusable action=../up")
+    collector.wait_for_log("collector.unknown_action token=2 action=../up")
+    sign_up(db, "b")
+    collector.wait_for_messages(2)
     assert 0 == collector.stop()
     assert (0, 1) == backlog(db)
 

@@ -13,10 +13,11 @@ from typing import Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from mailroom.actions import load_actions
+from mailroom.actions import Action, load_actions
 from mailroom.wire import Message, decode
 
-ACTIONS = load_actions()
+OWN = Action("join", 30, b"/join")
+ACTIONS = load_actions() | {OWN.name: OWN}
 KEY = "deadbeef" * 8
 PATIENCE_S = 60.0
 

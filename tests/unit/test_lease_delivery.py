@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
+from mailroom.actions import Action
 from mailroom.answers import Answer, Result, Scope
 from mailroom.queue.lease import Claimed, Lease
 from mailroom.sender.calls import Attempt
 from mailroom.wire import Message
 from mailroom.worker.delivery import LeaseDelivery
 from mailroom.worker.metrics import Metrics
+from support.messages import CATALOGUE
 
 BLAMED = Answer(Result.REJECTED, "for one of them", scope=Scope.CALL)
 LEASE = Lease(
@@ -41,6 +43,13 @@ class ScriptedCalls:
         return None if answers is None else Attempt(answers, tripped=False)
 
 
+class Catalogue:
+    """Knows the catalogue's actions."""
+
+    async def covering(self, _: object) -> Mapping[str, Action]:
+        return CATALOGUE
+
+
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> Settled:
     """Delivers the lease, and returns the answers that were to be recorded."""
@@ -56,7 +65,14 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> Settled:
 
     def deliver(answers: dict[str, list[Answer]]) -> dict[int, Answer | None]:
         calls = cast("Any", ScriptedCalls(answers))
-        delivery = LeaseDelivery(cast("Any", None), calls, Metrics(), provider="test", keys=(b"k" * 32,))
+        delivery = LeaseDelivery(
+            cast("Any", None),
+            calls,
+            Metrics(),
+            provider="test",
+            keys=(b"k" * 32,),
+            known=cast("Any", Catalogue()),
+        )
         asyncio.run(delivery.deliver(LEASE, 0.0))
         return recorded
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from mailroom.actions import load_actions
 from mailroom.collector.outgoing import LeftBehind, Outgoing
 from mailroom.collector.stdout import Output, reader_gone
 from mailroom.concurrency import end, first
@@ -27,6 +26,7 @@ from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed
 from mailroom.logs import EventLogger
 from mailroom.queue.client import Claim
 from mailroom.queue.connect import keep_renewing, open_worker
+from mailroom.queue.known_actions import INTERVAL_S, KnownActions
 from mailroom.queue.lease import LEASE_MS, Lease
 from mailroom.settings.collector import CollectorSettings
 
@@ -44,7 +44,7 @@ class Collector:
         self._database, self._queue, self._listener = open_worker(settings, "mailroom collector")
         self._output = output
         self._keys = settings.keys
-        self._actions = load_actions()
+        self._known = KnownActions(self._queue)
         self._batch_limit = settings.batch_limit
         self._line_format = settings.line_format
         self._left_behind = LeftBehind()
@@ -93,6 +93,7 @@ class Collector:
         While the leases of one claim are written, the next claim is under way. While one lease is
         settled, the next is signed.
         """
+        await self._known.refresh(older_than_s=INTERVAL_S)
         largest = max(MAX_CLAIM_TOKENS, self._batch_limit)
         size = largest if self._listener.is_busy else self._batch_limit
         claiming = asyncio.create_task(self._claim(size))
@@ -110,7 +111,7 @@ class Collector:
                     outgoing = Outgoing(
                         lease,
                         keys=self._keys,
-                        actions=self._actions,
+                        actions=await self._known.covering({one.action for one in lease.claimed}),
                         batch_limit=self._batch_limit,
                         line_format=self._line_format,
                     )

@@ -2,7 +2,7 @@
 
 Promises: each token is tried once, and the lease is settled once. Tokens to be tried again stay in the
 lease. A lease that another worker may have taken over is not sent. A token that no line can hold is
-rejected, and one whose action this version does not know stays for a newer worker until it expires;
+rejected, and one of an action that the worker does not know stays in the queue until it expires;
 neither affects the others. After a cancellation during a call, ``give_back`` settles its tokens as
 unknown, since they may have been accepted, and tokens that were already answered with their answers.
 """
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
-from mailroom.actions import load_actions
 from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.outage import back_off_s
 from mailroom.queue.client import Queue
+from mailroom.queue.known_actions import KnownActions
 from mailroom.queue.lease import Lease, sign_claimed
 from mailroom.sender.calls import Calls
 from mailroom.wire import Message, checked
@@ -52,18 +52,20 @@ class LeaseDelivery:
         *,
         provider: str,
         keys: Sequence[bytes],
+        known: KnownActions,
     ) -> None:
         self._queue = queue
         self._calls = calls
         self._metrics = metrics
         self._provider = provider
         self._keys = keys
-        self._actions = load_actions()
+        self._known = known
         self._cut_off: list[tuple[Lease, dict[int, Answer | None]]] = []
 
     async def deliver(self, lease: Lease, waited_s: float) -> bool:
         """Send and settle a lease; True if some of its tokens are to be tried again."""
-        signed = sign_claimed(lease.claimed, self._keys, self._actions, log, checked)
+        actions = await self._known.covering({claimed.action for claimed in lease.claimed})
+        signed = sign_claimed(lease.claimed, self._keys, actions, log, checked)
         # None where there was no attempt.
         answers: dict[int, Answer | None] = {claimed.token: None for claimed in lease.claimed}
         answers.update({token: Answer(Result.REJECTED, why) for token, why in signed.refused.items()})

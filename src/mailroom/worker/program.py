@@ -30,6 +30,7 @@ from mailroom.concurrency import before, end, first
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.queue.connect import keep_renewing, open_worker
+from mailroom.queue.known_actions import KnownActions
 from mailroom.queue.lease import LEASE_MS, Lease
 from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
 from mailroom.settings.worker import RunSettings
@@ -70,8 +71,14 @@ class Runner:
         self._metrics = Metrics()
         self._rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
         self._calls = Calls(transport, sender, self._changed, self._rate, self._metrics.called)
+        self._known = KnownActions(self._queue)
         self._delivery = LeaseDelivery(
-            self._queue, self._calls, self._metrics, provider=transport.name, keys=collector.keys
+            self._queue,
+            self._calls,
+            self._metrics,
+            provider=transport.name,
+            keys=collector.keys,
+            known=self._known,
         )
         self._readiness = Readiness(worker, self._calls, self._metrics, self._state)
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -125,6 +132,7 @@ class Runner:
 
     async def _start(self) -> None:
         await self._queue.check()
+        await self._known.refresh()
         await self._calls.start()
         self._started = True
         log.info("started", worker=self._queue.worker)
@@ -214,6 +222,7 @@ class Runner:
                 for name, (why, _) in self._calls.troubles.items()
             ]
             await ledger.heartbeat(self._queue, "; ".join(troubles))
+            await self._known.refresh()
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _deliver(self, lease: Lease, waited_s: float) -> None:
