@@ -240,7 +240,13 @@ def python_page() -> str:
         "# Python\n\nThis page lists what an application imports with `import mailroom`. `keys` is the"
         " value of `MAILROOM_SECRET_KEY` as text, or a list of bytes.\n"
     )
-    for function in (tokens.verify, consumption.consume, tokens.sign):
+    for function in (
+        tokens.verify,
+        consumption.consume,
+        consumption.consume_code,
+        actions.load_actions,
+        tokens.sign,
+    ):
         given = [
             part.replace(annotation=part.empty) for part in inspect.signature(function).parameters.values()
         ]

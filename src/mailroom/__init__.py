@@ -1,7 +1,8 @@
 """Mailroom: user-lifecycle mail for applications whose users live in PostgreSQL.
 
-An application needs three functions: ``verify`` checks a token without a database, ``consume`` consumes
-it, and ``sign`` makes one, for tests. ``load_actions`` reads actions of its own.
+``verify`` checks a token without a database, and ``consume`` consumes it. ``consume_code`` consumes a code
+that was mailed without a link. ``load_actions`` reads the application's own actions, and ``sign`` makes a
+token for tests.
 """
 
 from typing import TYPE_CHECKING
@@ -25,12 +26,12 @@ from mailroom.errors import (
 from mailroom.tokens import sign, verify
 
 if TYPE_CHECKING:
-    from mailroom.consumption import Consumed, consume
+    from mailroom.consumption import Consumed, consume, consume_code
 else:
 
     def __getattr__(name):
         """Import ``consume`` when it is first used, since Mailroom's own programs do without it."""
-        if name not in {"Consumed", "consume"}:
+        if name not in {"Consumed", "consume", "consume_code"}:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from mailroom import consumption
 
@@ -57,6 +58,7 @@ __all__ = [
     "WrongCode",
     "__version__",
     "consume",
+    "consume_code",
     "load_actions",
     "sign",
     "verify",

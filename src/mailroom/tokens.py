@@ -126,8 +126,8 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
     action = action if isinstance(action, Action) else action_named(action)
     key_list = _key_list(keys)
     secret, signature = split(token)
-    if action.needs_code and (code is None or not _CODE.fullmatch(code)):
-        raise MalformedToken("the code is not five digits", hint="type the code from the same mail")
+    if action.needs_code:
+        check_code(code)
     if _signed_by_any(key_list, action, secret, signature, code):
         return secret
     for other in load_actions().values():
@@ -142,6 +142,16 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
         "none of the keys signed it" + (", or the code is wrong" if action.needs_code else ""),
         hint="if the key was rotated recently, keep the old one in MAILROOM_SECRET_KEY after the new one",
     )
+
+
+def check_code(code: str | None) -> None:
+    """Check that a code is five digits.
+
+    Raises:
+        MalformedToken: it is not.
+    """
+    if code is None or not _CODE.fullmatch(code):
+        raise MalformedToken("the code is not five digits", hint="type the code from the same mail")
 
 
 def split(token: str) -> tuple[bytes, bytes]:

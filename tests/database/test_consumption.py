@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 import pytest
@@ -67,7 +68,7 @@ def test_an_activation_token_activates_once(db: Db) -> None:
     sent = activation(db)
     consumed = mailroom.consume(db, sent.token, "activation", keys=KEY)
     ((token,),) = db.execute("SELECT id FROM tokens WHERE consumed_at IS NOT NULL").fetchall()
-    assert (sent.account, "activation", token) == consumed
+    assert (sent.account, "activation", token, None, "a@example.com", {}) == consumed
     assert "active" == status(db, sent.account)
     with pytest.raises(errors.TokenUsed):
         mailroom.consume(db, sent.token, "activation", keys=KEY)
@@ -82,7 +83,7 @@ def test_a_recovery_token_takes_its_code(db: Db) -> None:
 def test_an_asynchronous_connection_consumes_as_well(database: str, db: Db) -> None:
     sent, late = activation(db), recovery(db, "b")
 
-    async def consume_both() -> tuple[int, int]:
+    async def consume_both() -> tuple[int | None, int | None]:
         async with await psycopg.AsyncConnection.connect(database) as connection:
             first = await mailroom.consume(connection, sent.token, "activation", keys=KEY)
             with pytest.raises(errors.WrongCode):
@@ -96,6 +97,74 @@ def test_an_asynchronous_connection_consumes_as_well(database: str, db: Db) -> N
 
     assert (sent.account, late.account) == asyncio.run(consume_both())
     assert [(2,)] == db.execute("SELECT count(*) FROM tokens WHERE consumed_at IS NOT NULL").fetchall()
+
+
+@pytest.fixture
+def own(db: Db) -> dict[str, mailroom.Action]:
+    """Two more actions in the database: an invitation to anybody, and a code without a link."""
+    db.execute("ALTER TYPE token_action ADD VALUE 'join'")
+    db.execute("ALTER TYPE token_action ADD VALUE 'confirm'")
+    db.execute(
+        "INSERT INTO mailroom.actions (action, number, prefix, has_link, needs_code, fields)"
+        " VALUES ('join', 30, '/join', true, false, '{inviter}'),"
+        " ('confirm', 31, '/confirm', false, true, '{}')"
+    )
+    return {
+        "join": mailroom.Action("join", 30, b"/join", fields=("inviter",)),
+        "confirm": mailroom.Action("confirm", 31, b"/confirm", has_link=False, needs_code=True),
+    }
+
+
+def test_consuming_an_action_of_ones_own_returns_what_was_sent(
+    db: Db, own: dict[str, mailroom.Action]
+) -> None:
+    db.execute(
+        "SELECT mailroom.send('join', recipient => 'bob@example.org', subject => 'team-7',"
+        """ data => '{"inviter": "Anna"}')"""
+    )
+    ((token_id, secret),) = db.execute("SELECT id, secret FROM tokens").fetchall()
+    token = mailroom.sign(secret, own["join"], keys=KEY)
+    consumed = mailroom.consume(db, token, own["join"], keys=KEY)
+    assert (None, "join", token_id, "team-7", "bob@example.org", {"inviter": "Anna"}) == consumed
+
+
+def test_a_code_without_a_link_is_consumed_once(
+    db: Db, database: str, own: dict[str, mailroom.Action]
+) -> None:
+    db.execute("SELECT mailroom.send('confirm', recipient => 'Bob@example.org', subject => 'u7')")
+    ((code,),) = db.execute("SELECT code FROM tokens").fetchall()
+    recipient: dict[str, Any] = {"email": "bob@example.org", "subject": "u7"}
+    with pytest.raises(errors.WrongCode) as refused:
+        mailroom.consume_code(db, wrong(code), own["confirm"], **recipient)
+    assert 4 == refused.value.codes_left
+
+    async def consume() -> mailroom.Consumed:
+        async with await psycopg.AsyncConnection.connect(database) as connection:
+            consumed: mailroom.Consumed = await mailroom.consume_code(
+                connection, code, own["confirm"], **recipient
+            )
+            return consumed
+
+    found = asyncio.run(consume())
+    assert (None, "u7", "Bob@example.org") == (found.account, found.subject, found.email)
+    with pytest.raises(errors.TokenUsed):
+        mailroom.consume_code(db, code, own["confirm"], **recipient)
+
+
+def test_a_code_alone_needs_an_action_without_a_link_and_one_recipient(
+    db: Db, own: dict[str, mailroom.Action]
+) -> None:
+    for action in (PASSWORD_RECOVERY, own["join"], "activation"):
+        with pytest.raises(ValueError, match="is not an action with a code and no link"):
+            mailroom.consume_code(db, "12345", action, account=1)
+    recipients: list[dict[str, Any]] = [{}, {"account": 1, "email": "a@b"}]
+    for recipient in recipients:
+        with pytest.raises(ValueError, match="give the account, or the email"):
+            mailroom.consume_code(db, "12345", own["confirm"], **recipient)
+    with pytest.raises(errors.MalformedToken):
+        mailroom.consume_code(db, "1234", own["confirm"], account=1)
+    with pytest.raises(errors.UnknownToken):
+        mailroom.consume_code(db, "12345", own["confirm"], account=1)
 
 
 def test_any_row_factory_will_do(database: str, db: Db) -> None:
