@@ -34,6 +34,9 @@ class Claimed(NamedTuple):
     login: str
     secret: bytes
     code: str
+    locale: str = ""
+    data: str | None = None  # JSON
+    expires_in_s: int | None = None
 
     @property
     def fingerprint(self) -> bytes:
@@ -52,6 +55,7 @@ class Lease:
         id: where the database has it. After a failover another lease can have the same.
         key: random, and new with each claim.
         generation: how often it was claimed.
+        lane: in which its tokens were handed out.
     """
 
     id: int
@@ -59,19 +63,20 @@ class Lease:
     generation: int
     claimed: list[Claimed]
     valid_until: float
+    lane: str = "normal"
 
 
 def read_leases(rows: Sequence[tuple[Any, ...]], valid_until: float) -> list[Lease]:
     """The leases in the rows of a claim.
 
     Args:
-        rows: lease, key as bytes, generation, and the fields of ``Claimed``; sorted by lease.
+        rows: lease, key as bytes, generation, lane, and the fields of ``Claimed``; sorted by lease.
         valid_until: of ``time.monotonic``, for all of them.
     """
     as_claimed = partial(tuple.__new__, Claimed)  # a third of the time of _make
     return [
-        Lease(lease, UUID(bytes=key), generation, [as_claimed(row[3:]) for row in group], valid_until)
-        for (lease, key, generation), group in groupby(rows, itemgetter(0, 1, 2))
+        Lease(lease, UUID(bytes=key), generation, [as_claimed(row[4:]) for row in group], valid_until, lane)
+        for (lease, key, generation, lane), group in groupby(rows, itemgetter(0, 1, 2, 3))
     ]
 
 
@@ -122,7 +127,7 @@ def sign_claimed(
 
 
 def _sign_all(claimed: Sequence[Claimed], keys: Sequence[bytes], actions: Mapping[str, Action]) -> Signed:
-    ids, names, emails, logins, secrets, codes = zip(*claimed, strict=True)
+    ids, names, emails, logins, secrets, codes, *_ = zip(*claimed, strict=True)
     known = [actions[name] for name in names]
     tokens = sign_all(secrets, known, codes, keys=keys)
     columns = (known, emails, logins, tokens, codes)
