@@ -150,9 +150,12 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
     assert "pulse" in PULSE
     assert worker == allowed(db, WORKER)
     assert oncall == allowed(db, ONCALL)
-    assert set(re.findall(r"mailroom\.(\w+)\(", CONSUME)) | {"send", "consume_code", "random_secret", "random_code"} == allowed(
-        db, APP
-    )
+    assert set(re.findall(r"mailroom\.(\w+)\(", CONSUME)) | {
+        "send",
+        "consume_code",
+        "random_secret",
+        "random_code",
+    } == allowed(db, APP)
 
 
 def test_the_roles_have_no_more_than_that(with_roles: str, db: Db) -> None:
