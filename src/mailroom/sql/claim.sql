@@ -26,7 +26,8 @@ COMMENT ON FUNCTION mailroom.life_s IS
 
 -- Urgent goes before normal, and normal before bulk. But of what claims hand out each lower lane gets a tenth while
 -- it has something. owed counts that across claims, in tenths of a mail, so that it holds for claims of two mails
--- too. Each lane is walked up to what the lanes after it may have, then the first two get what was left.
+-- too. Each lane has two turns: one up to its share, with what the lanes after it may have left out, then one for
+-- what is left.
 --
 -- A lane looks for leases past their time from its due_floor on, because there was none before. One can have come
 -- there since: from a statement that took more than a second to commit, or when a clock was set back. So every ten
@@ -54,7 +55,6 @@ DECLARE
     sweeps     boolean;
     cursors    mailroom.cursors[];  -- of urgent, normal, bulk
     cursor     mailroom.cursors;
-    turn       integer;
     n          integer;             -- the lane
     first_turn boolean;
     label      text;                -- what the worker takes it for
@@ -74,7 +74,8 @@ DECLARE
     part       mailroom.message[];
     messages   mailroom.message[];
     ready      mailroom.message[];  -- not in a lease yet
-    kept       mailroom.message[];  -- the ready ones of normal, between its two turns
+    kept_2     mailroom.message[] := '{}';  -- the ready ones of normal and bulk, between their two turns
+    kept_3     mailroom.message[] := '{}';
     unsettled  bigint[];
     overdue    bigint[];
     final      mailroom.message;
@@ -108,21 +109,21 @@ BEGIN
     began := clock_timestamp();
     sweeps := NOT p_only_new AND job.swept_at NOT BETWEEN began - sweep_every AND began;
     shares := ARRAY(SELECT greatest((c.owed + p_tokens) / 10, 0) FROM unnest(cursors) c ORDER BY c.lane);
-    kept := '{}';
 
-    FOREACH turn IN ARRAY ARRAY[1, 2, 3, 4, 5] LOOP
+    FOR turn IN 1..6 LOOP
         first_turn := turn <= 3;
         n := CASE WHEN first_turn THEN turn ELSE turn - 3 END;
         cursor := cursors[n];
-        ready := CASE WHEN turn = 5 THEN kept ELSE '{}' END;
+        ready := CASE turn WHEN 5 THEN kept_2 WHEN 6 THEN kept_3 ELSE '{}' END;
         room := p_tokens - claimed;
         IF first_turn THEN
             room := room - CASE n WHEN 1 THEN shares[2] + shares[3] WHEN 2 THEN shares[3] ELSE 0 END;
             IF sweeps THEN
                 cursor.due_floor := '-infinity';
             END IF;
-            -- Otherwise a worker whose urgent mails never end would hold back what the lane is owed.
+            -- A worker whose urgent mails never end must not hold back what the lane is owed.
             IF n > 1 AND NOT ended[1] OR n > 2 AND NOT ended[2] THEN
+                room := least(room, shares[n]);
                 labels[n] := 'urgent';
             END IF;
         END IF;
@@ -188,7 +189,7 @@ BEGIN
             ended[n] := ended[n] OR skipped[n] >= max_skipped;
             IF cardinality(ready) > 0
                AND (cardinality(ready) = p_lease_tokens OR ended[n]
-                    OR room <= 0 AND NOT (n = 2 AND first_turn)) THEN
+                    OR room <= 0 AND NOT (first_turn AND n > 1)) THEN
                 INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
                 VALUES (cursor.lane, ARRAY(SELECT m.token FROM unnest(ready) m), p_worker, 1,
                         clock_timestamp() + p_lease_ms * interval '1 millisecond')
@@ -270,7 +271,9 @@ BEGIN
         END LOOP;
 
         IF turn = 2 THEN
-            kept := ready;
+            kept_2 := ready;
+        ELSIF turn = 3 THEN
+            kept_3 := ready;
         END IF;
         cursors[n] := cursor;
     END LOOP;
