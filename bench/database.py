@@ -37,7 +37,8 @@ SELECT 'activation', id, now() + interval '1 day' FROM signed_up ORDER BY id
 """
 # Moves the cursor past all tokens, as if they had been mailed.
 BEHIND: Final = """
-UPDATE jobs SET low = pg_current_snapshot(), high = pg_current_snapshot(), last_txid = '0', last_seq = 0
+UPDATE mailroom.cursors
+SET low = pg_current_snapshot(), high = pg_current_snapshot(), last_txid = '0', last_seq = 0
 """
 STATEMENTS: Final = """
 SELECT coalesce(sum(calls), 0)::bigint, coalesce(sum(total_exec_time), 0)::double precision,

@@ -175,12 +175,16 @@ def fill_with_expired(db: Db) -> None:
     sign_up(db, "valid")
 
 
+EXPIRED = "SELECT count(*) FROM mailroom.deliveries WHERE outcome = 'expired'"
+
+
 @pytest.mark.slow
 def test_run_comes_through_much_that_expired(db: Db, ses: InboxServer, start: Start) -> None:
     """Though it hangs up on an answer that takes too long: here, one and a third seconds."""
     fill_with_expired(db)
     worker = start(BATCH_TIMEOUT=0, HEALTHCHECK_INTERVAL=4000)
     ses.wait_for(lambda inbox: inbox.counts.accepted == 1)
+    wait_until(db, EXPIRED, MUCH)
     wait_until(db, UNSETTLED, 0)
     assert ["valid@example.com"] == list(ses.inbox.counts.by_recipient)
     assert MUCH == len(set(expired(db)))
@@ -194,6 +198,7 @@ def test_a_collector_comes_through_much_that_expired(database: str, db: Db, tmp_
     with CollectorProcess(database, log=tmp_path / "log", HEALTHCHECK_INTERVAL=2000) as collector:
         collector.wait_for_messages(1)
         assert ["valid@example.com"] == collector.emails()
+        wait_until(db, EXPIRED, MUCH)
         wait_until(db, UNSETTLED, 0)
         assert MUCH == len(set(expired(db)))
         assert 0 == collector.stop()

@@ -194,7 +194,9 @@ def after_a_sweep(db: Db) -> None:
     """Bring the queue to where it is between two sweeps."""
     assert [] == claim(db)
     assert [] == claim(db)
-    assert [(True,)] == db.execute("SELECT due_floor > '-infinity' FROM jobs").fetchall()
+    assert [(True,)] == db.execute(
+        "SELECT bool_and(due_floor > '-infinity') FROM mailroom.cursors"
+    ).fetchall()
 
 
 def test_what_was_settled_is_not_walked_again(database: str, db: Db) -> None:
@@ -203,8 +205,8 @@ def test_what_was_settled_is_not_walked_again(database: str, db: Db) -> None:
         holder.execute("SELECT count(*) FROM accounts")
         before = pages_of_a_claim(db)
         db.execute(
-            "INSERT INTO mailroom.leases (tokens, worker, generation, due_at)"
-            " SELECT '{1}', 'w', 1, now() - interval '1 minute' FROM generate_series(1, 20000)"
+            "INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)"
+            " SELECT 'normal', '{1}', 'w', 1, now() - interval '1 minute' FROM generate_series(1, 20000)"
         )
         db.execute("DELETE FROM mailroom.leases")
         let_the_sweep_be_due(db)
@@ -230,7 +232,8 @@ def test_a_lease_that_came_late_is_found(db: Db) -> None:
 def test_a_clock_that_was_set_back_hides_no_lease(db: Db) -> None:
     token = sign_up(db, "early")
     claim(db)
-    db.execute("UPDATE jobs SET swept_at = swept_at + interval '1 hour', due_floor = 'infinity'")
+    db.execute("UPDATE jobs SET swept_at = swept_at + interval '1 hour'")
+    db.execute("UPDATE mailroom.cursors SET due_floor = 'infinity'")
     db.execute("UPDATE mailroom.leases SET due_at = clock_timestamp()")
     assert [token] == claimed_tokens(db)
 

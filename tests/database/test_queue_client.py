@@ -130,9 +130,8 @@ def test_the_backlog_has_names(database: str, db: Db) -> None:
 
 
 def test_a_schema_that_was_altered_is_an_error_and_no_loop(database: str, db: Db) -> None:
-    db.execute("ALTER TABLE accounts RENAME COLUMN login TO username")
-    sign_up_query = "INSERT INTO accounts (email, username) VALUES ('a@b', 'a')"
-    db.execute(sign_up_query)
+    sign_up(db, "a")
+    db.execute("ALTER TABLE tokens RENAME COLUMN login TO username")
 
     async def scenario() -> None:
         async with worker(database) as queue:

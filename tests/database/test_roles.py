@@ -145,14 +145,17 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
         *console,
     )
     # The doctor, whom a worker's user runs, asks these besides.
-    worker |= {"paused", "recent_workers"}
+    worker |= {"paused", "recent_workers", "known_actions"}
     assert {"claim", "pulse", "bell_lock", "record"} <= worker
     assert "pulse" in PULSE
     assert worker == allowed(db, WORKER)
     assert oncall == allowed(db, ONCALL)
-    assert set(re.findall(r"mailroom\.(\w+)\(", CONSUME)) | {"random_secret", "random_code"} == allowed(
-        db, APP
-    )
+    assert set(re.findall(r"mailroom\.(\w+)\(", CONSUME)) | {
+        "send",
+        "consume_code",
+        "random_secret",
+        "random_code",
+    } == allowed(db, APP)
 
 
 def test_the_roles_have_no_more_than_that(with_roles: str, db: Db) -> None:
@@ -247,7 +250,8 @@ def test_a_worker_may_not_do_what_others_do(with_roles: str, db: Db) -> None:
         "INSERT INTO tokens (action, account) VALUES ('activation', 1)",
         "UPDATE tokens SET consumed_at = now()",
         "DELETE FROM tokens",
-        "UPDATE jobs SET last_seq = 0",
+        "UPDATE jobs SET paused_at = now()",
+        "UPDATE mailroom.cursors SET last_seq = 0",
         "INSERT INTO mailroom.deliveries (token) VALUES (1)",
         *(f"TRUNCATE {table}" for table in every_table(db) if not table.endswith("_seq")),
         "COPY tokens TO STDOUT",

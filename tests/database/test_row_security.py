@@ -39,7 +39,7 @@ def show(db: Db, table: str = "accounts") -> None:
 
 
 def cursor_of(db: Db) -> list[tuple[object, ...]]:
-    return db.execute("SELECT low::text, high::text, last_txid::text, last_seq FROM jobs").fetchall()
+    return db.execute("SELECT c::text, j::text FROM mailroom.cursors c, jobs j ORDER BY c.lane").fetchall()
 
 
 def start_run(url: str, ses: InboxServer, folder: Path, log: str) -> RunProcess:
@@ -86,7 +86,9 @@ def test_the_applications_triggers_keep_their_policies(owner: Db) -> None:
     assert [("active",)] == owner.execute("SELECT status::text FROM accounts").fetchall()
 
 
-@pytest.mark.parametrize("table", ["accounts", "tokens", "jobs", "mailroom.leases", "mailroom.actions"])
+@pytest.mark.parametrize(
+    "table", ["accounts", "tokens", "jobs", "mailroom.cursors", "mailroom.leases", "mailroom.actions"]
+)
 def test_a_claim_fails_and_the_cursor_stays(owner: Db, table: str) -> None:
     sign_up(owner, "zoe")
     before = cursor_of(owner)

@@ -385,9 +385,9 @@ def test_a_killed_sender_ends_the_collector_and_what_it_had_not_read_is_sent(
     unread = {
         email
         for (email,) in db.execute(
-            "SELECT a.email FROM jobs j, accounts a JOIN tokens t ON t.account = a.id"
+            "SELECT t.email FROM tokens t JOIN mailroom.cursors c ON c.lane = t.lane"
             " WHERE t.id IN (SELECT unnest(tokens) FROM mailroom.leases)"
-            " OR NOT pg_visible_in_snapshot(t.txid, j.low) AND (t.txid, t.id) > (j.last_txid, j.last_seq)"
+            " OR NOT pg_visible_in_snapshot(t.txid, c.low) AND (t.txid, t.id) > (c.last_txid, c.last_seq)"
         )
     }
     before = set(ses.inbox.counts.by_recipient)

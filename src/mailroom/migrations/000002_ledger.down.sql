@@ -2,6 +2,7 @@
 
 DROP FUNCTION mailroom.record_skipped;
 DROP FUNCTION mailroom.why_not_mailable;
+DROP FUNCTION mailroom.not_mailable;
 DROP TRIGGER deliveries_insert_only ON mailroom.deliveries;
 DROP FUNCTION mailroom.refuse_update;
 DROP FUNCTION mailroom.is_of;

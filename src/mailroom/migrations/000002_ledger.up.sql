@@ -74,38 +74,55 @@ COMMENT ON FUNCTION mailroom.refuse_update IS 'Refuses updates of the ledger, wh
 CREATE TRIGGER deliveries_insert_only BEFORE UPDATE ON mailroom.deliveries
     FOR EACH STATEMENT EXECUTE FUNCTION mailroom.refuse_update();
 
-CREATE FUNCTION mailroom.why_not_mailable(p_token bigint) RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-    SELECT CASE
+-- One statement for many tokens, in a language that keeps its plan, since a claim may meet a thousand.
+CREATE FUNCTION mailroom.not_mailable(p_tokens bigint[]) RETURNS TABLE (token bigint, fingerprint bytea, why text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY SELECT p.id, mailroom.fingerprint(t.secret), CASE
         WHEN t.id IS NULL THEN 'deleted'
         WHEN t.consumed_at IS NOT NULL THEN 'consumed'
         WHEN t.address_changed_at IS NOT NULL THEN 'address changed'
-        WHEN t.expires_at <= clock_timestamp() AND EXISTS (
-            SELECT FROM mailroom.siblings(t.action::text, t.account, t.email, t.subject) s
-            WHERE s.id <> t.id AND s.consumed_at BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
-            THEN 'superseded'
-        WHEN t.expires_at <= clock_timestamp() THEN 'expired'
+        WHEN t.expires_at <= clock_timestamp() THEN CASE WHEN EXISTS (
+            SELECT FROM public.tokens s
+            WHERE s.account = t.account AND s.action = t.action AND s.id <> t.id AND s.consumed_at
+                  BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
+            OR t.account IS NULL AND EXISTS (
+            SELECT FROM public.tokens s
+            WHERE lower(s.email) = lower(t.email) AND s.action = t.action AND s.account IS NULL
+              AND s.subject IS NOT DISTINCT FROM t.subject AND s.id <> t.id AND s.consumed_at
+                  BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
+            THEN 'superseded' ELSE 'expired' END
         WHEN a.status = 'suspended' THEN 'suspended'
         WHEN k.action IS NULL OR NOT mailroom.fits(t.account, a.status, k.account_status) THEN 'ineligible'
     END
-    FROM (SELECT p_token AS id) p
+    FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
     LEFT JOIN public.tokens t ON t.id = p.id
     LEFT JOIN public.accounts a ON a.id = t.account
     LEFT JOIN mailroom.actions k ON k.action = t.action
+    ORDER BY p.n;
+END $$;
+COMMENT ON FUNCTION mailroom.not_mailable IS
+    'Returns for each token why it may not be mailed, as mailroom.why_not_mailable does, and its fingerprint, which is '
+    'NULL for a deleted one.';
+
+CREATE FUNCTION mailroom.why_not_mailable(p_token bigint) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT m.why FROM mailroom.not_mailable(ARRAY[p_token]) m
 $$;
 COMMENT ON FUNCTION mailroom.why_not_mailable IS
     'Returns why a token may not be mailed: deleted, consumed, address changed (which ended it), superseded (a '
     'sibling was consumed), expired, suspended, ineligible; NULL if it may.';
 
 CREATE FUNCTION mailroom.record_skipped(p_tokens bigint[], p_attempt integer, p_worker text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
-    SELECT x.id, x.fingerprint, p_attempt, CASE x.why WHEN 'expired' THEN 'expired' ELSE 'skipped' END, x.why, p_worker
-    FROM (SELECT id, coalesce(mailroom.why_not_mailable(id), 'ineligible') AS why,
-                 coalesce((SELECT mailroom.fingerprint(t.secret) FROM public.tokens t WHERE t.id = u.id), '')
-                     AS fingerprint
-          FROM unnest(p_tokens) AS u (id)) x
-$$;
+    SELECT m.token, coalesce(m.fingerprint, ''), p_attempt,
+           CASE m.why WHEN 'expired' THEN 'expired' ELSE 'skipped' END, coalesce(m.why, 'ineligible'), p_worker
+    FROM mailroom.not_mailable(p_tokens) m;
+END $$;
 COMMENT ON FUNCTION mailroom.record_skipped IS
     'Records in the ledger that these tokens may not be mailed any more: expired, or skipped with the reason.';
 

@@ -8,6 +8,7 @@ DROP FUNCTION mailroom.reserve;
 DROP TABLE mailroom.rates;
 DROP FUNCTION mailroom.next_due;
 DROP FUNCTION mailroom.claim;
+DROP FUNCTION mailroom.life_s;
 DROP TYPE mailroom.message;
 DROP FUNCTION mailroom.release;
 DROP FUNCTION mailroom.renew;
@@ -16,6 +17,9 @@ DROP FUNCTION mailroom.settle;
 DROP TABLE mailroom.leases;
 DROP FUNCTION mailroom.restart_cursor;
 DROP FUNCTION mailroom.with_own_running;
+DROP TRIGGER tokens_keep_lane ON public.tokens;
+DROP FUNCTION mailroom.keep_lane;
+DROP TABLE mailroom.cursors;
 DROP TABLE public.jobs;
 DROP TYPE public.job_type;
 

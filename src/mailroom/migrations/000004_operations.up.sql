@@ -9,14 +9,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
         SELECT unnest(l.tokens) AS id FROM mailroom.leases l
     ), pending AS (
         SELECT t.created_at
-        FROM public.jobs j
-        JOIN public.tokens t ON t.txid >= pg_snapshot_xmin(j.low)
+        FROM mailroom.cursors c
+        JOIN public.tokens t ON t.lane = c.lane AND t.txid >= pg_snapshot_xmin(c.low)
         JOIN mailroom.actions k ON k.action = t.action
         LEFT JOIN public.accounts a ON a.id = t.account
         WHERE mailroom.fits(t.account, a.status, k.account_status)
-          AND NOT pg_visible_in_snapshot(t.txid, j.low)
-          AND NOT (pg_visible_in_snapshot(t.txid, j.high)
-                   AND (t.txid, t.id) <= (j.last_txid, j.last_seq))
+          AND NOT pg_visible_in_snapshot(t.txid, c.low)
+          AND NOT (pg_visible_in_snapshot(t.txid, c.high)
+                   AND (t.txid, t.id) <= (c.last_txid, c.last_seq))
           AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
     ), flying AS (
         SELECT t.created_at FROM leased l JOIN public.tokens t ON t.id = l.id
@@ -65,53 +65,62 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp S
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
-    job        public.jobs;
+    cursor     mailroom.cursors;
     seen       bigint;
+    pending    bigint;
     newest     timestamptz;
+    oldest     timestamptz;
     first      timestamptz;
     due        timestamptz;
     leased     timestamptz;
     after_txid xid8;
     after_id   bigint;
 BEGIN
-    SELECT * INTO job FROM public.jobs j;
-    -- The walk of the index begins where that of a claim does.
-    IF job.last_txid >= pg_snapshot_xmax(job.low) THEN
-        after_txid := job.last_txid;
-        after_id := job.last_seq;
-    ELSE
-        after_txid := pg_snapshot_xmax(job.low);
-        after_id := -9223372036854775808;
-    END IF;
-    -- Pending is what low does not see, without what high sees up to the position: the late transactions of
-    -- both snapshots by their ids, then the range behind the position.
-    WITH looked AS MATERIALIZED (
-        SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
-        FROM public.tokens t
-        WHERE t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(job.low)))
-          AND NOT (pg_visible_in_snapshot(t.txid, job.high) AND (t.txid, t.id) <= (job.last_txid, job.last_seq))
-        UNION ALL
-        SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
-        FROM public.tokens t
-        WHERE t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(job.high)))
-          AND t.txid >= pg_snapshot_xmax(job.low) AND (t.txid, t.id) <= (job.last_txid, job.last_seq)
-        UNION ALL
-        (SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
-         FROM public.tokens t
-         WHERE (t.txid, t.id) > (after_txid, after_id)
-         ORDER BY t.txid, t.id LIMIT p_most)
-        LIMIT p_most)
-    SELECT (SELECT count(*) FROM looked), (SELECT max(s.created_at) FROM looked s), count(*), min(p.created_at)
-    INTO seen, newest, waiting, first
-    FROM looked p
-    JOIN mailroom.actions k ON k.action = p.action
-    LEFT JOIN public.accounts a ON a.id = p.account
-    WHERE mailroom.fits(p.account, a.status, k.account_status) AND p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
-    -- There may be more behind. If none of those seen may be mailed, the newest of them stands for the others.
-    IF seen >= p_most THEN
-        waiting := p_most;
-        first := coalesce(first, newest);
-    END IF;
+    waiting := 0;
+    FOR cursor IN SELECT * FROM mailroom.cursors c ORDER BY c.lane LOOP
+        -- The walk of the index begins where that of a claim does.
+        IF cursor.last_txid >= pg_snapshot_xmax(cursor.low) THEN
+            after_txid := cursor.last_txid;
+            after_id := cursor.last_seq;
+        ELSE
+            after_txid := pg_snapshot_xmax(cursor.low);
+            after_id := -9223372036854775808;
+        END IF;
+        -- Pending is what low does not see, without what high sees up to the position: the late transactions of
+        -- both snapshots by their ids, then the range behind the position.
+        WITH looked AS MATERIALIZED (
+            SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+            FROM public.tokens t
+            WHERE t.lane = cursor.lane AND t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(cursor.low)))
+              AND NOT (pg_visible_in_snapshot(t.txid, cursor.high)
+                       AND (t.txid, t.id) <= (cursor.last_txid, cursor.last_seq))
+            UNION ALL
+            SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+            FROM public.tokens t
+            WHERE t.lane = cursor.lane AND t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(cursor.high)))
+              AND t.txid >= pg_snapshot_xmax(cursor.low)
+              AND (t.txid, t.id) <= (cursor.last_txid, cursor.last_seq)
+            UNION ALL
+            (SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+             FROM public.tokens t
+             WHERE t.lane = cursor.lane AND (t.txid, t.id) > (after_txid, after_id)
+             ORDER BY t.txid, t.id LIMIT p_most)
+            LIMIT p_most)
+        SELECT (SELECT count(*) FROM looked), (SELECT max(s.created_at) FROM looked s), count(*), min(p.created_at)
+        INTO seen, newest, pending, oldest
+        FROM looked p
+        JOIN mailroom.actions k ON k.action = p.action
+        LEFT JOIN public.accounts a ON a.id = p.account
+        WHERE mailroom.fits(p.account, a.status, k.account_status)
+          AND p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
+        -- There may be more behind. If none of those seen may be mailed, the newest of them stands for the others.
+        IF seen >= p_most THEN
+            pending := p_most;
+            oldest := coalesce(oldest, newest);
+        END IF;
+        waiting := least(waiting + pending, p_most);
+        first := least(first, oldest);
+    END LOOP;
 
     SELECT coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker <> ''), 0),
            coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker = ''), 0),
@@ -127,7 +136,7 @@ BEGIN
     WHERE mailroom.fits(t.account, a.status, k.account_status) AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
     oldest_unsettled := extract(epoch FROM clock_timestamp() - least(first, leased));
 
-    is_paused := job.paused_at IS NOT NULL;
+    is_paused := (SELECT j.paused_at IS NOT NULL FROM public.jobs j);
     IF NOT is_paused THEN
         oldest_due := greatest(extract(epoch FROM clock_timestamp() - least(first, due)), 0);
     END IF;
@@ -208,15 +217,15 @@ BEGIN
         SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text, a.status_changed_at,
                k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
                CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
-               coalesce(NOT pg_visible_in_snapshot(t.txid, j.low)
-                        AND NOT (pg_visible_in_snapshot(t.txid, j.high)
-                                 AND (t.txid, t.id) <= (j.last_txid, j.last_seq)), false),
+               coalesce(NOT pg_visible_in_snapshot(t.txid, c.low)
+                        AND NOT (pg_visible_in_snapshot(t.txid, c.high)
+                                 AND (t.txid, t.id) <= (c.last_txid, c.last_seq)), false),
                l.worker, l.generation, l.due_at, l.due_at <= clock_timestamp()
         FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
         LEFT JOIN public.tokens t ON t.id = w.id
         LEFT JOIN public.accounts a ON a.id = CASE WHEN t.id IS NULL THEN owner ELSE t.account END
         LEFT JOIN mailroom.actions k ON k.action = t.action
-        LEFT JOIN public.jobs j ON true
+        LEFT JOIN mailroom.cursors c ON c.lane = t.lane
         LEFT JOIN LATERAL (
             SELECT x.worker, x.generation, x.due_at FROM mailroom.leases x
             WHERE w.id = ANY (x.tokens) LIMIT 1) l ON true
@@ -397,9 +406,11 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF cardinality(retried) > 0 THEN
-        INSERT INTO mailroom.leases (tokens, worker, generation, due_at)
-        SELECT array_agg(u.id ORDER BY u.n), '', 0, clock_timestamp()
-        FROM unnest(retried) WITH ORDINALITY AS u (id, n) GROUP BY (u.n - 1) / 50;
+        INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
+        SELECT o.lane, array_agg(o.id ORDER BY o.n), '', 0, clock_timestamp()
+        FROM (SELECT t.lane, u.id, u.n, row_number() OVER (PARTITION BY t.lane ORDER BY u.n) AS in_lane
+              FROM unnest(retried) WITH ORDINALITY AS u (id, n) JOIN public.tokens t ON t.id = u.id) o
+        GROUP BY o.lane, (o.in_lane - 1) / 50;
         PERFORM pg_notify(p_channel, cardinality(retried)::text);
     END IF;
 END $$;
@@ -543,10 +554,11 @@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
            (SELECT count(DISTINCT t.id)
             FROM (SELECT x.token, x.fingerprint FROM mailroom.deliveries x ORDER BY x.id DESC LIMIT 1000) d
             JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
+            JOIN mailroom.cursors c ON c.lane = t.lane
             WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
-              AND pg_snapshot_xmax(j.low) = '1' AND pg_visible_in_snapshot(t.txid, j.high)
-              AND NOT pg_visible_in_snapshot(t.txid, j.low)
-              AND (t.txid, t.id) > (j.last_txid, j.last_seq)
+              AND pg_snapshot_xmax(c.low) = '1' AND pg_visible_in_snapshot(t.txid, c.high)
+              AND NOT pg_visible_in_snapshot(t.txid, c.low)
+              AND (t.txid, t.id) > (c.last_txid, c.last_seq)
               AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l))
     FROM public.jobs j
     WHERE j.system_identifier = (pg_control_system()).system_identifier
@@ -562,7 +574,7 @@ DECLARE
     job public.jobs;
 BEGIN
     SELECT * INTO STRICT job FROM public.jobs j FOR NO KEY UPDATE;
-    PERFORM mailroom.restart_cursor(job);
+    PERFORM mailroom.restart_cursor(job.moved_at);
 END $$;
 COMMENT ON FUNCTION mailroom.take_over IS
     'Takes over tokens after a restore without the cursor: valid ones that the cursor has not passed and the '

@@ -31,8 +31,8 @@ from mailroom.queue.start_check import check_schema, check_sessions
 LATE_SHARE: Final = 1 / 3
 
 _CLAIM: Final = (
-    "SELECT lease, uuid_send(key), generation, 'normal', token, action, email, login, secret, code,"
-    " '', NULL, NULL"
+    "SELECT lease, uuid_send(key), generation, lane, token, action, email, login, secret, code, locale,"
+    " data::pg_catalog.text, expires_in_s"
     " FROM mailroom.claim(%s, %s, %s, %s"
 )
 CLAIM: Final = _CLAIM + ")"

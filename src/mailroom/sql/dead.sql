@@ -154,9 +154,11 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF cardinality(retried) > 0 THEN
-        INSERT INTO mailroom.leases (tokens, worker, generation, due_at)
-        SELECT array_agg(u.id ORDER BY u.n), '', 0, clock_timestamp()
-        FROM unnest(retried) WITH ORDINALITY AS u (id, n) GROUP BY (u.n - 1) / 50;
+        INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
+        SELECT o.lane, array_agg(o.id ORDER BY o.n), '', 0, clock_timestamp()
+        FROM (SELECT t.lane, u.id, u.n, row_number() OVER (PARTITION BY t.lane ORDER BY u.n) AS in_lane
+              FROM unnest(retried) WITH ORDINALITY AS u (id, n) JOIN public.tokens t ON t.id = u.id) o
+        GROUP BY o.lane, (o.in_lane - 1) / 50;
         PERFORM pg_notify(p_channel, cardinality(retried)::text);
     END IF;
 END $$;

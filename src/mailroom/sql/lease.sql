@@ -7,6 +7,7 @@
 
 CREATE TABLE mailroom.leases (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    lane       mailroom.lane NOT NULL,
     tokens     bigint[]    NOT NULL,
     worker     text        NOT NULL,
     key        uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -15,11 +16,12 @@ CREATE TABLE mailroom.leases (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 -- Compressing a lease of a thousand tokens took a quarter of its claim's time.
 ALTER TABLE mailroom.leases ALTER COLUMN tokens SET STORAGE EXTERNAL;
-CREATE INDEX leases_due_idx ON mailroom.leases (due_at);
+CREATE INDEX leases_lane_due_idx ON mailroom.leases (lane, due_at);
 
 COMMENT ON TABLE mailroom.leases IS
     'What is handed out and not settled. The first worker to claim after a lease''s due_at gets it.';
 COMMENT ON COLUMN mailroom.leases.id IS 'The lease.';
+COMMENT ON COLUMN mailroom.leases.lane IS 'The lane of its tokens.';
 COMMENT ON COLUMN mailroom.leases.tokens IS 'The tokens that are not settled yet.';
 COMMENT ON COLUMN mailroom.leases.worker IS
     'The worker that holds it; empty while its tokens wait for a retry, restore after a restore.';

@@ -14,10 +14,11 @@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
            (SELECT count(DISTINCT t.id)
             FROM (SELECT x.token, x.fingerprint FROM mailroom.deliveries x ORDER BY x.id DESC LIMIT 1000) d
             JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
+            JOIN mailroom.cursors c ON c.lane = t.lane
             WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
-              AND pg_snapshot_xmax(j.low) = '1' AND pg_visible_in_snapshot(t.txid, j.high)
-              AND NOT pg_visible_in_snapshot(t.txid, j.low)
-              AND (t.txid, t.id) > (j.last_txid, j.last_seq)
+              AND pg_snapshot_xmax(c.low) = '1' AND pg_visible_in_snapshot(t.txid, c.high)
+              AND NOT pg_visible_in_snapshot(t.txid, c.low)
+              AND (t.txid, t.id) > (c.last_txid, c.last_seq)
               AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l))
     FROM public.jobs j
     WHERE j.system_identifier = (pg_control_system()).system_identifier
@@ -33,7 +34,7 @@ DECLARE
     job public.jobs;
 BEGIN
     SELECT * INTO STRICT job FROM public.jobs j FOR NO KEY UPDATE;
-    PERFORM mailroom.restart_cursor(job);
+    PERFORM mailroom.restart_cursor(job.moved_at);
 END $$;
 COMMENT ON FUNCTION mailroom.take_over IS
     'Takes over tokens after a restore without the cursor: valid ones that the cursor has not passed and the '

@@ -7,14 +7,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
         SELECT unnest(l.tokens) AS id FROM mailroom.leases l
     ), pending AS (
         SELECT t.created_at
-        FROM public.jobs j
-        JOIN public.tokens t ON t.txid >= pg_snapshot_xmin(j.low)
+        FROM mailroom.cursors c
+        JOIN public.tokens t ON t.lane = c.lane AND t.txid >= pg_snapshot_xmin(c.low)
         JOIN mailroom.actions k ON k.action = t.action
         LEFT JOIN public.accounts a ON a.id = t.account
         WHERE mailroom.fits(t.account, a.status, k.account_status)
-          AND NOT pg_visible_in_snapshot(t.txid, j.low)
-          AND NOT (pg_visible_in_snapshot(t.txid, j.high)
-                   AND (t.txid, t.id) <= (j.last_txid, j.last_seq))
+          AND NOT pg_visible_in_snapshot(t.txid, c.low)
+          AND NOT (pg_visible_in_snapshot(t.txid, c.high)
+                   AND (t.txid, t.id) <= (c.last_txid, c.last_seq))
           AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp()
     ), flying AS (
         SELECT t.created_at FROM leased l JOIN public.tokens t ON t.id = l.id
@@ -63,53 +63,62 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp S
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
-    job        public.jobs;
+    cursor     mailroom.cursors;
     seen       bigint;
+    pending    bigint;
     newest     timestamptz;
+    oldest     timestamptz;
     first      timestamptz;
     due        timestamptz;
     leased     timestamptz;
     after_txid xid8;
     after_id   bigint;
 BEGIN
-    SELECT * INTO job FROM public.jobs j;
-    -- The walk of the index begins where that of a claim does.
-    IF job.last_txid >= pg_snapshot_xmax(job.low) THEN
-        after_txid := job.last_txid;
-        after_id := job.last_seq;
-    ELSE
-        after_txid := pg_snapshot_xmax(job.low);
-        after_id := -9223372036854775808;
-    END IF;
-    -- Pending is what low does not see, without what high sees up to the position: the late transactions of
-    -- both snapshots by their ids, then the range behind the position.
-    WITH looked AS MATERIALIZED (
-        SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
-        FROM public.tokens t
-        WHERE t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(job.low)))
-          AND NOT (pg_visible_in_snapshot(t.txid, job.high) AND (t.txid, t.id) <= (job.last_txid, job.last_seq))
-        UNION ALL
-        SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
-        FROM public.tokens t
-        WHERE t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(job.high)))
-          AND t.txid >= pg_snapshot_xmax(job.low) AND (t.txid, t.id) <= (job.last_txid, job.last_seq)
-        UNION ALL
-        (SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
-         FROM public.tokens t
-         WHERE (t.txid, t.id) > (after_txid, after_id)
-         ORDER BY t.txid, t.id LIMIT p_most)
-        LIMIT p_most)
-    SELECT (SELECT count(*) FROM looked), (SELECT max(s.created_at) FROM looked s), count(*), min(p.created_at)
-    INTO seen, newest, waiting, first
-    FROM looked p
-    JOIN mailroom.actions k ON k.action = p.action
-    LEFT JOIN public.accounts a ON a.id = p.account
-    WHERE mailroom.fits(p.account, a.status, k.account_status) AND p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
-    -- There may be more behind. If none of those seen may be mailed, the newest of them stands for the others.
-    IF seen >= p_most THEN
-        waiting := p_most;
-        first := coalesce(first, newest);
-    END IF;
+    waiting := 0;
+    FOR cursor IN SELECT * FROM mailroom.cursors c ORDER BY c.lane LOOP
+        -- The walk of the index begins where that of a claim does.
+        IF cursor.last_txid >= pg_snapshot_xmax(cursor.low) THEN
+            after_txid := cursor.last_txid;
+            after_id := cursor.last_seq;
+        ELSE
+            after_txid := pg_snapshot_xmax(cursor.low);
+            after_id := -9223372036854775808;
+        END IF;
+        -- Pending is what low does not see, without what high sees up to the position: the late transactions of
+        -- both snapshots by their ids, then the range behind the position.
+        WITH looked AS MATERIALIZED (
+            SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+            FROM public.tokens t
+            WHERE t.lane = cursor.lane AND t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(cursor.low)))
+              AND NOT (pg_visible_in_snapshot(t.txid, cursor.high)
+                       AND (t.txid, t.id) <= (cursor.last_txid, cursor.last_seq))
+            UNION ALL
+            SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+            FROM public.tokens t
+            WHERE t.lane = cursor.lane AND t.txid = ANY (ARRAY(SELECT pg_snapshot_xip(cursor.high)))
+              AND t.txid >= pg_snapshot_xmax(cursor.low)
+              AND (t.txid, t.id) <= (cursor.last_txid, cursor.last_seq)
+            UNION ALL
+            (SELECT t.created_at, t.account, t.action, t.consumed_at, t.expires_at
+             FROM public.tokens t
+             WHERE t.lane = cursor.lane AND (t.txid, t.id) > (after_txid, after_id)
+             ORDER BY t.txid, t.id LIMIT p_most)
+            LIMIT p_most)
+        SELECT (SELECT count(*) FROM looked), (SELECT max(s.created_at) FROM looked s), count(*), min(p.created_at)
+        INTO seen, newest, pending, oldest
+        FROM looked p
+        JOIN mailroom.actions k ON k.action = p.action
+        LEFT JOIN public.accounts a ON a.id = p.account
+        WHERE mailroom.fits(p.account, a.status, k.account_status)
+          AND p.consumed_at IS NULL AND p.expires_at > clock_timestamp();
+        -- There may be more behind. If none of those seen may be mailed, the newest of them stands for the others.
+        IF seen >= p_most THEN
+            pending := p_most;
+            oldest := coalesce(oldest, newest);
+        END IF;
+        waiting := least(waiting + pending, p_most);
+        first := least(first, oldest);
+    END LOOP;
 
     SELECT coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker <> ''), 0),
            coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker = ''), 0),
@@ -125,7 +134,7 @@ BEGIN
     WHERE mailroom.fits(t.account, a.status, k.account_status) AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
     oldest_unsettled := extract(epoch FROM clock_timestamp() - least(first, leased));
 
-    is_paused := job.paused_at IS NOT NULL;
+    is_paused := (SELECT j.paused_at IS NOT NULL FROM public.jobs j);
     IF NOT is_paused THEN
         oldest_due := greatest(extract(epoch FROM clock_timestamp() - least(first, due)), 0);
     END IF;

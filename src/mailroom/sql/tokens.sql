@@ -58,7 +58,7 @@ CREATE INDEX tokens_email_idx ON public.tokens (lower(email), action);
 CREATE INDEX tokens_subject_idx ON public.tokens (subject) WHERE subject IS NOT NULL;
 CREATE UNIQUE INDEX tokens_action_key_key ON public.tokens (action, key) WHERE key IS NOT NULL;
 -- The cursors walk this index: a snapshot says which transactions are visible, the index finds their rows.
-CREATE INDEX tokens_txid_id_idx ON public.tokens (txid, id);
+CREATE INDEX tokens_lane_txid_id_idx ON public.tokens (lane, txid, id);
 
 COMMENT ON TABLE public.tokens IS
     'What is mailed: each row is one mail to one recipient. mailroom.send inserts one, and so may the application: '

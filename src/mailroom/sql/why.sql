@@ -40,15 +40,15 @@ BEGIN
         SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text, a.status_changed_at,
                k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
                CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
-               coalesce(NOT pg_visible_in_snapshot(t.txid, j.low)
-                        AND NOT (pg_visible_in_snapshot(t.txid, j.high)
-                                 AND (t.txid, t.id) <= (j.last_txid, j.last_seq)), false),
+               coalesce(NOT pg_visible_in_snapshot(t.txid, c.low)
+                        AND NOT (pg_visible_in_snapshot(t.txid, c.high)
+                                 AND (t.txid, t.id) <= (c.last_txid, c.last_seq)), false),
                l.worker, l.generation, l.due_at, l.due_at <= clock_timestamp()
         FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
         LEFT JOIN public.tokens t ON t.id = w.id
         LEFT JOIN public.accounts a ON a.id = CASE WHEN t.id IS NULL THEN owner ELSE t.account END
         LEFT JOIN mailroom.actions k ON k.action = t.action
-        LEFT JOIN public.jobs j ON true
+        LEFT JOIN mailroom.cursors c ON c.lane = t.lane
         LEFT JOIN LATERAL (
             SELECT x.worker, x.generation, x.due_at FROM mailroom.leases x
             WHERE w.id = ANY (x.tokens) LIMIT 1) l ON true
