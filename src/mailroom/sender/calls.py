@@ -1,8 +1,11 @@
-"""Makes one attempt for a few messages: waits for the breakers, the rate and a free thread, then calls once.
+"""Makes one attempt for a few messages: waits for the breakers, a free thread and the rate, then calls once.
 
 Two breakers stand before a call: the account's and the action's. An answer trips one when every other
 mail of the account, or of the action, would get the same answer. While one is tripped, one call at a
 time tries whether the trouble is over. Refusals in unknown words are doubted first; see ``brake``.
+
+Calls that pass the breakers wait in a line, in the order of their lanes. Only the first one takes a thread
+and waits for the rate, so a more urgent call that comes meanwhile is the next.
 
 Promises: an attempt is one call and yields one answer for each message. Does not retry.
 """
@@ -17,8 +20,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Final, NamedTuple, TypeVar
 
+from mailroom.actions import LANES
 from mailroom.answers import Answer, Result, Scope
-from mailroom.concurrency import in_thread
+from mailroom.concurrency import RankedLock, in_thread
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger, without_addresses
 from mailroom.sender.brake import Brake
@@ -98,6 +102,7 @@ class Calls:
         self._brake = Brake()
         self._breaker = Breaker("account")
         self._action_breakers: dict[str, Breaker] = {}  # made with the first mail of each
+        self._line = RankedLock()
         self._slots = asyncio.Semaphore(settings.send_concurrency)
         # A call has several waits, each with its own limit; this is the limit of all of them together.
         self._longest_s = CONNECT_TIMEOUT_S + MAX_WAITS * settings.send_timeout_ms / 1000
@@ -175,18 +180,19 @@ class Calls:
         self._changed.set()
 
     async def attempt(
-        self, messages: Sequence[Message], give_up_at: float, *, max_wait_s: float = math.inf
+        self, messages: Sequence[Message], give_up_at: float, *, lane: str, max_wait_s: float = math.inf
     ) -> Attempt | None:
         """Send messages of one action in one call; None when no call could begin in time.
 
         Args:
             messages: at most ``largest`` of them.
             give_up_at: of ``time.monotonic``; a call that has begun by then is waited for.
+            lane: urgent, normal or bulk; where in the line the call waits.
             max_wait_s: how long to wait at a tripped breaker.
         """
         action = messages[0].action.name
         breakers = (self._breaker, self._action_breakers.setdefault(action, Breaker(action)))
-        answers = await self._call(messages, breakers, give_up_at, max_wait_s)
+        answers = await self._call(messages, breakers, LANES.index(lane), give_up_at, max_wait_s)
         if answers is None:
             return None
         tripped = self._learn(action, answers)
@@ -209,7 +215,12 @@ class Calls:
                 self._changed.set()
 
     async def _call(
-        self, messages: Sequence[Message], breakers: Sequence[Breaker], give_up_at: float, max_wait_s: float
+        self,
+        messages: Sequence[Message],
+        breakers: Sequence[Breaker],
+        rank: int,
+        give_up_at: float,
+        max_wait_s: float,
     ) -> list[Answer] | None:
         loop = asyncio.get_running_loop()
         last = loop.time() + max(give_up_at - time.monotonic(), 0)
@@ -220,14 +231,15 @@ class Calls:
                         limit.reschedule(min(last, loop.time() + max_wait_s))
                         tries = [await self._turn(breaker, stack) for breaker in breakers]
                         limit.reschedule(last)
-                        await stack.enter_async_context(self._slots)
-                        # Another call may have tripped a breaker since.
-                        if any(
-                            breaker.is_tripped and not is_try
-                            for is_try, breaker in zip(tries, breakers, strict=True)
-                        ):
-                            continue
-                        await self._bucket.take(len(messages), give_up_at)
+                        async with self._line.turn(rank):
+                            await stack.enter_async_context(self._slots)
+                            # Another call may have tripped a breaker since.
+                            if any(
+                                breaker.is_tripped and not is_try
+                                for is_try, breaker in zip(tries, breakers, strict=True)
+                            ):
+                                continue
+                            await self._bucket.take(len(messages), give_up_at)
                         if time.monotonic() >= give_up_at:  # the process was suspended
                             return None
                         limit.reschedule(None)

@@ -238,7 +238,7 @@ class Sender:
             messages = [one.message for one in recipients]
             is_held = any(map(self._calls.is_held, messages))
             max_wait_s = MAX_HELD_AT_BREAKER_S if is_held else math.inf
-            attempt = await self._calls.attempt(messages, useful_until, max_wait_s=max_wait_s)
+            attempt = await self._calls.attempt(messages, useful_until, lane="normal", max_wait_s=max_wait_s)
             if attempt is None:
                 if is_held:
                     await self._back_off(tries)

@@ -44,7 +44,7 @@ class Rate(Protocol):
         """Lower the rate after a call of which this number of recipients was throttled."""
 
     async def take(self, recipients: int, until: float = math.inf) -> None:
-        """Wait until mails to this number of recipients may be sent.
+        """Wait until mails to this number of recipients may be sent; for one caller at a time.
 
         Args:
             recipients: how many.
@@ -68,7 +68,6 @@ class Bucket:
         self._ceiling = self._rate = ceiling
         self._level = float(self.burst)
         self._filled_at = clock()
-        self._turn = asyncio.Lock()
 
     @property
     def rate(self) -> float:
@@ -93,18 +92,17 @@ class Bucket:
         self._rate = max(lowered, self._ceiling * LOWEST_SHARE)
 
     async def take(self, recipients: int, until: float = math.inf) -> None:  # noqa: ARG002
-        """Wait until mails to this number of recipients may be sent; first come, first served.
+        """Wait until mails to this number of recipients may be sent; for one caller at a time.
 
         A cancelled wait has charged nothing, so ``until`` is not needed.
         """
-        async with self._turn:
-            while True:
-                self._refill()
-                wanted = min(recipients, self.burst)
-                if self._level >= wanted - ROUNDING:
-                    self._level -= recipients
-                    return
-                await asyncio.sleep((wanted - self._level) / self._rate)
+        while True:
+            self._refill()
+            wanted = min(recipients, self.burst)
+            if self._level >= wanted - ROUNDING:
+                self._level -= recipients
+                return
+            await asyncio.sleep((wanted - self._level) / self._rate)
 
     def _refill(self) -> None:
         now = self._clock()

@@ -120,7 +120,10 @@ class LeaseDelivery:
             chunk = chunks.pop()
             # Only within the lease's time: a process that was suspended must not send late.
             attempt = await self._calls.attempt(
-                [message for _, message in chunk], lease.valid_until, max_wait_s=MAX_AT_BREAKER_S
+                [message for _, message in chunk],
+                lease.valid_until,
+                lane="normal",
+                max_wait_s=MAX_AT_BREAKER_S,
             )
             if attempt is None:
                 continue

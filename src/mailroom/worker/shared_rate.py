@@ -4,9 +4,8 @@ SES's rate belongs to the account, not to a worker. Each charge is one statement
 workers together stay within the rate, and a worker that joins, leaves or dies changes the shares at once.
 
 Promises: a call that will not wait for its turn is not charged. A charge is made at most ``MAX_S`` ahead, so
-a process that dies wastes at most that much of the rate. A worker charges for its calls in the order in
-which they came, and for several at once while they fit into one burst. Workers that have to ask again do so
-at random moments, so that each gets a share.
+a process that dies wastes at most that much of the rate. Workers that have to ask again do so at random
+moments, so that each gets a share.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import asyncio
 import math
 import random
 import time
-from dataclasses import dataclass
 from typing import Final
 
 from mailroom.queue.client import Queue
@@ -35,23 +33,12 @@ MARGIN_S: Final = 0.5
 MAX_PAUSE_S: Final = 5.0
 
 
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """A call that waits. ``until`` and ``leave_at`` (set once it is charged) are of ``time.monotonic``."""
-
-    recipients: int
-    until: float
-    leave_at: float | None = None
-
-
 class SharedRate:
     """A ``Rate`` for the workers of one queue; ``ceiling`` is in recipients a second."""
 
     def __init__(self, queue: Queue, ceiling: float) -> None:
         self._queue = queue
         self._ceiling = self._rate = ceiling
-        self._turn = asyncio.Lock()
-        self._waiting: list[_Waiting] = []
         self._throttled = 0  # recipients, since the last charge
 
     @property
@@ -74,7 +61,7 @@ class SharedRate:
         self._throttled += recipients
 
     async def take(self, recipients: int, until: float = math.inf) -> None:
-        """Wait until mails to this number of recipients may be sent.
+        """Wait until mails to this number of recipients may be sent; for one caller at a time.
 
         Args:
             recipients: how many.
@@ -83,36 +70,14 @@ class SharedRate:
         Raises:
             TimeoutError: they may not be sent by then.
         """
-        mine = _Waiting(recipients, until)
-        self._waiting.append(mine)
-        try:
-            async with self._turn:
-                await asyncio.sleep(0)  # calls that come at the same time are charged together
-                while mine.leave_at is None:
-                    await self._charge(mine)
-        finally:
-            self._waiting.remove(mine)
-        await asyncio.sleep(max(mine.leave_at - time.monotonic(), 0))
-
-    async def _charge(self, first: _Waiting) -> None:
-        """Charge for a call, and for those behind it that fit into the burst; or pause, to ask again."""
-        longest_s = min(MAX_S, first.until - MARGIN_S - time.monotonic())
-        if longest_s < 0:
-            raise TimeoutError
-        together, recipients = [first], first.recipients
-        for other in self._waiting[self._waiting.index(first) + 1 :]:
-            recipients += other.recipients
-            if recipients > self.burst or other.until < first.until:
-                recipients -= other.recipients
-                break
-            together.append(other)
-        throttled, self._throttled = self._throttled, 0
-        ((wait_s, self._rate),) = await self._queue.ask(
-            RESERVE, [recipients, throttled, self._ceiling, longest_s, *POLICY]
-        )
-        if wait_s <= longest_s:
-            for one in together:
-                one.leave_at = time.monotonic() + wait_s
-            return
-        pause_s = min(wait_s - longest_s, MAX_PAUSE_S)
-        await asyncio.sleep(pause_s + random.uniform(0, MAX_S / 2))  # noqa: S311 - jitter, no secret
+        while (longest_s := min(MAX_S, until - MARGIN_S - time.monotonic())) >= 0:
+            throttled, self._throttled = self._throttled, 0
+            ((wait_s, self._rate),) = await self._queue.ask(
+                RESERVE, [recipients, throttled, self._ceiling, longest_s, *POLICY]
+            )
+            if wait_s <= longest_s:
+                await asyncio.sleep(wait_s)
+                return
+            pause_s = min(wait_s - longest_s, MAX_PAUSE_S)
+            await asyncio.sleep(pause_s + random.uniform(0, MAX_S / 2))  # noqa: S311 - jitter, no secret
+        raise TimeoutError
