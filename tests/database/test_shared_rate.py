@@ -88,6 +88,63 @@ def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> Non
     assert ahead_s(db) < MAX_S
 
 
+class CountingQueue(Queue):
+    """Remembers how many recipients each statement charged for."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
+            Database(database, program="mailroom test", answer_limit_s=30), channel="token_insert"
+        )
+        self.charged: list[int] = []
+
+    async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
+        recipients, *_ = parameters
+        assert isinstance(recipients, int)
+        self.charged.append(recipients)
+        return await super().ask(query, parameters)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "recipients", "charged"),
+    [(10_000, 50, [200]), (2000, 50, [100, 100]), (100, 10, [10, 10, 10, 10])],
+    ids=["all", "some", "alone"],
+)
+def test_one_charge_is_for_several_calls_at_a_high_rate(
+    database: str, ceiling: float, recipients: int, charged: list[int]
+) -> None:
+    async def scenario() -> list[int]:
+        queue = CountingQueue(database)
+        rate = SharedRate(queue, ceiling)
+        try:
+            for behind in (3, 2, 1, 0):
+                await rate.take(recipients, behind=behind * recipients)
+            return queue.charged
+        finally:
+            await queue.close()
+
+    assert charged == asyncio.run(scenario())
+
+
+def test_a_call_that_gives_up_leaves_its_charge_to_the_next(database: str) -> None:
+    async def scenario() -> tuple[list[int], float]:
+        queue = CountingQueue(database)
+        rate = SharedRate(queue, 20)
+        try:
+            await rate.take(10)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await rate.take(10)
+            began = time.monotonic()
+            await rate.take(10)
+            return queue.charged, time.monotonic() - began
+        finally:
+            await queue.close()
+
+    charged, waited_s = asyncio.run(scenario())
+    assert [10, 10] == charged
+    assert 0.1 < waited_s < 0.5
+
+
 class ClockedQueue(Queue):
     """Lets the simulated time pass for the database too, by moving the stored times back."""
 

@@ -16,8 +16,8 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, NamedTuple, TypeVar
 
 from mailroom.actions import LANES
@@ -103,6 +103,7 @@ class Calls:
         self._breaker = Breaker("account")
         self._action_breakers: dict[str, Breaker] = {}  # made with the first mail of each
         self._line = RankedLock()
+        self._in_line = 0  # recipients
         self._slots = asyncio.Semaphore(settings.send_concurrency)
         # A call has several waits, each with its own limit; this is the limit of all of them together.
         self._longest_s = CONNECT_TIMEOUT_S + MAX_WAITS * settings.send_timeout_ms / 1000
@@ -231,7 +232,7 @@ class Calls:
                         limit.reschedule(min(last, loop.time() + max_wait_s))
                         tries = [await self._turn(breaker, stack) for breaker in breakers]
                         limit.reschedule(last)
-                        async with self._line.turn(rank):
+                        async with self._turn_in_line(rank, len(messages)):
                             await stack.enter_async_context(self._slots)
                             # Another call may have tripped a breaker since.
                             if any(
@@ -239,7 +240,7 @@ class Calls:
                                 for is_try, breaker in zip(tries, breakers, strict=True)
                             ):
                                 continue
-                            await self._bucket.take(len(messages), give_up_at)
+                            await self._bucket.take(len(messages), give_up_at, behind=self._in_line)
                         if time.monotonic() >= give_up_at:  # the process was suspended
                             return None
                         limit.reschedule(None)
@@ -254,6 +255,16 @@ class Calls:
             return await stack.enter_async_context(breaker.turn())
         finally:
             self.waiting -= 1
+
+    @asynccontextmanager
+    async def _turn_in_line(self, rank: int, recipients: int) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            self._in_line += recipients
+            try:
+                await stack.enter_async_context(self._line.turn(rank))
+            finally:
+                self._in_line -= recipients
+            yield
 
     async def _send(self, messages: Sequence[Message]) -> list[Answer]:
         started = time.monotonic()

@@ -43,12 +43,13 @@ class Rate(Protocol):
     def throttle(self, recipients: int) -> None:
         """Lower the rate after a call of which this number of recipients was throttled."""
 
-    async def take(self, recipients: int, until: float = math.inf) -> None:
+    async def take(self, recipients: int, until: float = math.inf, *, behind: int = 0) -> None:
         """Wait until mails to this number of recipients may be sent; for one caller at a time.
 
         Args:
             recipients: how many.
             until: of ``time.monotonic``; the caller gives up then.
+            behind: how many recipients wait for their turn, so that several calls can be charged at once.
 
         Raises:
             TimeoutError: it is already known that they may not be sent by then.
@@ -91,10 +92,10 @@ class Bucket:
         lowered = max(self._rate - recipients, self._rate * LEAST_FACTOR)
         self._rate = max(lowered, self._ceiling * LOWEST_SHARE)
 
-    async def take(self, recipients: int, until: float = math.inf) -> None:  # noqa: ARG002
+    async def take(self, recipients: int, until: float = math.inf, *, behind: int = 0) -> None:  # noqa: ARG002
         """Wait until mails to this number of recipients may be sent; for one caller at a time.
 
-        A cancelled wait has charged nothing, so ``until`` is not needed.
+        A cancelled wait has charged nothing, so only ``recipients`` is needed.
         """
         while True:
             self._refill()
