@@ -52,6 +52,7 @@ class Lease:
         id: where the database has it. After a failover another lease can have the same.
         key: random, and new with each claim.
         generation: how often it was claimed.
+        lane: in which its tokens were handed out.
     """
 
     id: int
@@ -59,6 +60,7 @@ class Lease:
     generation: int
     claimed: list[Claimed]
     valid_until: float
+    lane: str = "normal"
 
 
 def read_leases(rows: Sequence[tuple[Any, ...]], valid_until: float) -> list[Lease]:

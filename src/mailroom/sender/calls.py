@@ -85,6 +85,8 @@ class Calls:
     Attributes:
         unable: why no mail can be sent, as the last check of the transport found; empty for no reason.
         waiting: how many attempts wait at a tripped breaker.
+        paused: how many messages wait at the breakers of their actions.
+        resumed: is set when a breaker was reset.
         answers: how many answers of each class recipients got.
     """
 
@@ -100,7 +102,8 @@ class Calls:
         self._asks_quota = settings.send_rate is None
         self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
         self._brake = Brake()
-        self._breaker = Breaker("account")
+        self.resumed = asyncio.Event()
+        self._breaker = Breaker("account", self.resumed.set)
         self._action_breakers: dict[str, Breaker] = {}  # made with the first mail of each
         self._line = RankedLock()
         self._in_line = 0  # recipients
@@ -111,17 +114,13 @@ class Calls:
         self._changed = changed
         self._called = called
         self.unable = ""
-        self.waiting = 0
+        self.waiting = self.paused = 0
         self.answers: Counter[Result] = Counter()
 
     @property
     def can_send(self) -> bool:
-        """Whether the breakers let mail of at least one action through.
-
-        While the only action so far cannot be sent, one that comes next may be.
-        """
-        tripped = [breaker.is_tripped for breaker in self._action_breakers.values()]
-        return not self._breaker.is_tripped and not (len(tripped) > 1 and all(tripped))
+        """Whether the account's breaker lets mails through."""
+        return not self._breaker.is_tripped
 
     @property
     def troubles(self) -> dict[str, tuple[str, float]]:
@@ -137,6 +136,11 @@ class Calls:
         """The most messages that one attempt should have."""
         return min(self._transport.recipients_per_call, self._bucket.burst)
 
+    @property
+    def line_s(self) -> float:
+        """For how many seconds of the rate recipients wait in the line, without its head."""
+        return self._in_line / self._bucket.rate
+
     def is_under_way(self, message: Message) -> bool:
         """Whether a call for it has begun and has not been answered."""
         return id(message) in self._in_calls
@@ -144,6 +148,13 @@ class Calls:
     def is_held(self, message: Message) -> bool:
         """Whether its recipient was refused in words that pause all mail."""
         return self._brake.is_on and self._brake.holds(message)
+
+    def try_in_s(self, action: str) -> float | None:
+        """In how many seconds a mail of a paused action may try whether it can be sent again.
+
+        0 while another mail tries; None when a call may be made now.
+        """
+        return self._breaker_of(action).try_in_s
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.
@@ -192,8 +203,9 @@ class Calls:
             max_wait_s: how long to wait at a tripped breaker.
         """
         action = messages[0].action.name
-        breakers = (self._breaker, self._action_breakers.setdefault(action, Breaker(action)))
-        answers = await self._call(messages, breakers, LANES.index(lane), give_up_at, max_wait_s)
+        answers = await self._call(
+            messages, self._breaker_of(action), LANES.index(lane), give_up_at, max_wait_s
+        )
         if answers is None:
             return None
         tripped = self._learn(action, answers)
@@ -218,7 +230,7 @@ class Calls:
     async def _call(
         self,
         messages: Sequence[Message],
-        breakers: Sequence[Breaker],
+        own_breaker: Breaker,
         rank: int,
         give_up_at: float,
         max_wait_s: float,
@@ -230,14 +242,18 @@ class Calls:
                 while True:
                     async with AsyncExitStack() as stack:
                         limit.reschedule(min(last, loop.time() + max_wait_s))
-                        tries = [await self._turn(breaker, stack) for breaker in breakers]
+                        is_try = await self._turn(self._breaker, stack)
+                        self.paused += len(messages)
+                        try:
+                            is_own_try = await self._turn(own_breaker, stack)
+                        finally:
+                            self.paused -= len(messages)
                         limit.reschedule(last)
                         async with self._turn_in_line(rank, len(messages)):
                             await stack.enter_async_context(self._slots)
                             # Another call may have tripped a breaker since.
-                            if any(
-                                breaker.is_tripped and not is_try
-                                for is_try, breaker in zip(tries, breakers, strict=True)
+                            if (self._breaker.is_tripped and not is_try) or (
+                                own_breaker.is_tripped and not is_own_try
                             ):
                                 continue
                             await self._bucket.take(len(messages), give_up_at, behind=self._in_line)
@@ -264,6 +280,7 @@ class Calls:
                 await stack.enter_async_context(self._line.turn(rank))
             finally:
                 self._in_line -= recipients
+                self._changed.set()
             yield
 
     async def _send(self, messages: Sequence[Message]) -> list[Answer]:
@@ -312,14 +329,19 @@ class Calls:
         if not trips:
             self.unable = ""
             self._succeeded()
-            self._action_breakers[action].succeeded()
+            self._breaker_of(action).succeeded()
         elif general[0].scope is Scope.ACTION:
             self._succeeded()
-            trips = self._action_breakers[action].trip(general[0])
+            trips = self._breaker_of(action).trip(general[0])
         else:
             trips = self._breaker.trip(general[0])
         self._changed.set()
         return trips
+
+    def _breaker_of(self, action: str) -> Breaker:
+        if action not in self._action_breakers:
+            self._action_breakers[action] = Breaker(action, self.resumed.set)
+        return self._action_breakers[action]
 
     def _succeeded(self) -> None:
         """Reset the account's breaker, unless the brake tripped it: then only an accepted mail does."""
