@@ -1,11 +1,13 @@
-"""Adds what asyncio lacks here: tasks that end together, races, and blocking work in threads."""
+"""Adds what asyncio lacks here: tasks that end together, races, a lock with ranks, and work in threads."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from bisect import insort
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from itertools import count
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -40,6 +42,48 @@ async def in_thread(function: Callable[..., Value], *arguments: object) -> Value
 
     threading.Thread(target=work, daemon=True).start()
     return await future
+
+
+class RankedLock:
+    """A lock, which goes to the lowest rank of those that wait; within a rank, to the first that came."""
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = count()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, rank: int) -> AsyncIterator[None]:
+        """Wait for the lock, and hold it."""
+        if self._is_held:
+            await self._wait(rank)
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, rank: int) -> None:
+        passed_on: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        mine = (rank, next(self._numbers), passed_on)
+        insort(self._waiting, mine)
+        try:
+            await passed_on
+        except asyncio.CancelledError:
+            if mine in self._waiting:
+                self._waiting.remove(mine)
+            elif not passed_on.cancelled():
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        # The lock stays held in between, so that nobody who comes then gets in before.
+        while self._waiting:
+            _, _, passed_on = self._waiting.pop(0)
+            if not passed_on.cancelled():
+                passed_on.set_result(None)
+                return
+        self._is_held = False
 
 
 async def first(*works: Coroutine[Any, Any, None], failed: asyncio.Future[None] | None = None) -> None:

@@ -13,10 +13,11 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
+from mailroom.concurrency import RankedLock
 from mailroom.database.connection import Database
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.client import Queue
-from mailroom.worker.shared_rate import MAX_S, RESERVE, SharedRate
+from mailroom.worker.shared_rate import MAX_S, SharedRate
 from support.queue_sql import Db, reserve, sign_up_many
 from support.runs import Start
 from support.throttling import Account, Clock, send
@@ -62,6 +63,31 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(db: Db, recipients: 
     assert [] == db.execute("SELECT FROM mailroom.rates").fetchall()
 
 
+def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> None:
+    async def scenario() -> list[bool]:
+        queue = Queue(Database(database, program="mailroom test", answer_limit_s=30), channel="token_insert")
+        rate, line = SharedRate(queue, 2.0), RankedLock()
+        until = time.monotonic() + 3
+
+        async def take() -> bool:
+            async with line.turn(0):
+                try:
+                    await rate.take(1, until)
+                except TimeoutError:
+                    return False
+                return True
+
+        try:
+            return await asyncio.gather(*(take() for _ in range(30)))
+        finally:
+            await queue.close()
+
+    taken = asyncio.run(scenario())
+    assert 4 <= sum(taken) <= 7
+    assert taken == sorted(taken, reverse=True)
+    assert ahead_s(db) < MAX_S
+
+
 class CountingQueue(Queue):
     """Remembers how many recipients each statement charged for."""
 
@@ -72,51 +98,51 @@ class CountingQueue(Queue):
         self.charged: list[int] = []
 
     async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
-        rows = await super().ask(query, parameters)
-        if query == RESERVE:
-            recipients, _, _, longest_s, *_ = parameters
-            assert isinstance(recipients, int)
-            assert isinstance(longest_s, float)
-            if rows[0][0] <= longest_s:
-                self.charged.append(recipients)
-        return rows
+        recipients, *_ = parameters
+        assert isinstance(recipients, int)
+        self.charged.append(recipients)
+        return await super().ask(query, parameters)
 
 
-def take_all(
-    database: str, ceiling: float, recipients: list[int], within_s: float
-) -> tuple[list[bool], list[int]]:
-    """Ask for them all at once: which got leave in time, and what was charged in a statement."""
-
-    async def scenario() -> tuple[list[bool], list[int]]:
+@pytest.mark.parametrize(
+    ("ceiling", "recipients", "charged"),
+    [(10_000, 50, [200]), (2000, 50, [100, 100]), (100, 10, [10, 10, 10, 10])],
+    ids=["all", "some", "alone"],
+)
+def test_one_charge_is_for_several_calls_at_a_high_rate(
+    database: str, ceiling: float, recipients: int, charged: list[int]
+) -> None:
+    async def scenario() -> list[int]:
         queue = CountingQueue(database)
         rate = SharedRate(queue, ceiling)
-        until = time.monotonic() + within_s
-
-        async def take(count: int) -> bool:
-            try:
-                await rate.take(count, until)
-            except TimeoutError:
-                return False
-            return True
-
         try:
-            return await asyncio.gather(*map(take, recipients)), queue.charged
+            for behind in (3, 2, 1, 0):
+                await rate.take(recipients, behind=behind * recipients)
+            return queue.charged
         finally:
             await queue.close()
 
-    return asyncio.run(scenario())
+    assert charged == asyncio.run(scenario())
 
 
-def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> None:
-    taken, charged = take_all(database, 2.0, [1] * 30, within_s=3)
-    assert 4 <= sum(taken) <= 7
-    assert taken == sorted(taken, reverse=True)  # in the order of their coming
-    assert [1] * sum(taken) == charged
-    assert ahead_s(db) < MAX_S
+def test_a_call_that_gives_up_leaves_its_charge_to_the_next(database: str) -> None:
+    async def scenario() -> tuple[list[int], float]:
+        queue = CountingQueue(database)
+        rate = SharedRate(queue, 20)
+        try:
+            await rate.take(10)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await rate.take(10)
+            began = time.monotonic()
+            await rate.take(10)
+            return queue.charged, time.monotonic() - began
+        finally:
+            await queue.close()
 
-
-def test_calls_that_ask_at_once_are_charged_for_at_once_as_far_as_a_burst_goes(database: str) -> None:
-    assert ([True] * 5, [150, 100]) == take_all(database, 350.0, [50] * 5, within_s=10)
+    charged, waited_s = asyncio.run(scenario())
+    assert [10, 10] == charged
+    assert 0.1 < waited_s < 0.5
 
 
 class ClockedQueue(Queue):

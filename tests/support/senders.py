@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from mailroom.answers import RETRY_LIMIT, Result
 from mailroom.inbox.inbox import Inbox
-from mailroom.sender.policy import USEFUL_S, Sender, Verdict
+from mailroom.sender import policy
+from mailroom.sender.policy import Sender, Verdict
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import read_settings
 from mailroom.templates import sources
@@ -87,9 +90,12 @@ def send(
     *,
     timeout_s: float = PATIENCE_S,
     retry_limit: int = RETRY_LIMIT,
-    useful_s: float = USEFUL_S,
+    useful_s: float | None = None,
 ) -> Sent:
-    """Submit a batch, wait until nothing is in hand or the time is over, and stop."""
+    """Submit a batch, wait until nothing is in hand or the time is over, and stop.
+
+    ``useful_s`` replaces the lifetime of the messages' actions.
+    """
     sent = Sent()
 
     async def run() -> None:
@@ -98,7 +104,6 @@ def send(
             chosen,
             sent.report,
             retry_limit=retry_limit,
-            useful_s=useful_s,
         )
         try:
             async with asyncio.timeout(timeout_s):
@@ -111,7 +116,10 @@ def send(
             await sender.abandon()
         sent.unknown_answers = sender.answers[Result.UNKNOWN]
 
-    asyncio.run(run())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if useful_s is not None:
+            monkeypatch.setattr(policy, "useful_s", lambda _: useful_s)
+        asyncio.run(run())
     assert set(batch) == set(sent.verdicts), "a message was not reported"
     return sent
 

@@ -1,12 +1,15 @@
-"""Races end what they began, and leave alone what they were given."""
+"""Races end what they began and leave alone what they were given; a ranked lock goes to the first in line."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mailroom.concurrency import before
+from mailroom.concurrency import RankedLock, before
 from mailroom.outage import back_off_s
 
 
@@ -57,3 +60,90 @@ def test_what_the_first_to_end_raises_is_raised() -> None:
 def test_back_off_doubles_up_to_its_limit(failures: int, ceiling_s: float) -> None:
     for _ in range(100):
         assert ceiling_s / 2 <= back_off_s(failures, (0.5, 60.0)) <= ceiling_s
+
+
+class RankedLockMachine(RuleBasedStateMachine):
+    """Tasks come, wait, hold the lock, leave it and are cancelled, some of them at the same moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.lock = RankedLock()
+        self.tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self.may_leave: dict[tuple[int, int], asyncio.Event] = {}
+        self.inside: set[tuple[int, int]] = set()
+        # As the lock should have it.
+        self.holder: tuple[int, int] | None = None
+        self.waiting: list[tuple[int, int]] = []
+
+    def teardown(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        self.settle()
+        self.loop.close()
+
+    def settle(self) -> None:
+        for _ in range(10):
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    async def hold(self, one: tuple[int, int]) -> None:
+        async with self.lock.turn(one[0]):
+            self.inside.add(one)
+            try:
+                await self.may_leave[one].wait()
+            finally:
+                self.inside.discard(one)
+
+    def next_holds(self) -> None:
+        self.holder = min(self.waiting, default=None)
+        if self.holder:
+            self.waiting.remove(self.holder)
+
+    @rule(ranks=st.lists(st.integers(0, 2), min_size=1, max_size=4))
+    def come(self, ranks: list[int]) -> None:
+        for rank in ranks:
+            one = (rank, len(self.tasks))
+            self.may_leave[one] = asyncio.Event()
+            self.tasks[one] = self.loop.create_task(self.hold(one))
+            self.waiting.append(one)
+            if not self.holder:
+                self.holder = self.waiting.pop()
+        self.settle()
+
+    @precondition(lambda self: self.holder)
+    @rule(choices=st.lists(st.integers(0, 20), max_size=3), cancels_first=st.booleans(), fails=st.booleans())
+    def leave(self, choices: list[int], cancels_first: bool, fails: bool) -> None:
+        """The holder leaves or is cancelled, and so are some that wait, before any of them runs."""
+        assert self.holder
+        chosen = {self.waiting[choice % len(self.waiting)] for choice in choices if self.waiting}
+        cancelled = [self.tasks[one] for one in chosen]
+        if cancels_first:
+            for task in cancelled:
+                task.cancel()
+        if fails:
+            self.tasks[self.holder].cancel()
+        else:
+            self.may_leave[self.holder].set()
+        if not cancels_first:
+            self.loop.call_soon(self.loop.stop)
+            self.loop.run_forever()  # the holder leaves, and the next one has not run yet
+            for task in cancelled:
+                task.cancel()
+        self.waiting = [one for one in self.waiting if one not in chosen]
+        self.next_holds()
+        self.settle()
+
+    @precondition(lambda self: self.waiting)
+    @rule(choice=st.integers(0, 20))
+    def give_up(self, choice: int) -> None:
+        one = self.waiting.pop(choice % len(self.waiting))
+        self.tasks[one].cancel()
+        self.settle()
+
+    @invariant()
+    def the_first_in_line_holds_it_alone(self) -> None:
+        assert self.inside == ({self.holder} if self.holder else set())
+
+
+RankedLockMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestRankedLock = RankedLockMachine.TestCase

@@ -1,9 +1,10 @@
-"""What a lease is settled with, when a call that was refused for one of its recipients is halved."""
+"""What a lease is settled with: when a call is halved, and when the mails of an action cannot be sent."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from mailroom.answers import Answer, Result, Scope
 from mailroom.queue.lease import Claimed, Lease
 from mailroom.sender.calls import Attempt
 from mailroom.wire import Message
-from mailroom.worker.delivery import LeaseDelivery
+from mailroom.worker.delivery import PUT_OFF_S, SOON_S, LeaseDelivery
 from mailroom.worker.metrics import Metrics
 from support.messages import CATALOGUE
 
@@ -37,8 +38,15 @@ class ScriptedCalls:
 
     def __init__(self, answers: dict[str, list[Answer]]) -> None:
         self._answers = answers
+        self.paused: dict[str, float] = {}
+        self.pauses = 0.0  # each attempt pauses its action, whose next try is in so many seconds
+
+    def try_in_s(self, action: str) -> float | None:
+        return self.paused.get(action)
 
     async def attempt(self, messages: Sequence[Message], *_: object, **__: object) -> Attempt | None:
+        if self.pauses:
+            self.paused[messages[0].action.name] = self.pauses
         answers = self._answers.get(" ".join(one.username for one in messages))
         return None if answers is None else Attempt(answers, tripped=False)
 
@@ -48,6 +56,17 @@ class Catalogue:
 
     async def covering(self, _: object) -> Mapping[str, Action]:
         return CATALOGUE
+
+
+def delivered_over(calls: ScriptedCalls) -> LeaseDelivery:
+    return LeaseDelivery(
+        cast("Any", None),
+        cast("Any", calls),
+        Metrics(),
+        provider="test",
+        keys=(b"k" * 32,),
+        known=cast("Any", Catalogue()),
+    )
 
 
 @pytest.fixture
@@ -64,15 +83,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> Settled:
     monkeypatch.setattr("mailroom.worker.delivery.record", record)
 
     def deliver(answers: dict[str, list[Answer]]) -> dict[int, Answer | None]:
-        calls = cast("Any", ScriptedCalls(answers))
-        delivery = LeaseDelivery(
-            cast("Any", None),
-            calls,
-            Metrics(),
-            provider="test",
-            keys=(b"k" * 32,),
-            known=cast("Any", Catalogue()),
-        )
+        delivery = delivered_over(ScriptedCalls(answers))
         asyncio.run(delivery.deliver(LEASE, 0.0))
         return recorded
 
@@ -94,3 +105,54 @@ def test_a_refused_call_is_halved_until_the_recipient_is_known(settled: Settled)
 def test_a_half_that_got_no_turn_is_not_settled_with_the_answer_of_the_whole(settled: Settled) -> None:
     sent = Answer(Result.SENT)
     assert {0: sent, 1: sent, 2: None, 3: None} == settled({"p0 p1 p2 p3": [BLAMED] * 4, "p0 p1": [sent] * 2})
+
+
+@pytest.fixture
+def retry_s(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
+    """Delivers a lease, and returns in how many seconds its tokens were to be due again."""
+    found: list[int] = []
+
+    async def record(*_: object, retry_ms: int, **__: object) -> dict[int, Any]:
+        found.append(retry_ms)
+        return {}
+
+    monkeypatch.setattr("mailroom.worker.delivery.record", record)
+
+    def deliver(delivery: LeaseDelivery, lease: Lease) -> float:
+        asyncio.run(delivery.deliver(lease, 0.0))
+        return found[-1] / 1000
+
+    return deliver
+
+
+def test_of_a_paused_action_one_lease_comes_back_for_the_next_try(retry_s: Callable[..., float]) -> None:
+    calls = ScriptedCalls({})
+    delivery = delivered_over(calls)
+    calls.paused["activation"] = 7.0
+    assert 7.0 == retry_s(delivery, LEASE)
+    for number in (2, 3):
+        assert PUT_OFF_S / 2 <= retry_s(delivery, replace(LEASE, id=number)) <= PUT_OFF_S
+    calls.paused["activation"] = 0.0  # the lease is a moment too early
+    assert SOON_S == retry_s(delivery, LEASE)
+    del calls.paused["activation"]
+    assert retry_s(delivery, LEASE) <= 0.5
+
+
+def test_a_mail_that_got_no_turn_is_not_put_off_with_those_of_a_paused_action(
+    retry_s: Callable[..., float],
+) -> None:
+    calls = ScriptedCalls({})
+    delivery = delivered_over(calls)
+    calls.paused["activation"] = 20.0
+    recovery = LEASE.claimed[0]._replace(token=9, action="password_recovery")
+    assert retry_s(delivery, replace(LEASE, claimed=[*LEASE.claimed, recovery])) <= 0.5
+
+
+def test_those_that_were_refused_because_the_action_is_paused_are_put_off_too(
+    retry_s: Callable[..., float],
+) -> None:
+    paused = Answer(Result.PAUSED, "no template", scope=Scope.ACTION)
+    calls = ScriptedCalls({"p0 p1 p2 p3": [paused] * 4})
+    delivery = delivered_over(calls)
+    calls.pauses = 20.0
+    assert 20.0 == retry_s(delivery, LEASE)

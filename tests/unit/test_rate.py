@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 from hypothesis import given
@@ -142,20 +141,3 @@ def test_a_new_ceiling_moves_the_rate_along_unless_it_was_slowed(clock: Clock) -
     assert 140 == pytest.approx(bucket.rate)
     bucket.limit(50)
     assert 50 == bucket.rate
-
-
-def test_waiters_go_in_the_order_of_their_coming() -> None:
-    order: list[int] = []
-    bucket = Bucket(1000)
-
-    async def waiter(number: int) -> None:
-        await bucket.take(100)
-        order.append(number)
-
-    async def all_of_them() -> None:
-        await asyncio.gather(*(waiter(number) for number in range(8)))
-
-    started = time.monotonic()
-    asyncio.run(all_of_them())
-    assert list(range(8)) == order
-    assert 0.25 < time.monotonic() - started  # 800 at 1000/s, less the 500 it began with

@@ -173,7 +173,8 @@ COMMENT ON COLUMN mailroom.leases.id IS 'The lease.';
 COMMENT ON COLUMN mailroom.leases.lane IS 'The lane of its tokens.';
 COMMENT ON COLUMN mailroom.leases.tokens IS 'The tokens that are not settled yet.';
 COMMENT ON COLUMN mailroom.leases.worker IS
-    'The worker that holds it; empty while its tokens wait for a retry, restore after a restore.';
+    'The worker that holds it; empty while its tokens wait for a retry, paused while they are put off since '
+    'they cannot be sent, restore after a restore.';
 COMMENT ON COLUMN mailroom.leases.key IS
     'Random, and new with each claim. A worker that names an older key can neither settle nor renew it.';
 COMMENT ON COLUMN mailroom.leases.generation IS 'How often it was claimed.';
@@ -210,6 +211,7 @@ DECLARE
     outcomes text[];
     ages     double precision[];
     rest     bigint[];
+    put_off  boolean;
     ours     boolean;
 BEGIN
     -- A retry by hand grants a token as many attempts again. LIMIT makes it probe the primary key.
@@ -237,11 +239,13 @@ BEGIN
          AS u (id, fingerprint, outcome, result, message_id, detail)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
-    rest := ARRAY(SELECT u.id FROM unnest(p_tokens, outcomes) AS u (id, outcome)
-                  WHERE u.outcome NOT IN ('sent', 'rejected', 'lost'));
+    SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused'))
+    INTO rest, put_off
+    FROM unnest(p_tokens, p_results, outcomes) WITH ORDINALITY AS u (id, result, outcome, n)
+    WHERE u.outcome NOT IN ('sent', 'rejected', 'lost');
     IF cardinality(rest) > 0 THEN
         UPDATE mailroom.leases l
-        SET tokens = rest, worker = '', due_at = least(
+        SET tokens = rest, worker = CASE WHEN put_off THEN 'paused' ELSE '' END, due_at = least(
             clock_timestamp() + p_retry_ms * interval '1 millisecond',
             (SELECT min(t.expires_at) FROM public.tokens t WHERE t.id = ANY (rest)))
         WHERE l.id = p_lease AND l.key = p_key;
@@ -257,7 +261,8 @@ COMMENT ON FUNCTION mailroom.record IS
     'still has this key; settled says whether it did. Sent and rejected tokens leave the lease. The '
     'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
-    'tried; it leaves no row. The outcome is lost, and nothing is written, if the token with this id has another '
+    'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
+    'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has another '
     'fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
     'requested, NULL for a deleted token.';
 

@@ -30,6 +30,9 @@ from mailroom.queue.start_check import check_schema, check_sessions
 # A lease with less than this share of its time left is renewed before a claim.
 LATE_SHARE: Final = 1 / 3
 
+# Stands for the worker in leases whose tokens are put off because they cannot be sent.
+PUT_OFF: Final = "paused"
+
 _CLAIM: Final = (
     "SELECT lease, uuid_send(key), generation, lane, token, action, email, login, secret, code, locale,"
     " data::pg_catalog.text, expires_in_s"
@@ -186,6 +189,13 @@ class Queue:
         freed: int = (await self._claims.ask(RELEASE, [self.worker, [lease.key for lease in self.held]]))[0][
             0
         ]
+        if freed:
+            await self.ring(freed)
+        return freed
+
+    async def resume(self) -> int:
+        """Make tokens that were put off due now, and notify the workers of them; returns how many."""
+        freed: int = (await self._claims.ask(RELEASE, [PUT_OFF, []]))[0][0]
         if freed:
             await self.ring(freed)
         return freed

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -35,10 +35,16 @@ log = EventLogger("sender")
 
 
 class Breaker:
-    """One breaker, not tripped at first; the log calls it ``name``."""
+    """One breaker, not tripped at first.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: what the log calls it.
+        was_reset: is called when it is reset.
+    """
+
+    def __init__(self, name: str, was_reset: Callable[[], None] = lambda: None) -> None:
         self._name = name
+        self._tell = was_reset
         self._turn = asyncio.Lock()
         self._was_reset = asyncio.Event()
         self._failures = self._throttles = 0
@@ -56,6 +62,12 @@ class Breaker:
     def trouble(self) -> tuple[str, float] | None:
         """Why it is tripped, and for how many seconds; None when it is not."""
         return (self._reason, time.monotonic() - self._tripped_at) if self.is_tripped else None
+
+    @property
+    def try_in_s(self) -> float | None:
+        """In how many seconds a call may try; 0 while another one tries; None when a call may be made now."""
+        due_s = self._try_at - time.monotonic()
+        return max(due_s, 0.0) if self.is_tripped and (due_s > 0 or self._turn.locked()) else None
 
     async def ready(self) -> None:
         """Wait until it is reset, or until the next try is due."""
@@ -111,8 +123,11 @@ class Breaker:
         if self.is_tripped and self._was_logged:
             after_s = time.monotonic() - self._tripped_at
             fields = {"breaker": self._name, "after": f"{after_s:.1f}s", "tries": self._failures}
+        was_tripped = self.is_tripped
         self._failures = self._throttles = 0
         self._was_reset.set()
+        if was_tripped:
+            self._tell()
         return fields
 
     def _log_trouble(self, now: float, answer: Answer) -> None:

@@ -1,8 +1,11 @@
-"""Makes one attempt for a few messages: waits for the breakers, the rate and a free thread, then calls once.
+"""Makes one attempt for a few messages: waits for the breakers, a free thread and the rate, then calls once.
 
 Two breakers stand before a call: the account's and the action's. An answer trips one when every other
 mail of the account, or of the action, would get the same answer. While one is tripped, one call at a
 time tries whether the trouble is over. Refusals in unknown words are doubted first; see ``brake``.
+
+Calls that pass the breakers wait in a line, in the order of their lanes. Only the first one takes a thread
+and waits for the rate, so a more urgent call that comes meanwhile is the next.
 
 Promises: an attempt is one call and yields one answer for each message. Does not retry.
 """
@@ -13,12 +16,13 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, NamedTuple, TypeVar
 
+from mailroom.actions import LANES
 from mailroom.answers import Answer, Result, Scope
-from mailroom.concurrency import in_thread
+from mailroom.concurrency import RankedLock, in_thread
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger, without_addresses
 from mailroom.sender.brake import Brake
@@ -81,6 +85,8 @@ class Calls:
     Attributes:
         unable: why no mail can be sent, as the last check of the transport found; empty for no reason.
         waiting: how many attempts wait at a tripped breaker.
+        paused: how many messages wait at the breakers of their actions.
+        resumed: is set when a breaker was reset.
         answers: how many answers of each class recipients got.
     """
 
@@ -96,8 +102,11 @@ class Calls:
         self._asks_quota = settings.send_rate is None
         self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
         self._brake = Brake()
-        self._breaker = Breaker("account")
+        self.resumed = asyncio.Event()
+        self._breaker = Breaker("account", self.resumed.set)
         self._action_breakers: dict[str, Breaker] = {}  # made with the first mail of each
+        self._line = RankedLock()
+        self._in_line = 0  # recipients
         self._slots = asyncio.Semaphore(settings.send_concurrency)
         # A call has several waits, each with its own limit; this is the limit of all of them together.
         self._longest_s = CONNECT_TIMEOUT_S + MAX_WAITS * settings.send_timeout_ms / 1000
@@ -105,17 +114,13 @@ class Calls:
         self._changed = changed
         self._called = called
         self.unable = ""
-        self.waiting = 0
+        self.waiting = self.paused = 0
         self.answers: Counter[Result] = Counter()
 
     @property
     def can_send(self) -> bool:
-        """Whether the breakers let mail of at least one action through.
-
-        While the only action so far cannot be sent, one that comes next may be.
-        """
-        tripped = [breaker.is_tripped for breaker in self._action_breakers.values()]
-        return not self._breaker.is_tripped and not (len(tripped) > 1 and all(tripped))
+        """Whether the account's breaker lets mails through."""
+        return not self._breaker.is_tripped
 
     @property
     def troubles(self) -> dict[str, tuple[str, float]]:
@@ -131,6 +136,11 @@ class Calls:
         """The most messages that one attempt should have."""
         return min(self._transport.recipients_per_call, self._bucket.burst)
 
+    @property
+    def line_s(self) -> float:
+        """For how many seconds of the rate recipients wait in the line, without its head."""
+        return self._in_line / self._bucket.rate
+
     def is_under_way(self, message: Message) -> bool:
         """Whether a call for it has begun and has not been answered."""
         return id(message) in self._in_calls
@@ -138,6 +148,13 @@ class Calls:
     def is_held(self, message: Message) -> bool:
         """Whether its recipient was refused in words that pause all mail."""
         return self._brake.is_on and self._brake.holds(message)
+
+    def try_in_s(self, action: str) -> float | None:
+        """In how many seconds a mail of a paused action may try whether it can be sent again.
+
+        0 while another mail tries; None when a call may be made now.
+        """
+        return self._breaker_of(action).try_in_s
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.
@@ -175,18 +192,20 @@ class Calls:
         self._changed.set()
 
     async def attempt(
-        self, messages: Sequence[Message], give_up_at: float, *, max_wait_s: float = math.inf
+        self, messages: Sequence[Message], give_up_at: float, *, lane: str, max_wait_s: float = math.inf
     ) -> Attempt | None:
         """Send messages of one action in one call; None when no call could begin in time.
 
         Args:
             messages: at most ``largest`` of them.
             give_up_at: of ``time.monotonic``; a call that has begun by then is waited for.
+            lane: urgent, normal or bulk; where in the line the call waits.
             max_wait_s: how long to wait at a tripped breaker.
         """
         action = messages[0].action.name
-        breakers = (self._breaker, self._action_breakers.setdefault(action, Breaker(action)))
-        answers = await self._call(messages, breakers, give_up_at, max_wait_s)
+        answers = await self._call(
+            messages, self._breaker_of(action), LANES.index(lane), give_up_at, max_wait_s
+        )
         if answers is None:
             return None
         tripped = self._learn(action, answers)
@@ -209,7 +228,12 @@ class Calls:
                 self._changed.set()
 
     async def _call(
-        self, messages: Sequence[Message], breakers: Sequence[Breaker], give_up_at: float, max_wait_s: float
+        self,
+        messages: Sequence[Message],
+        own_breaker: Breaker,
+        rank: int,
+        give_up_at: float,
+        max_wait_s: float,
     ) -> list[Answer] | None:
         loop = asyncio.get_running_loop()
         last = loop.time() + max(give_up_at - time.monotonic(), 0)
@@ -218,16 +242,21 @@ class Calls:
                 while True:
                     async with AsyncExitStack() as stack:
                         limit.reschedule(min(last, loop.time() + max_wait_s))
-                        tries = [await self._turn(breaker, stack) for breaker in breakers]
+                        is_try = await self._turn(self._breaker, stack)
+                        self.paused += len(messages)
+                        try:
+                            is_own_try = await self._turn(own_breaker, stack)
+                        finally:
+                            self.paused -= len(messages)
                         limit.reschedule(last)
-                        await stack.enter_async_context(self._slots)
-                        # Another call may have tripped a breaker since.
-                        if any(
-                            breaker.is_tripped and not is_try
-                            for is_try, breaker in zip(tries, breakers, strict=True)
-                        ):
-                            continue
-                        await self._bucket.take(len(messages), give_up_at)
+                        async with self._turn_in_line(rank, len(messages)):
+                            await stack.enter_async_context(self._slots)
+                            # Another call may have tripped a breaker since.
+                            if (self._breaker.is_tripped and not is_try) or (
+                                own_breaker.is_tripped and not is_own_try
+                            ):
+                                continue
+                            await self._bucket.take(len(messages), give_up_at, behind=self._in_line)
                         if time.monotonic() >= give_up_at:  # the process was suspended
                             return None
                         limit.reschedule(None)
@@ -242,6 +271,17 @@ class Calls:
             return await stack.enter_async_context(breaker.turn())
         finally:
             self.waiting -= 1
+
+    @asynccontextmanager
+    async def _turn_in_line(self, rank: int, recipients: int) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            self._in_line += recipients
+            try:
+                await stack.enter_async_context(self._line.turn(rank))
+            finally:
+                self._in_line -= recipients
+                self._changed.set()
+            yield
 
     async def _send(self, messages: Sequence[Message]) -> list[Answer]:
         started = time.monotonic()
@@ -289,14 +329,19 @@ class Calls:
         if not trips:
             self.unable = ""
             self._succeeded()
-            self._action_breakers[action].succeeded()
+            self._breaker_of(action).succeeded()
         elif general[0].scope is Scope.ACTION:
             self._succeeded()
-            trips = self._action_breakers[action].trip(general[0])
+            trips = self._breaker_of(action).trip(general[0])
         else:
             trips = self._breaker.trip(general[0])
         self._changed.set()
         return trips
+
+    def _breaker_of(self, action: str) -> Breaker:
+        if action not in self._action_breakers:
+            self._action_breakers[action] = Breaker(action, self.resumed.set)
+        return self._action_breakers[action]
 
     def _succeeded(self) -> None:
         """Reset the account's breaker, unless the brake tripped it: then only an accepted mail does."""

@@ -1,15 +1,17 @@
 """The sending policy: takes messages and reports one verdict on every recipient.
 
-Messages are grouped by action, cut to what one call takes and to what the rate allows at once, and
-given to the transport in a few threads. The answers decide what happens next:
+Messages are grouped by action and language, cut to what one call takes and to what the rate allows at once,
+and given to the transport in a few threads, the most urgent first. The answers decide what happens next:
 
 - sent or rejected: final, and reported;
 - the call was refused because of one of its recipients: send it again in halves, until the recipient
   is known;
-- transient, throttled, answer lost: retry after a back-off with jitter, until the mail is too old to be
-  useful. A failure without a stated reason, and a lost answer, is retried a few times only;
+- transient, throttled, answer lost: retry after a back-off with jitter, until the mail's token has
+  expired. A failure without a stated reason, and a lost answer, is retried a few times only;
 - a trouble that affects every mail (throttled, paused, unreachable): begin nothing more. ``room`` waits
   until it is over, so that the caller stops reading;
+- a trouble that affects every mail of an action: they wait until it is over, and delay no other action. Once
+  ``MAX_PAUSED`` wait, more of them are given up as unsent;
 - refused for good in words that nobody knows: retry, until the provider has accepted another mail. When all
   are refused so, other recipients are tried first, and a few more are read to try them.
 
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
+from mailroom.actions import LANES
 from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.outage import back_off_s
@@ -41,15 +44,15 @@ from mailroom.wire import Message
 
 # No more recipients are taken once this many are in hand, most of them waiting for a retry.
 MAX_IN_HAND: Final = 1000
-# The same while one action's mails cannot be sent, since those would soon be most of them.
-MAX_IN_TROUBLE: Final = 100
+# Besides these, so many recipients wait at most because the mails of their actions cannot be sent.
+MAX_PAUSED: Final = 1000
 # A recipient whose refusal helped to pause all mail waits this long for a turn at the breaker, so that others
 # get it.
 MAX_HELD_AT_BREAKER_S: Final = 1.0
+# Nor when so much of the rate waits in the line: a more urgent mail may be the next that is read.
+MAX_LINE_S: Final = 1.0
 # Before a recipient is tried again: the first wait and the longest.
 BACK_OFF_S: Final = (0.5, 60.0)
-# A mail is given up this long after it was read, when its token has expired.
-USEFUL_S: Final = 900.0
 
 log = EventLogger("sender")
 
@@ -94,7 +97,6 @@ class Sender:
         settings: rate, concurrency, limits.
         report: see ``Report``; called once for every recipient.
         retry_limit: how often to try a recipient that fails for no stated reason, or whose answer is lost.
-        useful_s: how long after ``submit`` a message is given up.
 
     Attributes:
         verdicts: how many recipients got each of them.
@@ -107,12 +109,10 @@ class Sender:
         report: Report,
         *,
         retry_limit: int = RETRY_LIMIT,
-        useful_s: float = USEFUL_S,
     ) -> None:
         self._report = report
         self._concurrency = settings.send_concurrency
         self._retry_limit = retry_limit
-        self._useful_s = useful_s
         self._changed = asyncio.Event()
         self._calls = Calls(transport, settings, self._changed)
         self._submitted: list[Recipient] = []  # and not begun yet
@@ -135,8 +135,8 @@ class Sender:
             # In trouble, the breaker needs one message for its next try, and one that was not refused yet.
             (self._calls.can_send or self._all_held)
             and len(self._deliveries) - self._backing_off - self._calls.waiting < self._concurrency
-            and len(self._in_hand)
-            < (MAX_IN_TROUBLE if self._calls.troubles and not self._all_held else MAX_IN_HAND)
+            and len(self._in_hand) - self._calls.paused < MAX_IN_HAND
+            and self._calls.line_s < MAX_LINE_S
         )
 
     @property
@@ -166,10 +166,10 @@ class Sender:
         Raises:
             Exception: see ``room``.
         """
-        useful_until = time.monotonic() + self._useful_s
-        recipients = sorted((Recipient(message, useful_until) for message in messages), key=_action)
+        now = time.monotonic()
+        recipients = sorted((Recipient(one, now + useful_s(one)) for one in messages), key=_order)
         self._submitted += recipients
-        for _, group in groupby(recipients, key=_action):
+        for _, group in groupby(recipients, key=_order):
             rest = list(group)
             while rest:
                 await self.room()
@@ -212,6 +212,12 @@ class Sender:
 
     def _begin(self, recipients: list[Recipient]) -> None:
         del self._submitted[: len(recipients)]
+        action = recipients[0].message.action.name
+        trouble = self._calls.troubles.get(action)
+        if trouble and self._calls.paused >= MAX_PAUSED:
+            why = f"no mail of the action {action} can be sent, and {MAX_PAUSED} or more wait: {trouble[0]}"
+            self._finish([(one, Verdict.UNSENT, why) for one in recipients])
+            return
         self._in_hand.update(recipients)
         self._start(recipients)
 
@@ -224,7 +230,7 @@ class Sender:
         """Try until each recipient has a verdict.
 
         Args:
-            recipients: of one action.
+            recipients: of one action and language.
             tries: how often they were tried before.
             lost: how often in a row the answer for all of them was lost.
         """
@@ -238,7 +244,9 @@ class Sender:
             messages = [one.message for one in recipients]
             is_held = any(map(self._calls.is_held, messages))
             max_wait_s = MAX_HELD_AT_BREAKER_S if is_held else math.inf
-            attempt = await self._calls.attempt(messages, useful_until, max_wait_s=max_wait_s)
+            attempt = await self._calls.attempt(
+                messages, useful_until, lane=messages[0].action.lane, max_wait_s=max_wait_s
+            )
             if attempt is None:
                 if is_held:
                     await self._back_off(tries)
@@ -280,8 +288,12 @@ class Sender:
         expired = [recipient for recipient in recipients if recipient.useful_until <= now]
         if expired:
             log.warning("expired", count=len(expired), action=expired[0].message.action.name)
-            after = f"not sent within {self._useful_s:g} s"
-            self._finish([_given_up(one, Verdict.EXPIRED, after) for one in expired])
+            self._finish(
+                [
+                    _given_up(one, Verdict.EXPIRED, f"not sent within {useful_s(one.message):g} s")
+                    for one in expired
+                ]
+            )
         return [recipient for recipient in recipients if recipient.useful_until > now]
 
     def _finish(self, verdicts: list[tuple[Recipient, Verdict, str]]) -> None:
@@ -317,8 +329,15 @@ class Sender:
         self._changed.set()
 
 
-def _action(recipient: Recipient) -> str:
-    return recipient.message.action.name
+def useful_s(message: Message) -> float:
+    """How long after it was read a message is given up: its token has expired then."""
+    return message.action.lifetime_s if message.expires_in_s is None else message.expires_in_s
+
+
+def _order(recipient: Recipient) -> tuple[int, str, str]:
+    """Calls are made for messages of one action and language; the most urgent come first."""
+    message = recipient.message
+    return LANES.index(message.action.lane), message.action.name, message.locale
 
 
 def _given_up(recipient: Recipient, verdict: Verdict, why: str) -> tuple[Recipient, Verdict, str]:

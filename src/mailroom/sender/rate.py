@@ -43,12 +43,13 @@ class Rate(Protocol):
     def throttle(self, recipients: int) -> None:
         """Lower the rate after a call of which this number of recipients was throttled."""
 
-    async def take(self, recipients: int, until: float = math.inf) -> None:
-        """Wait until mails to this number of recipients may be sent.
+    async def take(self, recipients: int, until: float = math.inf, *, behind: int = 0) -> None:
+        """Wait until mails to this number of recipients may be sent; for one caller at a time.
 
         Args:
             recipients: how many.
             until: of ``time.monotonic``; the caller gives up then.
+            behind: how many recipients wait for their turn, so that several calls can be charged at once.
 
         Raises:
             TimeoutError: it is already known that they may not be sent by then.
@@ -68,7 +69,6 @@ class Bucket:
         self._ceiling = self._rate = ceiling
         self._level = float(self.burst)
         self._filled_at = clock()
-        self._turn = asyncio.Lock()
 
     @property
     def rate(self) -> float:
@@ -92,19 +92,18 @@ class Bucket:
         lowered = max(self._rate - recipients, self._rate * LEAST_FACTOR)
         self._rate = max(lowered, self._ceiling * LOWEST_SHARE)
 
-    async def take(self, recipients: int, until: float = math.inf) -> None:  # noqa: ARG002
-        """Wait until mails to this number of recipients may be sent; first come, first served.
+    async def take(self, recipients: int, until: float = math.inf, *, behind: int = 0) -> None:  # noqa: ARG002
+        """Wait until mails to this number of recipients may be sent; for one caller at a time.
 
-        A cancelled wait has charged nothing, so ``until`` is not needed.
+        A cancelled wait has charged nothing, so only ``recipients`` is needed.
         """
-        async with self._turn:
-            while True:
-                self._refill()
-                wanted = min(recipients, self.burst)
-                if self._level >= wanted - ROUNDING:
-                    self._level -= recipients
-                    return
-                await asyncio.sleep((wanted - self._level) / self._rate)
+        while True:
+            self._refill()
+            wanted = min(recipients, self.burst)
+            if self._level >= wanted - ROUNDING:
+                self._level -= recipients
+                return
+            await asyncio.sleep((wanted - self._level) / self._rate)
 
     def _refill(self) -> None:
         now = self._clock()

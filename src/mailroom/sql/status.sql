@@ -45,7 +45,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
     CROSS JOIN mailroom.backlog() b
     CROSS JOIN (
         SELECT coalesce(sum(cardinality(l.tokens)), 0)::bigint AS retrying
-        FROM mailroom.leases l WHERE l.worker = '') r
+        FROM mailroom.leases l WHERE l.worker IN ('', 'paused')) r
     LEFT JOIN (
         SELECT e.id, e.outcome, e.at > statement_timestamp() - interval '1 minute' AS recent
         FROM mailroom.deliveries e WHERE e.at > statement_timestamp() - interval '1 hour') d ON true
@@ -120,8 +120,8 @@ BEGIN
         first := least(first, oldest);
     END LOOP;
 
-    SELECT coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker <> ''), 0),
-           coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker = ''), 0),
+    SELECT coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker NOT IN ('', 'paused')), 0),
+           coalesce(sum(cardinality(l.tokens)) FILTER (WHERE l.worker IN ('', 'paused')), 0),
            min(l.due_at)
     INTO in_flight, retrying, due FROM mailroom.leases l;
 

@@ -1,16 +1,20 @@
 """Delivers a lease: signs its tokens, sends them, and settles each with its answer.
 
 Promises: each token is tried once, and the lease is settled once. Tokens to be tried again stay in the
-lease. A lease that another worker may have taken over is not sent. A token that no line can hold is
-rejected, and one of an action that the worker does not know stays in the queue until it expires;
-neither affects the others. After a cancellation during a call, ``give_back`` settles its tokens as
-unknown, since they may have been accepted, and tokens that were already answered with their answers.
+lease. While an action's mails cannot be sent, one lease comes back for each try, and the others are put
+off, so that they delay no other action. A lease that another worker may have taken over is not sent. A
+token that no line can hold is rejected, and one of an action that the worker does not know stays in the
+queue until it expires; neither affects the others. After a cancellation during a call, ``give_back``
+settles its tokens as unknown, since they may have been accepted, and tokens that were already answered with
+their answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -32,6 +36,11 @@ from mailroom.worker.metrics import Metrics
 MAX_AT_BREAKER_S: Final = 1.0
 # Before a lease is tried again, by its generation: the first wait and the longest.
 BACK_OFF_S: Final = (0.5, 60.0)
+# For how long the mails of a paused action are put off. They are due at once when they can be sent again.
+PUT_OFF_S: Final = 300.0
+# Another lease is to try if the one that was to come back is later than this.
+LATE_S: Final = 5.0
+SOON_S: Final = 0.2
 CUT_OFF: Final = Answer(Result.UNKNOWN, "stopped before it was answered; it may have been accepted")
 
 log = EventLogger("run")
@@ -61,6 +70,8 @@ class LeaseDelivery:
         self._keys = keys
         self._known = known
         self._cut_off: list[tuple[Lease, dict[int, Answer | None]]] = []
+        # By paused action: the lease that is to try, and when it comes back.
+        self._tries: dict[str, tuple[int, float]] = {}
 
     async def deliver(self, lease: Lease, waited_s: float) -> bool:
         """Send and settle a lease; True if some of its tokens are to be tried again."""
@@ -72,8 +83,8 @@ class LeaseDelivery:
         pairs = list(zip(signed.ids, signed.encoded, strict=True))
         if lease.generation > 1:  # one that ends every call must not stay before the others
             random.shuffle(pairs)
-        messages = sorted(pairs, key=_action)
-        attempts = [self._attempt(list(group), lease, answers) for _, group in groupby(messages, key=_action)]
+        messages = sorted(pairs, key=_group)
+        attempts = [self._attempt(list(group), lease, answers) for _, group in groupby(messages, key=_group)]
         try:
             await asyncio.gather(*attempts)
         except asyncio.CancelledError:
@@ -81,7 +92,7 @@ class LeaseDelivery:
             if any(answers.values()) or under_way:
                 self._cut_off.append((lease, {**answers, **under_way}))
             raise
-        return await self._settle(lease, answers, waited_s, back_off_s(lease.generation - 1, BACK_OFF_S))
+        return await self._settle(lease, answers, waited_s, self._retry_s(lease, answers))
 
     async def give_back(self) -> int:
         """Settle the leases whose delivery was cancelled; returns how many of their tokens are due now."""
@@ -115,14 +126,18 @@ class LeaseDelivery:
     async def _attempt(
         self, messages: Sequence[tuple[int, Message]], lease: Lease, answers: dict[int, Answer | None]
     ) -> None:
-        """Send messages of one action, and add their answers to ``answers``."""
+        """Send messages of one action and language, and add their answers to ``answers``."""
+        action = messages[0][1].action.name
         size = self._calls.largest
         chunks = [messages[first : first + size] for first in range(0, len(messages), size)]
-        while chunks:
+        while chunks and self._calls.try_in_s(action) is None:
             chunk = chunks.pop()
             # Only within the lease's time: a process that was suspended must not send late.
             attempt = await self._calls.attempt(
-                [message for _, message in chunk], lease.valid_until, max_wait_s=MAX_AT_BREAKER_S
+                [message for _, message in chunk],
+                lease.valid_until,
+                lane=lease.lane,
+                max_wait_s=MAX_AT_BREAKER_S,
             )
             if attempt is None:
                 continue
@@ -134,6 +149,35 @@ class LeaseDelivery:
                 if not halves or answer.scope is not Scope.CALL
             }
 
+    def _retry_s(self, lease: Lease, answers: dict[int, Answer | None]) -> float:
+        """In how many seconds the tokens of a lease that are to be tried again are due."""
+        rest = [
+            (one.action, answers[one.token]) for one in lease.claimed if not _is_final(answers[one.token])
+        ]
+        if all(answer is None or answer.result is Result.PAUSED for _, answer in rest):
+            waits_s = [self._put_off_s(lease, action) for action in {action for action, _ in rest}]
+            known_s = [wait_s for wait_s in waits_s if wait_s is not None]
+            if known_s and len(known_s) == len(waits_s):
+                return min(known_s)
+        return back_off_s(lease.generation - 1, BACK_OFF_S)
 
-def _action(pair: tuple[int, Message]) -> str:
-    return pair[1].action.name
+    def _put_off_s(self, lease: Lease, action: str) -> float | None:
+        """For how long the mails of a paused action are put off; None when one may be tried now."""
+        try_in_s = self._calls.try_in_s(action)
+        if try_in_s is None:
+            return None
+        now = time.monotonic()
+        tries, at = self._tries.get(action, (0, -math.inf))
+        if lease.id == tries or at + LATE_S < now:
+            try_in_s = max(try_in_s, SOON_S)
+            self._tries[action] = lease.id, now + try_in_s
+            return try_in_s
+        return random.uniform(PUT_OFF_S / 2, PUT_OFF_S)  # noqa: S311 - jitter, no secret
+
+
+def _group(pair: tuple[int, Message]) -> tuple[str, str]:
+    return pair[1].action.name, pair[1].locale
+
+
+def _is_final(answer: Answer | None) -> bool:
+    return answer is not None and answer.result in {Result.SENT, Result.REJECTED}

@@ -8,8 +8,9 @@ whether each may still be mailed.
 Promises: each mail is sent at least once, until its token expires. It is sent again only when this
 process dies between the provider's answer and the settling, or when the answer was lost; the ledger
 shows both. A lease that another worker may have taken over is not sent. Memory does not depend on the
-backlog: for every two leases being sent, one more is in hand. Any number of workers share the queue and
-the rate.
+backlog: for every two leases being sent, one more is in hand, and all of them are at most a second of the
+rate, so that a more urgent mail is not behind them for long. Any number of workers share the queue and the
+rate.
 
 While nothing can be sent, it claims one lease at a time, to try whether the trouble is over: in turn one of
 new tokens and one that is due again, since the trouble may be that of a few recipients. On a signal it claims
@@ -64,8 +65,7 @@ class Runner:
         self._database, self._queue, self._listener = worker
         self._batch_limit = collector.batch_limit
         # More leases than are being sent, so that one claim feeds several calls.
-        self._ahead = sender.send_concurrency // 2
-        self._max_in_hand = sender.send_concurrency + self._ahead
+        self._max_in_hand = sender.send_concurrency + sender.send_concurrency // 2
         self._shutdown_s = sender.shutdown_timeout_ms / 1000
         self._changed = asyncio.Event()
         self._metrics = Metrics()
@@ -126,6 +126,7 @@ class Runner:
                 self._mail(),
                 keep_renewing(self._queue),
                 self._keep_reporting(),
+                self._keep_resuming(),
                 self._calls.keep_asking(),
                 failed=self._failed,
             )
@@ -150,11 +151,11 @@ class Runner:
                 free = await self._unless_stopping(self._room())
                 if free is None or self._stopping.is_set():
                     return
-                largest = self._calls.largest
-                asked = min(size, free * largest)
+                lease_tokens = self._lease_tokens
+                asked = min(size, free * lease_tokens)
                 self._listener.clear()
                 began = time.monotonic()
-                leases = await self._unless_stopping(self._claim(asked, min(largest, asked)))
+                leases = await self._unless_stopping(self._claim(asked, min(lease_tokens, asked)))
                 if leases is None or self._stopping.is_set():
                     await self._unclaim(leases or [])
                     return
@@ -193,13 +194,24 @@ class Runner:
             if waited_s is not None:
                 return waited_s
 
+    @property
+    def _max_leases(self) -> int:
+        """The most leases in hand: as many as recipients may be mailed in a second, or fewer."""
+        return min(self._max_in_hand, max(2, int(self._rate.rate)))
+
+    @property
+    def _lease_tokens(self) -> int:
+        """The most tokens in a lease, so that all leases in hand are at most a second of the rate."""
+        return min(self._calls.largest, max(1, int(self._rate.rate / self._max_leases)))
+
     async def _room(self) -> int:
         """Wait until more leases may be in hand; returns how many."""
         while True:
             await self._calls.ready()
-            # While nothing can be sent, one lease at a time is claimed, to try.
-            limit, enough = (self._max_in_hand, max(self._ahead, 1)) if self._calls.can_send else (1, 1)
-            if (free := limit - len(self._deliveries)) >= enough:
+            # While nothing can be sent, one lease at a time is claimed, to try. Else one claim feeds several
+            # calls.
+            limit = self._max_leases if self._calls.can_send else 1
+            if (free := limit - len(self._deliveries)) >= max(limit // 3, 1):
                 return free
             self._changed.clear()
             await self._changed.wait()
@@ -224,6 +236,14 @@ class Runner:
             await ledger.heartbeat(self._queue, "; ".join(troubles))
             await self._known.refresh()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _keep_resuming(self) -> None:
+        """Make what was put off due when it may be sent again; also at the start, for a worker that ended."""
+        while True:
+            if await self._queue.resume():
+                self._retrying.set()
+            self._calls.resumed.clear()
+            await self._calls.resumed.wait()
 
     async def _deliver(self, lease: Lease, waited_s: float) -> None:
         if await self._delivery.deliver(lease, waited_s):

@@ -4,9 +4,9 @@ SES's rate belongs to the account, not to a worker. Each charge is one statement
 workers together stay within the rate, and a worker that joins, leaves or dies changes the shares at once.
 
 Promises: a call that will not wait for its turn is not charged. A charge is made at most ``MAX_S`` ahead, so
-a process that dies wastes at most that much of the rate. A worker charges for its calls in the order in
-which they came, and for several at once while they fit into one burst. Workers that have to ask again do so
-at random moments, so that each gets a share.
+a process that dies wastes at most that much of the rate. At a high rate one charge is for several of the
+calls that wait, but for at most ``TOGETHER_S`` of the rate. Workers that have to ask again do so at random
+moments, so that each gets a share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import asyncio
 import math
 import random
 import time
-from dataclasses import dataclass
 from typing import Final
 
 from mailroom.queue.client import Queue
@@ -29,19 +28,11 @@ RESERVE: Final = (
 )
 POLICY: Final = (BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHARE)
 MAX_S: Final = 1.0
+TOGETHER_S: Final = 0.05
 # The database's answer may take this long, and the wait still ends in time.
 MARGIN_S: Final = 0.5
 # A call that must ask again does so after this time at the latest, since the rate may have gone up.
 MAX_PAUSE_S: Final = 5.0
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """A call that waits. ``until`` and ``leave_at`` (set once it is charged) are of ``time.monotonic``."""
-
-    recipients: int
-    until: float
-    leave_at: float | None = None
 
 
 class SharedRate:
@@ -50,9 +41,9 @@ class SharedRate:
     def __init__(self, queue: Queue, ceiling: float) -> None:
         self._queue = queue
         self._ceiling = self._rate = ceiling
-        self._turn = asyncio.Lock()
-        self._waiting: list[_Waiting] = []
         self._throttled = 0  # recipients, since the last charge
+        self._charged = 0  # recipients who were charged for, and may be mailed from the next time on
+        self._leave_at = 0.0
 
     @property
     def rate(self) -> float:
@@ -73,46 +64,35 @@ class SharedRate:
         """Lower the rate for all workers at the next charge: this number of recipients was throttled."""
         self._throttled += recipients
 
-    async def take(self, recipients: int, until: float = math.inf) -> None:
-        """Wait until mails to this number of recipients may be sent.
+    async def take(self, recipients: int, until: float = math.inf, *, behind: int = 0) -> None:
+        """Wait until mails to this number of recipients may be sent; for one caller at a time.
 
         Args:
             recipients: how many.
             until: of ``time.monotonic``; a longer wait is not charged.
+            behind: how many recipients wait for their turn.
 
         Raises:
             TimeoutError: they may not be sent by then.
         """
-        mine = _Waiting(recipients, until)
-        self._waiting.append(mine)
-        try:
-            async with self._turn:
-                await asyncio.sleep(0)  # calls that come at the same time are charged together
-                while mine.leave_at is None:
-                    await self._charge(mine)
-        finally:
-            self._waiting.remove(mine)
-        await asyncio.sleep(max(mine.leave_at - time.monotonic(), 0))
+        while recipients > self._charged:
+            await self._charge(recipients - self._charged, until, behind)
+        await asyncio.sleep(max(self._leave_at - time.monotonic(), 0))
+        self._charged -= recipients
 
-    async def _charge(self, first: _Waiting) -> None:
-        """Charge for a call, and for those behind it that fit into the burst; or pause, to ask again."""
-        longest_s = min(MAX_S, first.until - MARGIN_S - time.monotonic())
+    async def _charge(self, recipients: int, until: float, behind: int) -> None:
+        """Charge for these recipients, and some of those behind; or pause, to ask again."""
+        longest_s = min(MAX_S, until - MARGIN_S - time.monotonic())
         if longest_s < 0:
             raise TimeoutError
-        together, recipients = [first], first.recipients
-        for other in self._waiting[self._waiting.index(first) + 1 :]:
-            recipients += other.recipients
-            if recipients > self.burst or other.until < first.until:
-                recipients -= other.recipients
-                break
-            together.append(other)
+        together = max(recipients, min(recipients + behind, int(self._rate * TOGETHER_S)))
         throttled, self._throttled = self._throttled, 0
         ((wait_s, self._rate),) = await self._queue.ask(
-            RESERVE, [recipients, throttled, self._ceiling, longest_s, *POLICY]
+            RESERVE, [together, throttled, self._ceiling, longest_s, *POLICY]
         )
         if wait_s <= longest_s:
-            for one in together:
-                one.leave_at = time.monotonic() + wait_s
+            self._charged += together
+            self._leave_at = time.monotonic() + wait_s
             return
         pause_s = min(wait_s - longest_s, MAX_PAUSE_S)
         await asyncio.sleep(pause_s + random.uniform(0, MAX_S / 2))  # noqa: S311 - jitter, no secret
