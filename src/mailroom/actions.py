@@ -99,10 +99,12 @@ class Catalogue(NamedTuple):
     Attributes:
         actions: by name.
         language: the language of the templates without a language in their names.
+        start: the actions of a new installation; all, unless the file says otherwise.
     """
 
     actions: dict[str, Action]
     language: str
+    start: tuple[str, ...]
 
 
 def load_actions(folder: Path | str | None = None) -> dict[str, Action]:
@@ -122,8 +124,8 @@ def load_actions(folder: Path | str | None = None) -> dict[str, Action]:
 def load_catalogue(folder: Path | str | None = None) -> Catalogue:
     """The actions of a folder, and its language. Arguments and errors are those of ``load_actions``."""
     if folder is None:
-        actions, language = _built_in()
-        return Catalogue(dict(actions), language)
+        found = _built_in()
+        return found._replace(actions=dict(found.actions))
     path = Path(folder) / FILE_NAME
     try:
         source = path.read_bytes()
@@ -176,12 +178,17 @@ def parse_catalogue(source: bytes, path: str, *, reserved: Mapping[str, Action] 
     language = tables.pop("language", "en")
     if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
         faults.append(f"language: {language!r} is not a language; write a tag such as en or pt-BR")
+    start = tables.pop("start", None)
     actions = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
             faults.append(f"{name}: it is not a table; write [{name}], and its keys below")
         elif found := _read(name, table, faults):
             actions[name] = found
+    if start is None:
+        start = list(tables)
+    elif not isinstance(start, list) or not all(name in tables for name in start):
+        faults.append(f"start: {start!r} is not a list of actions of this file")
     faults += _conflicts(actions.values())
     if reserved is not None:
         faults += _taken_numbers(actions.values(), reserved)
@@ -190,7 +197,7 @@ def parse_catalogue(source: bytes, path: str, *, reserved: Mapping[str, Action] 
             "\n  ".join([f"{path!r} is not usable:", *faults]),
             hint="correct it, then run `mailroom actions check`",
         )
-    return Catalogue(actions, str(language))
+    return Catalogue(actions, str(language), tuple(start))
 
 
 def is_name(name: str) -> bool:
@@ -211,10 +218,10 @@ def _built_in() -> Catalogue:
 
 
 def _without_file(folder: Path) -> Catalogue:
-    actions, language = _built_in()
+    catalogue = _built_in()
     found = {
         name: action
-        for name, action in actions.items()
+        for name, action in catalogue.actions.items()
         if any((folder / f"{name}{suffix}").exists() for suffix in SUFFIXES)
     }
     if not found:
@@ -223,7 +230,7 @@ def _without_file(folder: Path) -> Catalogue:
             hint="name the right folder in MAILROOM_TEMPLATES, or write files to start from with"
             " `mailroom templates init FOLDER`",
         )
-    return Catalogue(found, language)
+    return Catalogue(found, catalogue.language, tuple(found))
 
 
 def _read(name: str, table: Mapping[str, Any], faults: list[str]) -> Action | None:

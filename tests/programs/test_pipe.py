@@ -622,15 +622,16 @@ def test_an_output_folder_that_cannot_be_written_is_told_at_the_start(start: Sta
     assert "MAILROOM_SES_OUTPUT_PATH" in sender.log()
 
 
-def test_a_template_that_would_lose_mail_is_refused_at_the_start(ses: InboxServer, start: Start) -> None:
+def test_a_template_that_would_lose_mail_pauses_its_action_alone(ses: InboxServer, start: Start) -> None:
     ses.inbox.account.put_template("activationv1", ("Hello {{name}}", "{{secret}}", "{{secret}}"), new=False)
     sender = start()
-    assert 78 == sender.wait()
-    assert (
-        "Error: the template 'activationv1' in SES does not match activation: subject: {{name}}"
-        in sender.log()
-    )
-    assert "Try: `mailroom templates push`" in sender.log()
+    sender.send([message(1)], [message(3, PASSWORD_RECOVERY)])
+    ses.wait_for(lambda inbox: inbox.counts.accepted == 1)
+    sender.wait_for_log("the template 'activationv1' in SES does not match activation: subject: {{name}}")
+    assert "(`mailroom templates push activation` replaces it)" in sender.log()
+    ses.inbox.account.put_template("activationv1", ("Hello", "{{secret}}", "{{secret}}"), new=False)
+    ses.wait_for(lambda inbox: inbox.counts.accepted == 2)
+    assert 0 == sender.end()
 
 
 def test_answers_that_tell_of_trouble_are_saved_whole_and_others_are_not(

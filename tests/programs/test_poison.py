@@ -32,8 +32,8 @@ from support.smtp import mail_server
 
 # A field of the action that nothing fills, for one user.
 UNFILLED: Final = {
-    "mailroom.templates.mails.fields": "lambda action, message, fill=mailroom.templates.mails.fields:"
-    " {}['inviter'] if message.username == 'poison' else fill(action, message)"
+    "mailroom.templates.mails.fields": "lambda message, language, fill=mailroom.templates.mails.fields:"
+    " {}['inviter'] if message.username == 'poison' else fill(message, language)"
 }
 # What the transport does not expect, for one user.
 UNEXPECTED: Final = {
@@ -116,10 +116,10 @@ def test_texts_that_no_database_holds_are_stored_without(database: str) -> None:
 def test_the_pipes_sender_sets_it_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = mails.fields
 
-    def poisoned(action: Any, one: Message) -> Mapping[str, str]:
+    def poisoned(one: Message, language: str) -> Mapping[str, str]:
         if one.username == "poison":
             raise KeyError("inviter")
-        return fill(action, one)
+        return fill(one, language)
 
     monkeypatch.setattr(mails, "fields", poisoned)
     batch = [message(1), message(2)._replace(username="poison"), message(3)]

@@ -160,13 +160,16 @@ def test_the_commands_for_mailing_through_ses_work(database: str, tmp_path: Path
 def test_the_commands_for_templates_work(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "templates.md").read_text()
     script = block(text, "sh", "templates init") + block(text, "sh", "templates push")
+    script += block(text, "sh", "render invitation")
     with InboxServer() as ses:
         endpoint = {"AWS_ENDPOINT_URL_SES": ses.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         with shell(script, tmp_path, AWS_DEFAULT_REGION="us-east-1", **endpoint) as process:
             assert process.stdout
-            process.stdout.read()
+            printed = process.stdout.read().decode()
             assert 0 == process.wait(30), (tmp_path / "log").read_text()
-        assert {"activationv1", "passwordrecoveryv1"} == set(ses.inbox.account.templates)
+        names = ("activationv1", "passwordrecoveryv1")
+        assert {*names, *(f"{name}-de" for name in names)} == set(ses.inbox.account.templates)
+        assert "Anna lädt Sie zu Acme ein." in printed
         assert "Zoë &lt;zoe&gt;" in (tmp_path / "mail.html").read_text()
 
 

@@ -14,7 +14,14 @@ from botocore.session import Session
 
 from mailroom.inbox.server import InboxServer
 
-DATA: Final = {"login": "ada", "login_html": "ada", "secret": "S" * 86, "code": "12345"}
+DATA: Final = {
+    "login": "ada",
+    "login_html": "ada",
+    "secret": "S" * 86,
+    "code": "12345",
+    "expires_in": "15 minutes",
+    "expires_in_html": "15 minutes",
+}
 
 
 @cache

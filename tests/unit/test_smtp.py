@@ -196,9 +196,10 @@ def arrives_as_itself(greeter: tuple[MailServer, SmtpTransport], login: str) -> 
         "Auto-Submitted",
         "MIME-Version",
         "Content-Type",
+        "Content-Language",
     }
     assert headers == set(mail.message.keys())
-    assert 8 == len(mail.message.keys())
+    assert 9 == len(mail.message.keys())
     assert f"{login}\n{message().token}\n.\n..\n{login}\n" == mail.parts[0]
     subject = " ".join(f"{login} for {login}".splitlines())
     read = make_header(decode_header(message_from_bytes(mail.content, policy=policy.compat32)["Subject"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,14 +14,17 @@ from typing import Any
 
 import pytest
 
+from mailroom.actions import Action
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
+from mailroom.templates.sources import Template, load, write_built_in
+from mailroom.transports.ses_templates import LOOK_AGAIN_S
 from mailroom.transports.transport import Transport, open_transport
 from mailroom.wire import Message
-from support.messages import message
+from support.messages import CATALOGUE, PASSWORD_RECOVERY, message
 from support.senders import AWS_KEY_ID, AWS_SECRET, aws, settings, with_templates
 from support.smtp import DROP, HANG, mail_server
 
@@ -112,7 +116,7 @@ def into_debug(output: Path, _: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def rendered() -> tuple[str, str]:
         (to,) = requests()
         data = json.loads(to["ReplacementTemplateData"])
-        return data["login"], data["login_html"]
+        return "\n".join(data.values()), "\n".join(data[name] for name in data if name.endswith("_html"))
 
     yield Rig(
         open_transport(settings(output, DEBUG="true")),
@@ -247,23 +251,135 @@ def test_a_provider_that_is_away_is_transient_and_no_exception(rig: Rig) -> None
     rig.transport.check()  # a server that does not answer now may answer later
 
 
-@pytest.mark.parametrize("transport", ["ses", "smtp"])
-def test_a_template_that_would_lose_mail_is_refused(
+def test_a_mail_is_in_its_recipients_language(rig: Rig) -> None:
+    outcomes = rig.transport.send([TEN[0]._replace(locale="de_at", expires_in_s=7200)])
+    assert [Result.SENT] == [outcome.result for outcome in outcomes]
+    text, html = rig.rendered()
+    assert "2 Stunden" in text
+    assert "2 Stunden" in html
+
+
+def test_the_own_fields_of_an_action_are_shown_and_may_be_missing(rig: Rig) -> None:
+    invitation = message(1, CATALOGUE["invitation"])._replace(username="", data={"inviter": '<b>&"'})
+    outcomes = rig.transport.send([invitation])
+    assert [Result.SENT] == [outcome.result for outcome in outcomes]
+    text, html = rig.rendered()
+    assert '<b>&"' in text
+    assert "&lt;b&gt;&amp;&quot;" in html
+    outcomes = rig.transport.send([invitation._replace(email="other@example.com", data={})])
+    assert [Result.SENT] == [outcome.result for outcome in outcomes]
+
+
+UNKNOWN = "{{nobody}} is not a field of activation"
+
+
+@pytest.mark.parametrize("transport", ["ses", "smtp", "debug"])
+def test_a_template_that_would_lose_mail_pauses_its_action_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], transport: str
 ) -> None:
-    if transport == "ses":
-        inbox = with_templates(Inbox())
-        inbox.account.put_template("activationv1", ("{{nobody}}", "{{secret}}", "{{secret}}"), new=False)
-        with InboxServer(inbox=inbox) as server:
-            for name, value in aws(server.url).items():
-                monkeypatch.setenv(name, value)
-            with pytest.raises(TemplateError, match="nobody"):
-                open_transport(settings(tmp_path)).check()
-    else:
-        from mailroom.templates.sources import write_built_in
+    write_built_in(tmp_path / "templates")
+    (tmp_path / "templates" / "activation.subject.txt").write_text("{{nobody}}")
+    inbox = with_templates(Inbox())
+    inbox.account.put_template("activationv1", ("{{nobody}}", "{{secret}}", "{{secret}}"), new=False)
+    with mail_server() as mails, InboxServer(inbox=inbox) as ses:
+        for name, value in aws(ses.url).items():
+            monkeypatch.setenv(name, value)
+        address = f"smtp://127.0.0.1:{mails.port}" if transport == "smtp" else transport
+        opened = open_transport(settings(tmp_path, TRANSPORT=address, TEMPLATES=tmp_path / "templates"))
+        assert opened.check() is None
+        outcomes = opened.send(TEN)
+        assert {(Result.PAUSED, Scope.ACTION)} == {(one.result, one.scope) for one in outcomes}
+        assert 10 == len(outcomes)
+        assert UNKNOWN in outcomes[0].detail
+        assert ("activationv1" if transport == "ses" else "activation.subject.txt") in outcomes[0].detail
+        assert "`mailroom templates" in outcomes[0].detail
+        (other,) = opened.send([message(1, PASSWORD_RECOVERY)])
+        assert Result.SENT is other.result
 
-        write_built_in(tmp_path / "templates")
-        (tmp_path / "templates" / "activation.subject.txt").write_text("{{nobody}}")
-        chosen = settings(tmp_path, TRANSPORT="smtp://127.0.0.1:1", TEMPLATES=tmp_path / "templates")
-        with pytest.raises(TemplateError, match="nobody"):
-            open_transport(chosen).check()
+        (tmp_path / "templates" / "activation.subject.txt").write_text("Hello {{login}}")
+        inbox.account.put_template("activationv1", ("Hello", "{{secret}}", "{{secret}}"), new=False)
+        assert {Result.SENT} == {outcome.result for outcome in opened.send(TEN)}
+        opened.close()
+
+
+@pytest.mark.parametrize("transport", ["smtp", "debug"])
+def test_an_action_without_a_template_waits_for_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], transport: str
+) -> None:
+    folder = tmp_path / "templates"
+    write_built_in(folder)
+    own = Action("join", 30, b"/join", fields=("inviter",))
+    with mail_server() as mails:
+        address = f"smtp://127.0.0.1:{mails.port}" if transport == "smtp" else transport
+        opened = open_transport(settings(tmp_path, TRANSPORT=address, TEMPLATES=folder))
+        assert opened.check() is None
+        (outcome,) = opened.send([message(1, own)])
+        assert (Result.PAUSED, Scope.ACTION) == (outcome.result, outcome.scope)
+        assert f"{folder}/join.subject.txt: No such file" in outcome.detail
+        for part, source in (
+            (".subject.txt", "Join"),
+            (".txt", "{{secret}}"),
+            (".html", "<p>{{secret}}</p>"),
+        ):
+            (folder / f"join{part}").write_text(source)
+        (outcome,) = opened.send([message(1, own)])
+        assert Result.SENT is outcome.result
+        opened.close()
+
+
+def test_where_nothing_can_be_sent_it_is_reported_at_the_start(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, TRANSPORT="smtp://127.0.0.1:1", APP_URL="")
+    with pytest.raises(TemplateError, match="MAILROOM_APP_URL, which is not set"):
+        open_transport(chosen).check()
+
+
+@pytest.fixture
+def ses(monkeypatch: pytest.MonkeyPatch) -> Iterator[InboxServer]:
+    """A local SES with the plain templates alone."""
+    inbox = Inbox()
+    inbox.publish(one for one in with_constants().values() if not one.tag)
+    with InboxServer(inbox=inbox) as server:
+        for name, value in aws(server.url).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def with_constants() -> dict[str, Template]:
+    return load(None, {"app_name": "Acme", "app_url": "https://acme.example"})
+
+
+def test_where_ses_lacks_a_translation_the_plain_template_is_used(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = open_transport(settings(tmp_path))
+    german = [one._replace(locale="de") for one in TEN]
+    for _ in range(2):
+        assert {Result.SENT} == {outcome.result for outcome in opened.send(german)}
+    for mail in ses.inbox.mails.find():
+        rendered = ses.inbox.render(mail)
+        assert rendered
+        assert ("activationv1", True) == (mail.template.name, "for 15 minutes" in rendered.text)
+    assert ["ses.translation_missing"] == [record.getMessage() for record in caplog.records]
+
+    ses.inbox.publish([with_constants()["activation.de"]])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + LOOK_AGAIN_S)
+    assert {Result.SENT} == {outcome.result for outcome in opened.send(german)}
+    names = Counter(mail.template.name for mail in ses.inbox.mails.find())
+    assert {"activationv1": 20, "activationv1-de": 10} == names
+    opened.close()
+
+
+def test_a_translation_that_ses_deleted_is_replaced_by_the_plain_template(
+    ses: InboxServer, tmp_path: Path
+) -> None:
+    """As where the role may not read templates: only the call says that it is missing."""
+    ses.inbox.publish([with_constants()["activation.de"]])
+    opened = open_transport(settings(tmp_path))
+    german = [one._replace(locale="de") for one in TEN]
+    assert {Result.SENT} == {outcome.result for outcome in opened.send(german)}
+    del ses.inbox.account.templates["activationv1-de"]
+    assert {Result.SENT} == {outcome.result for outcome in opened.send(german)}
+    names = Counter(mail.template.name for mail in ses.inbox.mails.find())
+    assert {"activationv1-de": 10, "activationv1": 10} == names
+    opened.close()

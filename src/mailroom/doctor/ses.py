@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as aws
 
-from mailroom.actions import Action
+from mailroom.actions import Action, action_named, load_catalogue
 from mailroom.addresses import wire_address
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.report import Check, Finding, NotKnown, fault, ok, skipped, warning
@@ -229,7 +229,7 @@ CHECKS: Final[tuple[Check[SesProbe], ...]] = (
     Check("configuration-set", config_set, ("ses",)),
     *(
         Check(f"template-{action.name}", partial(template, action), ("ses", "MAILROOM_TEMPLATES"))
-        for action in sources.actions_of(None)
+        for action in map(action_named, load_catalogue().start)
     ),
 )
 

@@ -116,7 +116,7 @@ def files(probe: SmtpProbe) -> Finding:
     settings = probe.settings.templates
     where = str(settings.folder or "Mailroom's own")
     loaded = sources.load(settings.folder, settings.constants)
-    faults = [f"{name}: {text}" for name, template in loaded.items() for text in checks.check(template)]
+    faults = [text for template in loaded.values() for text in checks.check(template)]
     if faults:
         return fault(f"{where}: {'; '.join(faults)}", "fix it, then run `mailroom templates check`")
     return ok(f"{where} can be used")

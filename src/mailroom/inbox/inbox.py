@@ -27,7 +27,7 @@ from mailroom.inbox.mails import KEEP, Brief, KeptMail, Mailbox, StoredTemplate
 from mailroom.inbox.messages import MAX_HEADER
 from mailroom.inbox.records import MAX_CALLS, CallRecord, Counts, RawRequests
 from mailroom.inbox.ses_protocol import Refusal
-from mailroom.templates.mails import SES_PARTS, RenderedMail, for_ses
+from mailroom.templates.mails import SES_PARTS, RenderedMail, for_ses, ses_name
 from mailroom.templates.sources import Template
 
 THROTTLES: Final = ("Throttling", "ThrottlingException", "TooManyRequestsException")
@@ -69,9 +69,9 @@ class Inbox:
         self._open: tuple[KeptMail | None, RenderedMail | None] = None, None
 
     def publish(self, loaded: Iterable[Template]) -> None:
-        """Store templates under the names that their actions give them."""
+        """Store templates under the names that their actions and languages give them."""
         for template in loaded:
-            name = template.action.template
+            name = ses_name(template.action.template, template.tag)
             source = for_ses(template, name)
             subject, text, html = (source[part] for part in SES_PARTS.values())
             self.account.put_template(name, (subject, text, html), new=True)

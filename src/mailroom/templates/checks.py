@@ -1,31 +1,35 @@
-"""Checks templates before the first mail is sent.
+"""Checks templates before they are used.
 
 SES accepts a mail whose data lacks a field that its template shows, and silently sends nothing. So a field
 that the action does not have is a fault. A user's text must not become part of the page, so showing it where
-escaping cannot prevent that is a fault too.
+escaping cannot prevent that is a fault too. A field may be empty, so all of this is checked with each choice
+of empty fields that changes what the template shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html.parser import HTMLParser
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import product
 from typing import Final, NamedTuple
 
-from mailroom.actions import Action
+from mailroom.actions import FILE_NAME, Action
 from mailroom.errors import TemplateError
-from mailroom.templates.mails import ESCAPED_FIELDS, SES_PARTS, escaped_names, shown
-from mailroom.templates.sources import CONSTANTS, Template
+from mailroom.templates.languages import canonical
+from mailroom.templates.listing import LAYOUT, file_name
+from mailroom.templates.mails import SAFE_FIELDS, SES_PARTS, field_names, user_fields
+from mailroom.templates.places import ProbeFinder
+from mailroom.templates.sources import CONSTANTS, Template, TemplateFolder
 from mailroom.templates.tags import Kind, Tag, placeholders, render_source, syntax_fault, tags
 
 # The limit in SES's documentation, for all parts together.
 MAX_BYTES: Final = 500_000
+# With more fields that a template tests, the choices of empty ones take long to check.
+MAX_TESTED: Final = 6
+REMEDY: Final = "correct it and run `mailroom templates check`"
 
 _UNDERSTOOD: Final = "{{field}}, {{#if field}}, {{#unless field}}, {{else}} and {{! comments}}"
-# Attributes that are only shown: never run, fetched or used as style.
-_HARMLESS_ATTRIBUTES: Final = ("alt", "aria-label", "title")
-_PROBE: Final = "mailroom-probe"
-# An attribute without quotes ends at the blank.
-_PROBE_VALUE: Final = f"{_PROBE} x={_PROBE}"
+_OF_LAYOUT: Final = ("body", "lang", "dir")
 
 
 class Findings(NamedTuple):
@@ -35,29 +39,68 @@ class Findings(NamedTuple):
     warnings: list[str]
 
 
-def check(template: Template) -> list[str]:
-    """Return the faults of a template from files, a sentence each; empty if it may be used."""
+def usable(folder: TemplateFolder, action: Action, locale: str) -> Template:
+    """Return the template of a mail in the language for a locale.
+
+    Raises:
+        TemplateError: it cannot be used; the text names file, field and remedy. The folder is then read again
+            for the next mail.
+    """
+    template = folder.template(action, folder.language_for(action, locale))
+    if faults := check(template):
+        folder.look_again()
+        raise TemplateError(f"{action.name} has no usable template: {'; '.join(faults)}", hint=REMEDY)
+    return template
+
+
+def check_action(folder: TemplateFolder, action: Action) -> list[str]:
+    """Return the faults of an action's templates, and of the files that are not used."""
+    plain = canonical(folder.language)
+    unused = [
+        f"{name}: missing, so mails in {tag} are sent in {plain}"
+        for tag, names in folder.incomplete(action).items()
+        for name in names
+    ]
+    if plain in folder.languages(action):
+        name = file_name(action.name, plain, "html")
+        unused.append(f"{name}: not used, since {FILE_NAME} says that the plain templates are in {plain}")
+    return unused + faults_of(folder, action)
+
+
+def faults_of(folder: TemplateFolder, action: Action) -> list[str]:
+    """Return why an action's mails cannot be sent, in any of its languages; empty if they can."""
     faults: list[str] = []
-    action = template.action
-    if sum(len(source.encode()) for source in template.parts().values()) > MAX_BYTES:
-        return [f"larger than {MAX_BYTES} bytes, the limit of SES"]
-    for part, source in template.parts().items():
-        if not source.strip():
-            faults.append(f"{part}: empty")
-        elif fault := syntax_fault(source):
-            faults.append(f"{part}: {fault}")
-        elif tag_faults := _tag_faults(part, source, action):
-            faults += tag_faults
-        elif part != "subject":
-            faults += _missing(part, source, [name for name in shown(action) if name not in ESCAPED_FIELDS])
-    if len(template.subject.splitlines()) > 1:
-        faults.append("subject: more than one line")
-    if any(syntax_fault(source) for source in template.parts().values()):
-        return faults
-    faults += [f"html: {fault}" for fault in _unsafe_places(template.html, ESCAPED_FIELDS)]
-    found = set().union(*map(placeholders, template.parts().values()))
-    faults += [f"{{{{{name}}}}} is missing" for name in ESCAPED_FIELDS if name in {*shown(action)} - found]
+    for tag in ["", *folder.languages(action)]:
+        try:
+            faults += check(folder.template(action, tag))
+        except TemplateError as error:
+            faults.append(str(error))
     return list(dict.fromkeys(faults))
+
+
+@lru_cache(maxsize=1024)
+def check(template: Template) -> tuple[str, ...]:
+    """Return the faults of a template from files, a sentence each; empty if it may be used."""
+    action, parts = template.action, template.parts()
+    if sum(len(source.encode()) for source in parts.values()) > MAX_BYTES:
+        return (f"{template.file('html')}: larger than {MAX_BYTES} bytes with its text, the limit of SES",)
+    faults: list[str] = []
+    if template.has_layout:
+        faults += [f"{LAYOUT}: {fault}" for fault in _layout_faults(template.layout)]
+    for part, source in {**parts, "html": template.html}.items():
+        file = template.file(part)
+        if not source.strip():
+            faults.append(f"{file}: empty")
+        elif fault := syntax_fault(source):
+            faults.append(f"{file}: {fault}")
+        else:
+            faults += [f"{file}: {fault}" for fault in _tag_faults(part, source, action)]
+    if len(template.subject.splitlines()) > 1:
+        faults.append(f"{template.file('subject')}: more than one line")
+    if not faults:
+        for part, source in parts.items():
+            faults += [f"{template.file(part)}: {fault}" for fault in _part_faults(part, source, action)]
+    return tuple(dict.fromkeys(faults))
 
 
 def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
@@ -69,7 +112,7 @@ def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
         action: the action that it is for.
     """
     findings = Findings([], [])
-    known = {*shown(action), *escaped_names(action)}
+    known = set(field_names(action))
     sources = {part: parts.get(name) or "" for part, name in SES_PARTS.items()}
     if sum(len(source.encode()) for source in sources.values()) > MAX_BYTES:
         findings.faults.append(f"larger than {MAX_BYTES} bytes, the limit of SES")
@@ -87,21 +130,35 @@ def check_fetched(parts: Mapping[str, str], action: Action) -> Findings:
         others = [tag.source for tag in tags(source) if tag.kind is Kind.OTHER]
         findings.warnings.extend(f"{part}: {tag} is not checked" for tag in others)
         if part != "subject" and not unknown:
-            required = [name for name in shown(action) if name not in ESCAPED_FIELDS]
-            findings.faults.extend(_missing(part, source, required))
+            findings.faults.extend(f"{part}: {fault}" for fault in _missing(source, action))
     if any(syntax_fault(source) for source in sources.values()):
         return findings
-    found = set().union(*map(placeholders, sources.values()))
-    for name in ESCAPED_FIELDS:
-        if name in shown(action) and not {name, f"{name}_html"} & found:
-            findings.warnings.append(f"{{{{{name}}}}} is missing")
-        if any(tag.shows == name for tag in tags(sources["html"])):
-            findings.warnings.append(
-                f"html: {{{{{name}}}}} shows a user's text without escaping; write {{{{{name}_html}}}}"
-            )
-    unsafe = _unsafe_places(sources["html"], escaped_names(action))
+    shown = {tag.shows for tag in tags(sources["html"])}
+    findings.warnings.extend(
+        f"html: {{{{{name}}}}} shows a user's text without escaping; write {{{{{name}_html}}}}"
+        for name in user_fields(action)
+        if name in shown
+    )
+    unsafe = _unsafe_places(sources["html"], action, escaped=True)
     findings.warnings.extend(f"html: {fault}" for fault in unsafe)
     return findings
+
+
+def _layout_faults(source: str) -> list[str]:
+    if fault := syntax_fault(source):
+        return [fault]
+    faults = []
+    for tag in tags(source):
+        if tag.name in CONSTANTS:
+            faults.append(_constant_fault(tag))
+        elif tag.kind is not Kind.COMMENT and (tag.shows not in _OF_LAYOUT or "~" in tag.source):
+            faults.append(
+                f"{tag.source} is refused: a layout may have {{{{body}}}}, {{{{lang}}}}, {{{{dir}}}},"
+                " {{app_name}}, {{app_url}} and comments"
+            )
+    if (count := sum(tag.shows == "body" for tag in tags(source))) != 1:
+        faults.append("{{body}} is missing" if not count else "{{body}} is there more than once")
+    return faults
 
 
 def _tag_faults(part: str, source: str, action: Action) -> list[str]:
@@ -111,17 +168,15 @@ def _tag_faults(part: str, source: str, action: Action) -> list[str]:
             continue
         if tag.kind is Kind.OTHER:
             faults.append(
-                f"{part}: {tag.source} is refused: a template may have {_UNDERSTOOD},"
+                f"{tag.source} is refused: a template may have {_UNDERSTOOD},"
                 " with no other brace and no backslash beside them"
             )
         elif tag.name in CONSTANTS:
             faults.append(_constant_fault(tag))
-        elif tag.name and tag.name not in shown(action):
-            faults.append(f"{part}: {_unknown(tag.name, action)}")
-        elif part == "html" and tag.kind is Kind.RAW and tag.name in ESCAPED_FIELDS:
-            faults.append(
-                f"html: {tag.source} shows a user's text without escaping; write {{{{{tag.name}}}}}"
-            )
+        elif tag.name and tag.name not in action.shown:
+            faults.append(_unknown(tag.name, action))
+        elif part == "html" and tag.kind is Kind.RAW and tag.name not in SAFE_FIELDS:
+            faults.append(f"{tag.source} shows a user's text without escaping; write {{{{{tag.name}}}}}")
     return faults
 
 
@@ -132,67 +187,75 @@ def _constant_fault(tag: Tag) -> str:
 
 
 def _unknown(name: str, action: Action) -> str:
-    if name in {f"{field}_html" for field in ESCAPED_FIELDS}:
+    if name in field_names(action):
         return f"{{{{{name}}}}} is made for SES; write {{{{{name.removesuffix('_html')}}}}}"
-    return f"{{{{{name}}}}} is not a field of {action.name}: SES would accept the mail and drop it"
+    return (
+        f"{{{{{name}}}}} is not a field of {action.name}: SES would accept the mail and drop it;"
+        f" remove it, or add it to fields in {FILE_NAME}"
+    )
 
 
-def _missing(part: str, source: str, required: list[str]) -> list[str]:
-    """Return the fields that are not shown: missing in the source, or in a branch that is never taken."""
-    marks = {name: f"\0{name}\0" for name in required}
-    escaped = {name: name for field in ESCAPED_FIELDS for name in (field, f"{field}_html")}
-    try:
-        rendered = render_source(source, marks | escaped)
-    except TemplateError as error:
-        return [f"{part}: {error}"]
-    return [f"{part}: {{{{{name}}}}} is missing" for name, mark in marks.items() if mark not in rendered]
+def _part_faults(part: str, source: str, action: Action) -> list[str]:
+    tested = _tested(source, action)
+    if len(tested) > MAX_TESTED:
+        return [f"tests {len(tested)} fields ({', '.join(tested)}); test at most {MAX_TESTED}"]
+    faults = [] if part == "subject" else _missing(source, action)
+    return faults + (_unsafe_places(source, action) if part == "html" else [])
 
 
-def _unsafe_places(source: str, names: Sequence[str]) -> list[str]:
+def _tested(source: str, action: Action) -> list[str]:
+    """The fields that may be empty and decide what a source shows."""
+    names = {tag.name.removesuffix("_html") for tag in tags(source) if tag.kind is Kind.TEST}
+    return sorted(names & set(user_fields(action)))
+
+
+def _choices(source: str, action: Action) -> Iterator[list[str]]:
+    """Each choice of fields that are empty, with which the source may show something else."""
+    tested = _tested(source, action)[:MAX_TESTED]
+    for empty in product((False, True), repeat=len(tested)):
+        yield [name for name, is_empty in zip(tested, empty, strict=True) if is_empty]
+
+
+def _missing(source: str, action: Action) -> list[str]:
+    """Return the required fields that are not shown: missing, or in a branch that is not always taken."""
+    marks: dict[str, str] = {name: f"\0{name}\0" for name in SAFE_FIELDS if name in action.shown}
+    faults: list[str] = []
+    for empty in _choices(source, action):
+        data = {name: "" if name.removesuffix("_html") in empty else name for name in field_names(action)}
+        try:
+            rendered = render_source(source, data | marks)
+        except TemplateError as error:
+            return [str(error)]
+        when = f" when {' and '.join(empty)} {'are' if empty[1:] else 'is'} empty" if empty else ""
+        faults += [
+            f"{{{{{name}}}}} is missing{when}"
+            for name, mark in marks.items()
+            if mark not in rendered and not any(f"{{{{{name}}}}} is" in fault for fault in faults)
+        ]
+    return faults
+
+
+def _unsafe_places(source: str, action: Action, *, escaped: bool = False) -> list[str]:
     """Return where escaping does not help: unquoted attributes, addresses, style and script.
 
-    No field is ever empty, so every mail takes the branches that are taken here.
+    Args:
+        source: the HTML part.
+        action: its action.
+        escaped: whether its tags have the names of the escaped fields.
     """
+    names = {f"{name}_html" if escaped else name: name for name in user_fields(action)}
     faults = []
-    for name in names:
-        page = _ProbeFinder()
+    for empty in _choices(source, action):
+        page = ProbeFinder([shown for shown, name in names.items() if name not in empty])
+        data = dict.fromkeys(placeholders(source), "x") | dict.fromkeys(empty, "")
+        data |= {name: "" for name in names if names[name] in empty}
         try:
-            page.feed(render_source(source, dict.fromkeys(placeholders(source), "x") | {name: _PROBE_VALUE}))
+            page.feed(render_source(source, data | page.probes))
         except TemplateError:
             return []  # reported as a fault of its own
         page.close()
         faults += [
             f"{{{{{name}}}}} is {place}, where escaping does not make it safe; show it as text"
-            for place in dict.fromkeys(page.unsafe)
+            for name, place in page.unsafe
         ]
-    return faults
-
-
-class _ProbeFinder(HTMLParser):
-    """Finds the places of the probe."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unsafe: list[str] = []
-        self._element = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Report the probe in a tag, unless it is whole, quoted, and in an attribute that is only shown."""
-        self._element = tag if tag in ("script", "style") else ""
-        if _PROBE in tag:
-            self.unsafe.append("in the name of an element")
-            return
-        for name, value in attrs:
-            if _PROBE in name or _PROBE in (value or ""):
-                whole = _PROBE_VALUE in (value or "")
-                if name not in _HARMLESS_ATTRIBUTES or not whole:
-                    self.unsafe.append(f"in the attribute {name}" if whole else "in a tag and not in quotes")
-
-    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - the base class's name
-        """Note that the element has ended."""
-        self._element = ""
-
-    def handle_data(self, data: str) -> None:
-        """Report the probe in the text of a script or a style."""
-        if _PROBE in data and self._element:
-            self.unsafe.append(f"in <{self._element}>")
+    return list(dict.fromkeys(faults))

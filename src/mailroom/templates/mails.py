@@ -1,8 +1,8 @@
 """Prepares templates and their data for SES, and renders mails for transports that do not render.
 
 SES escapes nothing. So the HTML part goes to SES with ``{{login_html}}`` in place of ``{{login}}``, and the
-data of every mail holds the login twice: unescaped for the subject and the text, and escaped for the HTML.
-Rendering for SMTP does the same, so all mails are escaped in one way.
+data of every mail holds each text of a user twice: unescaped for the subject and the text, and escaped for
+the HTML. Rendering for SMTP does the same, so all mails are escaped in one way.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mailroom.actions import Action
+from mailroom.templates.languages import duration
 from mailroom.templates.sources import Template
 from mailroom.templates.tags import Tag, render_source, replace_tags
 from mailroom.wire import Message
 
-# The fields that hold a user's text. The others hold letters, digits, - and _ only.
-ESCAPED_FIELDS: Final = ("login",)
+# The fields that hold letters, digits, - and _ only. Every other field may hold any text.
+SAFE_FIELDS: Final = ("secret", "code")
 
 SES_PARTS: Final = {"subject": "SubjectPart", "text": "TextPart", "html": "HtmlPart"}
 
@@ -31,35 +32,53 @@ class RenderedMail(NamedTuple):
     html: str
 
 
-def fields(action: Action, message: Message) -> dict[str, str]:
-    """Return the fields that the action's template may show, and the escaped ones."""
-    every = {"login": message.username, "secret": message.token, "code": message.code}
-    every |= {f"{name}_html": html.escape(every[name]) for name in ESCAPED_FIELDS}
-    return {name: every[name] for name in (*shown(action), *escaped_names(action))}
+def fields(message: Message, language: str) -> dict[str, str]:
+    """Return the fields that the message's template may show, and the escaped ones.
+
+    Args:
+        message: the message; a field that its data does not have is empty.
+        language: the template's, for the lifetime.
+    """
+    action = message.action
+    lifetime_s = action.lifetime_s if message.expires_in_s is None else message.expires_in_s
+    every = {
+        **message.data,
+        "login": message.username,
+        "secret": message.token,
+        "code": message.code,
+        "expires_in": duration(lifetime_s, language),
+    }
+    shown = {name: every.get(name, "") for name in action.shown}
+    return shown | {f"{name}_html": html.escape(shown[name]) for name in user_fields(action)}
 
 
-def shown(action: Action) -> tuple[str, ...]:
-    """Return the fields that the action's template may show."""
-    return tuple(name for name in action.shown if name in ("login", "secret", "code"))
+def user_fields(action: Action) -> tuple[str, ...]:
+    """Return the fields of an action that may hold any text, and so are escaped for HTML."""
+    return tuple(name for name in action.shown if name not in SAFE_FIELDS)
 
 
-def escaped_names(action: Action) -> tuple[str, ...]:
-    """Return the names of the fields of an action that are escaped for HTML."""
-    return tuple(f"{name}_html" for name in ESCAPED_FIELDS if name in shown(action))
+def field_names(action: Action) -> tuple[str, ...]:
+    """Return the names that ``fields`` has for each message of an action."""
+    return (*action.shown, *(f"{name}_html" for name in user_fields(action)))
 
 
-def ses_data(action: Action, message: Message) -> str:
-    """Return one recipient's replacement data for SES."""
-    return json.dumps(fields(action, message), ensure_ascii=False)
+def ses_data(message: Message, language: str) -> str:
+    """Return one recipient's replacement data for SES; arguments as for ``fields``."""
+    return json.dumps(fields(message, language), ensure_ascii=False)
+
+
+def ses_name(name: str, tag: str) -> str:
+    """Return the name in SES of a template in a language, or of the plain one for an empty tag."""
+    return f"{name}-{tag}" if tag else name
 
 
 def for_ses(template: Template, name: str) -> dict[str, str]:
-    """Return a template for SES's API."""
+    """Return a template for SES's API, under a name that has its language already."""
     return {
         "TemplateName": name,
         "SubjectPart": template.subject,
         "TextPart": template.text,
-        "HtmlPart": _escaped(template.html),
+        "HtmlPart": _escaped(template.page, user_fields(template.action)),
     }
 
 
@@ -69,18 +88,17 @@ def render(template: Template, message: Message) -> RenderedMail:
     Raises:
         TemplateError: the template shows a field that the message does not have.
     """
-    data = fields(template.action, message)
+    data = fields(message, template.language)
     return RenderedMail(
         render_source(template.subject, data),
         render_source(template.text, data),
-        render_source(_escaped(template.html), data),
+        render_source(_escaped(template.page, user_fields(template.action)), data),
     )
 
 
-@lru_cache(maxsize=64)
-def _escaped(source: str) -> str:
+@lru_cache(maxsize=1024)
+def _escaped(source: str, names: tuple[str, ...]) -> str:
     def escaped(tag: Tag) -> str:
-        user_text = tag.shows in ESCAPED_FIELDS
-        return tag.source.replace(tag.name, f"{tag.name}_html") if user_text else tag.source
+        return tag.source.replace(tag.name, f"{tag.name}_html") if tag.shows in names else tag.source
 
     return replace_tags(source, escaped)

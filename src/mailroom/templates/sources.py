@@ -1,62 +1,220 @@
-"""Loads templates from files.
+"""Reads templates from a folder.
 
 A folder has three files for each action: ``activation.subject.txt``, ``activation.txt`` and
-``activation.html`` are the parts of one mail, in Handlebars as SES reads it (see ``tags``). They show the
-fields of their action (``{{login}}``, ``{{secret}}``, ``{{code}}``) and two constants, ``{{app_name}}`` and
-``{{app_url}}``. Constants are settings, and loading replaces them; one that is not set stays in the source,
-and ``check`` reports it.
+``activation.html`` are the parts of one mail, in Handlebars as SES reads it (see ``tags``). Three more,
+``activation.de.subject.txt`` and so on, are its German translation. ``layout.html``, if there is one, is the
+page around every HTML part. All of them may show two constants, ``{{app_name}}`` and ``{{app_url}}``.
+Constants are settings, and reading replaces them; one that is not set stays in the source, and ``check``
+reports it.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from mailroom.actions import BUILT_IN, Action, load_actions
-from mailroom.errors import TemplateError
+from mailroom.actions import BUILT_IN, Action, load_catalogue
+from mailroom.errors import ActionsError, TemplateError
+from mailroom.logs import EventLogger
+from mailroom.templates.languages import canonical, choose, direction
+from mailroom.templates.listing import LAYOUT, PARTS, Listing, file_name, list_files
 from mailroom.templates.tags import Tag, replace_tags
 
-PARTS: Final = {"subject": ".subject.txt", "text": ".txt", "html": ".html"}
 CONSTANTS: Final = {"app_name": "MAILROOM_APP_NAME", "app_url": "MAILROOM_APP_URL"}
+# How often a folder is looked at for changes.
+LOOK_INTERVAL_S: Final = 1.0
+
+_WHOLE_PAGE: Final = re.compile(
+    r"\s*+(?:(?><!--.*?-->)\s*+)*+<(?:!doctype|html)\b", re.IGNORECASE | re.DOTALL
+)
+
+log = EventLogger("templates")
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The sources of one action's mail."""
+    """The sources of one action's mail in one language.
+
+    Attributes:
+        html: the HTML part without the layout.
+        language: the language of its words.
+        tag: the language in its name; empty for a plain template.
+        layout: the page around the HTML part; empty for none.
+    """
 
     action: Action
     subject: str
     text: str
     html: str
+    language: str = "en"
+    tag: str = ""
+    layout: str = ""
+
+    @property
+    def name(self) -> str:
+        """The beginning of its files' names."""
+        return f"{self.action.name}.{self.tag}" if self.tag else self.action.name
+
+    @property
+    def has_layout(self) -> bool:
+        """Whether there is a layout around the HTML part."""
+        return bool(self.layout) and not _WHOLE_PAGE.match(self.html)
+
+    @property
+    def page(self) -> str:
+        """The HTML part in its layout; a part that is a whole page stays as it is."""
+        return _page(self.html, self.layout, self.language) if self.has_layout else self.html
 
     def parts(self) -> dict[str, str]:
         """Return the sources by the names of their parts."""
-        return {"subject": self.subject, "text": self.text, "html": self.html}
+        return {"subject": self.subject, "text": self.text, "html": self.page}
+
+    def file(self, part: str) -> str:
+        """Return the name of a part's file."""
+        return self.name + PARTS[part]
 
 
-def load(folder: Path | None, constants: Mapping[str, str]) -> dict[str, Template]:
-    """Return the templates of a folder by the names of their actions.
+@lru_cache(maxsize=1024)
+def _page(body: str, layout: str, language: str) -> str:
+    values = {"body": body, "lang": language, "dir": direction(language)}
+    return replace_tags(layout, lambda tag: values.get(tag.shows, tag.source))
+
+
+class TemplateFolder:
+    """A folder of templates, which is read again when a file has changed. Several threads may use it.
 
     Args:
-        folder: the folder; None for the templates that come with Mailroom.
+        path: the folder; None for the one that comes with Mailroom.
         constants: the values of ``{{app_name}}`` and ``{{app_url}}``, as the settings allow them.
 
     Raises:
-        TemplateError: a file is missing or not UTF-8.
+        ActionsError: its ``actions.toml`` cannot be used.
     """
-    templates = {}
-    for action in actions_of(folder):
+
+    def __init__(self, path: Path | None, constants: Mapping[str, str]) -> None:
+        self.path = path or BUILT_IN
+        self._constants = constants
+        self._lock = threading.Lock()
+        self._language = load_catalogue(path).language
+        self._listing: Listing | None = None
+        self._read: dict[tuple[Action, str], Template] = {}
+        self._look_at = 0.0
+
+    @property
+    def language(self) -> str:
+        """The language of the plain templates."""
+        self._look()
+        return self._language
+
+    def languages(self, action: Action) -> list[str]:
+        """Return the languages into which an action's mail is translated, as canonical tags, sorted."""
+        return self._look().languages(action.name)
+
+    def language_for(self, action: Action, locale: str) -> str:
+        """Return the language of a mail; empty for that of the plain template."""
+        return choose(locale, self.languages(action), self._language)
+
+    def template(self, action: Action, tag: str = "") -> Template:
+        """Return a template; an empty tag is the plain one.
+
+        Raises:
+            TemplateError: a file is missing, cannot be read or is not UTF-8. The folder is then read again
+                for the next template.
+        """
+        listing = self._look()
+        with self._lock:
+            if found := self._read.get((action, tag)):
+                return found
+        try:
+            template = self._load(listing, action, tag)
+        except TemplateError:
+            self.look_again()
+            raise
+        with self._lock:
+            if listing is self._listing:
+                self._read[action, tag] = template
+        return template
+
+    def templates(self, action: Action) -> Iterator[Template]:
+        """Yield an action's plain template and its translations. Raises what ``template`` raises."""
+        for tag in ["", *self.languages(action)]:
+            yield self.template(action, tag)
+
+    def incomplete(self, action: Action) -> dict[str, list[str]]:
+        """Return the names of the files that translations lack, by language. They are not used."""
+        found = self._look().files.get(action.name, {})
+        return {
+            tag: [file_name(action.name, tag, part) for part in PARTS if part not in files]
+            for tag, files in sorted(found.items())
+            if tag and len(files) < len(PARTS)
+        }
+
+    def look_again(self) -> None:
+        """Read the folder again for the next template."""
+        with self._lock:
+            self._listing, self._read, self._look_at = None, {}, 0.0
+
+    def _look(self) -> Listing:
+        """The folder's files, at most ``LOOK_INTERVAL_S`` old."""
+        with self._lock:
+            if self._listing and time.monotonic() < self._look_at:
+                return self._listing
+            listing = list_files(self.path)
+            if self._listing is None or listing.stamps != self._listing.stamps:
+                self._language = self._read_language()
+                self._listing, self._read = listing, {}
+            self._look_at = time.monotonic() + LOOK_INTERVAL_S
+            return self._listing
+
+    def _read_language(self) -> str:
+        try:
+            return load_catalogue(None if self.path == BUILT_IN else self.path).language
+        except ActionsError as error:
+            log.warning("actions_unusable", reason=str(error), language=self._language)
+            return self._language
+
+    def _load(self, listing: Listing, action: Action, tag: str) -> Template:
+        files = listing.files.get(action.name, {}).get(tag, {})
         sources = {
-            part: _put_in(_read(_path(folder or BUILT_IN, action, part)), constants, escape=part == "html")
+            part: self._source(files.get(part, file_name(action.name, tag, part)), is_html=part == "html")
             for part in PARTS
         }
-        templates[action.name] = Template(
-            action, sources["subject"].strip(), sources["text"], sources["html"]
+        has_layout = any(name == LAYOUT for name, *_ in listing.stamps)
+        return Template(
+            action,
+            sources["subject"].strip(),
+            sources["text"],
+            sources["html"],
+            tag or canonical(self._language),
+            tag,
+            self._source(LAYOUT, is_html=True) if has_layout else "",
         )
-    return templates
+
+    def _source(self, name: str, *, is_html: bool) -> str:
+        return _put_in(_read(self.path / name), self._constants, escape=is_html)
+
+
+def load(folder: Path | None, constants: Mapping[str, str]) -> dict[str, Template]:
+    """Return the templates of a folder by their names: ``activation``, ``activation.de``.
+
+    Args:
+        folder: the folder; None for the one that comes with Mailroom.
+        constants: the values of ``{{app_name}}`` and ``{{app_url}}``, as the settings allow them.
+
+    Raises:
+        ActionsError: its actions cannot be used.
+        TemplateError: a file is missing or not UTF-8.
+    """
+    found = TemplateFolder(folder, constants)
+    templates = (template for action in actions_of(folder) for template in found.templates(action))
+    return {template.name: template for template in templates}
 
 
 def actions_of(folder: Path | None) -> list[Action]:
@@ -65,28 +223,27 @@ def actions_of(folder: Path | None) -> list[Action]:
     Raises:
         ActionsError: the folder's actions cannot be used.
     """
-    return [
-        action
-        for action in load_actions(folder).values()
-        if any(_path(folder or BUILT_IN, action, part).exists() for part in PARTS)
-    ]
+    names = list_files(folder or BUILT_IN).files
+    return [action for action in load_catalogue(folder).actions.values() if action.name in names]
+
+
+def built_in_files(action: str) -> list[str]:
+    """Return the names of the files that Mailroom has for an action of its catalogue."""
+    languages = list_files(BUILT_IN).files.get(action, {})
+    return [name for _, files in sorted(languages.items()) for _, name in sorted(files.items())]
 
 
 def write_built_in(folder: Path) -> list[Path]:
-    """Write the files that come with Mailroom into a folder, and return their paths.
+    """Write the layout, and the files of the actions that a new installation has; return their paths.
 
     The folder is created if it does not exist.
 
     Raises:
         TemplateError: a file exists already or cannot be written. No file is overwritten.
     """
-    written = {
-        _path(folder, action, part): _path(BUILT_IN, action, part)
-        for action in actions_of(None)
-        for part in PARTS
-    }
+    names = [LAYOUT, *(name for action in load_catalogue().start for name in built_in_files(action))]
     try:
-        present = [path for path in written if path.exists()]
+        present = [folder / name for name in names if (folder / name).exists()]
     except OSError as error:
         raise TemplateError(f"{error.filename}: {error.strerror}", hint="name another folder") from None
     if present:
@@ -94,19 +251,15 @@ def write_built_in(folder: Path) -> list[Path]:
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, built_in in written.items():
+        for path in (folder / name for name in names):
             with path.open("xb") as file:
-                file.write(built_in.read_bytes())
+                file.write((BUILT_IN / path.name).read_bytes())
     except OSError as error:
         # The error of a full disk names no file.
         raise TemplateError(
             f"{error.filename or path}: {error.strerror}", hint="name another folder"
         ) from None
-    return list(written)
-
-
-def _path(folder: Path, action: Action, part: str) -> Path:
-    return folder / f"{action.name}{PARTS[part]}"
+    return [folder / name for name in names]
 
 
 def _read(path: Path) -> str:

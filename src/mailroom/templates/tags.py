@@ -131,7 +131,7 @@ def render_source(source: str, data: Mapping[str, object]) -> str:
         raise TemplateError(f"not Handlebars: {error}") from None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _compiled(source: str) -> Callable[[dict[str, object]], str]:
     from dotpromptz_handlebars import Handlebars
 

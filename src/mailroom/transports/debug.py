@@ -13,8 +13,12 @@ from typing import Any
 from uuid import uuid4
 
 from mailroom.answers import Answer, Result
-from mailroom.errors import OutputClosed
+from mailroom.errors import OutputClosed, TemplateError
 from mailroom.settings.sender import MAX_RATE, SenderSettings
+from mailroom.templates.checks import usable
+from mailroom.templates.mails import ses_name
+from mailroom.templates.sources import CONSTANTS, TemplateFolder
+from mailroom.transports.preparing import no_template
 from mailroom.transports.ses import OPERATION, RECIPIENTS_PER_CALL, prepared, request
 from mailroom.wire import Message
 
@@ -27,6 +31,9 @@ class DebugTransport:
 
     def __init__(self, settings: SenderSettings) -> None:
         self._settings = settings
+        # No constant is printed, so none has to be set.
+        constants = dict.fromkeys(CONSTANTS, "") | dict(settings.templates.constants)
+        self._folder = TemplateFolder(settings.templates.folder, constants)
 
     def check(self) -> None:
         """Check nothing: no mail is sent, so none can be lost."""
@@ -37,12 +44,17 @@ class DebugTransport:
 
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
-        action = messages[0].action
-        ready = prepared(action, messages)
+        action, locale = messages[0].action, messages[0].locale
+        try:
+            template = usable(self._folder, action, locale)
+        except TemplateError as error:
+            return [no_template(error)] * len(messages)
+        ready = prepared(messages, template.language)
         good = [one for one in ready if not isinstance(one, Answer)]
         statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in good]
         if good:
-            self._print(request(self._settings, action, good), {"Status": statuses})
+            name = ses_name(self._settings.templates.name_of(action), template.tag)
+            self._print(request(self._settings, action, name, good), {"Status": statuses})
         sent = iter([Answer(Result.SENT, message_id=status["MessageId"]) for status in statuses])
         return [one if isinstance(one, Answer) else next(sent) for one in ready]
 

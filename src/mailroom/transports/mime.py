@@ -14,8 +14,8 @@ from mailroom.templates.mails import RenderedMail
 MAX_PLAIN_SUBJECT: Final = 68  # the line of a header should have at most 78 characters
 
 
-def compose(mail: RenderedMail, sender: Address, recipient: Address, message_id: str) -> bytes:
-    """The mail's bytes, with a last line break."""
+def compose(mail: RenderedMail, language: str, sender: Address, recipient: Address, message_id: str) -> bytes:
+    """The bytes of a mail in a language, with a last line break."""
     utf8 = not recipient.username.isascii()
     message = EmailMessage(policy.SMTP.clone(cte_type="7bit", utf8=utf8))
     message["From"] = sender
@@ -25,6 +25,7 @@ def compose(mail: RenderedMail, sender: Address, recipient: Address, message_id:
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(mail.text)
     message.add_alternative(mail.html, subtype="html")
+    message["Content-Language"] = language  # set_content removes it
     # EmailMessage would decode a login such as =?utf-8?q?…?=, as if it were an encoded word.
     subject = " ".join(mail.subject.splitlines())
     if not subject.isascii() or "=?" in subject or len(subject) > MAX_PLAIN_SUBJECT:

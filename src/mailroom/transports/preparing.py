@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from mailroom.answers import Answer, Result
-from mailroom.errors import MailroomError
+from mailroom.answers import Answer, Result, Scope
+from mailroom.errors import MailroomError, TemplateError
 from mailroom.transports.redaction import shortened
 from mailroom.wire import Message
 
@@ -28,3 +28,8 @@ def prepare(make: Callable[[], Value], message: Message) -> Value | Answer:
     except Exception as error:  # noqa: BLE001 - no message's content may end the sending
         why = f"the mail cannot be prepared: {type(error).__name__}: {error}"
     return Answer(Result.REJECTED, shortened(why, (message.token, message.code)), is_ours=True)
+
+
+def no_template(error: TemplateError) -> Answer:
+    """The answer to every mail of an action whose template cannot be used."""
+    return Answer(Result.PAUSED, f"{error} ({error.hint})", scope=Scope.ACTION)

@@ -18,34 +18,34 @@ from typing import Any, Final
 from mailroom.actions import Action
 from mailroom.addresses import wire_address
 from mailroom.answers import Answer, Result, Scope
-from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
 from mailroom.settings.sender import MAX_RATE, SenderSettings
-from mailroom.templates import checks, mails, remote, sources
+from mailroom.templates import mails
 from mailroom.transports import ses_answers
 from mailroom.transports.preparing import prepare
 from mailroom.transports.redaction import shortened
 from mailroom.transports.saved_answers import SavedAnswers
-from mailroom.transports.ses_client import DENIED, Client, asked, code_of, name_of
+from mailroom.transports.ses_client import Client, code_of, name_of
 from mailroom.transports.ses_credentials import REFUSED, SesSession, no_credentials
+from mailroom.transports.ses_templates import SesTemplate, SesTemplates
 from mailroom.wire import Message
 
 RECIPIENTS_PER_CALL: Final = 50  # "up to 50 destinations": SES's API reference
 LOWEST_RATE: Final = 0.01
 OPERATION: Final = "SendBulkTemplatedEmail"
+NO_TEMPLATE: Final = "TemplateDoesNotExist"  # and with Exception, in some versions of SES
 
 log = EventLogger("ses")
 
 
 def request(
-    settings: SenderSettings, action: Action, destinations: Sequence[Mapping[str, Any]]
+    settings: SenderSettings, action: Action, template: str, destinations: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The parameters of the call for an action's mails, each as ``prepared``."""
-    names = [*mails.shown(action), *mails.escaped_names(action)]
+    """The parameters of the call for an action's mails from a template, each as ``prepared``."""
     parameters: dict[str, Any] = {
         "Source": _source(settings.source),
-        "Template": settings.templates.name_of(action),
-        "DefaultTemplateData": json.dumps(dict.fromkeys(names, "")),
+        "Template": template,
+        "DefaultTemplateData": json.dumps(dict.fromkeys(mails.field_names(action), "")),
         "Destinations": destinations,
     }
     if settings.config_set:
@@ -53,18 +53,18 @@ def request(
     return parameters
 
 
-def prepared(action: Action, messages: Sequence[Message]) -> list[dict[str, Any] | Answer]:
-    """For each message of one action its entry in the call, or the rejection of what cannot be prepared.
+def prepared(messages: Sequence[Message], language: str) -> list[dict[str, Any] | Answer]:
+    """For each message its entry in the call, or the rejection of what cannot be prepared.
 
     SES would read some malformed addresses as a different address, or as several.
     """
-    return [prepare(partial(_destination, action, message), message) for message in messages]
+    return [prepare(partial(_destination, message, language), message) for message in messages]
 
 
-def _destination(action: Action, message: Message) -> dict[str, Any]:
+def _destination(message: Message, language: str) -> dict[str, Any]:
     return {
         "Destination": {"ToAddresses": ["@".join(wire_address(message.email))]},
-        "ReplacementTemplateData": mails.ses_data(action, message),
+        "ReplacementTemplateData": mails.ses_data(message, language),
     }
 
 
@@ -91,27 +91,14 @@ class SesTransport:
         self._saved_answers = SavedAnswers(settings.output_path, "ses")
         self._reply = threading.local()
         self._quota_fault = ""
-        self._checked: set[str] = set()  # names of actions
-        self._warned: set[tuple[str, ...]] = set()
+        self._templates = SesTemplates(settings, self._learn)
 
     def check(self) -> Answer | None:
-        """Check that there are credentials, and that each template in SES uses the fields of its action.
-
-        Raises:
-            TemplateError: one does not, so SES would accept its mails and send nothing.
-        """
+        """Check that there are credentials. Each template is checked before its first mail."""
         try:
-            client = self._session.client()
+            self._session.client()
         except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
             return self._clean(no_credentials(error))
-        for action in sources.actions_of(self._settings.templates.folder):
-            trouble = self._check_template(client, action)
-            if trouble and trouble.result is Result.REJECTED:
-                raise TemplateError(
-                    trouble.detail,
-                    hint="`mailroom templates push` replaces it, `mailroom templates diff` compares them,"
-                    f" and MAILROOM_TEMPLATE_{action.name.upper()} names another",
-                )
         return None
 
     def quota(self) -> float | None:
@@ -128,77 +115,43 @@ class SesTransport:
 
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""
-        action = messages[0].action
+        action, locale = messages[0].action, messages[0].locale
         try:
             client = self._session.client()
         except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
             return [self._clean(no_credentials(error))] * len(messages)
-        if action.name not in self._checked and (trouble := self._check_template(client, action)):
-            if trouble.result is Result.REJECTED:  # the template is at fault, not the recipients
-                trouble = replace(trouble, result=Result.PAUSED)
-            return [trouble] * len(messages)
-        ready = prepared(action, messages)
-        good = [one for one in ready if not isinstance(one, Answer)]
-        called = [
-            message for message, one in zip(messages, ready, strict=True) if not isinstance(one, Answer)
-        ]
-        sent = iter(self._send(client, action, called, good) if good else ())
-        return [one if isinstance(one, Answer) else next(sent) for one in ready]
+        template = self._templates.choose(client, action, locale)
+        if isinstance(template, Answer):
+            return [template] * len(messages)
+        answers = self._send_from(client, template, messages)
+        if template.is_translation and any(one.detail.startswith(NO_TEMPLATE) for one in answers):
+            self._templates.note_absent(action, template)
+            return self.send(messages)
+        return answers
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
 
-    def _check_template(self, client: Client, action: Action) -> Answer | None:
-        """Why the action's template cannot be used; None when no reason is known.
+    def _send_from(self, client: Client, template: SesTemplate, messages: Sequence[Message]) -> list[Answer]:
+        ready = prepared(messages, template.language)
+        good = [one for one in ready if not isinstance(one, Answer)]
+        called = [
+            message for message, one in zip(messages, ready, strict=True) if not isinstance(one, Answer)
+        ]
+        sent = iter(self._call(client, template.name, called, good) if good else ())
+        return [one if isinstance(one, Answer) else next(sent) for one in ready]
 
-        A template that is missing, or that the role may not read, is left to the call itself. A template
-        that SES does not return for now is checked again before the next mail.
-        """
-        name = self._settings.templates.name_of(action)
-        self._checked.discard(action.name)
-        try:
-            parts = asked(partial(remote.fetch, client, name))
-        except Exception as error:  # noqa: BLE001 - its class decides what happens to the mail
-            self._learn(client, error)
-            self._warn_once("template_not_checked", template=name, reason=name_of(error))
-            if code_of(error) in DENIED:
-                self._checked.add(action.name)
-            if ses_answers.of_exception(error, _source(self._settings.source), 0).result is Result.PAUSED:
-                return None  # the call will get it too, or does not need the permission
-            detail = f"the template {name!r} cannot be read: {name_of(error)}"
-            return Answer(Result.TRANSIENT, detail, scope=Scope.ACCOUNT)
-        if parts is None:
-            self._warn_once(
-                "template_missing", template=name, reason=f"`mailroom templates push {action.name}`"
-            )
-            return None
-        findings = checks.check_fetched(parts, action)
-        for finding in findings.warnings:
-            self._warn_once("template_warning", template=name, reason=finding)
-        if findings.faults:
-            detail = (
-                f"the template {name!r} in SES does not match {action.name}: {'; '.join(findings.faults)}"
-            )
-            return Answer(Result.REJECTED, detail, scope=Scope.ACTION)
-        self._checked.add(action.name)
-        return None
-
-    def _warn_once(self, event: str, **fields: str) -> None:
-        warning = (event, *fields.values())
-        if warning not in self._warned:
-            self._warned.add(warning)
-            log.warning(event, **fields)
-
-    def _send(
+    def _call(
         self,
         client: Client,
-        action: Action,
+        template: str,
         messages: Sequence[Message],
         destinations: Sequence[Mapping[str, Any]],
     ) -> list[Answer]:
         self._reply.kept = None
-        parameters = request(self._settings, action, destinations)
+        action = messages[0].action
+        parameters = request(self._settings, action, template, destinations)
         try:
             reply = client.send_bulk_templated_email(**parameters)
             answers = [

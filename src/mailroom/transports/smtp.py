@@ -27,11 +27,12 @@ from uuid import uuid4
 from mailroom.addresses import wire_address
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
+from mailroom.logs import EventLogger
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.templates import checks, mails, sources
 from mailroom.transports import smtp_answers
 from mailroom.transports.mime import compose
-from mailroom.transports.preparing import prepare
+from mailroom.transports.preparing import no_template, prepare
 from mailroom.transports.redaction import MAX_DETAIL, shortened
 from mailroom.transports.refusals import about_recipient, about_sender, is_unverified
 from mailroom.transports.transport import CONNECT_TIMEOUT_S
@@ -43,6 +44,8 @@ MAILS_PER_CONNECTION: Final = 100
 # A session that has taken mail and then refuses this many for a while is replaced: it may be at its limit.
 MAX_REFUSED_IN_A_ROW: Final = 2
 MAX_WAITS: Final = 2
+
+log = EventLogger("smtp")
 
 
 class _Trouble(Exception):
@@ -109,7 +112,7 @@ class SmtpTransport:
     """Sends through a mail server; a ``Transport``.
 
     Raises:
-        TemplateError: the templates cannot be read.
+        ActionsError: the actions cannot be read.
     """
 
     name = "smtp"
@@ -118,7 +121,8 @@ class SmtpTransport:
     def __init__(self, settings: SenderSettings, server: SmtpServer) -> None:
         self._server = server
         self._send_timeout_s = settings.send_timeout_ms / 1000
-        self._templates = sources.load(settings.templates.folder, settings.templates.constants)
+        self._folder = sources.TemplateFolder(settings.templates.folder, settings.templates.constants)
+        self._settings = settings.templates
         name, address = parseaddr(settings.source)
         local, self._domain = wire_address(address)
         self._sender = Address(name, local, self._domain)
@@ -128,17 +132,19 @@ class SmtpTransport:
         self._closed = False
 
     def check(self) -> None:
-        """Check that each template uses exactly the fields of its action.
+        """Check the templates, and log each action whose mails cannot be sent.
 
         Raises:
-            TemplateError: one does not.
+            TemplateError: there is no action whose mails can be sent.
         """
-        for name, template in self._templates.items():
-            if faults := checks.check(template):
-                raise TemplateError(
-                    f"the template for {name} cannot be used: {'; '.join(faults)}",
-                    hint="correct it and run `mailroom templates check`",
-                )
+        actions = sources.actions_of(self._settings.folder)
+        faults = {action.name: checks.faults_of(self._folder, action) for action in actions}
+        for name, found in faults.items():
+            if found:
+                log.error("template_unusable", action=name, reason="; ".join(found))
+        if faults and all(faults.values()):
+            first = next(iter(faults.values()))
+            raise TemplateError(f"no template can be used: {'; '.join(first)}", hint=checks.REMEDY)
 
     def quota(self) -> float | None:
         """None: SMTP has no such reply."""
@@ -259,9 +265,10 @@ class SmtpTransport:
             Exception: the message cannot be mailed.
         """
         local, domain = wire_address(message.email)
-        mail = mails.render(self._templates[message.action.name], message)
+        template = checks.usable(self._folder, message.action, message.locale)
+        mail, to = mails.render(template, message), Address("", local, domain)
         message_id = f"{uuid4()}@{self._domain}"
-        return local, domain, message_id, compose(mail, self._sender, Address("", local, domain), message_id)
+        return local, domain, message_id, compose(mail, template.language, self._sender, to, message_id)
 
     def _deliver(self, connection: _Connection, message: Message) -> Answer:
         """Send one mail.
@@ -274,7 +281,8 @@ class SmtpTransport:
         try:
             prepared = prepare(partial(self._prepare, message), message)
         except TemplateError as error:
-            raise _Trouble(Result.PAUSED, str(error), Scope.ACTION) from None
+            answer = no_template(error)
+            raise _Trouble(answer.result, answer.detail, answer.scope) from None
         if isinstance(prepared, Answer):
             return prepared
         local, domain, message_id, content = prepared

@@ -48,7 +48,7 @@ class Transport(Protocol):
         """Send one mail to each recipient, in one attempt.
 
         Args:
-            messages: one to ``recipients_per_call`` of them, all of one action.
+            messages: one to ``recipients_per_call`` of them, all of one action and one locale.
 
         Returns:
             An answer for each message, in their order. A failure of the provider or of the network
