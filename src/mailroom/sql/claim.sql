@@ -37,14 +37,15 @@ COMMENT ON FUNCTION mailroom.life_s IS
 -- updated row. The cost of a claim must not grow with them.
 --
 -- The scan of tokens must walk tokens_lane_txid_id_idx with its bounds as index conditions, whatever the planner
--- believes about a table that was not analysed yet: hence the settings.
+-- believes about a table that was not analysed yet: hence the settings. One plan for all claims saves half of the
+-- time of a small one.
 CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer,
                                p_only_new boolean DEFAULT false)
 RETURNS TABLE (lease bigint, key uuid, generation integer, lane text, token bigint, action text, email text,
                login text, secret bytea, code text, locale text, data jsonb, expires_in_s integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
-SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     max_skipped CONSTANT integer := 1000;
