@@ -87,7 +87,7 @@ def test_a_new_migration_is_the_difference(
             "CREATE FUNCTION mailroom.cut_tokens(p_after",
         ),
         ("prune", "COMMENT ON FUNCTION mailroom.prune_tokens", "COMMENT ON FUNCTION mailroom.cut_tokens"),
-        ("cursor", "IS 'When a claim last moved the cursor.'", "IS 'When it last moved.'"),
+        ("cursor", "IS 'When a claim last moved the cursors.'", "IS 'When it last moved.'"),
     ):
         text = (folder / f"{name}.sql").read_text()
         assert 1 == text.count(old)

@@ -248,8 +248,8 @@ def test_every_verdict_has_its_page(db: Db, console: ConsoleServer) -> None:
         )
     for verdict, worker in ((StoryVerdict.IN_FLIGHT, "w"), (StoryVerdict.RETRYING, "")):
         db.execute(
-            "INSERT INTO mailroom.leases (tokens, worker, generation, due_at)"
-            " VALUES (ARRAY[%s::bigint], %s, 1, now() + interval '1 hour')",
+            "INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)"
+            " VALUES ('normal', ARRAY[%s::bigint], %s, 1, now() + interval '1 hour')",
             [tokens[verdict], worker],
         )
     refused = tokens[StoryVerdict.NOT_HANDED_OUT]

@@ -358,7 +358,7 @@ def test_a_database_without_an_encoding(server_url: str) -> None:
 
 
 def test_any_disabled_trigger_is_reported(database: str, db: Db, collector: Db) -> None:
-    db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_stamp")
+    db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_prepare")
     db.execute("ALTER TABLE accounts ENABLE REPLICA TRIGGER accounts_keep_status_times_update")
     findings = the_database(database)
     assert ["other-triggers"] == faults(findings)

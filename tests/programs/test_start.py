@@ -76,8 +76,8 @@ def test_rows_that_were_restored_without_the_cursor(database: str, db: Db, txid:
     sent, waiting, held = (sign_up(db, login) for login in ("sent", "waiting", "held"))
     db.execute("INSERT INTO mailroom.deliveries (token, attempt, outcome) VALUES (%s, 1, 'sent')", [sent])
     db.execute(
-        "INSERT INTO mailroom.leases (tokens, worker, generation, due_at)"
-        " VALUES (ARRAY[%s::bigint], 'w', 1, now() + interval '1 hour')",
+        "INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)"
+        " VALUES ('normal', ARRAY[%s::bigint], 'w', 1, now() + interval '1 hour')",
         [held],
     )
     db.execute("UPDATE tokens SET txid = %s", [txid])

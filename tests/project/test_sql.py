@@ -22,6 +22,7 @@ SPEAKERS: Final = {
     "operations/prune.py",
     "operations/reports.py",
     "queue/client.py",
+    "queue/known_actions.py",
     "queue/leader.py",
     "queue/pulse.py",
     "queue/start_check.py",

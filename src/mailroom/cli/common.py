@@ -101,9 +101,9 @@ def as_text(argument: str) -> str:
     return os.fsencode(argument).decode("utf-8", "replace").replace("\0", "")
 
 
-def text_argument(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
-    """The value of an option that takes any text."""
-    return as_text(text)
+def text_argument(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
+    """The value of an option that takes any text; None if it is not given."""
+    return None if text is None else as_text(text)
 
 
 def action_argument(name: str, folder: Path | None) -> Action:

@@ -69,6 +69,7 @@ def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: 
     from mailroom.wording import counted
 
     with connected(ANSWER_LIMIT_S) as connection:
+        _check_action(connection, action)
         letters = dead_letters(connection, action, since, limit)
         known = count(connection, action, since)
     more = max(known.dead - len(letters), 0)
@@ -182,6 +183,7 @@ def _decide(
     some_not = False
     printed_at = time.monotonic()
     with connected(ANSWER_LIMIT_S) as connection:
+        _check_action(connection, action)
         pages = all_dead(connection, action, since) if every else _pages(list(dict.fromkeys(tokens)), PAGE)
         for page in pages:
             for one in decide(connection, page):
@@ -201,6 +203,15 @@ def _decide(
     if outcomes[NOT_DEAD] and not every:
         sys.exit(EXIT_DATA)
     sys.exit(EXIT_FOUND if some_not else 0)
+
+
+def _check_action(connection: psycopg.Connection, action: str | None) -> None:
+    from mailroom.operations.dead import action_names
+
+    if action is not None and action not in (known := action_names(connection)):
+        raise click.BadParameter(
+            f"the database has no action {action!r}; it has {', '.join(known)}", param_hint="--action"
+        )
 
 
 def _pages(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -220,7 +220,8 @@ BEGIN
                coalesce(NOT pg_visible_in_snapshot(t.txid, c.low)
                         AND NOT (pg_visible_in_snapshot(t.txid, c.high)
                                  AND (t.txid, t.id) <= (c.last_txid, c.last_seq)), false),
-               l.worker, l.generation, l.due_at, l.due_at <= clock_timestamp()
+               CASE WHEN l.worker = 'paused' THEN '' ELSE l.worker END, l.generation, l.due_at,
+               l.due_at <= clock_timestamp()
         FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
         LEFT JOIN public.tokens t ON t.id = w.id
         LEFT JOIN public.accounts a ON a.id = CASE WHEN t.id IS NULL THEN owner ELSE t.account END
