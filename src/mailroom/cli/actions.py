@@ -84,10 +84,14 @@ def actions_check(as_json: bool) -> None:
     """
     from mailroom.actions import load_actions
     from mailroom.errors import ActionsError
+    from mailroom.templates.checks import check_action
+    from mailroom.templates.sources import TemplateFolder
 
     settings = from_environment(TemplateSettings)
     try:
-        faults = {action.name: _faults(action, settings) for action in load_actions(settings.folder).values()}
+        folder = TemplateFolder(settings.folder, settings.constants)
+        actions = load_actions(settings.folder).values()
+        faults = {action.name: check_action(folder, action) for action in actions}
     except ActionsError as error:
         if not as_json:
             raise
@@ -196,18 +200,6 @@ def _print(found: Comparison) -> None:
         click.echo(
             f"? {name}: a value of token_action without a row in mailroom.actions; define it and apply"
         )
-
-
-def _faults(action: Action, settings: TemplateSettings) -> list[str]:
-    from mailroom.errors import TemplateError
-    from mailroom.templates.checks import check
-    from mailroom.templates.sources import load
-
-    try:
-        template = load(settings.folder, settings.constants).get(action.name)
-    except TemplateError as error:
-        return [str(error)]
-    return check(template) if template else ["it has no templates"]
 
 
 def _row(action: Action) -> tuple[str, ...]:

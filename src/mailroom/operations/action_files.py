@@ -16,8 +16,9 @@ from typing import Final
 from mailroom.action_table import duration_text
 from mailroom.actions import BUILT_IN, FILE_NAME, Action, load_catalogue
 from mailroom.errors import ActionsError
+from mailroom.templates.listing import LAYOUT
+from mailroom.templates.sources import built_in_files
 
-LAYOUT: Final = "layout.html"
 DEFAULTS: Final = {
     "account": '"none"',
     "link": "true",
@@ -57,11 +58,6 @@ def table(action: Action) -> str:
     return "\n".join([f"[{action.name}]", *lines, ""])
 
 
-def files_of(name: str) -> list[Path]:
-    """The files of an action of the catalogue, in all languages, and the layout."""
-    return sorted([*BUILT_IN.glob(f"{name}.*"), *BUILT_IN.glob(LAYOUT)])
-
-
 def copy(action: Action, folder: Path) -> list[Path]:
     """Copy an action of the catalogue and its files into a folder; returns what was written.
 
@@ -73,10 +69,10 @@ def copy(action: Action, folder: Path) -> list[Path]:
     written = []
     path = folder / FILE_NAME
     try:
-        for source in files_of(action.name):
-            with contextlib.suppress(FileExistsError), (folder / source.name).open("xb") as file:
-                written.append(folder / source.name)
-                file.write(source.read_bytes())
+        for name in [LAYOUT, *built_in_files(action.name)]:
+            with contextlib.suppress(FileExistsError), (folder / name).open("xb") as file:
+                written.append(folder / name)
+                file.write((BUILT_IN / name).read_bytes())
         # A folder without the file has the catalogue's actions for which it has templates.
         present = load_catalogue(folder)
         if path.exists() and action.name in present.actions:
