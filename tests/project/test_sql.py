@@ -17,6 +17,7 @@ SPEAKERS: Final = {
     "console/ledger.py",
     "demo/signup/accounts.py",
     "demo/tour.py",
+    "operations/actions.py",
     "operations/dead.py",
     "operations/pause.py",
     "operations/prune.py",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parseaddr, parsedate_to_datetime
 from functools import partial
 from typing import Any, Final
@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as aws
 
-from mailroom.actions import Action, action_named, load_catalogue
+from mailroom.actions import Action
 from mailroom.addresses import wire_address
 from mailroom.doctor.clocks import compared
-from mailroom.doctor.report import Check, Finding, NotKnown, fault, ok, skipped, warning
+from mailroom.doctor.report import Check, Finding, NotKnown, Status, fault, ok, skipped, warning
 from mailroom.doctor.ses_probe import SesProbe
 from mailroom.errors import TemplateError
-from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings
+from mailroom.settings.sender import DEFAULT_SOURCE
 from mailroom.templates import checks, mails, remote, sources
 from mailroom.transports.ses_answers import CODES, THROTTLED
 from mailroom.transports.ses_client import DENIED, ERRORS, code_of
@@ -30,6 +30,7 @@ from mailroom.transports.ses_credentials import resolve
 NO_CONFIG_SET: Final = ("ConfigurationSetDoesNotExist", "ConfigurationSetDoesNotExistException")
 SANDBOX: Final = (200.0, 1.0)
 NEARLY_USED: Final = 0.8
+TEMPLATES_S: Final = 5.0
 
 _AWS_HOST: Final = re.compile(r".+\.(amazonaws\.com(\.cn)?|api\.aws)")
 
@@ -187,11 +188,36 @@ def config_set(probe: SesProbe) -> Finding:
     return ok(name)
 
 
-def template(action: Action, probe: SesProbe) -> Finding:
-    """The template in SES uses the data of its mails, and is the same as the local one."""
-    name = probe.settings.templates.name_of(action)
+def templates(mailed: Callable[[], Sequence[Action]], probe: SesProbe) -> Finding:
+    """Each template in SES uses the data of its mails, and is the same as the local one."""
+    settings = probe.settings.templates
+    folder = sources.TemplateFolder(settings.folder, settings.constants)
+    every = [(action, tag) for action in mailed() for tag in ["", *folder.languages(action)]]
+    deadline = time.monotonic() + TEMPLATES_S  # SES returns about one a second
+    found = []
+    for action, tag in every:
+        if time.monotonic() < deadline:
+            found.append(_template(folder, action, tag, probe))
+    if left := len(every) - len(found):
+        remedy = "`mailroom templates diff` compares them all"
+        found.append(warning(f"{left} more were not checked, since SES returns one a second", remedy))
+    for state in (Status.FAULT, Status.WARNING):
+        if wrong := [one for one in found if one.state is state]:
+            details = dict.fromkeys(one.detail for one in wrong)
+            remedies = dict.fromkeys(one.remedy for one in wrong)
+            return Finding(state, "; ".join(details), "; ".join(remedies))
+    return ok(", ".join(one.detail for one in found) or "no action is mailed")
+
+
+def _template(folder: sources.TemplateFolder, action: Action, tag: str, probe: SesProbe) -> Finding:
+    name = mails.ses_name(probe.settings.templates.name_of(action), tag)
     parts = probe.ask("ses:GetTemplate", partial(remote.fetch, probe.client, name))
     another = f"or set MAILROOM_TEMPLATE_{action.name.upper()} to another template"
+    if parts is None and tag:
+        return warning(
+            f"there is no template {name!r}, so mails in {tag} are sent in {folder.language}",
+            "run `mailroom templates push`",
+        )
     if parts is None:
         return fault(
             f"there is no template {name!r} in this region", f"run `mailroom templates push`, {another}"
@@ -207,14 +233,14 @@ def template(action: Action, probe: SesProbe) -> Finding:
             f"{name}: {'; '.join(found.warnings)}",
             "change it, or push one that `mailroom templates check` accepts",
         )
-    ours = _ours(probe.settings, action)
+    ours = _ours(folder, action, tag)
     if ours and any(mails.for_ses(ours, name)[part] != text for part, text in parts.items()):
         where = probe.settings.templates.folder or "Mailroom's own"
         return warning(
             f"{name} differs from the local files ({where})",
             "see `mailroom templates diff`; push the files, or set MAILROOM_TEMPLATES to the right folder",
         )
-    return ok(f"{name}{', the same as the local files' if ours else ''}")
+    return ok(f"{name}{' (the same as the local files)' if ours else ''}")
 
 
 CHECKS: Final[tuple[Check[SesProbe], ...]] = (
@@ -227,21 +253,22 @@ CHECKS: Final[tuple[Check[SesProbe], ...]] = (
     Check("sending-enabled", sending, ("ses",)),
     Check("sender", sender, ("ses", "MAILROOM_SES_SOURCE")),
     Check("configuration-set", config_set, ("ses",)),
-    *(
-        Check(f"template-{action.name}", partial(template, action), ("ses", "MAILROOM_TEMPLATES"))
-        for action in map(action_named, load_catalogue().start)
-    ),
 )
+
+
+def template_check(mailed: Callable[[], Sequence[Action]]) -> Check[SesProbe]:
+    """The check of the templates of the actions that are mailed."""
+    return Check("templates", partial(templates, mailed), ("ses", "MAILROOM_TEMPLATES"))
 
 
 def _date(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
 
 
-def _ours(settings: SenderSettings, action: Action) -> sources.Template | None:
+def _ours(folder: sources.TemplateFolder, action: Action, tag: str) -> sources.Template | None:
     """The local template, or None if it is not valid."""
     try:
-        ours = sources.load(settings.templates.folder, settings.templates.constants)[action.name]
+        ours = folder.template(action, tag)
     except TemplateError:
         return None
     return None if checks.check(ours) else ours

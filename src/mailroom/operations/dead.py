@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 import psycopg
 
-from mailroom.database.sync import one, rows, translated
+from mailroom.database.sync import one, rows
 from mailroom.errors import MailroomError
 from mailroom.operations.reports import DEAD_COUNT, MAX_COUNTED, UnknownPerson, stories
 from mailroom.operations.story import Story, mask, plain, span, utc
@@ -29,7 +29,6 @@ PAGE: Final = 500
 NEWEST: Final = (datetime.max.replace(tzinfo=UTC), 2**63 - 1)
 NOT_DEAD: Final = "not dead"
 
-ACTION_NAMES: Final = "SELECT pg_catalog.unnest(pg_catalog.enum_range(NULL::public.token_action))::text"
 IS_DEAD: Final = "SELECT mailroom.is_dead(%s)"
 DEAD_LETTERS: Final = (
     "SELECT id, token, action, email, at, attempts, detail, why_not_mailable, expires_in AS expires_in_s"
@@ -136,12 +135,6 @@ class Decided:
                 return outcome
             case outcome:
                 return f"not retried: {WHY_NOT.get(outcome, outcome)}"
-
-
-def action_names(connection: psycopg.Connection) -> list[str]:
-    """The names of the database's actions."""
-    with translated(connection):
-        return [name for (name,) in connection.execute(ACTION_NAMES)]
 
 
 def dead_letters(
