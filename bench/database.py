@@ -31,9 +31,9 @@ FILL: Final = """
 WITH signed_up AS (
     INSERT INTO accounts (email, login)
     SELECT 'user' || g || '@example.com', 'login' || g FROM generate_series(%s::bigint, %s::bigint) g
-    RETURNING id)
-INSERT INTO tokens (action, account, expires_at)
-SELECT 'activation', id, now() + interval '1 day' FROM signed_up ORDER BY id
+    RETURNING id, email, login)
+INSERT INTO tokens (action, account, email, login, lane, expires_at)
+SELECT 'activation', id, email, login, %s::mailroom.lane, now() + interval '1 day' FROM signed_up ORDER BY id
 """
 # Moves the cursor past all tokens, as if they had been mailed.
 BEHIND: Final = """
@@ -94,20 +94,20 @@ def drop(server: PostgresServer, name: str) -> None:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def filled(server: PostgresServer, name: str, tokens: int) -> str:
+def filled(server: PostgresServer, name: str, tokens: int, lane: str = "normal") -> str:
     """Make a migrated database with ``tokens`` waiting tokens, and return its address."""
     url = make(server, name)
     with connected(url) as connection:
-        fill(connection, 1, tokens)
+        fill(connection, 1, tokens, lane)
         connection.execute("VACUUM (FREEZE, ANALYZE)")
     return url
 
 
-def fill(connection: psycopg.Connection, first: int, last: int) -> None:
+def fill(connection: psycopg.Connection, first: int, last: int, lane: str = "normal") -> None:
     """Insert accounts with these numbers and a token for each, ``CHUNK`` per transaction."""
     connection.execute("SET session_replication_role = replica")
     for number in range(first, last + 1, CHUNK):
-        connection.execute(FILL, [number, min(number + CHUNK - 1, last)])
+        connection.execute(FILL, [number, min(number + CHUNK - 1, last), lane])
     connection.execute("RESET session_replication_role")
 
 

@@ -1,7 +1,8 @@
 """The collector: claims tokens and writes them, signed, in batches to standard output.
 
 It waits until the listener reports that a claim is due. Then it claims, signs and writes until a claim
-comes back short. It settles a lease once its lines are written and, for a pipe, read.
+comes back short. It settles a lease once its lines are written and, for a pipe, read. A claim is at most what
+the reader takes in ``CLAIM_S``, so that a more urgent mail is not behind much that was claimed.
 
 Promises: a token is settled only after its line was written completely and read from the pipe. A token
 that was claimed and not read is released, or due when its lease expires. While a slow reader delays a
@@ -17,6 +18,7 @@ Neither affects the others.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 from mailroom.collector.outgoing import LeftBehind, Outgoing
@@ -32,6 +34,9 @@ from mailroom.settings.collector import CollectorSettings
 
 REPEATED_TOKENS: Final = 200
 MAX_CLAIM_TOKENS: Final = 1000
+CLAIM_S: Final = 0.1
+# How much the last lease changes the pace that was measured.
+PACE_SHARE: Final = 0.2
 SHUTDOWN_S: Final = 10.0
 
 log = EventLogger("collector")
@@ -51,6 +56,8 @@ class Collector:
         # A lease is settled as a whole, after complete batches, before the next lease is written. So a
         # crash repeats one lease.
         self._lease_tokens = max(REPEATED_TOKENS // self._batch_limit, 1) * self._batch_limit
+        self._largest_claim = self._batch_limit  # as the reader's pace allows
+        self._per_message_s = 0.0  # for which the reader takes a message
         self._outgoing: Outgoing | None = None
         self._writing = False
         self._stopping = False
@@ -88,14 +95,15 @@ class Collector:
             await self._drain(waited_s)
 
     async def _drain(self, waited_s: float) -> None:
-        """Claim until a claim comes back short, doubling the size each time.
+        """Claim until a claim comes back short, as much each time as the reader's pace allows.
 
         While the leases of one claim are written, the next claim is under way. While one lease is
         settled, the next is signed.
         """
         await self._known.refresh(older_than_s=INTERVAL_S)
-        largest = max(MAX_CLAIM_TOKENS, self._batch_limit)
-        size = largest if self._listener.is_busy else self._batch_limit
+        size = self._largest_claim
+        if not self._listener.is_busy:
+            size = min(size, self._batch_limit)
         claiming = asyncio.create_task(self._claim(size))
         settling = asyncio.create_task(asyncio.sleep(0))
         try:
@@ -103,7 +111,7 @@ class Collector:
                 claim = await claiming
                 more = claim.messages >= size
                 if more:
-                    size = min(size * 2, largest)
+                    size = min(size * 2, self._largest_claim)
                     claiming = asyncio.create_task(self._claim(size))
                     await asyncio.sleep(0)  # lets it be sent before the rows are read
                 for lease in await claim.leases():
@@ -119,8 +127,9 @@ class Collector:
                     await settling
                     if self._stopping:
                         return
+                    began = time.monotonic()
                     await self._write(outgoing)
-                    settling = asyncio.create_task(self._settle_when_read(outgoing, waited_s))
+                    settling = asyncio.create_task(self._settle_when_read(outgoing, waited_s, began))
                 if not more:
                     await settling
                     return
@@ -145,13 +154,21 @@ class Collector:
             written = outgoing.whole_lines(self._output.written)
         self._writing = False
 
-    async def _settle_when_read(self, outgoing: Outgoing, waited_s: float) -> None:
+    async def _settle_when_read(self, outgoing: Outgoing, waited_s: float, began: float) -> None:
         written = self._output.written
         await self._output.read_up_to(written)
+        self._keep_pace(outgoing.count(written), time.monotonic() - began)
         await self._settle(outgoing)
         self._outgoing = None
         if count := outgoing.count(written):
             log.info("batch", count=count, waited=f"{waited_s:.1f}s")
+
+    def _keep_pace(self, messages: int, read_s: float) -> None:
+        """Let the next claim be as large as the reader's pace allows, but only a half larger."""
+        if messages:
+            self._per_message_s += PACE_SHARE * (read_s / messages - self._per_message_s)
+        allowed = min(CLAIM_S / max(self._per_message_s, 1e-6), 1.5 * self._largest_claim + 1)
+        self._largest_claim = max(1, min(int(allowed), max(MAX_CLAIM_TOKENS, self._batch_limit)))
 
     async def _settle(self, outgoing: Outgoing) -> None:
         """Settle the tokens of a lease that were read, and those that no line can hold."""
