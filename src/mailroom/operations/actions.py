@@ -23,11 +23,13 @@ from mailroom.errors import ActionsError, DatabaseError
 from mailroom.operations.action_files import described
 from mailroom.queue.known_actions import KNOWN_ACTIONS, read_action
 
-LABELS: Final = (
-    "SELECT e.enumlabel FROM pg_catalog.pg_enum e"
-    " WHERE e.enumtypid OPERATOR(pg_catalog.=) 'public.token_action'::pg_catalog.regtype"
-    " ORDER BY e.enumsortorder"
-)
+LABELS: Final = """
+SELECT e.enumlabel FROM pg_catalog.pg_enum e
+JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) e.enumtypid
+JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
+WHERE n.nspname OPERATOR(pg_catalog.=) 'public' AND t.typname OPERATOR(pg_catalog.=) 'token_action'
+ORDER BY e.enumsortorder
+"""
 ADD_LABEL: Final = "ALTER TYPE public.token_action ADD VALUE IF NOT EXISTS {}"
 # Readers go on; of two that write, one waits.
 LOCK: Final = "LOCK TABLE mailroom.actions IN SHARE ROW EXCLUSIVE MODE"
