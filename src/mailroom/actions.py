@@ -11,34 +11,26 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from mailroom.action_table import (
+    ACCOUNTS,
+    FIRST_OWN_NUMBER,
+    LANES,
+    LAST_NUMBER,
+    TableReader,
+    is_name,
+)
 from mailroom.errors import ActionsError
 
 FILE_NAME: Final = "actions.toml"
 BUILT_IN: Final = Path(__file__).parent / "templates" / "default"
 SUFFIXES: Final = (".subject.txt", ".txt", ".html")
-LANES: Final = ("urgent", "normal", "bulk")
-ACCOUNTS: Final = ("provisioned", "active")
 WHEN_EXPIRED: Final = ("drop", "renew")
-FIRST_OWN_NUMBER: Final = 30
-LAST_NUMBER: Final = 99
-MAX_LIFETIME_S: Final = 3650 * 86_400
-# What every mail has beside its action's own fields, and the names that mean something else in a template.
-RESERVED: Final = (
-    *("login", "secret", "code", "expires_in", "app_name", "app_url", "body", "lang", "dir"),
-    *("if", "unless", "each", "with", "lookup", "log", "inline", "else", "as", "this"),
-    *("true", "false", "null", "undefined"),
-)
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_PREFIX: Final = re.compile(r"/[!-~]{1,62}")
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
-_DURATION: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])", re.ASCII)
-_LIMIT: Final = re.compile(r"([1-9][0-9]{0,5}) in (\w+)", re.ASCII)
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +131,22 @@ def load_catalogue(folder: Path | str | None = None) -> Catalogue:
     return parse_catalogue(source, str(path), reserved=_built_in().actions)
 
 
+def clashes(action: Action, other: Action) -> list[str]:
+    """Why an action cannot be used beside another one, a sentence each; empty if it can."""
+    found = []
+    mine, theirs = action.prefix.decode("ascii"), other.prefix.decode("ascii")
+    if action.number == other.number:
+        found.append(f"number: {action.number} is also {other.name}'s; choose another")
+    if mine.startswith(theirs) or theirs.startswith(mine):
+        found.append(
+            f"prefix: one of {mine} and {other.name}'s {theirs} begins with the other, so a token of one"
+            " could pass for a token of the other; choose another"
+        )
+    if action.activates and other.activates:
+        found.append(f"activates: {other.name} does it already, and only one action may")
+    return found
+
+
 def action_named(name: str) -> Action:
     """The action of the catalogue with this name.
 
@@ -200,17 +208,6 @@ def parse_catalogue(source: bytes, path: str, *, reserved: Mapping[str, Action] 
     return Catalogue(actions, str(language), tuple(start))
 
 
-def is_name(name: str) -> bool:
-    """Whether an action may have this name, which is a part of the names of files."""
-    return _NAME.fullmatch(name) is not None
-
-
-def duration_text(seconds: int) -> str:
-    """A duration as ``actions.toml`` writes it, such as 15m."""
-    unit = next(unit for unit in "dhms" if seconds % _SECONDS[unit] == 0)
-    return f"{seconds // _SECONDS[unit]}{unit}"
-
-
 @cache
 def _built_in() -> Catalogue:
     path = BUILT_IN / FILE_NAME
@@ -235,7 +232,7 @@ def _without_file(folder: Path) -> Catalogue:
 
 def _read(name: str, table: Mapping[str, Any], faults: list[str]) -> Action | None:
     """The action of a table; None if it has faults, which are added to ``faults``."""
-    reader = _TableReader(name, table)
+    reader = TableReader(name, table)
     if not is_name(name):
         reader.fault("the name has other characters than a-z, 0-9 and _, or more than 63; rename the table")
     renews = reader.word("when_expired", WHEN_EXPIRED, "drop") == "renew"
@@ -250,7 +247,7 @@ def _read(name: str, table: Mapping[str, Any], faults: list[str]) -> Action | No
         lifetime_s=reader.lifetime(),
         fields=reader.fields(),
         lane=reader.word("lane", LANES, "normal"),
-        limit=reader.limit(),
+        limit=Limit(*limit) if (limit := reader.limit()) else None,
         renews=renews,
         activates=reader.boolean("activates", default=False),
     )
@@ -263,108 +260,9 @@ def _read(name: str, table: Mapping[str, Any], faults: list[str]) -> Action | No
     return None if reader.faults else action
 
 
-class _TableReader:
-    """Reads the keys of one table, and collects its faults."""
-
-    def __init__(self, name: str, table: Mapping[str, Any]) -> None:
-        self._name = name
-        self._left = dict(table)
-        self.faults: list[str] = []
-
-    def fault(self, text: str) -> None:
-        self.faults.append(f"[{self._name}] {text}")
-
-    def number(self) -> int:
-        value = self._left.pop("number", None)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LAST_NUMBER:
-            what = "it is missing" if value is None else f"{value!r} is not a number"
-            self.fault(f"number: {what}; write one from {FIRST_OWN_NUMBER} to {LAST_NUMBER}")
-            return 0
-        return value
-
-    def prefix(self) -> bytes:
-        value = self._left.pop("prefix", None)
-        if not isinstance(value, str) or not _PREFIX.fullmatch(value):
-            what = "it is missing" if value is None else f"{value!r} is not a prefix"
-            self.fault(f"prefix: {what}; write / and up to 62 ASCII characters without blanks, such as /join")
-            return b""
-        return value.encode()
-
-    def boolean(self, key: str, *, default: bool) -> bool:
-        value = self._left.pop(key, default)
-        if not isinstance(value, bool):
-            self.fault(f"{key}: {value!r} is neither true nor false")
-            return default
-        return value
-
-    def word(self, key: str, words: tuple[str, ...], default: str) -> str:
-        value = self._left.pop(key, default)
-        if value not in words:
-            self.fault(f"{key}: {value!r} is not one of {', '.join(words)}")
-            return default
-        return str(value)
-
-    def lifetime(self) -> int:
-        value = self._left.pop("lifetime", "15m")
-        seconds = _seconds(value)
-        if not seconds:
-            self.fault(f"lifetime: {value!r} is not a duration up to 3650d; write one such as 15m, 24h or 7d")
-        return seconds
-
-    def limit(self) -> Limit | None:
-        value = self._left.pop("limit", None)
-        if value is None:
-            return None
-        found = _LIMIT.fullmatch(value) if isinstance(value, str) else None
-        within_s = _seconds(found[2]) if found else 0
-        if not found or not within_s:
-            self.fault(f'limit: {value!r} is not a limit; write one such as "5 in 15m"')
-            return None
-        return Limit(int(found[1]), within_s)
-
-    def fields(self) -> tuple[str, ...]:
-        value = self._left.pop("fields", [])
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            self.fault(f'fields: {value!r} is not a list of names; write one such as ["inviter"]')
-            return ()
-        for one in value:
-            if not _NAME.fullmatch(one):
-                self.fault(f"fields: {one!r} has other characters than a-z, 0-9 and _, or more than 63")
-            elif one in RESERVED or one.endswith("_html"):
-                self.fault(f"fields: {one!r} has a meaning of its own in templates; choose another name")
-        if len(set(value)) != len(value):
-            self.fault("fields: a name is repeated; remove one of the two")
-        return tuple(value)
-
-    def refuse_others(self) -> None:
-        known = (
-            "number, prefix, account, link, code, lifetime, fields, lane, limit, when_expired and activates"
-        )
-        for key in self._left:
-            self.fault(f"{key}: unknown; the keys are {known}")
-
-
-def _seconds(value: object) -> int:
-    """The seconds of a duration such as 15m; 0 if it is none."""
-    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
-    return seconds if seconds <= MAX_LIFETIME_S else 0
-
-
 def _conflicts(actions: Iterable[Action]) -> list[str]:
-    """What two actions must not share: a signature or a line would be one of both."""
-    faults = []
-    for one, other in permutations(actions, 2):
-        if one.number == other.number and one.name < other.name:
-            faults.append(f"[{other.name}] number: {one.number} is also [{one.name}]'s; choose another")
-        if other.prefix.startswith(one.prefix) and (one.prefix != other.prefix or one.name < other.name):
-            faults.append(
-                f"[{other.name}] prefix: {other.prefix.decode()} begins with [{one.name}]'s"
-                f" {one.prefix.decode()}, so a token of one could pass for one of the other; choose another"
-            )
-        if one.activates and other.activates and one.name < other.name:
-            faults.append(f"[{other.name}] activates: [{one.name}] does it already; only one action may")
-    return faults
+    pairs = combinations(actions, 2)
+    return [f"[{other.name}] {why}" for one, other in pairs for why in clashes(other, one)]
 
 
 def _taken_numbers(actions: Iterable[Action], catalogue: Mapping[str, Action]) -> list[str]:

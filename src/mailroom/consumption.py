@@ -33,9 +33,13 @@ from mailroom.wording import counted
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
-_COLUMNS: Final = "SELECT outcome, account, codes_left, token, subject, email, data FROM "
-CONSUME: Final = _COLUMNS + "mailroom.consume(%s, %s, %s)"
-CONSUME_CODE: Final = _COLUMNS + "mailroom.consume_code(%s, %s, %s, %s, %s)"
+CONSUME: Final = (
+    "SELECT outcome, account, codes_left, token, subject, email, data FROM mailroom.consume(%s, %s, %s)"
+)
+CONSUME_CODE: Final = (
+    "SELECT outcome, account, codes_left, token, subject, email, data"
+    " FROM mailroom.consume_code(%s, %s, %s, %s, %s)"
+)
 
 
 class Consumed(NamedTuple):

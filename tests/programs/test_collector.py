@@ -268,6 +268,23 @@ def test_an_action_that_cannot_be_used_affects_no_other(db: Db, start: Start) ->
     assert (0, 1) == backlog(db)
 
 
+def test_what_five_fields_cannot_carry_stays_and_json_carries_it(db: Db, start: Start) -> None:
+    sign_up(db, "a")
+    db.execute("INSERT INTO accounts (email, login, locale) VALUES ('b@example.com', 'b', 'de')")
+    collector = start()
+    collector.wait_for_messages(1)
+    collector.wait_for_log('collector.not_carried count=1 actions="activation 1"')
+    collector.wait_for_log("MAILROOM_LINE_FORMAT=json")
+    assert 0 == collector.stop()
+    assert (0, 1) == backlog(db)
+    with start(LINE_FORMAT="json") as carrying:
+        (german,) = carrying.wait_for_messages(1)
+        assert ("b@example.com", "de") == (german.email, german.locale)
+        assert carrying.lines[0].startswith(b'{"mails": [{"action": 1, ')
+        assert 0 == carrying.stop()
+    assert (0, 0) == backlog(db)
+
+
 def test_the_lines_are_all_that_is_on_standard_output(db: Db, start: Start) -> None:
     sign_up_many(db, 30)
     collector = start(level="debug")

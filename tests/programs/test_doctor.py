@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import ssl
 import subprocess
@@ -21,6 +22,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from conftest import database_of
+from mailroom.actions import BUILT_IN
 from mailroom.cli.doctor import as_json_text, as_table, doctor
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer, free_port
@@ -58,12 +60,12 @@ DATABASE = [
     "row-security", "queue", "cursor",
     "pause", "tokens-trigger", "accounts-trigger", "other-triggers",
     "replication-role", "subscriptions", "notifications", "backlog", "collectors",
-    "workers",
+    "workers", "actions",
 ]  # fmt: skip
 SENDING = ["sender-settings", "output-folder", "set-aside"]
 SES = [
     "credentials", "region", "ses", "ses-clock", "quota", "sandbox", "sending-enabled", "sender",
-    "configuration-set", "template-activation", "template-password_recovery",
+    "configuration-set", "templates",
 ]  # fmt: skip
 
 
@@ -106,8 +108,17 @@ def put(box: Inbox, action: str, parts: dict[str, str]) -> None:
 
 @pytest.fixture
 def sending(tmp_path: Path) -> dict[str, str]:
-    """The sender's variables, when all is well."""
+    """The sender's variables, when all is well, with a folder that has two actions."""
+    folder = tmp_path / "mails"
+    folder.mkdir()
+    for path in [
+        *BUILT_IN.glob("activation.*"),
+        *BUILT_IN.glob("password_recovery.*"),
+        *BUILT_IN.glob("layout*"),
+    ]:
+        shutil.copy(path, folder)
     return {
+        "MAILROOM_TEMPLATES": str(folder),
         "MAILROOM_SES_SOURCE": "Example <noreply@mail.example.com>",
         "MAILROOM_SES_OUTPUT_PATH": str(tmp_path / "output"),
         "MAILROOM_APP_NAME": NAMES["app_name"],
@@ -182,7 +193,7 @@ def test_a_table_and_exit_code_0(database: str, collector: Db, box: Inbox, sendi
     assert (0, "") == (done.returncode, done.stderr)
     lines = done.stdout.splitlines()
     assert f"0 faults, 0 warnings, {sum(map(is_ok, lines))} ok, 1 skipped" == lines[-1]
-    assert f"ok       migrations                  up to date, version {NEWEST}" in lines
+    assert f"ok       migrations          up to date, version {NEWEST}" in lines
     assert "\x1b" not in done.stdout
 
 
@@ -207,8 +218,8 @@ def test_json(database: str, box: Inbox, sending: dict[str, str]) -> None:
     assert (1, 1) == (told["faults"], told["warnings"])
     by_name = {check.pop("name"): check for check in told["checks"]}
     assert {"state": "ok", "detail": f"up to date, version {NEWEST}", "remedy": ""} == by_name["migrations"]
-    assert "fault" == by_name["template-activation"]["state"]
-    assert "`mailroom templates push`" in by_name["template-activation"]["remedy"]
+    assert "fault" == by_name["templates"]["state"]
+    assert "`mailroom templates push`" in by_name["templates"]["remedy"]
 
 
 def test_colour_is_for_terminals(database: str) -> None:
@@ -277,7 +288,7 @@ def test_each_setting_at_fault_is_a_fault_and_the_rest_goes_on(box: Inbox, sendi
     assert findings["MAILROOM_DATABASE_URL"].detail.startswith("not set; ")
     assert "needs MAILROOM_DATABASE_URL" == findings["server"].detail
     assert (SKIPPED, SKIPPED) == (findings["keys"].state, findings["sender"].state)
-    assert (OK, OK) == (findings["quota"].state, findings["template-activation"].state)
+    assert (OK, OK) == (findings["quota"].state, findings["templates"].state)
 
 
 def test_a_channel_at_fault_keeps_only_its_check(database: str, collector: Db) -> None:
@@ -358,7 +369,7 @@ def test_a_database_without_an_encoding(server_url: str) -> None:
 
 
 def test_any_disabled_trigger_is_reported(database: str, db: Db, collector: Db) -> None:
-    db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_stamp")
+    db.execute("ALTER TABLE tokens DISABLE TRIGGER tokens_prepare")
     db.execute("ALTER TABLE accounts ENABLE REPLICA TRIGGER accounts_keep_status_times_update")
     findings = the_database(database)
     assert ["other-triggers"] == faults(findings)
@@ -797,7 +808,7 @@ def test_what_the_role_may_not_read_is_a_warning(
         refuse(monkeypatch, action, "AccessDenied")
     findings = the_account(sending)
     assert (OK, SKIPPED) == (findings["ses"].state, findings["sandbox"].state)
-    names = ["quota", "sending-enabled", "sender", "configuration-set", "template-activation"]
+    names = ["quota", "sending-enabled", "sender", "configuration-set", "templates"]
     for name, action in zip(names, read, strict=True):
         assert WARNING is findings[name].state
         assert f"ses:{action}" in findings[name].detail
@@ -870,33 +881,68 @@ def test_a_paused_configuration_set(
     assert ["configuration-set"] == faults(the_account(sending))
 
 
+def test_actions_of_folder_and_database(db: Db, database: str, sending: dict[str, str]) -> None:
+    def finding() -> Finding:
+        variables = {"TEMPLATES": sending["MAILROOM_TEMPLATES"]}
+        return the_database(database, **variables)["actions"]
+
+    assert OK is finding().state
+    db.execute("UPDATE mailroom.actions SET lane = 'bulk' WHERE action = 'activation'")
+    assert (WARNING, True) == (finding().state, "`mailroom actions diff`" in finding().remedy)
+    db.execute("UPDATE mailroom.actions SET lane = 'normal' WHERE action = 'activation'")
+    db.execute("ALTER TYPE token_action ADD VALUE 'join'")
+    assert (WARNING, True) == (finding().state, "without a row" in finding().detail)
+    db.execute("INSERT INTO mailroom.actions (action, number, prefix) VALUES ('join', 30, '/join')")
+    assert (WARNING, True) == (
+        finding().state,
+        "database: join" in finding().detail,
+    )
+    db.execute("UPDATE mailroom.actions SET prefix = '/enter' WHERE action = 'activation'")
+    assert (WARNING, True) == (finding().state, "cannot take" in finding().detail)
+
+
+def test_templates_in_ses_are_those_of_the_databases_actions(
+    db: Db, database: str, box: Inbox, sending: dict[str, str]
+) -> None:
+    del sending["MAILROOM_TEMPLATES"]
+    assert (WARNING, True) == (
+        (found := the_account(sending)["templates"]).state,
+        "the database, which has the actions, was not reached" in found.detail,
+    )
+    assert OK is examined(collecting(database) | sending, "sending")["templates"].state
+    db.execute("ALTER TYPE token_action ADD VALUE 'join'")
+    db.execute("INSERT INTO mailroom.actions (action, number, prefix) VALUES ('join', 30, '/join')")
+    finding = examined(collecting(database) | sending, "sending")["templates"]
+    assert (FAULT, "there is no template 'joinv1' in this region") == (finding.state, finding.detail)
+
+
 def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -> None:
     good = for_ses(load(None, NAMES)["activation"], "")
-    assert "activationv1, the same as the local files" == the_account(sending)["template-activation"].detail
+    whole = "activationv1 (the same as the local files), passwordrecoveryv1 (the same as the local files)"
+    assert whole == the_account(sending)["templates"].detail
 
     put(box, "activation", good | {"TextPart": "{{secret}} {{nickname}}"})
     findings = the_account(sending)
-    assert ["template-activation"] == faults(findings)
-    assert "{{nickname}}" in findings["template-activation"].detail
-    assert "`mailroom templates push`" in findings["template-activation"].remedy
+    assert ["templates"] == faults(findings)
+    assert "{{nickname}}" in findings["templates"].detail
+    assert "`mailroom templates push`" in findings["templates"].remedy
 
     put(box, "activation", good | {"HtmlPart": "{{secret}} {{login}}"})
-    finding = the_account(sending)["template-activation"]
+    finding = the_account(sending)["templates"]
     assert (WARNING, True) == (finding.state, "without escaping" in finding.detail)
 
     put(box, "activation", good | {"TextPart": "Another: {{login}} {{secret}}"})
-    finding = the_account(sending)["template-activation"]
+    finding = the_account(sending)["templates"]
     assert (WARNING, True) == (finding.state, "`mailroom templates diff`" in finding.remedy)
-    assert OK is the_account(sending, APP_URL="")["template-activation"].state  # the files are no measure
+    assert OK is the_account(sending, APP_URL="")["templates"].state  # the files are no measure
 
-    sources.write_built_in(tmp_path / "files")
-    (tmp_path / "files" / "activation.txt").write_text("Another: {{login}} {{secret}}")
-    assert OK is the_account(sending, TEMPLATES=str(tmp_path / "files"))["template-activation"].state
+    (tmp_path / "mails" / "activation.txt").write_text("Another: {{login}} {{secret}}")
+    assert OK is the_account(sending)["templates"].state
 
     del box.account.templates["activationv1"]
     findings = the_account(sending)
-    assert ["template-activation"] == faults(findings)
-    assert "there is no template 'activationv1' in this region" == findings["template-activation"].detail
+    assert ["templates"] == faults(findings)
+    assert "there is no template 'activationv1' in this region" == findings["templates"].detail
 
 
 @pytest.mark.parametrize(

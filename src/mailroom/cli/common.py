@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -141,6 +141,16 @@ def as_json_text(value: object) -> str:
         raise TypeError(type(time_or_other).__name__)
 
     return json.dumps(value, default=plain, ensure_ascii=False)
+
+
+def as_table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as aligned columns."""
+    listed = list(rows)
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in listed
+    )
 
 
 def collect_garbage_rarely() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -17,6 +17,7 @@ from mailroom.cli.common import (
     EXIT_DATA,
     EXIT_FOUND,
     as_json_text,
+    as_table,
     confirm,
     connected,
     duration,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 PROGRESS_INTERVAL_S: Final = 1.0
 HEADER: Final = ("token", "action", "address", "rejected at", "attempts", "state", "reason")
 
-of_action = click.option("--action", metavar="ACTION", callback=text_argument, help="Only this action.")
+of_action = click.option("--action", metavar="ACTION", help="Only this action.")
 since_when = click.option(
     "--since", callback=duration, help="Only those rejected in this time, such as 30m or 7d."
 )
@@ -69,6 +70,7 @@ def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: 
     from mailroom.wording import counted
 
     with connected(ANSWER_LIMIT_S) as connection:
+        _check(connection, action)
         letters = dead_letters(connection, action, since, limit)
         known = count(connection, action, since)
     more = max(known.dead - len(letters), 0)
@@ -78,7 +80,7 @@ def dead_list(action: str | None, since: timedelta | None, limit: int, as_json: 
         click.echo(as_json_text({"dead": listed, "more": more, "at_least": at_least}))
         return
     if letters:
-        click.echo(_table([HEADER, *(letter.cells() for letter in letters)]))
+        click.echo(as_table([HEADER, *(letter.cells() for letter in letters)]))
     if more or at_least:
         left = f"{'at least ' if at_least else ''}{more}" if more else "perhaps some"
         click.echo(f"and {left} more; --limit shows more of them")
@@ -164,6 +166,14 @@ def dead_drop(
     _decide(tokens, every, action, since, lambda connection, page: drop(connection, page, reason=reason))
 
 
+def _check(connection: psycopg.Connection, action: str | None) -> None:
+    """Check that the database has this action."""
+    from mailroom.operations.actions import in_database
+
+    if action is not None and action not in (known := in_database(connection)):
+        raise click.UsageError(f"--action: {action!r} is not one of {', '.join(known)}")
+
+
 def _decide(
     tokens: Sequence[int],
     every: bool,
@@ -182,6 +192,7 @@ def _decide(
     some_not = False
     printed_at = time.monotonic()
     with connected(ANSWER_LIMIT_S) as connection:
+        _check(connection, action)
         pages = all_dead(connection, action, since) if every else _pages(list(dict.fromkeys(tokens)), PAGE)
         for page in pages:
             for one in decide(connection, page):
@@ -205,12 +216,3 @@ def _decide(
 
 def _pages(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (tokens[first : first + size] for first in range(0, len(tokens), size))
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    listed = list(rows)
-    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in listed
-    )

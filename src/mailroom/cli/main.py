@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from mailroom import __version__
+from mailroom.cli.actions import actions
 from mailroom.cli.collector import collector
 from mailroom.cli.common import EXIT_INTERRUPTED, EXIT_USAGE
 from mailroom.cli.console import console
@@ -179,6 +180,7 @@ for command in (
     collector,
     sender,
     replay,
+    actions,
     templates,
     inbox,
     console,

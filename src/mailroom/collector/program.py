@@ -150,7 +150,8 @@ class Collector:
         await self._output.read_up_to(written)
         await self._settle(outgoing)
         self._outgoing = None
-        log.info("batch", count=outgoing.count(written), waited=f"{waited_s:.1f}s")
+        if count := outgoing.count(written):
+            log.info("batch", count=count, waited=f"{waited_s:.1f}s")
 
     async def _settle(self, outgoing: Outgoing) -> None:
         """Settle the tokens of a lease that were read, and those that no line can hold."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
+from mailroom.doctor import actions, queue, server, triggers
 from mailroom.doctor import environment as variables
-from mailroom.doctor import queue, server, triggers
 from mailroom.doctor.probe import Probe
 from mailroom.doctor.report import Check, Report
 from mailroom.settings.collector import CollectorSettings
@@ -40,7 +41,7 @@ def examine(environment: Mapping[str, str], report: Report) -> None:
     """Run the checks."""
     probe = Probe(variables.read(CollectorSettings, environment, report, "mailroom collector"))
     try:
-        report.run(CHECKS, probe)
+        report.run((*CHECKS, Check("actions", partial(actions.compared, environment), ("functions",))), probe)
     finally:
         if probe.opened:
             probe.opened.close()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from mailroom.doctor import environment as variables
+from mailroom.doctor.actions import in_use
 from mailroom.doctor.report import Check, Finding, Report, fault, ok, warning
 from mailroom.errors import ReplayError
 from mailroom.sender.rejected import FILE_NAME, read
@@ -38,8 +40,9 @@ def examine(environment: Mapping[str, str], report: Report) -> None:
         from mailroom.doctor import ses
         from mailroom.doctor.ses_probe import SesProbe
 
+        mailed = partial(in_use, environment, settings.templates.folder)
         with SesProbe(settings) as probe:
-            report.run(ses.CHECKS, probe)
+            report.run((*ses.CHECKS, ses.template_check(mailed)), probe)
 
 
 def output_folder(settings: SenderSettings) -> Finding:

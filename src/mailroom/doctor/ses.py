@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parseaddr, parsedate_to_datetime
 from functools import partial
 from typing import Any, Final
@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as aws
 
-from mailroom.actions import Action, action_named, load_catalogue
+from mailroom.actions import Action
 from mailroom.addresses import wire_address
 from mailroom.doctor.clocks import compared
-from mailroom.doctor.report import Check, Finding, NotKnown, fault, ok, skipped, warning
+from mailroom.doctor.report import Check, Finding, NotKnown, Status, fault, ok, skipped, warning
 from mailroom.doctor.ses_probe import SesProbe
 from mailroom.errors import TemplateError
 from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings
@@ -187,8 +187,21 @@ def config_set(probe: SesProbe) -> Finding:
     return ok(name)
 
 
-def template(action: Action, probe: SesProbe) -> Finding:
-    """The template in SES uses the data of its mails, and is the same as the local one."""
+def templates(mailed: Callable[[], Sequence[Action] | None], probe: SesProbe) -> Finding:
+    """Each template in SES uses the data of its mails, and is the same as the local one."""
+    actions = mailed()
+    if actions is None:
+        return NOT_KNOWN
+    found = [_template(action, probe) for action in actions]
+    for state in (Status.FAULT, Status.WARNING):
+        if wrong := [one for one in found if one.state is state]:
+            details = dict.fromkeys(one.detail for one in wrong)
+            remedies = dict.fromkeys(one.remedy for one in wrong)
+            return Finding(state, "; ".join(details), "; ".join(remedies))
+    return ok(", ".join(one.detail for one in found) or "no action is mailed")
+
+
+def _template(action: Action, probe: SesProbe) -> Finding:
     name = probe.settings.templates.name_of(action)
     parts = probe.ask("ses:GetTemplate", partial(remote.fetch, probe.client, name))
     another = f"or set MAILROOM_TEMPLATE_{action.name.upper()} to another template"
@@ -214,9 +227,13 @@ def template(action: Action, probe: SesProbe) -> Finding:
             f"{name} differs from the local files ({where})",
             "see `mailroom templates diff`; push the files, or set MAILROOM_TEMPLATES to the right folder",
         )
-    return ok(f"{name}{', the same as the local files' if ours else ''}")
+    return ok(f"{name}{' (the same as the local files)' if ours else ''}")
 
 
+NOT_KNOWN: Final = warning(
+    "not checked, since the database, which has the actions, was not reached",
+    "set MAILROOM_DATABASE_URL too, or MAILROOM_TEMPLATES to a folder of your own",
+)
 CHECKS: Final[tuple[Check[SesProbe], ...]] = (
     Check("credentials", credentials),
     Check("region", region),
@@ -227,11 +244,12 @@ CHECKS: Final[tuple[Check[SesProbe], ...]] = (
     Check("sending-enabled", sending, ("ses",)),
     Check("sender", sender, ("ses", "MAILROOM_SES_SOURCE")),
     Check("configuration-set", config_set, ("ses",)),
-    *(
-        Check(f"template-{action.name}", partial(template, action), ("ses", "MAILROOM_TEMPLATES"))
-        for action in map(action_named, load_catalogue().start)
-    ),
 )
+
+
+def template_check(mailed: Callable[[], Sequence[Action] | None]) -> Check[SesProbe]:
+    """The check of the templates of the actions that are mailed; None if these are not known."""
+    return Check("templates", partial(templates, mailed), ("ses", "MAILROOM_TEMPLATES"))
 
 
 def _date(answer: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from mailroom.actions import Action, Limit, is_name
+from mailroom.action_table import is_name
+from mailroom.actions import Action, Limit
 from mailroom.logs import EventLogger
 from mailroom.queue.client import Queue
 

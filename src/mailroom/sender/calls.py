@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, NamedTuple, TypeVar
 
-from mailroom.actions import LANES
+from mailroom.action_table import LANES
 from mailroom.answers import Answer, Result, Scope
 from mailroom.concurrency import RankedLock, in_thread
 from mailroom.errors import MailroomError

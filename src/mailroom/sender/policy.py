@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from mailroom.actions import LANES
+from mailroom.action_table import LANES
 from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.outage import back_off_s

@@ -19,7 +19,7 @@ DECLARE
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
                             "request_sleep", "paused", "recent_workers", "misplaced_tokens", "known_actions"],
         "mailroom_app":    ["send", "consume", "consume_code", "random_secret", "random_code"],
-        "mailroom_oncall": ["overview", "paused", "recent_workers", "tokens_of", "deliveries_of",
+        "mailroom_oncall": ["overview", "known_actions", "paused", "recent_workers", "tokens_of", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
                             "traffic", "ledger_ends", "recent_deliveries", "pulse",
                             "pause", "resume", "prune_deliveries", "prune_tokens"]}';
