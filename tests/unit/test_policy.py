@@ -466,7 +466,9 @@ def test_a_template_that_comes_later_is_checked_too(
 
     def make_it_wrong_and_then_right() -> None:
         ses.wait_for(lambda inbox: inbox.counts.calls >= 2)
-        ses.inbox.account.put_template("activationv1", ("{{name}}", "{{secret}}", "{{secret}} {{login}}"), new=True)
+        ses.inbox.account.put_template(
+            "activationv1", ("{{name}}", "{{secret}}", "{{secret}} {{login}}"), new=True
+        )
         wait_for_log(caplog, "template_warning")  # it was looked at, and nothing may be dropped
         ses.inbox.account.put_template("activationv1", ("Hello", "{{secret}}", "{{secret}}"), new=False)
 

@@ -18,6 +18,7 @@ _FILE: Final = re.compile(
     rf"(?:\.(?!subject\.txt$)(?P<tag>{TAG.pattern}))?(?P<part>\.subject\.txt|\.txt|\.html)"
 )
 
+
 class Listing(NamedTuple):
     """The files of a folder.
 
