@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from mailroom.inbox.calls import BulkCall, Destination
 from mailroom.inbox.inbox import Inbox
-from mailroom.inbox.links import Link, action_of, find_links
+from mailroom.inbox.links import Link, find_links
 from mailroom.inbox.mails import KeptMail, Mailbox
 from mailroom.inbox.messages import read_headers, read_message, write_message
 from mailroom.inbox.records import RawRequests
@@ -212,17 +212,6 @@ def test_links_come_from_both_parts_each_once() -> None:
 def test_only_web_addresses_are_clickable(url: str) -> None:
     assert not Link("", url, "").is_web
     assert Link("", "HTTPS://a.example", "").is_web
-
-
-def test_an_action_shows_by_the_template_or_by_the_link() -> None:
-    def at(path: str) -> list[Link]:
-        return find_links(RenderedMail("", f"https://a.example{path}", ""))
-
-    assert "activation" == action_of("activationv1", [])
-    assert "activation" == action_of("my-own", at("/users/activate?token=T"))
-    assert "password_recovery" == action_of("", at("/recover/?token=T"))
-    assert None is action_of("", at("/recover"))
-    assert None is action_of("", at("/elsewhere?token=T"))
 
 
 @pytest.mark.parametrize(

@@ -7,149 +7,41 @@ import http.client
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 from urllib.parse import urlencode
 
 import httpx
-import psycopg
 import pytest
-import uvicorn
-from playwright.sync_api import Page, ViewportSize, sync_playwright
+from playwright.sync_api import Page, sync_playwright
 from psycopg.conninfo import make_conninfo
 
 import mailroom
 from mailroom.demo.postgres import free_port
 from mailroom.demo.signup import forms
 from mailroom.demo.signup.app import COOKIE, create_app
+from mailroom.demo.signup.database import ACTIONS
+from support.actions import add_actions
 from support.browser import ARGUMENTS, NAMES, accessibility_faults, overflow
 from support.processes import KEY
-
-Db = psycopg.Connection
-PASSWORD = "correct horse battery"
-NEW_PASSWORD = "staple and some more"
-HERE = Path(__file__).parents[2] / "src" / "mailroom" / "demo" / "signup"
-PHONE, DESK = ViewportSize(width=360, height=740), ViewportSize(width=1440, height=900)
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-TOKEN = "A" * 86
-
-
-@contextmanager
-def served(database: str) -> Iterator[str]:
-    """The example's address, while it is served."""
-    app = create_app(database, KEY, session_secret="s" * 32, uniform_s=0.01, scrypt_cost=2)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(30)
-
-
-@dataclass
-class Site:
-    """A browser at the example, and the database behind it."""
-
-    url: str
-    db: Db
-    browser: httpx.Client = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.browser = self.new_browser()
-
-    def new_browser(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, headers={"Sec-Fetch-Site": "same-origin"})
-
-    def get(self, path: str) -> httpx.Response:
-        return self.browser.get(path)
-
-    def post(self, path: str, **fields: str) -> httpx.Response:
-        return self.browser.post(path, content=urlencode(fields), headers=FORM)
-
-    def sign_up(self, email: str = "zoe@example.com", login: str = "zoe", password: str = PASSWORD) -> None:
-        answer = self.post("/signup", email=email, login=login, password=password)
-        assert (303, "/sent/signup") == (answer.status_code, answer.headers["location"])
-
-    def signed_up(self, email: str = "zoe@example.com", login: str = "zoe") -> None:
-        """Signed up and active."""
-        self.sign_up(email, login)
-        assert 303 == self.post("/activate", token=self.mails("activation", email)[0][0]).status_code
-
-    def sign_in(self, email: str = "zoe@example.com", password: str = PASSWORD) -> httpx.Response:
-        return self.post("/signin", email=email, password=password)
-
-    def mails(self, action: str, email: str = "zoe@example.com") -> list[tuple[str, str]]:
-        """Tokens and codes as the mails of an address hold them, the newest first."""
-        rows = self.db.execute(
-            "SELECT secret, code FROM tokens t JOIN accounts a ON a.id = t.account"
-            " WHERE email = %s AND action = %s::token_action ORDER BY t.id DESC",
-            [email, action],
-        )
-        return [(mailroom.sign(secret, action, keys=KEY, code=code), code) for secret, code in rows]
-
-    def forgotten(self) -> tuple[str, str]:
-        """A link and a code for recovery."""
-        assert 303 == self.post("/forgot", email="zoe@example.com").status_code
-        return self.mails("password_recovery")[0]
-
-    def status(self, email: str = "zoe@example.com") -> str:
-        row = self.db.execute("SELECT status::text FROM accounts WHERE email = %s", [email]).fetchone()
-        assert row
-        return str(row[0])
-
-    def suspend(self) -> None:
-        self.db.execute("UPDATE accounts SET status = 'suspended'")
-
-    def is_signed_in(self) -> bool:
-        return "You are signed in" in self.get("/").text
-
-    def everything(self) -> list[tuple[object, ...]]:
-        """All that a request could have changed."""
-        query = "SELECT row(t.*)::text FROM {} t ORDER BY 1"
-        tables = ("accounts", "tokens", "example.passwords", "example.logins")
-        return [row for table in tables for row in self.db.execute(query.format(table).encode())]
-
-
-@pytest.fixture
-def site(database: str, db: Db) -> Iterator[Site]:
-    with served(database) as url:
-        site = Site(url, db)
-        with site.browser:
-            yield site
-
-
-def at_once(count: int, work: Callable[[int], httpx.Response]) -> list[httpx.Response]:
-    start = threading.Barrier(count)
-
-    def begin(number: int) -> httpx.Response:
-        start.wait(30)
-        return work(number)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(begin, range(count)))
-
-
-def wrong(code: str) -> str:
-    return f"{(int(code) + 1) % 100_000:05}"
-
-
-def explained(answer: httpx.Response) -> tuple[int, str]:
-    """A refusal's status and headline; there is no trace of how it came about."""
-    assert "Traceback" not in answer.text
-    found = re.search("<h1>(.*)</h1>", answer.text)
-    assert found
-    return answer.status_code, found[1]
+from support.signup import (
+    DESK,
+    FORM,
+    HERE,
+    NEW_PASSWORD,
+    PASSWORD,
+    PHONE,
+    TOKEN,
+    Db,
+    Site,
+    at_once,
+    explained,
+    fill,
+    site_fixture,  # noqa: F401
+    wrong,
+)
 
 
 def test_a_user_signs_up_activates_forgets_and_comes_back(site: Site) -> None:
@@ -363,7 +255,7 @@ def test_the_first_password_stands_when_a_stranger_signs_up_again(site: Site) ->
     assert "Hello zoe" in site.get("/").text
 
 
-@pytest.mark.parametrize("path", ["/signup", "/resend", "/forgot", "/signin"])
+@pytest.mark.parametrize("path", ["/signup", "/resend", "/forgot", "/signin", "/signin-link"])
 def test_no_answer_tells_whether_an_address_has_an_account(site: Site, path: str) -> None:
     site.signed_up("active@example.com", "active")
     site.signed_up("suspended@example.com", "suspended")
@@ -435,18 +327,14 @@ def test_an_answer_about_an_address_takes_its_time(database: str) -> None:
     assert asyncio.run(ask()) >= 0.3
 
 
-@pytest.mark.parametrize(("path", "action"), [("/resend", "activation"), ("/forgot", "password_recovery")])
-def test_eight_who_ask_at_once_get_three_mails(site: Site, path: str, action: str) -> None:
-    if action == "activation":
-        site.sign_up()  # which is the first of the three
-    else:
-        site.signed_up()
-    answers = at_once(8, lambda _: site.post(path, email="zoe@example.com"))
+def test_eight_who_ask_for_the_activation_at_once_get_three_mails(site: Site) -> None:
+    site.sign_up()  # which is the first of the three
+    answers = at_once(8, lambda _: site.post("/resend", email="zoe@example.com"))
     assert {303} == {answer.status_code for answer in answers}
-    assert 3 == len(site.mails(action))
+    assert 3 == len(site.mails("activation"))
     site.db.execute("UPDATE tokens SET created_at = created_at - interval '15 minutes'")
-    site.post(path, email="zoe@example.com")
-    assert 4 == len(site.mails(action))
+    site.post("/resend", email="zoe@example.com")
+    assert 4 == len(site.mails("activation"))
 
 
 def test_eight_who_sign_up_with_one_address_are_one_account(site: Site) -> None:
@@ -489,6 +377,7 @@ BAD_FIELDS = {
     ],
     "login": ["", "a", "<script>alert(1)</script>", "zo\x01e", "zoé", "a" * 33, "-zoe", "zo\ne", '"zoe",'],
     "password": ["", "short", "a" * 201],
+    "locale": ["fr", "de-AT", "<script>", "../de"],
 }
 
 
@@ -523,7 +412,7 @@ def test_no_spelling_of_a_domain_evades_the_limit(site: Site) -> None:
         assert (422 if domain[-1] == "." else 303) == site.post("/signup", **fields).status_code
         site.post("/resend", email=fields["email"])
     assert [("victim@bomb.example", 3)] == site.db.execute(
-        "SELECT email, count(*) FROM accounts a JOIN tokens t ON t.account = a.id GROUP BY email"
+        "SELECT a.email, count(*) FROM accounts a JOIN tokens t ON t.account = a.id GROUP BY a.email"
     ).fetchall()
 
 
@@ -555,6 +444,8 @@ def test_a_login_from_elsewhere_is_shown_and_harmless(site: Site) -> None:
 
 
 PATHS = ["/signup", "/activate", "/resend", "/signin", "/signout", "/forgot", "/recover"]
+PATHS += ["/signin-link", "/magic-link", "/change-email", "/accept-invitation"]
+PATHS += ["/language", "/email", "/password", "/invite"]  # of those who are signed in
 
 
 @pytest.mark.slow
@@ -562,9 +453,12 @@ PATHS = ["/signup", "/activate", "/resend", "/signin", "/signout", "/forgot", "/
 def test_hostile_forms_are_refused(site: Site, path: str) -> None:
     """And none of them is an error of ours, or changes anything."""
     site.signed_up()
+    site.sign_in()
     fields = {
         "email": "zoe@example.com",
         "login": "x" * 9,
+        "locale": "de",
+        "current": PASSWORD,
         "password": PASSWORD,
         "code": "12345",
         "token": TOKEN,
@@ -666,6 +560,8 @@ def test_every_answer_has_strict_headers(site: Site) -> None:
     token = mailroom.sign(bytes(32), "activation", keys=KEY)
     paths = ["/", "/signup", "/signin", "/nowhere", "/static/style.css", "/sent/forgot"]
     paths += [f"/activate?token={token}", "/activate", f"/recover?token={TOKEN}", "/recover"]
+    paths += [f"{path}?token={TOKEN}" for path in ("/magic-link", "/change-email", "/accept-invitation")]
+    leaky_paths = ("/activate", "/recover", "/magic-link", "/change-email", "/accept-invitation")
     for path in paths:
         headers = site.get(path).headers
         policy = headers["content-security-policy"]
@@ -674,7 +570,7 @@ def test_every_answer_has_strict_headers(site: Site) -> None:
         assert "unsafe" not in policy
         assert "nosniff" == headers["x-content-type-options"]
         assert ("max-age=600" if "static" in path else "no-store") == headers["cache-control"]
-        leaky = path.startswith(("/activate", "/recover"))
+        leaky = path.startswith(leaky_paths)
         assert ("no-referrer" if leaky else "same-origin") == headers["referrer-policy"]
     assert "no-store" == site.post("/forgot", email="a@b").headers["cache-control"]
     assert "GET" in site.browser.delete("/signup").headers["allow"]
@@ -759,17 +655,6 @@ def click_through(site: Site, page: Page, login: str) -> None:
     arrives(f"Hello {login}")
 
 
-def fill(page: Page, address: str, **fields: str) -> None:
-    """Go there, unless it is here, fill in the form and send it, whatever the browser thinks of it."""
-    if address:
-        page.goto(address)
-    page.eval_on_selector("main form", "form => { form.noValidate = true }")
-    for name, value in fields.items():
-        page.fill(f"#{name}", value)
-    with page.expect_navigation():
-        page.click("main button")
-
-
 def test_the_document_quotes_the_code() -> None:
     document = (HERE.parents[3] / "docs" / "example.md").read_text()
     # Without blanks, for a line may be folded where it stands further to the right.
@@ -791,7 +676,20 @@ def test_keys_that_are_none_are_refused_at_the_start() -> None:
         create_app("postgresql://x", "no key", session_secret="s" * 32)
 
 
-def test_it_starts_from_the_command_line(database: str) -> None:
+def test_without_its_actions_it_says_what_to_do(database: str) -> None:
+    async def begin() -> None:
+        app = create_app(database, KEY, session_secret="s" * 32)
+        async with app.router.lifespan_context(app):
+            pass
+
+    with pytest.raises(
+        RuntimeError, match=r"run `mailroom actions apply magic_link email_change .*email_changed`"
+    ):
+        asyncio.run(begin())
+
+
+def test_it_starts_from_the_command_line(database: str, db: Db) -> None:
+    add_actions(db, *ACTIONS)
     variables = {"MAILROOM_DATABASE_URL": database, "MAILROOM_SECRET_KEY": KEY, "PORT": str(free_port())}
     with subprocess.Popen(
         [sys.executable, "-m", "mailroom.demo.signup"],

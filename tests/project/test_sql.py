@@ -16,6 +16,8 @@ SPEAKERS: Final = {
     "consumption.py",
     "console/ledger.py",
     "demo/signup/accounts.py",
+    "demo/signup/links.py",
+    "demo/signup/mails.py",
     "demo/tour.py",
     "operations/actions.py",
     "operations/dead.py",

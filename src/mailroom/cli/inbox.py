@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mailroom.cli.common import stop_on_signals
+from mailroom.cli.common import environment_help, from_environment, stop_on_signals
+from mailroom.settings.sender import FolderSettings
 
 if TYPE_CHECKING:
     from mailroom.inbox.mails import KeptMail
     from mailroom.templates.mails import RenderedMail
 
 
-@click.command()
+@click.command(epilog=environment_help(FolderSettings))
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",
@@ -59,7 +60,7 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
 
     \b
     GET /api/mails, /api/mails/ID, /api/counts, /api/calls  what happened
-    GET /api/mails/wait?recipient=                          wait for a mail
+    GET /api/mails/wait?recipient=&action=                  wait for a mail
     POST /api/faults, PATCH /api/settings                   inject faults
 
     It checks no credentials: keep it on loopback. It runs until SIGTERM or SIGINT and exits with 0.
@@ -69,9 +70,12 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
     """
     import asyncio
 
+    from mailroom.actions import load_actions
     from mailroom.errors import OutputClosed
     from mailroom.inbox.inbox import Inbox
     from mailroom.inbox.server import InboxServer
+
+    actions = load_actions(from_environment(FolderSettings).folder).values()
 
     async def run() -> bool:
         stop = stop_on_signals()
@@ -88,7 +92,7 @@ def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, p
                 closed = True
                 loop.call_soon_threadsafe(stop.set)
 
-        box = Inbox(rate=rate, keep=keep, on_mail=show if printing else None)
+        box = Inbox(rate=rate, keep=keep, actions=actions, on_mail=show if printing else None)
         with InboxServer(host, port, inbox=box, smtp_port=smtp_port) as server:
             click.echo(_directions(server.url, server.smtp_url), err=True)
             await stop.wait()

@@ -1,8 +1,8 @@
 """Runs everything that the demonstration needs, on loopback.
 
-That is an embedded PostgreSQL with Mailroom's migrations, the inbox in this process, and as processes the
-example application, `mailroom run` and the queue's page. They end with this process; if it is killed, only
-where setpriv is installed.
+That is an embedded PostgreSQL with Mailroom's migrations and the example's actions, the inbox in this
+process, and as processes the example application, `mailroom run` and the queue's page. They end with this
+process; if it is killed, only where setpriv is installed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from mailroom.actions import load_actions
 from mailroom.database import migrate, sync
 from mailroom.demo.folders import remove_leftovers
 from mailroom.demo.postgres import FOLDER_PREFIX, PostgresServer
 from mailroom.demo.programs import APP, QUEUE, RUN, Programs, port_or_free
+from mailroom.demo.signup.database import ACTIONS
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
+from mailroom.operations import actions
 from mailroom.templates import sources
 from mailroom.tokens import new_key
 
@@ -105,7 +108,9 @@ class Stage:
         applied: list[str] = []
         with sync.connected(server.url()) as connection:
             migrate.up(connection, None, applied.append)
-        self._tell(f"… it has Mailroom's {len(applied)} migrations.")
+            known = load_actions()
+            actions.apply(connection, {name: known[name] for name in ACTIONS})
+        self._tell(f"… it has Mailroom's {len(applied)} migrations, and {len(ACTIONS)} more actions.")
 
     def _start_programs(self, stack: ExitStack) -> None:
         self._tell("Starting the inbox, the example application, mailroom run and the queue's page …")

@@ -98,6 +98,7 @@ class _PageParser(HTMLParser):
         super().__init__()
         self._page = page
         self._in_main = False
+        self._select = ""
         self._part = ""
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -113,6 +114,10 @@ class _PageParser(HTMLParser):
             self._page.action, self._page.fields = given["action"], {}
         elif tag == "input":
             self._page.fields[given["name"]] = given.get("value", "")
+        elif tag == "select":
+            self._select = given["name"]
+        elif tag == "option" and ("selected" in given or self._select not in self._page.fields):
+            self._page.fields[self._select] = given["value"]
 
     def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - as the parser calls it
         self._part = ""

@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mailroom.actions import load_actions
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.faults import read_fault
 from mailroom.inbox.inbox import Inbox
@@ -35,7 +34,6 @@ MAX_PAGE: Final = 1000
 WAIT_S: Final = 30
 MAX_WAIT_S: Final = 300
 MAX_AWAITED: Final = 100
-ACTION_NAMES: Final = tuple(load_actions())
 SETTINGS: Final = ("rate", "quota_24h", "paused")
 
 
@@ -125,8 +123,9 @@ class _Api:
         query = request.query_params
         recipient, template = query.get("recipient", ""), query.get("template", "")
         action, after, start = query.get("action", ""), "", None
-        if action and action not in ACTION_NAMES:
-            raise ValueError(f"action: {action!r} is not one of {', '.join(ACTION_NAMES)}")
+        if action and not self._inbox.knows(action):
+            known = ", ".join(self._inbox.kinds.names)
+            raise ValueError(f"action: {action!r} has no template here, and is not one of {known}")
         if since := query.get("since", ""):
             try:
                 self._inbox.mails.find(after=since, limit=1)
@@ -142,7 +141,7 @@ class _Api:
             found = (
                 mail
                 for mail in new
-                if (start is None or mail.time >= start) and action in ("", self._inbox.brief(mail).action)
+                if (start is None or mail.time >= start) and (not action or self._inbox.is_of(mail, action))
             )
             return [self._whole_mail(mail) for mail in islice(found, MAX_AWAITED)]
 
@@ -227,6 +226,8 @@ class _Api:
             "recipient": mail.recipient,
             "template": mail.template.name,
             "action": brief.action,
+            "language": brief.language,
+            "code": brief.code,
             "data": mail.data,
             "subject": brief.subject,
             "dropped": mail.dropped,

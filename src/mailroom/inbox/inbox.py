@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from email.utils import parseaddr
 from typing import Any, Final
 
+from mailroom.actions import Action, load_actions
 from mailroom.inbox.account import MAX_ADDRESS, TOO_LONG, InboxAccount
 from mailroom.inbox.calls import BulkCall, CallAnswer, Destination, DestinationStatus
 from mailroom.inbox.data import check_sizes, read_data
 from mailroom.inbox.faults import Fault, Faults
+from mailroom.inbox.kinds import Kinds, code_of, is_template, language_of, usual_template
 from mailroom.inbox.limits import MAX_RATE, Limits
-from mailroom.inbox.links import action_of, find_links
+from mailroom.inbox.links import find_links
 from mailroom.inbox.mails import KEEP, Brief, KeptMail, Mailbox, StoredTemplate
 from mailroom.inbox.messages import MAX_HEADER
 from mailroom.inbox.records import MAX_CALLS, CallRecord, Counts, RawRequests
@@ -44,6 +46,7 @@ class Inbox:
         keep: how many mails are kept.
         identities: the verified addresses and domains; None means that all are verified.
         seed: for the faults that occur by chance.
+        actions: the actions by which mails are recognised; None means the catalogue.
         on_mail: is called with each accepted mail.
     """
 
@@ -55,6 +58,7 @@ class Inbox:
         keep: int = KEEP,
         identities: Iterable[str] | None = None,
         seed: int = 0,
+        actions: Iterable[Action] | None = None,
         on_mail: Callable[[KeptMail], None] | None = None,
     ) -> None:
         self.limits = Limits(rate, quota_24h)
@@ -64,6 +68,7 @@ class Inbox:
         self.requests = RawRequests()
         self.calls: deque[CallRecord] = deque(maxlen=MAX_CALLS)
         self.counts = Counts()
+        self.kinds = Kinds(load_actions().values() if actions is None else actions)
         self._on_mail = on_mail
         # The mail that was rendered last: its page takes several requests.
         self._open: tuple[KeptMail | None, RenderedMail | None] = None, None
@@ -102,9 +107,22 @@ class Inbox:
         """Return what a list shows of a mail, which is rendered once for that."""
         if mail.brief is None:
             rendered = self.render(mail)
-            action = action_of(mail.template.name, find_links(rendered))
-            mail.brief = Brief(rendered.subject[:MAX_HEADER] if rendered else None, action)
+            mail.brief = Brief(
+                rendered.subject[:MAX_HEADER] if rendered else None,
+                self.kinds.action(mail.template.name, find_links(rendered)),
+                language_of(rendered),
+                code_of(mail.data, rendered),
+            )
         return mail.brief
+
+    def knows(self, action: str) -> bool:
+        """Whether there can be mails of an action: it is known, or its template is stored."""
+        usual = usual_template(action)
+        return action in self.kinds.names or any(is_template(name, usual) for name in self.account.templates)
+
+    def is_of(self, mail: KeptMail, action: str) -> bool:
+        """Whether a mail is of an action, which need not be known if its template has the usual name."""
+        return self.brief(mail).action == action or is_template(mail.template.name, usual_template(action))
 
     def forget(self) -> None:
         """Forget all mails and requests, but keep the counts."""

@@ -1,4 +1,4 @@
-"""Finds the links of a mail, and the action that the mail belongs to.
+"""Finds the links of a mail.
 
 The expressions are bounded, so that a large mail takes linear time.
 """
@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from mailroom.actions import load_actions
 from mailroom.templates.mails import RenderedMail
 
 MAX_PART: Final = 200_000
@@ -44,6 +43,14 @@ class Link(NamedTuple):
         """Whether it is a web address, which the page lets you click."""
         return re.match(r"https?://[^/\s]", self.url, re.IGNORECASE) is not None
 
+    @property
+    def path(self) -> str:
+        """The path of its address, without a slash at the end."""
+        try:
+            return urlsplit(self.url).path.rstrip("/")
+        except ValueError:
+            return ""
+
     def as_json(self) -> dict[str, str]:
         """Return it for the API; the key ``token`` is missing if there is no token."""
         return {"text": self.text, "url": self.url} | ({"token": self.token} if self.token else {})
@@ -58,19 +65,6 @@ def find_links(rendered: RenderedMail | None) -> list[Link]:
         if len(found) < MAX_LINKS:
             found.setdefault(url, text)
     return [Link("" if text == url else text, url, _token(url)) for url, text in found.items()]
-
-
-def action_of(template: str, links: Iterable[Link]) -> str | None:
-    """Return the name of a mail's action: by its template, else by the path of a link with a token."""
-    actions = load_actions().values()
-    for action in actions:
-        if template == action.template:
-            return action.name
-    for link in links:
-        for action in actions:
-            if link.token and _path(link.url).endswith(action.prefix.decode()):
-                return action.name
-    return None
 
 
 def _anchors(source: str) -> Iterable[tuple[str, str]]:
@@ -88,12 +82,5 @@ def _addresses(text: str) -> Iterable[tuple[str, str]]:
 def _token(url: str) -> str:
     try:
         return parse_qs(urlsplit(url).query, max_num_fields=100).get("token", [""])[0]
-    except ValueError:
-        return ""
-
-
-def _path(url: str) -> str:
-    try:
-        return urlsplit(url).path.rstrip("/")
     except ValueError:
         return ""

@@ -52,10 +52,12 @@ NO_TEMPLATE: Final = StoredTemplate.of("", ("", "", ""))
 
 
 class Brief(NamedTuple):
-    """What a list shows of a mail; the subject of a dropped mail is None."""
+    """What a list shows of a mail; None for what is not known. The subject of a dropped mail is None."""
 
     subject: str | None
     action: str | None
+    language: str | None
+    code: str | None
 
 
 @dataclass(slots=True)

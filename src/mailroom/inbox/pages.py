@@ -22,7 +22,6 @@ from mailroom.inbox.links import find_links
 from mailroom.inbox.mails import KeptMail
 from mailroom.inbox.messages import read_headers
 from mailroom.inbox.switches import BY_NAME, other_rules, states, turn
-from mailroom.templates.mails import RenderedMail
 from mailroom.web.bodies import read_form
 from mailroom.web.pages import Pages
 
@@ -45,7 +44,6 @@ _TARGET: Final = re.compile(
     r"""(<a(?:rea)?\s[^<>]{0,2000}?)\btarget\s{0,9}=\s{0,9}(?:"[^"]{0,99}"|'[^']{0,99}'|[^\s"'<>]{1,99})""",
     re.IGNORECASE,
 )
-_CODE: Final = re.compile("[0-9]{5}")
 _BACK: Final = re.compile(r"/(mails/[0-9a-f-]+)?(\?[A-Za-z0-9%&=+._~-]*)?")
 
 
@@ -109,7 +107,6 @@ class InboxPages:
             "time": _moment(mail.time),
             "rendered": rendered,
             "links": find_links(rendered),
-            "code": _code(mail, rendered),
             "views": VIEWS,
             "link": link,
             "longest": MAX_SHOWN,
@@ -254,15 +251,6 @@ def _download(content: bytes, name: str, type: str) -> Response:
         "Content-Security-Policy": "sandbox; default-src 'none'",
     }
     return Response(content, headers=headers, media_type=type)
-
-
-def _code(mail: KeptMail, rendered: RenderedMail | None) -> str:
-    """Return the code that belongs to the link, if the mail shows it."""
-    code = mail.data.get("code")
-    shown = (
-        isinstance(code, str) and _CODE.fullmatch(code) and rendered and code in rendered.text + rendered.html
-    )
-    return str(code) if shown else ""
 
 
 def _moment(time: datetime) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""The example application: sign up, activate, sign in, recover. It begins in ``app``."""
+"""The example application: sign up, sign in, and every mail that goes with it. It begins in ``app``."""

@@ -14,6 +14,10 @@ from starlette.requests import Request
 MAX_BYTES: Final = 16_384
 MIN_PASSWORD: Final = 10
 MAX_PASSWORD: Final = 200
+# The fields that are never trimmed and never shown again.
+PASSWORDS: Final = ("password", "current")
+# The languages of the mails. The pages themselves stay in English.
+LANGUAGES: Final = {"en": "English", "de": "Deutsch"}
 # Stricter than the schema, so that a valid field never causes a database error.
 # An address that any provider can mail: a plain local part, and a valid DNS name.
 _EMAIL: Final = re.compile(
@@ -41,7 +45,7 @@ async def read(request: Request, *names: str) -> dict[str, str]:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:
         raise HTTPException(400) from None
-    fields = {name: value if name == "password" else value.strip() for name, value in pairs}
+    fields = {name: value if name in PASSWORDS else value.strip() for name, value in pairs}
     if len(fields) < len(pairs) or any("\0" in value for value in fields.values()):
         raise HTTPException(400)
     if "email" in fields:
@@ -58,11 +62,19 @@ def faults(fields: dict[str, str]) -> dict[str, str]:
             found["email"] = "Enter an e-mail address such as zoe@example.com."
     if "login" in fields and not _LOGIN.fullmatch(fields["login"]):
         found["login"] = "A login has 2 to 32 letters a–z, digits or . - _ and begins with a letter or digit."
+    if fields.get("locale") and fields["locale"] not in LANGUAGES:
+        found["locale"] = f"Choose one of {', '.join(LANGUAGES.values())}."
     if "code" in fields and not re.fullmatch("[0-9]{5}", fields["code"]):
         found["code"] = "Enter the five digits from the mail."
     if "password" in fields and not MIN_PASSWORD <= len(fields["password"]) <= MAX_PASSWORD:
         found["password"] = f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters."
     return found
+
+
+def preferred_language(accepted: str) -> str:
+    """Return the first of our languages that a browser's header Accept-Language names, else English."""
+    named = (part.strip()[:2].lower() for part in accepted.split(","))
+    return next((language for language in named if language in LANGUAGES), "en")
 
 
 def _ascii_domain(email: str) -> str:

@@ -3,11 +3,13 @@
 
 CREATE SCHEMA IF NOT EXISTS example;
 
--- Each session holds the stamp, so a new stamp ends all sessions.
+-- Each session holds the stamp, so a new stamp ends all sessions. Without a hash there is no password yet: the
+-- account came from elsewhere, and its user signed in with a link.
 CREATE TABLE IF NOT EXISTS example.passwords (
     account bigint PRIMARY KEY REFERENCES public.accounts ON DELETE CASCADE,
-    hash    text   NOT NULL,
-    stamp   uuid   NOT NULL DEFAULT gen_random_uuid()
+    hash    text,
+    stamp   uuid   NOT NULL DEFAULT gen_random_uuid(),
+    set_at  timestamptz NOT NULL DEFAULT statement_timestamp()
 );
 
 -- All logins that were asked for. If a login stayed free when its address was known, asking for it again
