@@ -91,8 +91,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
     """A healthy account of SES's."""
     box = Inbox(rate=14, quota_24h=50_000, identities=["example.com"])
-    for name in ("activation", "password_recovery"):
-        put(box, name, for_ses(load(None, NAMES)[name], ""))
+    box.publish(load(None, NAMES).values())
     with InboxServer(inbox=box) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SES", server.url)
         yield box
@@ -915,7 +914,8 @@ def test_templates_in_ses_are_those_of_the_databases_actions(
 
 def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -> None:
     good = for_ses(load(None, NAMES)["activation"], "")
-    whole = "activationv1 (the same as the local files), passwordrecoveryv1 (the same as the local files)"
+    names = ["activationv1", "activationv1-de", "passwordrecoveryv1", "passwordrecoveryv1-de"]
+    whole = ", ".join(f"{name} (the same as the local files)" for name in names)
     assert whole == the_account(sending)["templates"].detail
 
     put(box, "activation", good | {"TextPart": "{{secret}} {{nickname}}"})
@@ -935,6 +935,10 @@ def test_templates_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -
 
     (tmp_path / "mails" / "activation.txt").write_text("Another: {{login}} {{secret}}")
     assert OK is the_account(sending)["templates"].state
+
+    del box.account.templates["activationv1-de"]
+    finding = the_account(sending)["templates"]
+    assert (WARNING, True) == (finding.state, "so mails in de are sent in en" in finding.detail)
 
     del box.account.templates["activationv1"]
     findings = the_account(sending)
