@@ -226,7 +226,14 @@ def test_debug_mode_prints_the_calls_and_needs_no_account(tmp_path: Path) -> Non
     request = second["request"]
     assert ("passwordrecoveryv1", "default") == (request["Template"], request["ConfigurationSetName"])
     data = json.loads(request["Destinations"][0]["ReplacementTemplateData"])
-    assert {"login": "person3", "login_html": "person3", "secret": other.token, "code": "00003"} == data
+    assert {
+        "login": "person3",
+        "login_html": "person3",
+        "secret": other.token,
+        "code": "00003",
+        "expires_in": "15 minutes",
+        "expires_in_html": "15 minutes",
+    } == data
 
 
 def test_the_whole_pipe_against_an_independent_ses(
@@ -730,7 +737,9 @@ def test_what_is_set_aside_is_on_the_disk_before_the_next_read(
 
 def test_a_signal_at_the_start_is_heard_while_ses_hangs(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        sender = start(url=f"http://127.0.0.1:{deaf.getsockname()[1]}", SHUTDOWN_TIMEOUT=300)
+        sender = start(
+            url=f"http://127.0.0.1:{deaf.getsockname()[1]}", SHUTDOWN_TIMEOUT=300, SEND_RATE="auto"
+        )
         with deaf.accept()[0]:  # and nobody answers
             sender.process.terminate()
             started = time.monotonic()

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from babel import Locale
 from babel.localedata import locale_identifiers
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mailroom.actions import Action
+from mailroom.cli.templates import templates
 from mailroom.errors import TemplateError
 from mailroom.templates import sources
 from mailroom.templates.checks import check, check_action, usable
@@ -173,6 +175,19 @@ def test_an_action_without_files_is_found_when_they_come(tmp_path: Path) -> None
     assert "`mailroom templates check`" in wrong.value.hint
     (tmp_path / "join.subject.txt").write_text("Join")
     assert "Join" == subject(opened, own, "")
+
+
+def test_check_finds_an_action_without_files(folder: Path) -> None:
+    (folder / "actions.toml").write_text(
+        '[activation]\nnumber = 1\nprefix = "/activate"\n[join]\nnumber = 30\nprefix = "/join"\n'
+    )
+    variables = {"TEMPLATES": str(folder), "APP_NAME": "Acme", "APP_URL": "https://acme.example"}
+    done = CliRunner().invoke(
+        templates, ["check"], env={f"MAILROOM_{name}": value for name, value in variables.items()}
+    )
+    assert 78 == done.exit_code
+    assert done.stdout.startswith("activation: ok (en, de)\njoin:\n")
+    assert f"{folder}/join.subject.txt: No such file" in done.stdout
 
 
 def test_a_folder_that_is_gone_is_a_missing_template(folder: Path) -> None:

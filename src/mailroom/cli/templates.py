@@ -166,11 +166,12 @@ def templates_diff(actions: tuple[str, ...]) -> None:
 
 def _folder() -> tuple[TemplateSettings, TemplateFolder, dict[str, Action]]:
     """The settings, the folder that they name, and its actions by name."""
-    from mailroom.templates.sources import TemplateFolder, actions_of
+    from mailroom.actions import load_actions
+    from mailroom.templates.sources import TemplateFolder
 
     settings = from_environment(TemplateSettings)
-    actions = {action.name: action for action in actions_of(settings.folder)}
-    return settings, TemplateFolder(settings.folder, settings.constants), actions
+    folder = TemplateFolder(settings.folder, settings.constants)
+    return settings, folder, load_actions(settings.folder)
 
 
 def _named(actions: dict[str, Action], names: tuple[str, ...]) -> dict[str, Action]:

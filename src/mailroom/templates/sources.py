@@ -204,6 +204,8 @@ class TemplateFolder:
 def load(folder: Path | None, constants: Mapping[str, str]) -> dict[str, Template]:
     """Return the templates of a folder by their names: ``activation``, ``activation.de``.
 
+    An action without a file is left out.
+
     Args:
         folder: the folder; None for the one that comes with Mailroom.
         constants: the values of ``{{app_name}}`` and ``{{app_url}}``, as the settings allow them.
@@ -213,18 +215,10 @@ def load(folder: Path | None, constants: Mapping[str, str]) -> dict[str, Templat
         TemplateError: a file is missing or not UTF-8.
     """
     found = TemplateFolder(folder, constants)
-    templates = (template for action in actions_of(folder) for template in found.templates(action))
+    names = list_files(found.path).files
+    actions = [action for action in load_catalogue(folder).actions.values() if action.name in names]
+    templates = (template for action in actions for template in found.templates(action))
     return {template.name: template for template in templates}
-
-
-def actions_of(folder: Path | None) -> list[Action]:
-    """Return the actions of a folder for which it has a file; None is the folder that comes with Mailroom.
-
-    Raises:
-        ActionsError: the folder's actions cannot be used.
-    """
-    names = list_files(folder or BUILT_IN).files
-    return [action for action in load_catalogue(folder).actions.values() if action.name in names]
 
 
 def built_in_files(action: str) -> list[str]:

@@ -24,6 +24,7 @@ from functools import partial
 from typing import Final
 from uuid import uuid4
 
+from mailroom.actions import load_actions
 from mailroom.addresses import wire_address
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
@@ -137,8 +138,8 @@ class SmtpTransport:
         Raises:
             TemplateError: there is no action whose mails can be sent.
         """
-        actions = sources.actions_of(self._settings.folder)
-        faults = {action.name: checks.faults_of(self._folder, action) for action in actions}
+        actions = load_actions(self._settings.folder)
+        faults = {name: checks.faults_of(self._folder, action) for name, action in actions.items()}
         for name, found in faults.items():
             if found:
                 log.error("template_unusable", action=name, reason="; ".join(found))
