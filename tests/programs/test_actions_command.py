@@ -11,10 +11,10 @@ import psycopg
 import pytest
 
 import mailroom
+from mailroom.action_text import table
 from mailroom.actions import BUILT_IN, Action, Limit, load_actions
 from mailroom.database import migrate, sync
 from mailroom.operations import actions as work
-from mailroom.operations.action_files import table
 from support import commands
 from support.messages import CATALOGUE
 from support.processes import environment

@@ -305,7 +305,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
 
 def test_built_in_files_overwrite_nothing(tmp_path: Path) -> None:
     written = write_built_in(tmp_path / "new" / "folder")
-    assert 13 == len(written)
+    assert 14 == len(written)
     loaded = load(tmp_path / "new" / "folder", CONSTANTS)
     assert {"activation", "activation.de", "password_recovery", "password_recovery.de"} == set(loaded)
     assert loaded == {name: BUILT_IN[name] for name in loaded}
@@ -564,7 +564,7 @@ def test_a_full_disk_is_told_with_the_path(tmp_path: Path, monkeypatch: pytest.M
     )
     with pytest.raises(TemplateError) as caught:
         write_built_in(tmp_path / "mine")
-    assert f"{tmp_path / 'mine' / 'layout.html'}: No space left on device" == str(caught.value)
+    assert f"{tmp_path / 'mine' / 'actions.toml'}: No space left on device" == str(caught.value)
 
 
 @pytest.mark.parametrize("unit", ["{{", "{{!", "{{!--", "<a ", "<!--", "{{{"])

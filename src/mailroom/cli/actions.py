@@ -63,7 +63,7 @@ def actions_list(as_json: bool) -> None:
 @json_option
 def actions_show(action: str, as_json: bool) -> None:
     """Show the table of ACTION, with all keys, and what its templates may show."""
-    from mailroom.operations.action_files import described
+    from mailroom.action_text import described
 
     found = action_argument(action, from_environment(FolderSettings).folder)
     if as_json:
@@ -203,7 +203,7 @@ def _print(found: Comparison) -> None:
 
 
 def _row(action: Action) -> tuple[str, ...]:
-    from mailroom.operations.action_files import described
+    from mailroom.action_text import described
 
     text = {key: value.strip('"') for key, value in described(action).items()}
     mail = " and ".join(["link"] * action.has_link + ["code"] * action.needs_code) or "notice"
@@ -221,7 +221,7 @@ def _row(action: Action) -> tuple[str, ...]:
 
 
 def _as_dict(action: Action) -> dict[str, object]:
-    from mailroom.operations.action_files import described
+    from mailroom.action_text import described
 
     values = {key: json.loads(value) if value else None for key, value in described(action).items()}
     return {"action": action.name, **values, "template": action.template, "shown": list(action.shown)}

@@ -111,9 +111,9 @@ def templates_render(
 @templates.command("init")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def templates_init(folder: Path) -> None:
-    """Write copies of the built-in templates into FOLDER, to start from.
+    """Write actions.toml and copies of the built-in templates into FOLDER, to start from.
 
-    It overwrites no file.
+    It overwrites no file. `mailroom actions add` copies more of them.
     """
     from mailroom.templates.sources import write_built_in
 

@@ -1,4 +1,4 @@
-"""Shows actions as ``actions.toml`` writes them, and copies one from the catalogue into a folder.
+"""Copies an action of the catalogue into a folder.
 
 Promises: ``copy`` overwrites no file and no table. It may be repeated, also after an interruption: the table
 is written last.
@@ -7,55 +7,15 @@ is written last.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Final
 
-from mailroom.action_table import duration_text
+from mailroom.action_text import table, whole_file
 from mailroom.actions import BUILT_IN, FILE_NAME, Action, load_catalogue
 from mailroom.errors import ActionsError
 from mailroom.templates.listing import LAYOUT
 from mailroom.templates.sources import built_in_files
-
-DEFAULTS: Final = {
-    "account": '"none"',
-    "link": "true",
-    "code": "false",
-    "lifetime": '"15m"',
-    "fields": "[]",
-    "lane": '"normal"',
-    "limit": "",
-    "when_expired": '"drop"',
-    "activates": "false",
-}
-
-
-def described(action: Action) -> dict[str, str]:
-    """The keys of an action's table with their values as TOML; empty for no limit."""
-    limit = action.limit
-    return {
-        "number": str(action.number),
-        "prefix": json.dumps(action.prefix.decode("ascii")),
-        "account": json.dumps(action.account or "none"),
-        "link": json.dumps(action.has_link),
-        "code": json.dumps(action.needs_code),
-        "lifetime": json.dumps(duration_text(action.lifetime_s)),
-        "fields": json.dumps(list(action.fields)),
-        "lane": json.dumps(action.lane),
-        "limit": json.dumps(f"{limit.mails} in {duration_text(limit.within_s)}") if limit else "",
-        "when_expired": json.dumps("renew" if action.renews else "drop"),
-        "activates": json.dumps(action.activates),
-    }
-
-
-def table(action: Action) -> str:
-    """An action's table, without the keys that have their defaults."""
-    lines = [
-        f"{key} = {value}" for key, value in described(action).items() if value != DEFAULTS.get(key, None)
-    ]
-    return "\n".join([f"[{action.name}]", *lines, ""])
 
 
 def copy(action: Action, folder: Path) -> list[Path]:
@@ -81,7 +41,7 @@ def copy(action: Action, folder: Path) -> list[Path]:
             text = path.read_text(encoding="utf-8-sig").rstrip("\n") + f"\n\n{table(action)}"
         else:
             actions = present.actions | {action.name: action}
-            text = "\n".join([f'language = "{present.language}"\n', *map(table, actions.values())])
+            text = whole_file(present.language, actions.values())
         _replace(path, text)
     except OSError as error:
         raise ActionsError(

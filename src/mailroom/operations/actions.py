@@ -16,11 +16,11 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from mailroom.action_text import described
 from mailroom.actions import Action, clashes
 from mailroom.database.connection import reason
 from mailroom.database.sync import translated
 from mailroom.errors import ActionsError, DatabaseError
-from mailroom.operations.action_files import described
 from mailroom.queue.known_actions import KNOWN_ACTIONS, read_action
 
 LABELS: Final = """

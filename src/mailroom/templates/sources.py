@@ -20,7 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from mailroom.actions import BUILT_IN, Action, load_catalogue
+from mailroom.action_text import whole_file
+from mailroom.actions import BUILT_IN, FILE_NAME, Action, load_catalogue
 from mailroom.errors import ActionsError, TemplateError
 from mailroom.logs import EventLogger
 from mailroom.templates.languages import canonical, choose, direction
@@ -228,16 +229,19 @@ def built_in_files(action: str) -> list[str]:
 
 
 def write_built_in(folder: Path) -> list[Path]:
-    """Write the layout, and the files of the actions that a new installation has; return their paths.
+    """Write what a new installation has: actions, their files, and the layout; return their paths.
 
     The folder is created if it does not exist.
 
     Raises:
         TemplateError: a file exists already or cannot be written. No file is overwritten.
     """
-    names = [LAYOUT, *(name for action in load_catalogue().start for name in built_in_files(action))]
+    actions, language, start = load_catalogue()
+    copied = [LAYOUT, *(name for action in start for name in built_in_files(action))]
+    contents = {FILE_NAME: whole_file(language, [actions[name] for name in start]).encode()}
+    contents |= {name: (BUILT_IN / name).read_bytes() for name in copied}
     try:
-        present = [folder / name for name in names if (folder / name).exists()]
+        present = [folder / name for name in contents if (folder / name).exists()]
     except OSError as error:
         raise TemplateError(f"{error.filename}: {error.strerror}", hint="name another folder") from None
     if present:
@@ -245,15 +249,16 @@ def write_built_in(folder: Path) -> list[Path]:
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / name for name in names):
+        for name, content in contents.items():
+            path = folder / name
             with path.open("xb") as file:
-                file.write((BUILT_IN / path.name).read_bytes())
+                file.write(content)
     except OSError as error:
         # The error of a full disk names no file.
         raise TemplateError(
             f"{error.filename or path}: {error.strerror}", hint="name another folder"
         ) from None
-    return [folder / name for name in names]
+    return [folder / name for name in contents]
 
 
 def _read(path: Path) -> str:
