@@ -20,7 +20,7 @@ import pytest
 from mailroom import errors
 from mailroom.answers import Result, Scope
 from mailroom.cli.main import cli
-from mailroom.consumption import CONSUME
+from mailroom.consumption import CONSUME, CONSUME_CODE
 from mailroom.demo.postgres import embedded_binaries, free_port
 from mailroom.inbox.server import InboxServer
 from mailroom.operations.pause import PAUSE, RESUME
@@ -290,7 +290,7 @@ def test_every_log_event_is_in_the_reference_and_no_other() -> None:
 
 def test_every_function_of_the_queue_is_in_the_reference() -> None:
     functions = {f"mailroom.{name}" for name in CALLED}
-    functions |= set(re.findall(r"mailroom\.\w+", CONSUME))
+    functions |= set(re.findall(r"mailroom\.\w+", CONSUME + CONSUME_CODE)) | {"mailroom.send"}
     functions |= {f"mailroom.{name}" for name in re.findall(r"FROM mailroom\.(\w+)\(", ONCALL)}
     functions |= {f"mailroom.{name}" for name in re.findall(r"SELECT mailroom\.(\w+)\(", ONCALL)}
     functions |= set(re.findall(r"mailroom\.\w+", PULSE + PAUSE + RESUME))
