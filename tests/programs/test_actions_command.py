@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -170,6 +173,25 @@ def test_without_a_terminal_it_needs_yes(db: Db, database: str) -> None:
     assert "+ magic_link" in done.stdout
     assert "applying actions without a terminal needs --yes" in done.stderr
     assert before == in_database(db)
+
+
+def test_on_a_terminal_it_asks(db: Db, database: str) -> None:
+    for answer, code, added in ((b"n\n", 130, False), (b"y\n", 0, True)):
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mailroom", "actions", "add", "magic_link"],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(database),
+        )
+        os.write(ours, answer)
+        stdout, stderr = process.communicate(timeout=60)
+        os.close(ours)
+        os.close(theirs)
+        assert (code, added) == (process.returncode, "magic_link" in in_database(db)), stderr
+        assert b"+ magic_link" in stdout
+        assert b"Apply this?" in stderr
 
 
 def test_an_interruption_between_value_and_row_is_completed(db: Db, database: str, folder: Path) -> None:
