@@ -53,6 +53,15 @@ def usable(folder: TemplateFolder, action: Action, locale: str) -> Template:
     return template
 
 
+def is_usable(folder: TemplateFolder, action: Action) -> bool:
+    """Whether an action's mails can be sent from its plain template."""
+    try:
+        usable(folder, action, "")
+    except TemplateError:
+        return False
+    return True
+
+
 def check_action(folder: TemplateFolder, action: Action) -> list[str]:
     """Return the faults of an action's templates, and of the files that are not used."""
     plain = canonical(folder.language)

@@ -133,19 +133,19 @@ class SmtpTransport:
         self._closed = False
 
     def check(self) -> None:
-        """Check the templates, and log each action whose mails cannot be sent.
+        """Check the templates, and log each action that has a template which cannot be used.
 
         Raises:
-            TemplateError: there is no action whose mails can be sent.
+            TemplateError: no action has one that can be used.
         """
+        faults: list[str] = []
         actions = load_actions(self._settings.folder)
-        faults = {name: checks.faults_of(self._folder, action) for name, action in actions.items()}
-        for name, found in faults.items():
-            if found:
+        for name, action in actions.items():
+            if found := checks.faults_of(self._folder, action):
                 log.error("template_unusable", action=name, reason="; ".join(found))
-        if faults and all(faults.values()):
-            first = next(iter(faults.values()))
-            raise TemplateError(f"no template can be used: {'; '.join(first)}", hint=checks.REMEDY)
+                faults += found
+        if faults and not any(checks.is_usable(self._folder, action) for action in actions.values()):
+            raise TemplateError(f"no template can be used: {faults[0]}", hint=checks.REMEDY)
 
     def quota(self) -> float | None:
         """None: SMTP has no such reply."""
