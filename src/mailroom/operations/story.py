@@ -239,6 +239,8 @@ def _concluded(
             )
     last = mail.deliveries[-1] if mail.deliveries else None
     if last and last.outcome == Outcome.REJECTED:
+        if not last.provider and not last.result:
+            return StoryVerdict.REJECTED, f"at {utc(last.at)}: {last.why}"
         tried = "" if last.result == "rejected" else f" after attempt {mail.attempts}, the last one"
         return StoryVerdict.REJECTED, f"at {utc(last.at)}{tried}: {last.by} answered: {last.why}"
     if last and last.by_hand and last.outcome == Outcome.SKIPPED:
@@ -333,6 +335,16 @@ def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tu
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
             return StoryVerdict.NOT_SENT, f"the account's address changed{when}, which ended the token"
         case "superseded":
+            return (
+                StoryVerdict.NOT_SENT,
+                f"a newer {mail.action or 'token'} for the same recipient went out instead",
+            )
+        case "limited":
+            return StoryVerdict.NOT_SENT, f"the recipient had as many as the limit of the action allows{turn}"
+        case "unknown action":
+            known = "mailroom.actions has no row for the action"
+            return StoryVerdict.NOT_SENT, f"{known} {mail.action}; run `mailroom actions apply`"
+        case "sibling consumed":
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
             other = f"{mail.action} token" if mail.action else "token of its action"
             return StoryVerdict.NOT_SENT, f"another {other} was consumed, which ended this one{when}"
