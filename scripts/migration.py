@@ -27,7 +27,7 @@ MIGRATIONS: Final = SQL.parent / "migrations"
 FILES: Final = {
     "accounts_and_tokens": ("accounts", "actions", "tokens", "consume", "ring"),
     "ledger": ("ledger",),
-    "queue": ("cursor", "lease", "claim", "rate", "workers"),
+    "queue": ("cursor", "lease", "screen", "claim", "rate", "workers"),
     "operations": ("status", "why", "dead", "traffic", "prune", "restore"),
 }
 HEAD: Final = "-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.\n"

@@ -440,7 +440,7 @@ def test_an_account_gets_no_second_valid_token(db: Db) -> None:
                 "INSERT INTO tokens (action, account, consumed_at)"
                 " SELECT 'password_recovery', id, now() FROM accounts"
             ),
-            "superseded",
+            "sibling consumed",
         ),
     ],
 )

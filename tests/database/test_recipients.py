@@ -228,7 +228,7 @@ def test_consuming_one_ends_its_siblings_and_nobody_elses(actions: Db) -> None:
         "SELECT id FROM tokens WHERE consumed_at IS NULL AND expires_at > clock_timestamp() ORDER BY id"
     ).fetchall()
     assert others == [row[0] for row in open_tokens]
-    assert "superseded" == value(actions, "SELECT mailroom.why_not_mailable(%s)", sibling)
+    assert "sibling consumed" == value(actions, "SELECT mailroom.why_not_mailable(%s)", sibling)
 
 
 @pytest.mark.parametrize(

@@ -464,7 +464,7 @@ def test_status_counts_what_there_is(db: Db, database: str) -> None:
     reserve(db, 1, 14)
     done = run(database, "status")
     assert (
-        "waiting    4\n"
+        "waiting    4: 4 normal\n"
         "in flight  1\n"
         "retrying   2\n"
         "oldest     S s\n"

@@ -107,7 +107,7 @@ def test_a_superseded_token_is_called_so(db: Db, ses: InboxServer, start: Start)
     wait_until(
         db, f"SELECT count(*) FROM mailroom.deliveries WHERE token = {token} AND outcome = 'skipped'", 1
     )
-    assert ("superseded",) in ledger(db, "detail")
+    assert ("sibling consumed",) in ledger(db, "detail")
 
 
 def test_what_expires_during_an_outage_is_written_down_and_never_sent(

@@ -97,11 +97,11 @@ COMMENT ON FUNCTION mailroom.with_own_running IS
     'Returns a snapshot of the current transaction with that transaction among the running ones.';
 
 -- After a logical restore, or a move by logical replication, the stored windows name transaction ids of another
--- cluster. The tokens that are unexpired, unconsumed and not known to have been handed out go into leases that
+-- cluster. The tokens that are unexpired (or may be renewed), unconsumed and not known to have been handed out go into leases that
 -- are due at once, and the windows start at the current snapshot. Not known to have been handed out are those
 -- behind the old position and those made after the old cursors last moved, without those that the ledger has. The
 -- txids of all tokens found here become 1, which each snapshot has seen, so that no later window finds them a
--- second time.
+-- second time; older ones that have expired are renewed by no claim.
 CREATE FUNCTION mailroom.restart_cursor(p_moved_at timestamptz) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
@@ -119,11 +119,13 @@ BEGIN
                                    AND (t.txid, t.id) <= (c.last_txid, c.last_seq), false))
                AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
                AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                               WHERE d.token = t.id AND mailroom.is_of(d.fingerprint, t.secret)))
+                               WHERE d.token = t.id AND mailroom.is_of(d.fingerprint, t.secret))
+               AND (t.expires_at > clock_timestamp() OR t.expires_at > p_moved_at AND mailroom.renewable(t)))
     INTO snapshot, found_here, unsettled
     FROM public.tokens t
     LEFT JOIN mailroom.cursors c ON c.lane = t.lane
-    WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+    WHERE t.consumed_at IS NULL
+      AND (t.expires_at > clock_timestamp() OR t.created_at > clock_timestamp() - interval '2 days');
 
     snapshot := mailroom.with_own_running(snapshot);
     UPDATE public.tokens SET txid = '1' WHERE id = ANY (found_here);
@@ -173,8 +175,8 @@ COMMENT ON COLUMN mailroom.leases.id IS 'The lease.';
 COMMENT ON COLUMN mailroom.leases.lane IS 'The lane of its tokens.';
 COMMENT ON COLUMN mailroom.leases.tokens IS 'The tokens that are not settled yet.';
 COMMENT ON COLUMN mailroom.leases.worker IS
-    'The worker that holds it; empty while its tokens wait for a retry, paused while they are put off since '
-    'they cannot be sent, restore after a restore.';
+    'The worker that holds it; empty while its tokens wait for a retry, scheduled while they wait for send_at, '
+    'paused while they are put off since they cannot be sent, restore after a restore.';
 COMMENT ON COLUMN mailroom.leases.key IS
     'Random, and new with each claim. A worker that names an older key can neither settle nor renew it.';
 COMMENT ON COLUMN mailroom.leases.generation IS 'How often it was claimed.';
@@ -226,11 +228,12 @@ BEGIN
                   AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
             THEN 'rejected'
         ELSE 'retried' END ORDER BY u.n),
-        array_agg(extract(epoch FROM clock_timestamp() - u.created_at)::double precision ORDER BY u.n)
+        array_agg(extract(epoch FROM clock_timestamp() - u.requested_at)::double precision ORDER BY u.n)
     INTO outcomes, ages
-    FROM (SELECT g.*, t.secret, t.created_at
+    FROM (SELECT g.*, t.secret, t.requested_at
           FROM unnest(p_tokens, p_fingerprints, p_results) WITH ORDINALITY AS g (id, fingerprint, result, n)
-          LEFT JOIN LATERAL (SELECT x.secret, x.created_at FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
+          LEFT JOIN LATERAL (SELECT x.secret, coalesce(x.send_at, x.created_at) AS requested_at
+                             FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
               ON true) u;
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker)
@@ -239,6 +242,10 @@ BEGIN
          AS u (id, fingerprint, outcome, result, message_id, detail)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
+    -- A mail that was put off counts for no limit.
+    DELETE FROM mailroom.granted g
+    WHERE g.token = ANY (ARRAY(SELECT u.id FROM unnest(p_tokens, outcomes) AS u (id, outcome)
+                               WHERE u.outcome = 'retried'));
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused'))
     INTO rest, put_off
     FROM unnest(p_tokens, p_results, outcomes) WITH ORDINALITY AS u (id, result, outcome, n)
@@ -264,7 +271,7 @@ COMMENT ON FUNCTION mailroom.record IS
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
     'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has another '
     'fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
-    'requested, NULL for a deleted token.';
+    'requested, or since send_at; NULL for a deleted token.';
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)
 RETURNS SETOF uuid
@@ -289,10 +296,198 @@ $$;
 COMMENT ON FUNCTION mailroom.release IS
     'Makes a worker''s leases due at once, except those with a key in p_keep, and returns how many tokens that frees.';
 
+-- What a claim checks more closely: tokens that are scheduled, expired, limited, or have newer siblings.
+
+CREATE TABLE mailroom.granted (
+    token     bigint PRIMARY KEY,
+    action    public.token_action NOT NULL,
+    recipient text        NOT NULL,
+    at        timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX granted_recipient_idx ON mailroom.granted (recipient, action, at);
+CREATE INDEX granted_at_idx ON mailroom.granted (at);
+
+COMMENT ON TABLE mailroom.granted IS
+    'The mails of actions with a limit that were handed out lately and not put off. A claim counts them for each '
+    'recipient, and deletes old ones.';
+COMMENT ON COLUMN mailroom.granted.token IS 'The token. It may have been deleted since.';
+COMMENT ON COLUMN mailroom.granted.action IS 'Its action.';
+COMMENT ON COLUMN mailroom.granted.recipient IS 'Its address in lower case.';
+COMMENT ON COLUMN mailroom.granted.at IS 'When it was handed out first.';
+
+-- Whoever ended a token before its time did not want it to be mailed.
+CREATE FUNCTION mailroom.renewable(p_token public.tokens) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    RETURN p_token.consumed_at IS NULL AND p_token.address_changed_at IS NULL AND p_token.wrong_codes < 5
+       AND EXISTS (SELECT FROM mailroom.actions k
+                   WHERE k.action = p_token.action AND k.renews
+                     AND p_token.expires_at >= coalesce(p_token.send_at, p_token.created_at) + k.lifetime)
+       AND NOT EXISTS (SELECT FROM mailroom.deliveries d
+                       WHERE d.token = p_token.id AND d.outcome = 'sent'
+                         AND mailroom.is_of(d.fingerprint, p_token.secret))
+       AND NOT EXISTS (SELECT FROM mailroom.siblings(p_token.action::text, p_token.account, p_token.email,
+                                                     p_token.subject) s
+                       WHERE s.consumed_at >= p_token.created_at);
+END $$;
+COMMENT ON FUNCTION mailroom.renewable IS
+    'Returns whether a token that expired before it was sent gets a new life: its action renews, it had its whole '
+    'life, and no sibling was consumed meanwhile.';
+
+-- A newer one that is not sent for good, such as a limited one, takes no token's place.
+CREATE FUNCTION mailroom.has_newer(p_token public.tokens) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    newer public.tokens;
+BEGIN
+    FOR newer IN
+        SELECT n.* FROM public.tokens n
+        WHERE n.account = p_token.account AND n.id > p_token.id
+        UNION ALL
+        SELECT n.* FROM public.tokens n
+        WHERE p_token.account IS NULL AND n.account IS NULL
+          AND lower(n.email) = lower(p_token.email) AND n.action = p_token.action AND n.id > p_token.id
+    LOOP
+        IF newer.action = p_token.action AND lower(newer.email) = lower(p_token.email)
+           AND newer.subject IS NOT DISTINCT FROM p_token.subject
+           AND newer.data IS NOT DISTINCT FROM p_token.data
+           AND newer.consumed_at IS NULL
+           AND coalesce(newer.send_at, newer.created_at) >= coalesce(p_token.send_at, p_token.created_at)
+           AND (newer.send_at IS NULL OR newer.send_at <= clock_timestamp())
+           AND (newer.expires_at > clock_timestamp() OR mailroom.renewable(newer))
+           AND NOT EXISTS (SELECT FROM mailroom.deliveries d
+                           WHERE d.token = newer.id AND d.outcome IN ('skipped', 'rejected', 'expired')
+                             AND mailroom.is_of(d.fingerprint, newer.secret)) THEN
+            RETURN true;
+        END IF;
+    END LOOP;
+    RETURN false;
+END $$;
+COMMENT ON FUNCTION mailroom.has_newer IS
+    'Returns whether a later token of the same action, recipient and data goes out in place of this one, or did.';
+
+CREATE TYPE mailroom.doubt AS (
+    token        bigint,
+    action       public.token_action,
+    recipient    text,
+    fingerprint  bytea,
+    verdict      text,
+    expired      boolean,
+    due_at       timestamptz,
+    limit_mails  integer,
+    limit_within interval
+);
+
+CREATE FUNCTION mailroom.screen(p_lane mailroom.lane, p_tokens bigint[], p_attempt integer, p_worker text,
+                                p_waited_since timestamptz)
+RETURNS bigint[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE
+    renewed_as CONSTANT text := 'renewed: it expired before it was sent';
+    now        CONSTANT timestamptz := clock_timestamp();
+    doubts     mailroom.doubt[];
+    grants     bigint[];
+    renewing   bigint[];
+    renewed    bigint[];
+    expired    bigint[];
+BEGIN
+    doubts := ARRAY(
+        SELECT ROW(t.id, t.action, lower(t.email), mailroom.fingerprint(t.secret), CASE
+                       WHEN k.action IS NULL THEN 'unknown action'
+                       WHEN t.send_at > now THEN 'scheduled'
+                       WHEN t.expires_at <= now AND NOT mailroom.renewable(t) THEN
+                           CASE WHEN t.expires_at > p_waited_since THEN 'expired' ELSE 'never waited' END
+                       WHEN mailroom.has_newer(t) THEN 'superseded'
+                       WHEN k.limit_mails IS NOT NULL
+                            AND NOT EXISTS (SELECT FROM mailroom.granted g WHERE g.token = t.id) THEN 'limited'
+                       ELSE 'passed' END,
+                   t.expires_at <= now, t.send_at, k.limit_mails, k.limit_within)::mailroom.doubt
+        FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
+        JOIN public.tokens t ON t.id = p.id
+        LEFT JOIN mailroom.actions k ON k.action = t.action
+        ORDER BY p.n);
+
+    -- The newest get what the limit allows.
+    grants := ARRAY(
+        SELECT w.token
+        FROM (SELECT d.*, row_number() OVER (PARTITION BY d.recipient, d.action ORDER BY d.token DESC) AS place
+              FROM unnest(doubts) d WHERE d.verdict = 'limited') w
+        WHERE w.place <= w.limit_mails - (SELECT count(*) FROM mailroom.granted g
+                                          WHERE g.recipient = w.recipient AND g.action = w.action
+                                            AND g.at > now - w.limit_within));
+    IF cardinality(grants) > 0 THEN
+        INSERT INTO mailroom.granted AS g (token, action, recipient)
+        SELECT d.token, d.action, d.recipient FROM unnest(doubts) d WHERE d.token = ANY (grants)
+        ON CONFLICT (token) DO UPDATE SET action = excluded.action, recipient = excluded.recipient, at = excluded.at;
+        DELETE FROM mailroom.granted g
+        WHERE g.token = ANY (ARRAY(
+            SELECT o.token FROM mailroom.granted o
+            WHERE o.at < now - (SELECT max(k.limit_within) FROM mailroom.actions k)
+            ORDER BY o.at LIMIT 2 * cardinality(grants) FOR UPDATE SKIP LOCKED));
+        doubts := ARRAY(SELECT ROW(d.token, d.action, d.recipient, d.fingerprint,
+                                   CASE WHEN d.token = ANY (grants) THEN 'passed' ELSE d.verdict END,
+                                   d.expired, d.due_at, d.limit_mails, d.limit_within)::mailroom.doubt
+                        FROM unnest(doubts) d);
+    END IF;
+
+    renewing := ARRAY(SELECT d.token FROM unnest(doubts) d WHERE d.verdict = 'passed' AND d.expired);
+    renewed := '{}';
+    IF cardinality(renewing) > 0 THEN
+        -- A locked token is being ended at this moment, or soon free again: a claim waits for none.
+        WITH free AS (
+            SELECT t.id FROM public.tokens t
+            WHERE t.id = ANY (renewing) AND t.consumed_at IS NULL AND t.expires_at <= now
+            FOR NO KEY UPDATE SKIP LOCKED
+        ), lives AS (
+            UPDATE public.tokens t SET send_at = now, expires_at = now + k.lifetime
+            FROM mailroom.actions k
+            WHERE t.id = ANY (ARRAY(SELECT f.id FROM free f)) AND k.action = t.action
+            RETURNING t.id)
+        SELECT coalesce(array_agg(l.id), '{}') INTO renewed FROM lives l;
+        INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
+        SELECT d.token, d.fingerprint, p_attempt, 'retried', renewed_as, p_worker
+        FROM unnest(doubts) d
+        WHERE d.token = ANY (renewed)
+          AND NOT EXISTS (SELECT FROM mailroom.deliveries e
+                          WHERE e.token = d.token AND e.fingerprint = d.fingerprint AND e.detail = renewed_as);
+    END IF;
+
+    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
+    SELECT d.token, d.fingerprint, p_attempt,
+           CASE d.verdict WHEN 'unknown action' THEN 'rejected' ELSE 'skipped' END,
+           CASE d.verdict WHEN 'unknown action'
+               THEN format('mailroom.actions has no row for the action %s; run `mailroom actions apply`', d.action)
+               ELSE d.verdict END, p_worker
+    FROM unnest(doubts) d WHERE d.verdict IN ('unknown action', 'superseded', 'limited');
+    expired := ARRAY(SELECT d.token FROM unnest(doubts) d WHERE d.verdict = 'expired');
+    IF cardinality(expired) > 0 THEN
+        PERFORM mailroom.record_skipped(expired, p_attempt, p_worker);
+    END IF;
+
+    INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
+    SELECT p_lane, array_agg(s.token ORDER BY s.token), s.worker, 0, s.due_at
+    FROM (SELECT d.token, 'scheduled' AS worker, d.due_at FROM unnest(doubts) d WHERE d.verdict = 'scheduled'
+          UNION ALL
+          SELECT r.token, '', now + interval '1 second' FROM unnest(renewing) r (token)
+          WHERE r.token <> ALL (renewed)) s
+    GROUP BY s.worker, s.due_at;
+
+    RETURN ARRAY(SELECT d.token FROM unnest(doubts) d
+                 WHERE d.verdict = 'passed' AND (NOT d.expired OR d.token = ANY (renewed)));
+END $$;
+COMMENT ON FUNCTION mailroom.screen IS
+    'Returns which of these tokens of a lane go out now. Of the others, scheduled ones go into leases, and the rest '
+    'into the ledger: expired, superseded (a newer one goes out), limited (the recipient had enough), or rejected '
+    '(an action without a row). An expired token of an action that renews gets a new life. What had expired before '
+    'p_waited_since leaves no row.';
+
 -- Claiming: the next messages, in leases.
 
--- One recipient of one mail. txid says where the cursor stands after it; overdue, that it expired while it
--- waited.
+-- One recipient of one mail. txid says where the cursor stands after it; doubtful, that mailroom.screen decides
+-- whether it goes out.
 CREATE TYPE mailroom.message AS (
     token        bigint,
     action       text,
@@ -304,7 +499,7 @@ CREATE TYPE mailroom.message AS (
     data         jsonb,
     expires_in_s integer,
     txid         xid8,
-    overdue      boolean
+    doubtful     boolean
 );
 
 -- A life that has no end, or is longer than 68 years, is the longest one that fits.
@@ -342,6 +537,7 @@ DECLARE
     max_skipped CONSTANT integer := 1000;
     sweep_every CONSTANT interval := '10 seconds';
     late_commit CONSTANT interval := '1 second';
+    longest_import CONSTANT interval := '1 day';
     job        public.jobs;
     began      timestamptz;
     sweeps     boolean;
@@ -369,7 +565,10 @@ DECLARE
     kept_2     mailroom.message[] := '{}';  -- the ready ones of normal and bulk, between their two turns
     kept_3     mailroom.message[] := '{}';
     unsettled  bigint[];
-    overdue    bigint[];
+    waited_since  timestamptz;
+    renewed_since timestamptz;
+    doubtful   bigint[];
+    passed     bigint[];
     final      mailroom.message;
     wanted     integer;
     lease_id   bigint;
@@ -446,17 +645,32 @@ BEGIN
                 SELECT array_agg(ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code,
                                      coalesce(t.locale, ''), t.data,
                                      mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
-                                     t.txid, false)::mailroom.message ORDER BY p.n)
+                                     t.txid,
+                                     k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
+                                     OR t.expires_at <= clock_timestamp() OR k.limit_mails IS NOT NULL
+                                     OR EXISTS (SELECT FROM public.tokens o
+                                                WHERE o.account = t.account AND o.id > t.id)
+                                     OR t.account IS NULL AND EXISTS (
+                                         SELECT FROM public.tokens o
+                                         WHERE lower(o.email) = lower(t.email) AND o.action = t.action
+                                           AND o.id > t.id))::mailroom.message
+                             ORDER BY p.n)
                 INTO messages
                 FROM unnest(unsettled) WITH ORDINALITY AS p (id, n)
                 JOIN public.tokens t ON t.id = p.id
-                JOIN mailroom.actions k ON k.action = t.action
+                LEFT JOIN mailroom.actions k ON k.action = t.action
                 LEFT JOIN public.accounts a ON a.id = t.account
-                WHERE mailroom.fits(t.account, a.status, k.account_status)
-                  AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+                WHERE (k.action IS NULL OR mailroom.fits(t.account, a.status, k.account_status))
+                  AND t.consumed_at IS NULL AND (t.expires_at > clock_timestamp() OR k.renews);
                 PERFORM mailroom.record_skipped(
                     ARRAY(SELECT unnest(unsettled) EXCEPT ALL SELECT m.token FROM unnest(messages) m),
                     due.generation + 1, p_worker);
+                doubtful := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.doubtful);
+                IF cardinality(doubtful) > 0 THEN
+                    passed := mailroom.screen(due.lane, doubtful, due.generation + 1, p_worker, '-infinity');
+                    messages := nullif(ARRAY(SELECT m FROM unnest(messages) m
+                                             WHERE NOT m.doubtful OR m.token = ANY (passed)), '{}');
+                END IF;
                 skipped[n] := skipped[n] + cardinality(due.tokens) - coalesce(cardinality(messages), 0);
                 IF messages IS NULL THEN
                     DELETE FROM mailroom.leases l WHERE l.id = due.id;
@@ -492,6 +706,7 @@ BEGIN
             END IF;
             EXIT WHEN room <= 0 OR ended[n];
             messages := '{}';
+            waited_since := cursor.low_at;
             wanted := least(p_lease_tokens - cardinality(ready), room, max_skipped - skipped[n]);
             <<fill>>
             LOOP
@@ -502,6 +717,9 @@ BEGIN
                     cursor.high := mailroom.with_own_running(pg_current_snapshot());
                     up_to_date := true;
                 END IF;
+                -- An import may take longer than its tokens live. Those from before the queue are old.
+                renewed_since := CASE WHEN pg_snapshot_xmax(cursor.low) = '1' THEN 'infinity'
+                                      ELSE cursor.low_at - longest_import END;
                 -- Transactions that low saw running and high saw ended, then those that began since.
                 FOR span IN
                     SELECT x AS first, x AS last FROM pg_snapshot_xip(cursor.low) x
@@ -523,18 +741,27 @@ BEGIN
                         SELECT ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code,
                                    coalesce(t.locale, ''), t.data,
                                    mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
-                                   t.txid, t.expires_at <= clock_timestamp())::mailroom.message AS message
+                                   t.txid,
+                                   k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
+                                   OR t.expires_at <= clock_timestamp() OR k.limit_mails IS NOT NULL
+                                   OR EXISTS (SELECT FROM public.tokens o
+                                              WHERE o.account = t.account AND o.id > t.id)
+                                   OR t.account IS NULL AND EXISTS (
+                                       SELECT FROM public.tokens o
+                                       WHERE lower(o.email) = lower(t.email) AND o.action = t.action
+                                         AND o.id > t.id))::mailroom.message AS message
                         FROM public.tokens t
-                        JOIN mailroom.actions k ON k.action = t.action
+                        LEFT JOIN mailroom.actions k ON k.action = t.action
                         LEFT JOIN public.accounts a ON a.id = t.account
                         WHERE t.lane = cursor.lane
                           AND (t.txid, t.id) > (after_txid, after_id) AND t.txid <= span.last
                           AND pg_visible_in_snapshot(t.txid, cursor.high)
-                          AND t.consumed_at IS NULL AND t.expires_at > cursor.low_at
-                          AND mailroom.fits(t.account, a.status, k.account_status)
+                          AND t.consumed_at IS NULL
+                          AND (t.expires_at > cursor.low_at OR k.renews AND t.created_at > renewed_since)
+                          AND (k.action IS NULL OR mailroom.fits(t.account, a.status, k.account_status))
                         ORDER BY t.txid, t.id
                         LIMIT wanted - cardinality(messages)) s;
-                    messages := messages || part;
+                    messages := CASE WHEN messages = '{}' THEN coalesce(part, '{}') ELSE messages || part END;
                     EXIT WHEN cardinality(messages) = wanted;
                 END LOOP;
                 IF cardinality(messages) = wanted THEN
@@ -549,14 +776,13 @@ BEGIN
                 cursor.last_seq := 0;
             END LOOP;
 
-            -- What expired while it waited is not handed out, but recorded.
-            overdue := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.overdue);
-            IF cardinality(overdue) > 0 THEN
-                PERFORM mailroom.record_skipped(overdue, 0, p_worker);
-                skipped[n] := skipped[n] + cardinality(overdue);
-                messages := ARRAY(SELECT m FROM unnest(messages) m WHERE NOT m.overdue);
+            doubtful := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.doubtful);
+            IF cardinality(doubtful) > 0 THEN
+                passed := mailroom.screen(cursor.lane, doubtful, 0, p_worker, waited_since);
+                skipped[n] := skipped[n] + cardinality(doubtful) - cardinality(passed);
+                messages := ARRAY(SELECT m FROM unnest(messages) m WHERE NOT m.doubtful OR m.token = ANY (passed));
             END IF;
-            ready := ready || messages;
+            ready := CASE WHEN ready = '{}' THEN messages ELSE ready || messages END;
             room := room - cardinality(messages);
             handed[n] := handed[n] + cardinality(messages);
             claimed := claimed + cardinality(messages);

@@ -22,6 +22,8 @@ DROP FUNCTION mailroom.paused;
 DROP FUNCTION mailroom.pulse;
 DROP FUNCTION mailroom.overview;
 DROP FUNCTION mailroom.backlog;
+DROP FUNCTION mailroom.waiting;
+DROP FUNCTION mailroom.sendable;
 
 -- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
 

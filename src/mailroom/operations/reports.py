@@ -39,7 +39,7 @@ MAX_TOKENS: Final = 5
 MAX_COUNTED: Final = 10_000
 
 OVERVIEW: Final = (
-    "SELECT waiting, in_flight, retrying, oldest_age AS oldest_age_s, sent_minute, rejected_minute,"
+    "SELECT waiting, urgent, normal, bulk, scheduled, in_flight, retrying, oldest_age AS oldest_age_s, sent_minute, rejected_minute,"
     " unknown_minute, sent_hour, rejected_hour, unknown_hour, paused_at, pause_reason, rate"
     " FROM mailroom.overview()"
 )
@@ -51,7 +51,7 @@ WORKERS: Final = (
 PAUSED: Final = "SELECT paused_at, pause_reason FROM mailroom.paused()"
 TOKENS_OF: Final = (
     "SELECT token, action, email, login, status, status_changed_at, needed_status, created_at, expires_at,"
-    " consumed_at, why_not_mailable, waits, lease_worker, lease_generation, lease_due_at, lease_is_due"
+    " consumed_at, why_not_mailable, lane, send_at, waits, lease_worker, lease_generation, lease_due_at, lease_is_due"
     " FROM mailroom.tokens_of(%s, %s)"
 )
 DELIVERIES_OF: Final = (
@@ -99,11 +99,17 @@ class Overview:
     """The state of the queue: numbers of tokens, and of the ledger's rows in the last minute and hour.
 
     Attributes:
+        urgent, normal, bulk: ``waiting`` of each lane.
+        scheduled: tokens that wait for their ``send_at``, which count nowhere else.
         dead: the number of dead letters.
         dead_more: whether there are older rejections, which were not counted.
     """
 
     waiting: int
+    urgent: int
+    normal: int
+    bulk: int
+    scheduled: int
     in_flight: int
     retrying: int
     oldest_age_s: float | None
@@ -123,8 +129,11 @@ class Overview:
 
     def text(self) -> str:
         """The state as lines of text."""
+        lanes = (("urgent", self.urgent), ("normal", self.normal), ("bulk", self.bulk))
+        of_lanes = ", ".join(f"{tokens} {lane}" for lane, tokens in lanes if tokens)
         lines = [
-            f"waiting    {self.waiting}",
+            f"waiting    {self.waiting}" + (f": {of_lanes}" if of_lanes else ""),
+            *([f"scheduled  {self.scheduled}"] if self.scheduled else []),
             f"in flight  {self.in_flight}",
             f"retrying   {self.retrying}",
             f"oldest     {'-' if self.oldest_age_s is None else f'{self.oldest_age_s:.1f} s'}",

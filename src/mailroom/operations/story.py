@@ -15,6 +15,8 @@ from typing import Any, Final
 from mailroom.operations.verdicts import ATTEMPTED, Outcome, StoryVerdict
 
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
+# The worker of a lease whose tokens wait for their send_at.
+SCHEDULED: Final = "scheduled"
 # The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
 NO_WORKER_ALIVE: Final = "no `mailroom run` is alive (a collector in a pipe does not show here)"
@@ -86,6 +88,8 @@ class MailState:
     expires_at: datetime | None
     consumed_at: datetime | None
     why_not_mailable: str | None
+    lane: str | None
+    send_at: datetime | None
     waits: bool
     lease_worker: str | None
     lease_generation: int | None
@@ -130,7 +134,8 @@ class Story:
         mail = self.mail
         about = f"token {mail.token}"
         if mail.action:
-            about += f": {mail.action} for {mail.login} <{mail.email}>, whose account is {mail.status}"
+            about += f": {mail.action} for " + (f"{mail.login} " if mail.login else "") + f"<{mail.email}>"
+            about += f", whose account is {mail.status}" if mail.status else ", without an account"
         lines = [f"  {utc(at)}  {text}" for at, text in self.events]
         return "\n".join([f"{self.verdict}: {self.conclusion}", f"  {about}", *lines])
 
@@ -221,7 +226,7 @@ def _events(mail: MailState) -> list[tuple[datetime, str]]:
     if mail.lease_due_at:
         worker = plain(mail.lease_worker or "")
         what = f"attempt {attempts + 1} is due"
-        if worker:
+        if worker and worker != SCHEDULED:
             what = f"attempt {mail.attempt_in_hand}: the lease of {worker} ends"
         events.append((mail.lease_due_at, what))
     return events
@@ -239,6 +244,8 @@ def _concluded(
             )
     last = mail.deliveries[-1] if mail.deliveries else None
     if last and last.outcome == Outcome.REJECTED:
+        if not last.provider and not last.result:
+            return StoryVerdict.REJECTED, f"at {utc(last.at)}: {last.why}"
         tried = "" if last.result == "rejected" else f" after attempt {mail.attempts}, the last one"
         return StoryVerdict.REJECTED, f"at {utc(last.at)}{tried}: {last.by} answered: {last.why}"
     if last and last.by_hand and last.outcome == Outcome.SKIPPED:
@@ -249,6 +256,10 @@ def _concluded(
     if last and last.outcome in {Outcome.EXPIRED, Outcome.SKIPPED}:
         return _hindered(mail, last.detail, last)
     if mail.lease_due_at:
+        if mail.lease_worker == SCHEDULED and not mail.lease_is_due:
+            if mail.why_not_mailable:
+                return _hindered(mail, mail.why_not_mailable)
+            return StoryVerdict.SCHEDULED, _scheduled(mail, stopped)
         if mail.lease_worker and not mail.lease_is_due:
             return (
                 StoryVerdict.IN_FLIGHT,
@@ -256,6 +267,8 @@ def _concluded(
             )
         if mail.why_not_mailable:
             return _hindered(mail, mail.why_not_mailable)
+        if mail.lease_worker == SCHEDULED:
+            return StoryVerdict.WAITING, stopped or "it is due, and no worker has claimed it yet"
         if mail.lease_worker:
             ended = f"the lease of {plain(mail.lease_worker)} expired at {utc(mail.lease_due_at)}"
             return (
@@ -270,6 +283,8 @@ def _concluded(
     if mail.waits:
         if mail.why_not_mailable:
             return _hindered(mail, mail.why_not_mailable)
+        if mail.send_at and mail.send_at > datetime.now(UTC):
+            return StoryVerdict.SCHEDULED, _scheduled(mail, stopped)
         return (
             StoryVerdict.WAITING,
             stopped or "no worker has claimed it yet; `mailroom status` shows whether others are sent",
@@ -280,6 +295,11 @@ def _concluded(
             f"attempt {mail.attempts} ended as {last.outcome} ({last.why}), and no lease holds it",
         )
     return _passed(mail, alive)
+
+
+def _scheduled(mail: MailState, stopped: str) -> str:
+    """When a scheduled mail goes out, and why not if no mail does."""
+    return (f"for {utc(mail.send_at)}" if mail.send_at else "for later") + (f"; {stopped}" if stopped else "")
 
 
 def _failed(mail: MailState, last: TokenDelivery) -> str:
@@ -333,6 +353,16 @@ def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tu
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
             return StoryVerdict.NOT_SENT, f"the account's address changed{when}, which ended the token"
         case "superseded":
+            return (
+                StoryVerdict.NOT_SENT,
+                f"a newer {mail.action or 'token'} for the same recipient went out instead",
+            )
+        case "limited":
+            return StoryVerdict.NOT_SENT, f"the recipient had as many as the limit of the action allows{turn}"
+        case "unknown action":
+            known = "mailroom.actions has no row for the action"
+            return StoryVerdict.NOT_SENT, f"{known} {mail.action}; run `mailroom actions apply`"
+        case "sibling consumed":
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
             other = f"{mail.action} token" if mail.action else "token of its action"
             return StoryVerdict.NOT_SENT, f"another {other} was consumed, which ended this one{when}"

@@ -26,6 +26,7 @@ class StoryVerdict(enum.StrEnum):
     SENT = "sent"
     IN_FLIGHT = "in flight"
     WAITING = "waiting"
+    SCHEDULED = "scheduled"
     RETRYING = "retrying"
     UNSETTLED = "unsettled"
     HANDED_OUT = "handed out"

@@ -16,7 +16,8 @@ from mailroom.database.connection import Connection, Database, explained, hang_u
 from mailroom.database.sqlstates import is_permanent, spoils_session
 
 PULSE: Final = (
-    "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate, oldest_unsettled"
+    "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate, oldest_unsettled,"
+    " urgent, normal, bulk, scheduled"
     " FROM mailroom.pulse(%s)"
 )
 COUNT_LIMIT: Final = 10_000
@@ -36,6 +37,8 @@ class Pulse(NamedTuple):
         rate: recipients a second that all workers share; None before the first charge.
         oldest_unsettled_s: how many seconds ago the oldest mail that is neither sent nor given up was
             requested, whether or not the queue is paused.
+        urgent, normal, bulk: ``waiting`` of each lane.
+        scheduled: tokens that wait for their ``send_at``, which count nowhere else.
     """
 
     waiting: int
@@ -45,6 +48,10 @@ class Pulse(NamedTuple):
     is_paused: bool
     rate: float | None
     oldest_unsettled_s: float | None
+    urgent: int
+    normal: int
+    bulk: int
+    scheduled: int
 
 
 class Pulses:

@@ -1,7 +1,7 @@
 -- Claiming: the next messages, in leases.
 
--- One recipient of one mail. txid says where the cursor stands after it; overdue, that it expired while it
--- waited.
+-- One recipient of one mail. txid says where the cursor stands after it; doubtful, that mailroom.screen decides
+-- whether it goes out.
 CREATE TYPE mailroom.message AS (
     token        bigint,
     action       text,
@@ -13,7 +13,7 @@ CREATE TYPE mailroom.message AS (
     data         jsonb,
     expires_in_s integer,
     txid         xid8,
-    overdue      boolean
+    doubtful     boolean
 );
 
 -- A life that has no end, or is longer than 68 years, is the longest one that fits.
@@ -51,6 +51,7 @@ DECLARE
     max_skipped CONSTANT integer := 1000;
     sweep_every CONSTANT interval := '10 seconds';
     late_commit CONSTANT interval := '1 second';
+    longest_import CONSTANT interval := '1 day';
     job        public.jobs;
     began      timestamptz;
     sweeps     boolean;
@@ -78,7 +79,10 @@ DECLARE
     kept_2     mailroom.message[] := '{}';  -- the ready ones of normal and bulk, between their two turns
     kept_3     mailroom.message[] := '{}';
     unsettled  bigint[];
-    overdue    bigint[];
+    waited_since  timestamptz;
+    renewed_since timestamptz;
+    doubtful   bigint[];
+    passed     bigint[];
     final      mailroom.message;
     wanted     integer;
     lease_id   bigint;
@@ -155,17 +159,32 @@ BEGIN
                 SELECT array_agg(ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code,
                                      coalesce(t.locale, ''), t.data,
                                      mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
-                                     t.txid, false)::mailroom.message ORDER BY p.n)
+                                     t.txid,
+                                     k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
+                                     OR t.expires_at <= clock_timestamp() OR k.limit_mails IS NOT NULL
+                                     OR EXISTS (SELECT FROM public.tokens o
+                                                WHERE o.account = t.account AND o.id > t.id)
+                                     OR t.account IS NULL AND EXISTS (
+                                         SELECT FROM public.tokens o
+                                         WHERE lower(o.email) = lower(t.email) AND o.action = t.action
+                                           AND o.id > t.id))::mailroom.message
+                             ORDER BY p.n)
                 INTO messages
                 FROM unnest(unsettled) WITH ORDINALITY AS p (id, n)
                 JOIN public.tokens t ON t.id = p.id
-                JOIN mailroom.actions k ON k.action = t.action
+                LEFT JOIN mailroom.actions k ON k.action = t.action
                 LEFT JOIN public.accounts a ON a.id = t.account
-                WHERE mailroom.fits(t.account, a.status, k.account_status)
-                  AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+                WHERE (k.action IS NULL OR mailroom.fits(t.account, a.status, k.account_status))
+                  AND t.consumed_at IS NULL AND (t.expires_at > clock_timestamp() OR k.renews);
                 PERFORM mailroom.record_skipped(
                     ARRAY(SELECT unnest(unsettled) EXCEPT ALL SELECT m.token FROM unnest(messages) m),
                     due.generation + 1, p_worker);
+                doubtful := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.doubtful);
+                IF cardinality(doubtful) > 0 THEN
+                    passed := mailroom.screen(due.lane, doubtful, due.generation + 1, p_worker, '-infinity');
+                    messages := nullif(ARRAY(SELECT m FROM unnest(messages) m
+                                             WHERE NOT m.doubtful OR m.token = ANY (passed)), '{}');
+                END IF;
                 skipped[n] := skipped[n] + cardinality(due.tokens) - coalesce(cardinality(messages), 0);
                 IF messages IS NULL THEN
                     DELETE FROM mailroom.leases l WHERE l.id = due.id;
@@ -201,6 +220,7 @@ BEGIN
             END IF;
             EXIT WHEN room <= 0 OR ended[n];
             messages := '{}';
+            waited_since := cursor.low_at;
             wanted := least(p_lease_tokens - cardinality(ready), room, max_skipped - skipped[n]);
             <<fill>>
             LOOP
@@ -211,6 +231,9 @@ BEGIN
                     cursor.high := mailroom.with_own_running(pg_current_snapshot());
                     up_to_date := true;
                 END IF;
+                -- An import may take longer than its tokens live. Those from before the queue are old.
+                renewed_since := CASE WHEN pg_snapshot_xmax(cursor.low) = '1' THEN 'infinity'
+                                      ELSE cursor.low_at - longest_import END;
                 -- Transactions that low saw running and high saw ended, then those that began since.
                 FOR span IN
                     SELECT x AS first, x AS last FROM pg_snapshot_xip(cursor.low) x
@@ -232,18 +255,27 @@ BEGIN
                         SELECT ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code,
                                    coalesce(t.locale, ''), t.data,
                                    mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
-                                   t.txid, t.expires_at <= clock_timestamp())::mailroom.message AS message
+                                   t.txid,
+                                   k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
+                                   OR t.expires_at <= clock_timestamp() OR k.limit_mails IS NOT NULL
+                                   OR EXISTS (SELECT FROM public.tokens o
+                                              WHERE o.account = t.account AND o.id > t.id)
+                                   OR t.account IS NULL AND EXISTS (
+                                       SELECT FROM public.tokens o
+                                       WHERE lower(o.email) = lower(t.email) AND o.action = t.action
+                                         AND o.id > t.id))::mailroom.message AS message
                         FROM public.tokens t
-                        JOIN mailroom.actions k ON k.action = t.action
+                        LEFT JOIN mailroom.actions k ON k.action = t.action
                         LEFT JOIN public.accounts a ON a.id = t.account
                         WHERE t.lane = cursor.lane
                           AND (t.txid, t.id) > (after_txid, after_id) AND t.txid <= span.last
                           AND pg_visible_in_snapshot(t.txid, cursor.high)
-                          AND t.consumed_at IS NULL AND t.expires_at > cursor.low_at
-                          AND mailroom.fits(t.account, a.status, k.account_status)
+                          AND t.consumed_at IS NULL
+                          AND (t.expires_at > cursor.low_at OR k.renews AND t.created_at > renewed_since)
+                          AND (k.action IS NULL OR mailroom.fits(t.account, a.status, k.account_status))
                         ORDER BY t.txid, t.id
                         LIMIT wanted - cardinality(messages)) s;
-                    messages := messages || part;
+                    messages := CASE WHEN messages = '{}' THEN coalesce(part, '{}') ELSE messages || part END;
                     EXIT WHEN cardinality(messages) = wanted;
                 END LOOP;
                 IF cardinality(messages) = wanted THEN
@@ -258,14 +290,13 @@ BEGIN
                 cursor.last_seq := 0;
             END LOOP;
 
-            -- What expired while it waited is not handed out, but recorded.
-            overdue := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.overdue);
-            IF cardinality(overdue) > 0 THEN
-                PERFORM mailroom.record_skipped(overdue, 0, p_worker);
-                skipped[n] := skipped[n] + cardinality(overdue);
-                messages := ARRAY(SELECT m FROM unnest(messages) m WHERE NOT m.overdue);
+            doubtful := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.doubtful);
+            IF cardinality(doubtful) > 0 THEN
+                passed := mailroom.screen(cursor.lane, doubtful, 0, p_worker, waited_since);
+                skipped[n] := skipped[n] + cardinality(doubtful) - cardinality(passed);
+                messages := ARRAY(SELECT m FROM unnest(messages) m WHERE NOT m.doubtful OR m.token = ANY (passed));
             END IF;
-            ready := ready || messages;
+            ready := CASE WHEN ready = '{}' THEN messages ELSE ready || messages END;
             room := room - cardinality(messages);
             handed[n] := handed[n] + cardinality(messages);
             claimed := claimed + cardinality(messages);

@@ -95,11 +95,11 @@ COMMENT ON FUNCTION mailroom.with_own_running IS
     'Returns a snapshot of the current transaction with that transaction among the running ones.';
 
 -- After a logical restore, or a move by logical replication, the stored windows name transaction ids of another
--- cluster. The tokens that are unexpired, unconsumed and not known to have been handed out go into leases that
+-- cluster. The tokens that are unexpired (or may be renewed), unconsumed and not known to have been handed out go into leases that
 -- are due at once, and the windows start at the current snapshot. Not known to have been handed out are those
 -- behind the old position and those made after the old cursors last moved, without those that the ledger has. The
 -- txids of all tokens found here become 1, which each snapshot has seen, so that no later window finds them a
--- second time.
+-- second time; older ones that have expired are renewed by no claim.
 CREATE FUNCTION mailroom.restart_cursor(p_moved_at timestamptz) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
@@ -117,11 +117,13 @@ BEGIN
                                    AND (t.txid, t.id) <= (c.last_txid, c.last_seq), false))
                AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
                AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                               WHERE d.token = t.id AND mailroom.is_of(d.fingerprint, t.secret)))
+                               WHERE d.token = t.id AND mailroom.is_of(d.fingerprint, t.secret))
+               AND (t.expires_at > clock_timestamp() OR t.expires_at > p_moved_at AND mailroom.renewable(t)))
     INTO snapshot, found_here, unsettled
     FROM public.tokens t
     LEFT JOIN mailroom.cursors c ON c.lane = t.lane
-    WHERE t.consumed_at IS NULL AND t.expires_at > clock_timestamp();
+    WHERE t.consumed_at IS NULL
+      AND (t.expires_at > clock_timestamp() OR t.created_at > clock_timestamp() - interval '2 days');
 
     snapshot := mailroom.with_own_running(snapshot);
     UPDATE public.tokens SET txid = '1' WHERE id = ANY (found_here);

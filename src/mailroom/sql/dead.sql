@@ -132,7 +132,7 @@ BEGIN
             ELSIF EXISTS (SELECT FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
                                                         expired.subject) s
                           WHERE s.consumed_at >= expired.created_at) THEN
-                outcome := 'superseded';
+                outcome := 'sibling consumed';
             ELSE
                 SELECT s.id INTO other FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
                                                               expired.subject) s

@@ -24,8 +24,8 @@ COMMENT ON COLUMN mailroom.leases.id IS 'The lease.';
 COMMENT ON COLUMN mailroom.leases.lane IS 'The lane of its tokens.';
 COMMENT ON COLUMN mailroom.leases.tokens IS 'The tokens that are not settled yet.';
 COMMENT ON COLUMN mailroom.leases.worker IS
-    'The worker that holds it; empty while its tokens wait for a retry, paused while they are put off since '
-    'they cannot be sent, restore after a restore.';
+    'The worker that holds it; empty while its tokens wait for a retry, scheduled while they wait for send_at, '
+    'paused while they are put off since they cannot be sent, restore after a restore.';
 COMMENT ON COLUMN mailroom.leases.key IS
     'Random, and new with each claim. A worker that names an older key can neither settle nor renew it.';
 COMMENT ON COLUMN mailroom.leases.generation IS 'How often it was claimed.';
@@ -77,11 +77,12 @@ BEGIN
                   AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
             THEN 'rejected'
         ELSE 'retried' END ORDER BY u.n),
-        array_agg(extract(epoch FROM clock_timestamp() - u.created_at)::double precision ORDER BY u.n)
+        array_agg(extract(epoch FROM clock_timestamp() - u.requested_at)::double precision ORDER BY u.n)
     INTO outcomes, ages
-    FROM (SELECT g.*, t.secret, t.created_at
+    FROM (SELECT g.*, t.secret, t.requested_at
           FROM unnest(p_tokens, p_fingerprints, p_results) WITH ORDINALITY AS g (id, fingerprint, result, n)
-          LEFT JOIN LATERAL (SELECT x.secret, x.created_at FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
+          LEFT JOIN LATERAL (SELECT x.secret, coalesce(x.send_at, x.created_at) AS requested_at
+                             FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
               ON true) u;
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker)
@@ -90,6 +91,10 @@ BEGIN
          AS u (id, fingerprint, outcome, result, message_id, detail)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
+    -- A mail that was put off counts for no limit.
+    DELETE FROM mailroom.granted g
+    WHERE g.token = ANY (ARRAY(SELECT u.id FROM unnest(p_tokens, outcomes) AS u (id, outcome)
+                               WHERE u.outcome = 'retried'));
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused'))
     INTO rest, put_off
     FROM unnest(p_tokens, p_results, outcomes) WITH ORDINALITY AS u (id, result, outcome, n)
@@ -115,7 +120,7 @@ COMMENT ON FUNCTION mailroom.record IS
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
     'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has another '
     'fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
-    'requested, NULL for a deleted token.';
+    'requested, or since send_at; NULL for a deleted token.';
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)
 RETURNS SETOF uuid

@@ -82,7 +82,8 @@ BEGIN
         WHEN t.id IS NULL THEN 'deleted'
         WHEN t.consumed_at IS NOT NULL THEN 'consumed'
         WHEN t.address_changed_at IS NOT NULL THEN 'address changed'
-        WHEN t.expires_at <= clock_timestamp() THEN CASE WHEN EXISTS (
+        WHEN t.expires_at <= clock_timestamp() AND NOT (coalesce(k.renews, false) AND mailroom.renewable(t))
+            THEN CASE WHEN EXISTS (
             SELECT FROM public.tokens s
             WHERE s.account = t.account AND s.action = t.action AND s.id <> t.id AND s.consumed_at
                   BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
@@ -91,9 +92,10 @@ BEGIN
             WHERE lower(s.email) = lower(t.email) AND s.action = t.action AND s.account IS NULL
               AND s.subject IS NOT DISTINCT FROM t.subject AND s.id <> t.id AND s.consumed_at
                   BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
-            THEN 'superseded' ELSE 'expired' END
+            THEN 'sibling consumed' ELSE 'expired' END
         WHEN a.status = 'suspended' THEN 'suspended'
-        WHEN k.action IS NULL OR NOT mailroom.fits(t.account, a.status, k.account_status) THEN 'ineligible'
+        WHEN k.action IS NULL THEN 'unknown action'
+        WHEN NOT mailroom.fits(t.account, a.status, k.account_status) THEN 'ineligible'
     END
     FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
     LEFT JOIN public.tokens t ON t.id = p.id
@@ -110,8 +112,9 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
     SELECT m.why FROM mailroom.not_mailable(ARRAY[p_token]) m
 $$;
 COMMENT ON FUNCTION mailroom.why_not_mailable IS
-    'Returns why a token may not be mailed: deleted, consumed, address changed (which ended it), superseded (a '
-    'sibling was consumed), expired, suspended, ineligible; NULL if it may.';
+    'Returns why a token may not be mailed: deleted, consumed, address changed (which ended it), sibling '
+    'consumed (which ended it), expired (and not to be renewed), suspended, unknown action (without a row in '
+    'mailroom.actions), ineligible; NULL if it may.';
 
 CREATE FUNCTION mailroom.record_skipped(p_tokens bigint[], p_attempt integer, p_worker text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$

@@ -53,8 +53,8 @@ CREATE TABLE public.tokens (
     CONSTRAINT tokens_wrong_codes      CHECK (wrong_codes BETWEEN 0 AND 5)
 );
 CREATE UNIQUE INDEX tokens_secret_key ON public.tokens (secret);
-CREATE INDEX tokens_account_idx ON public.tokens (account);
-CREATE INDEX tokens_email_idx ON public.tokens (lower(email), action);
+CREATE INDEX tokens_account_id_idx ON public.tokens (account, id);
+CREATE INDEX tokens_email_action_id_idx ON public.tokens (lower(email), action, id);
 CREATE INDEX tokens_subject_idx ON public.tokens (subject) WHERE subject IS NOT NULL;
 CREATE UNIQUE INDEX tokens_action_key_key ON public.tokens (action, key) WHERE key IS NOT NULL;
 -- The cursors walk this index: a snapshot says which transactions are visible, the index finds their rows.
@@ -87,7 +87,8 @@ COMMENT ON COLUMN public.tokens.key IS
     'An idempotency key: an action has one token with it, so that a repeated mailroom.send is the same mail.';
 COMMENT ON COLUMN public.tokens.lane IS
     'Where it waits. If it is not given, it is the action''s lane, and bulk from the 51st row of a statement on.';
-COMMENT ON COLUMN public.tokens.send_at IS 'It is mailed then and not before; NULL for at once.';
+COMMENT ON COLUMN public.tokens.send_at IS
+    'It is mailed then and not before, and its life begins then; NULL for at once. A renewed token was renewed then.';
 COMMENT ON COLUMN public.tokens.expires_at IS
     'From this time on the token is neither mailed nor consumed; infinity means never. If it is not given, it is '
     'the action''s lifetime after send_at or now.';

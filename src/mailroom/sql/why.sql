@@ -3,7 +3,7 @@
 CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
 RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
-               why_not_mailable text, waits boolean, lease_worker text, lease_generation integer,
+               why_not_mailable text, lane text, send_at timestamptz, waits boolean, lease_worker text, lease_generation integer,
                lease_due_at timestamptz, lease_is_due boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
@@ -40,6 +40,7 @@ BEGIN
         SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text, a.status_changed_at,
                k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
                CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
+               t.lane::text, t.send_at,
                coalesce(NOT pg_visible_in_snapshot(t.txid, c.low)
                         AND NOT (pg_visible_in_snapshot(t.txid, c.high)
                                  AND (t.txid, t.id) <= (c.last_txid, c.last_seq)), false),
