@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from email.message import EmailMessage
@@ -207,8 +210,10 @@ def test_the_page_shows_kind_language_link_and_code(
     mail(server, "he@example.com", template="teaminvitationv1-he", login="Zoë")
     page = pages.open(server.url, viewport=viewport, bypass_csp=True)
     expect(page.locator(".row .badge")).to_have_text(
-        ["teaminvitationv1-he", "reauthentication · en", "password changed · de", "bare"]
+        ["teaminvitationv1-he", "reauthentication", "password changed", "bare"]
     )
+    languages = [when.partition(" · ")[0] for when in page.locator(".row .when").all_inner_texts()]
+    assert ["he", "en", "de"] == languages[:3]
     assert "rtl" == page.locator(".row .subject").first.evaluate("row => getComputedStyle(row).direction")
 
     page.locator(".row").nth(0).click()
@@ -241,3 +246,22 @@ def test_the_page_shows_kind_language_link_and_code(
     expect(page.locator(".links")).to_have_count(0)
     assert [] == accessibility_faults(page)
     assert 0 == overflow(page)
+
+
+def test_the_command_reads_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "actions.toml").write_text('[goodbye]\nnumber = 31\nprefix = "/bye"\nlink = false\n')
+    arguments = [sys.executable, "-m", "mailroom", "inbox", "--port", "0", "--no-print"]
+    with subprocess.Popen(
+        arguments,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"MAILROOM_TEMPLATES": str(tmp_path)},
+    ) as process:
+        assert process.stderr
+        url = next(line for line in process.stderr if "The inbox is at" in line).split()[4].rstrip(".")
+        assert 200 == ask(url, "/api/mails/wait?action=goodbye&timeout=0").status
+        refused = ask(url, "/api/mails/wait?action=magic_link&timeout=0")
+        assert (400, True) == (refused.status, refused.json["error"].endswith("is not one of goodbye"))
+        process.terminate()
+        assert 0 == process.wait(30)

@@ -1,4 +1,4 @@
-"""How somebody gets an account: sign up and activate, or accept an invitation."""
+"""How somebody gets an account: by signing up and activating it, or by an invitation."""
 
 from __future__ import annotations
 

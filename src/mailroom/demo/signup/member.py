@@ -1,4 +1,4 @@
-"""What somebody does who is signed in: language, address, password, and invitations."""
+"""What a user who is signed in can do: choose a language, change address and password, invite somebody."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WRONG_PASSWORD: Final = "The password is wrong."  # noqa: S105 - a message
 
 @dataclass(frozen=True)
 class MemberPages:
-    """The pages of an account. Those that take one are only for who is signed in."""
+    """The pages of an account. A page that takes one is only for users who are signed in."""
 
     site: Site
 
