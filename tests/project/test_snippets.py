@@ -201,8 +201,10 @@ def test_sql_judges_as_we_do(db: Db) -> None:
         assert ours == (row[0].hex() if row[0] else "-"), case
 
 
-def test_the_statement_that_consumes_is_one(db: Db) -> None:
-    assert [("unknown", None, None)] == db.execute(snippet("sql").encode()).fetchall()
+def test_the_statements_that_consume_are_right(db: Db) -> None:
+    texts = re.findall(r"^```sql\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    statements = [each for text in texts for each in text.split(";") if each.strip()]
+    assert ["unknown"] * 3 == [db.execute(each.encode()).fetchall()[0][0] for each in statements]
 
 
 def test_every_snippet_is_run() -> None:

@@ -164,11 +164,13 @@ class Collector:
             log.info("batch", count=count, waited=f"{waited_s:.1f}s")
 
     def _keep_pace(self, messages: int, read_s: float) -> None:
-        """Let the next claim be as large as the reader's pace allows, but only a half larger."""
+        """Let the next claim be as large as the reader's pace allows, but at most twice as large."""
         if messages:
             self._per_message_s += PACE_SHARE * (read_s / messages - self._per_message_s)
-        allowed = min(CLAIM_S / max(self._per_message_s, 1e-6), 1.5 * self._largest_claim + 1)
-        self._largest_claim = max(1, min(int(allowed), max(MAX_CLAIM_TOKENS, self._batch_limit)))
+        allowed = int(min(CLAIM_S / max(self._per_message_s, 1e-6), 2 * self._largest_claim))
+        allowed = min(allowed, max(MAX_CLAIM_TOKENS, self._batch_limit))
+        # Whole batches, unless the reader is too slow for one.
+        self._largest_claim = max(1, allowed // self._batch_limit * self._batch_limit or allowed)
 
     async def _settle(self, outgoing: Outgoing) -> None:
         """Settle the tokens of a lease that were read, and those that no line can hold."""
