@@ -22,6 +22,7 @@ from mailroom.actions import BUILT_IN, Action, load_catalogue
 from mailroom.templates.checks import check_action, check_fetched
 from mailroom.templates.mails import (
     RenderedMail,
+    closed,
     field_names,
     for_ses,
     render,
@@ -196,7 +197,7 @@ def assert_nothing_escapes(name: str, given_values: Mapping[str, str]) -> None:
     template = TEMPLATES[name]
 
     def filled(text: str) -> str:
-        return MARK.sub(lambda mark: given_values[mark[1]], text)
+        return MARK.sub(lambda mark: closed(given_values[mark[1]]), text)
 
     expected, expected_page = marked(name, frozenset(field for field in FIELDS if not given_values[field]))
     one = message(template.action, template.tag, given_values)
@@ -209,7 +210,7 @@ def assert_nothing_escapes(name: str, given_values: Mapping[str, str]) -> None:
 
     data = json.loads(ses_data(one, template.language))
     assert set(field_names(template.action)) == set(data)
-    assert {given_values[field] for field in template.action.fields} <= set(data.values())
+    assert {closed(given_values[field]) for field in template.action.fields} <= set(data.values())
     parts = for_ses(template, "x")
     assert list(mail) == [
         render_source(parts[part], data) for part in ("SubjectPart", "TextPart", "HtmlPart")
@@ -270,3 +271,30 @@ def test_a_mail_over_smtp_says_the_same(name: str, given_values: dict[str, str])
     assert {"Subject", "From", "To", "Date", "Message-ID", "Auto-Submitted", "Content-Language"} >= {
         name for name in parsed if name not in ("MIME-Version", "Content-Type")
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("plain", ""),
+        ("שלום \u200f", ""),
+        ("\u202eevil", "\u202c"),
+        ("\u202eevil\u202c", ""),
+        ("\u2067evil", "\u2069"),
+        ("\u2067\u202eevil", "\u202c\u2069"),
+        ("\u2067\u202eevil\u2069", ""),
+        ("\u202e\u2067evil\u202c", "\u2069\u202c"),
+        ("\u202c\u2069evil", ""),
+        ("\u2069\u202eevil\u2069", "\u202c"),
+    ],
+)
+def test_a_text_of_another_direction_ends_with_its_field(text: str, ends: str) -> None:
+    assert text + ends == closed(text)
+
+
+@settings(deadline=None)
+@given(st.text("a\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069", max_size=30))
+def test_what_is_closed_stays_closed(text: str) -> None:
+    once = closed(text)
+    assert once.startswith(text)
+    assert once == closed(once)

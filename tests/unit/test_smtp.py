@@ -200,6 +200,7 @@ def arrives_as_itself(greeter: tuple[MailServer, SmtpTransport], login: str) -> 
     }
     assert headers == set(mail.message.keys())
     assert 9 == len(mail.message.keys())
+    login = mails.closed(login)
     assert f"{login}\n{message().token}\n.\n..\n{login}\n" == mail.parts[0]
     subject = " ".join(f"{login} for {login}".splitlines())
     read = make_header(decode_header(message_from_bytes(mail.content, policy=policy.compat32)["Subject"]))

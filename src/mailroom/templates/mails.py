@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -20,6 +21,11 @@ from mailroom.wire import Message
 
 # The fields that hold letters, digits, - and _ only. Every other field may hold any text.
 SAFE_FIELDS: Final = ("secret", "code")
+
+PDF, PDI = "\u202c", "\u2069"
+# What begins an embedding, an override or an isolate, with what ends it.
+_ENDS: Final = dict.fromkeys("\u202a\u202b\u202d\u202e", PDF) | dict.fromkeys("\u2066\u2067\u2068", PDI)
+_OPENING: Final = re.compile(f"[{''.join(_ENDS)}]")
 
 SES_PARTS: Final = {"subject": "SubjectPart", "text": "TextPart", "html": "HtmlPart"}
 
@@ -48,8 +54,25 @@ def fields(message: Message, language: str) -> dict[str, str]:
         "code": message.code,
         "expires_in": duration(lifetime_s, language),
     }
-    shown = {name: every.get(name, "") for name in action.shown}
+    shown = {name: closed(every.get(name, "")) for name in action.shown}
     return shown | {f"{name}_html": html.escape(shown[name]) for name in user_fields(action)}
+
+
+def closed(text: str) -> str:
+    """Return a user's text with the characters that end each change of direction which it begins.
+
+    Otherwise a text with U+202E and no U+202C would reorder the words behind it.
+    """
+    if not _OPENING.search(text):
+        return text
+    ends: list[str] = []
+    for character in text:
+        if character in _ENDS:
+            ends.append(_ENDS[character])
+        elif [character] == ends[-1:] or (character == PDI and PDI in ends):
+            while ends.pop() != character:
+                pass  # the end of an isolate ends what was begun in it
+    return text + "".join(reversed(ends))
 
 
 def user_fields(action: Action) -> tuple[str, ...]:
