@@ -15,7 +15,7 @@ from mailroom.actions import load_actions
 from mailroom.inbox.server import InboxServer
 from mailroom.operations.action_files import copy
 from support import commands, processes, senders
-from support.messages import CATALOGUE
+from support.messages import CATALOGUE, message
 from support.queue_sql import Db, sign_up
 from support.runs import UNSETTLED, Start, wait_until
 
@@ -91,3 +91,20 @@ def test_a_new_action_while_two_workers_run(
     figures(f"the median waited for {waited_s[MAILS // 2]:.3f} s, the longest for {waited_s[-1]:.3f} s")
     assert waited_s[-1] < 1
     assert {1} == set(ses.inbox.counts.by_recipient.values())
+
+
+def test_the_pipes_sender_reads_the_folder_again_for_a_new_action(ses: InboxServer, tmp_path: Path) -> None:
+    folder = tmp_path / "mails"
+    folder.mkdir()
+    copy(CATALOGUE["activation"], folder)
+    variables = senders.environment(tmp_path / "output", TEMPLATES=folder, SEND_RATE=1000)
+    with senders.SenderProcess(variables | senders.aws(ses.url), tmp_path / "log") as sender:
+        sender.send([message(1)])
+        ses.wait_for(lambda inbox: inbox.counts.accepted == 1)
+        copy(CATALOGUE["magic_link"], folder)
+        environment = processes.environment("") | variables | senders.aws(ses.url)
+        assert 0 == commands.run("templates", "push", env=environment).returncode
+        sender.send([message(2, CATALOGUE["magic_link"])])
+        ses.wait_for(lambda inbox: inbox.counts.accepted == 2)
+        assert 0 == sender.end()
+    assert "malformed=0" in sender.log()
