@@ -18,7 +18,7 @@ import asyncio
 from mailroom.actions import load_actions
 from mailroom.answers import Result
 from mailroom.concurrency import before, end
-from mailroom.errors import SetAsideError, WireError
+from mailroom.errors import ActionsError, SetAsideError, WireError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
 from mailroom.sender.policy import Sender, Verdict
@@ -37,7 +37,8 @@ class Pipe:
 
     def __init__(self, settings: SenderSettings, lines: Input, transport: Transport) -> None:
         self._lines = lines
-        self._actions = load_actions(settings.templates.folder)
+        self._folder = settings.templates.folder
+        self._actions = load_actions(self._folder)
         self._rejected = Rejected(settings.output_path)
         self._sender = Sender(transport, settings, self._report)
         self._shutdown_s = settings.shutdown_timeout_ms / 1000
@@ -106,7 +107,7 @@ class Pipe:
         fault = "the rest of a line that is too long"
         if not line.is_rest:
             try:
-                return decode(line.content, self._actions)
+                return self._decode(line.content)
             except WireError as error:
                 fault = str(error)
         fault = f"line {line.number}, {fault}"
@@ -114,6 +115,25 @@ class Pipe:
         log.error("malformed", reason=fault)
         self._set_aside([RejectedRow("malformed", fault, line.content.removesuffix(b"\n"))])
         return []
+
+    def _decode(self, content: bytes) -> list[Message]:
+        """A line's messages. Reads the folder again for a line that holds an action which is new there.
+
+        Raises:
+            WireError: it cannot be decoded.
+        """
+        try:
+            return decode(content, self._actions)
+        except WireError:
+            try:
+                actions = load_actions(self._folder)
+            except ActionsError as error:
+                log.warning("actions_unreadable", reason=error)
+                actions = self._actions
+            if actions == self._actions:
+                raise
+            self._actions = actions
+            return decode(content, self._actions)
 
     def _set_aside_unread(self) -> None:
         """Set aside what was read ahead and not submitted in time."""

@@ -1,0 +1,131 @@
+"""Outages longer than a lifetime, and more requests than anybody wants mails: what arrives works."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import psycopg
+import pytest
+
+from mailroom.consumption import consume
+from mailroom.errors import TokenError
+from mailroom.inbox.server import InboxServer
+from mailroom.inbox.switches import BY_NAME, turn
+from support.processes import KEY
+from support.queue_sql import Db, sign_up_many
+from support.runs import UNSETTLED, Start, wait_until
+
+WORKERS = 4
+REQUESTS = 1000
+
+
+def add_active(db: Db, count: int) -> None:
+    db.execute(
+        "INSERT INTO accounts (email, login, status)"
+        " SELECT 'r' || g || '@example.com', 'r' || g, 'active' FROM generate_series(1, %s) g",
+        [count],
+    )
+
+
+def ask_for_recovery(db: Db, login: str) -> int:
+    row = db.execute(
+        "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts WHERE login = %s"
+        " RETURNING id",
+        [login],
+    ).fetchone()
+    assert row
+    return int(row[0])
+
+
+def mailed(ses: InboxServer, template: str) -> list[tuple[str, str, str]]:
+    """The recipients, tokens and codes of the mails of an action, in their order."""
+    found = []
+    for mail in ses.inbox.mails.find(template=template):
+        data = json.loads(mail.default or "{}") | json.loads(mail.own or "{}")
+        found.append((mail.recipient, data["secret"], data.get("code", "")))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", ["pause", "unavailable"])
+def test_an_outage_longer_than_a_lifetime_leaves_nobody_without_an_activation(
+    db: Db, ses: InboxServer, start: Start, switch: str
+) -> None:
+    db.execute("UPDATE mailroom.actions SET lifetime = '3 seconds'")
+    turn(ses.inbox, BY_NAME[switch], True)
+    for _ in range(2):
+        start().wait_for_log("run.started")
+    add_active(db, 10)
+    sign_up_many(db, 30)
+    for number in range(1, 11):
+        ask_for_recovery(db, f"r{number}")
+    over = "SELECT bool_and(created_at + interval '4 seconds' < clock_timestamp()) FROM tokens"
+    wait_until(db, over, True)
+    db.execute("UPDATE mailroom.actions SET lifetime = '15 minutes'")
+    # Until no token has less than that: it has expired, or has it anew.
+    left = (
+        "SELECT count(*) FROM tokens WHERE expires_at BETWEEN clock_timestamp()"
+        " AND clock_timestamp() + interval '10 minutes'"
+    )
+    wait_until(db, left, 0)
+    assert 0 == ses.inbox.counts.accepted
+    turn(ses.inbox, BY_NAME[switch], False)
+    ses.wait_for(lambda inbox: inbox.counts.accepted >= 30, 90)
+    wait_until(db, UNSETTLED, 0)
+    arrived = {email: token for email, token, _ in mailed(ses, "activationv1")}
+    assert {f"u{number}@example.com" for number in range(1, 31)} == arrived.keys()
+    assert [] == mailed(ses, "passwordrecoveryv1")
+    for email, token in arrived.items():
+        assert email == consume(db, token, "activation", keys=KEY).email
+    assert {1} == set(ses.inbox.counts.by_recipient.values())
+
+
+@pytest.mark.slow
+def test_nobody_is_bombed_by_a_thousand_concurrent_requests(
+    db: Db, database: str, ses: InboxServer, start: Start, figures: Callable[[str], None]
+) -> None:
+    add_active(db, 1)
+    for _ in range(WORKERS):
+        start().wait_for_log("run.started")
+
+    def ask() -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            for _ in range(REQUESTS // 20):
+                ask_for_recovery(connection, "r1")
+
+    threads = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(db, UNSETTLED, 0)
+    recoveries = mailed(ses, "passwordrecoveryv1")
+    figures(f"{REQUESTS} requests, {len(recoveries)} mails")
+    assert 1 <= len(recoveries) <= 5
+    found = []
+    for _, token, code in recoveries:
+        with suppress(TokenError):
+            found.append(consume(db, token, "password_recovery", keys=KEY, code=code))
+    newest = "SELECT max(token) FROM mailroom.deliveries WHERE outcome = 'sent'"
+    wait_until(db, newest, found[0].token if len(found) == 1 else 0)
+
+
+@pytest.mark.slow
+def test_fifty_requests_while_the_provider_is_away_are_one_mail(
+    db: Db, ses: InboxServer, start: Start
+) -> None:
+    turn(ses.inbox, BY_NAME["pause"], True)
+    add_active(db, 1)
+    for _ in range(WORKERS):
+        start().wait_for_log("run.started")
+    for _ in range(50):
+        newest = ask_for_recovery(db, "r1")
+    ses.wait_for(lambda inbox: inbox.counts.calls >= WORKERS)
+    turn(ses.inbox, BY_NAME["pause"], False)
+    ses.wait_for(lambda inbox: inbox.counts.accepted, 90)
+    wait_until(db, UNSETTLED, 0)
+    ((_, token, code),) = mailed(ses, "passwordrecoveryv1")
+    assert newest == consume(db, token, "password_recovery", keys=KEY, code=code).token
