@@ -76,9 +76,7 @@ def test_the_list_grows_without_a_reload_the_newest_first(server: InboxServer, p
     expect(page.locator(".row .to")).to_have_text(
         ["third@example.com", "second@example.com", "first@example.com"]
     )
-    expect(page.locator(".row .badge")).to_have_text(
-        ["password recovery", "activation", "activation"]
-    )
+    expect(page.locator(".row .badge")).to_have_text(["password recovery", "activation", "activation"])
     expect(page.locator("#announcement")).to_have_text("3 mails")
     assert "reloaded" == page.evaluate("window.never")
     # A press that begins before a mail comes ends as a click after.
