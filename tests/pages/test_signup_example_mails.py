@@ -81,6 +81,7 @@ def test_the_mails_follow_the_language_of_the_account(zoe: Site) -> None:
         ("", "en"),
         ("fr", "en"),
         (";,,", "en"),
+        ("den, DE;q=0.5", "de"),
     ],
 )
 def test_the_form_begins_with_a_language_of_the_browser(accepted: str, language: str) -> None:

@@ -73,7 +73,7 @@ def faults(fields: dict[str, str]) -> dict[str, str]:
 
 def preferred_language(accepted: str) -> str:
     """Return the first of our languages that a browser's header Accept-Language names, else English."""
-    named = (part.strip()[:2].lower() for part in accepted.split(","))
+    named = (re.split("[-;]", part.strip().lower())[0] for part in accepted.split(","))
     return next((language for language in named if language in LANGUAGES), "en")
 
 
