@@ -40,7 +40,8 @@ MAX_COUNTED: Final = 10_000
 
 OVERVIEW: Final = (
     "SELECT waiting, urgent, normal, bulk, scheduled, in_flight, retrying, oldest_age AS oldest_age_s,"
-    " sent_minute, rejected_minute, unknown_minute, sent_hour, rejected_hour, unknown_hour, paused_at, pause_reason, rate"
+    " sent_minute, rejected_minute, unknown_minute, sent_hour, rejected_hour, unknown_hour,"
+    " paused_at, pause_reason, rate"
     " FROM mailroom.overview()"
 )
 DEAD_COUNT: Final = "SELECT dead, more FROM mailroom.dead_count(%s, %s, %s)"
