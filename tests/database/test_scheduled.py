@@ -96,8 +96,10 @@ def test_those_of_one_time_share_a_lease_and_a_lane_keeps_its_own(db: Db) -> Non
         ("UPDATE tokens SET consumed_at = now() WHERE id = %s", "consumed"),
         ("DELETE FROM tokens WHERE id = %s", "deleted"),
         (
-            "UPDATE accounts SET email = 'new@example.com'"
-            " WHERE id = (SELECT account FROM tokens WHERE id = %s)",
+            (
+                "UPDATE accounts SET email = 'new@example.com'"
+                " WHERE id = (SELECT account FROM tokens WHERE id = %s)"
+            ),
             "address changed",
         ),
         (
