@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 import mailroom
 from mailroom.demo.signup import forms
+from mailroom.inbox.server import InboxServer
 from support.browser import (
     BrowserPages,
     accessibility_faults,
@@ -17,6 +18,7 @@ from support.browser import (
     pages_fixture,  # noqa: F401
 )
 from support.processes import KEY
+from support.runs import UNSETTLED, Start, wait_until
 from support.signup import NEW_PASSWORD, PASSWORD, PHONE, Db, Site, at_once, explained, site_fixture  # noqa: F401
 
 NEW = "zoe@new.example"
@@ -504,3 +506,26 @@ def press(page: Page, name: str, role: str = "button") -> None:
         raise AssertionError(f"Tab does not reach {name!r}")
     with page.expect_navigation():
         page.keyboard.press("Enter")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "action"),
+    [("/forgot", "password_recovery"), ("/signin-link", "magic_link"), ("/invite", "invitation")],
+)
+def test_mailroom_limits_what_anybody_may_ask_for(
+    zoe: Site, ses: InboxServer, start: Start, path: str, action: str
+) -> None:
+    """Of twelve mails to one address at most five go out, and the newest that does works."""
+    start().wait_for_log("run.started")
+    email = BOB if path == "/invite" else "zoe@example.com"
+    for name in (email, email.upper().replace("EXAMPLE.COM", "example.com")) * 6:
+        assert 303 == zoe.post(path, email=name).status_code
+    wait_until(zoe.db, UNSETTLED, 0)
+    wait_until(zoe.db, f"SELECT count(*) FROM tokens WHERE action = '{action}'", 12)
+    mails = [mail for mail in ses.inbox.mails.find() if ses.inbox.is_of(mail, action)]
+    assert 1 <= len(mails) <= 5
+    token, code = mails[-1].data["secret"], mails[-1].data.get("code", "")
+    fields = {"code": code, "login": "bob", "locale": "de", "password": NEW_PASSWORD}
+    path = {"/forgot": "/recover", "/signin-link": "/magic-link"}.get(path, "/accept-invitation")
+    assert 303 == zoe.post(path, token=token, **fields).status_code
