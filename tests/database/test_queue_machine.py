@@ -290,7 +290,7 @@ class QueueMachine(RuleBasedStateMachine):
         rows = self.admin.execute(
             "SELECT token, detail FROM mailroom.deliveries WHERE outcome IN ('skipped', 'expired')"
         ).fetchall()
-        reasons = dict(rows)
+        reasons: dict[int, str] = dict(rows)
         for tokens in self.rivals.values():
             handed = self.handed & set(tokens)
             assert len(handed) <= LIMIT
