@@ -1,4 +1,8 @@
-"""Any interleaving of writers and workers: Hypothesis looks for one in which the queue errs."""
+"""Any interleaving of writers and workers: Hypothesis looks for one in which the queue errs.
+
+The writers also write to any lane and to anybody, for later, and to one recipient several times or more often
+than its limit. Time passes beyond the tokens' life, which those of an activation survive.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,16 @@ from support.queue_sql import Handed, claim, claimed_tokens, expire_leases, sett
 
 WRITERS = 3
 WORKERS = 2
+LANES = ["urgent", "normal", "bulk"]
+LIMIT = 2
+ACTIONS = """
+ALTER TYPE token_action ADD VALUE 'anybody';
+ALTER TYPE token_action ADD VALUE 'limited';
+"""
+RULES = """
+INSERT INTO mailroom.actions (action, number, prefix, limit_mails, limit_within)
+VALUES ('anybody', 30, '/anybody', NULL, NULL), ('limited', 31, '/limited', 2, '1 day');
+"""
 
 
 @dataclass
@@ -36,7 +50,12 @@ class Writer:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """The model: which tokens are committed, spoilt (made ineligible), held, settled."""
+    """The model: which tokens are committed, spoilt (made ineligible), held, settled.
+
+    Attributes:
+        later: the tokens that are scheduled, and not due yet.
+        rivals: the tokens of recipients with several, or with a limit: for each recipient.
+    """
 
     url = ""
 
@@ -51,12 +70,17 @@ class QueueMachine(RuleBasedStateMachine):
         self.handed: set[int] = set()
         self.settled: set[int] = set()
         self.held: set[int] = set()
+        self.later: set[int] = set()
+        self.rivals: dict[str, list[int]] = {}
+        self.recipient: dict[int, str] = {}
         self.generation: dict[int, int] = {}
         self.logins = 0
 
     @initialize(cache=st.sampled_from([1, 50]))
     def empty(self, cache: int) -> None:
-        self.admin.execute("TRUNCATE accounts, tokens, mailroom.leases")
+        self.admin.execute(
+            "TRUNCATE accounts, tokens, mailroom.leases, mailroom.granted, mailroom.deliveries"
+        )
         self.admin.execute(f"ALTER TABLE tokens ALTER COLUMN id SET CACHE {cache}".encode())
         claimed_tokens(self.admin)
 
@@ -98,6 +122,40 @@ class QueueMachine(RuleBasedStateMachine):
         assert token
         self.writers[who].frames[-1].append(token[0])
 
+    @rule(who=st.integers(0, WRITERS - 1), lane=st.sampled_from(LANES), count=st.integers(1, 5))
+    def send_to_anybody(self, who: int, lane: str, count: int) -> None:
+        rows = self.writers[who].connection.execute(
+            "SELECT mailroom.send('anybody', recipient => 'n' || g || '@b', lane => %s)"
+            " FROM generate_series(%s::int, %s) g",
+            [lane, self.logins + 1, self.logins + count],
+        )
+        self.logins += count
+        self.writers[who].frames[-1] += [row[0] for row in rows.fetchall()]
+
+    @rule(who=st.integers(0, WRITERS - 1), lane=st.sampled_from(LANES))
+    def schedule(self, who: int, lane: str) -> None:
+        self.logins += 1
+        ((token,),) = self.writers[who].connection.execute(
+            "SELECT mailroom.send('anybody', recipient => %s, lane => %s,"
+            " send_at => now() + interval '1 day')",
+            [f"n{self.logins}@b", lane],
+        )
+        self.writers[who].frames[-1].append(token)
+        self.later.add(token)
+
+    @rule(who=st.integers(0, WRITERS - 1), number=st.integers(1, 3), lane=st.sampled_from(LANES))
+    def click(self, who: int, number: int, lane: str) -> None:
+        """Request the same mail again, in another case."""
+        self.logins += 1
+        address = "".join(
+            letter.upper() if self.logins >> place & 1 else letter for place, letter in enumerate("again@b")
+        )
+        ((token,),) = self.writers[who].connection.execute(
+            "SELECT mailroom.send('limited', recipient => %s, lane => %s)", [f"{number}{address}", lane]
+        )
+        self.writers[who].frames[-1].append(token)
+        self.recipient[token] = str(number)
+
     @rule(who=st.integers(0, WRITERS - 1))
     def savepoint(self, who: int) -> None:
         writer = self.writers[who]
@@ -119,7 +177,11 @@ class QueueMachine(RuleBasedStateMachine):
     def commit(self, who: int) -> None:
         writer = self.writers[who]
         writer.connection.commit()
-        self.committed |= {token for frame in writer.frames for token in frame}
+        new = [token for frame in writer.frames for token in frame]
+        self.committed |= set(new)
+        for token in new:
+            if token in self.recipient:
+                self.rivals.setdefault(self.recipient[token], []).append(token)
         writer.frames = [[]]
 
     @rule(who=st.integers(0, WRITERS - 1))
@@ -155,11 +217,36 @@ class QueueMachine(RuleBasedStateMachine):
             assert fresh <= self.committed, "handed out, though not committed"
             assert not fresh & self.settled, "handed out again, though settled"
             assert not fresh & self.held, "handed out twice, though its lease was not over"
+            assert not fresh & self.later, "handed out before its time"
             assert lease.generation == self.generation.get(lease.lease, lease.generation - 1) + 1
             self.handed |= fresh
             self.held |= fresh
             self.generation[lease.lease] = lease.generation
             self.leases[who].append(lease)
+
+    @rule()
+    def let_scheduled_be_due(self) -> None:
+        """Only those that are committed: the others stay for later."""
+        self.admin.execute(
+            "UPDATE tokens SET expires_at = expires_at - interval '1 day' WHERE send_at > now()"
+        )
+        self.admin.execute(
+            "UPDATE tokens SET send_at = send_at - interval '1 day'"
+            " WHERE send_at > now() AND expires_at > now()"
+        )
+        self.admin.execute("UPDATE mailroom.leases SET due_at = clock_timestamp() WHERE worker = 'scheduled'")
+        self.later -= self.committed
+
+    @rule()
+    def let_tokens_expire(self) -> None:
+        """Time passes: an activation that was not handed out yet is renewed; others are lost."""
+        life = "expires_at = expires_at - interval '1 hour', created_at = created_at - interval '1 hour'"
+        rows = self.admin.execute(
+            f"UPDATE tokens SET {life}, send_at = send_at - interval '1 hour'"
+            " WHERE consumed_at IS NULL AND coalesce(send_at <= now(), true)"
+            " RETURNING id, action::text".encode()
+        ).fetchall()
+        self.spoilt |= {token for token, action in rows if action != "activation"}
 
     @precondition(lambda self: any(self.leases))
     @rule(data=st.data(), part=st.booleans())
@@ -170,7 +257,8 @@ class QueueMachine(RuleBasedStateMachine):
         ours = self.generation.get(lease.lease) == lease.generation
         settled = settle(self.workers[who], lease, tokens if part else None)
         # A claim drops a lease that is due and of which nothing may be mailed any more.
-        dropped = ours and not settled and self.spoilt.issuperset(lease.tokens)
+        gone = self.spoilt.union(*self.rivals.values())
+        dropped = ours and not settled and gone.issuperset(lease.tokens)
         assert ours == settled or dropped
         if ours:
             self.settled |= set(tokens)
@@ -197,14 +285,32 @@ class QueueMachine(RuleBasedStateMachine):
         expire_leases(self.admin)
         self.held.clear()
 
+    def check_rivals(self) -> None:
+        """Each has an outcome: handed out, or in the ledger with its reason; and no more than the limit."""
+        rows = self.admin.execute(
+            "SELECT token, detail FROM mailroom.deliveries WHERE outcome IN ('skipped', 'expired')"
+        ).fetchall()
+        reasons: dict[int, str] = dict(rows)
+        for tokens in self.rivals.values():
+            handed = self.handed & set(tokens)
+            assert len(handed) <= LIMIT
+            if not self.spoilt & set(tokens):
+                assert handed, "of several, none was handed out"
+                assert max(tokens) in handed or reasons.get(max(tokens)) == "limited"
+                assert {reasons.get(token) for token in set(tokens) - handed} <= {"superseded", "limited"}
+
     def teardown(self) -> None:
         try:
             for who in range(WRITERS):
                 self.commit(who)
             self.let_leases_expire()
             self.claim(0, 10_000, 1000)
-            missing = self.committed - self.spoilt - self.handed
+            self.let_scheduled_be_due()
+            self.claim(0, 10_000, 1000)
+            rivals = {token for tokens in self.rivals.values() for token in tokens}
+            missing = self.committed - self.spoilt - self.handed - rivals
             assert not missing, f"never handed out: {sorted(missing)}"
+            self.check_rivals()
             ((waiting, _, _),) = self.admin.execute("SELECT * FROM mailroom.backlog()").fetchall()
             assert 0 == waiting
         finally:
@@ -213,7 +319,9 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_no_interleaving_loses_or_repeats_a_token(database: str) -> None:
+def test_no_interleaving_loses_or_repeats_a_token(database: str, db: psycopg.Connection) -> None:
+    for statement in (*ACTIONS.strip().splitlines(), RULES):
+        db.execute(statement.encode())
     machine = type("Machine", (QueueMachine,), {"url": database})
     run_state_machine_as_test(
         machine,

@@ -506,7 +506,9 @@ CREATE TYPE mailroom.message AS (
 CREATE FUNCTION mailroom.life_s(p_from timestamptz, p_expires_at timestamptz, p_lifetime interval) RETURNS integer
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE WHEN p_expires_at <> p_from + p_lifetime
-            THEN greatest(1, extract(epoch FROM least(p_expires_at, p_from + interval '2147483647 s') - p_from)::integer) END;
+            THEN nullif(greatest(1, extract(epoch FROM least(p_expires_at, p_from + interval '2147483647 s')
+                                                       - p_from)::integer),
+                        extract(epoch FROM p_lifetime)::integer) END;
 COMMENT ON FUNCTION mailroom.life_s IS
     'Returns the life of a token in seconds; NULL if it is the lifetime of its action.';
 

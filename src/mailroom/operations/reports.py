@@ -40,8 +40,8 @@ MAX_COUNTED: Final = 10_000
 
 OVERVIEW: Final = (
     "SELECT waiting, urgent, normal, bulk, scheduled, in_flight, retrying, oldest_age AS oldest_age_s,"
-    " sent_minute, rejected_minute, unknown_minute, sent_hour, rejected_hour, unknown_hour,"
-    " paused_at, pause_reason, rate"
+    " sent_minute, rejected_minute, unknown_minute,"
+    " sent_hour, rejected_hour, unknown_hour, paused_at, pause_reason, rate"
     " FROM mailroom.overview()"
 )
 DEAD_COUNT: Final = "SELECT dead, more FROM mailroom.dead_count(%s, %s, %s)"
@@ -52,8 +52,9 @@ WORKERS: Final = (
 PAUSED: Final = "SELECT paused_at, pause_reason FROM mailroom.paused()"
 TOKENS_OF: Final = (
     "SELECT token, action, email, login, status, status_changed_at, needed_status, created_at, expires_at,"
-    " consumed_at, why_not_mailable, lane, send_at, waits, lease_worker, lease_generation,"
-    " lease_due_at, lease_is_due FROM mailroom.tokens_of(%s, %s)"
+    " consumed_at, why_not_mailable, lane, send_at, waits, lease_worker, lease_generation, lease_due_at,"
+    " lease_is_due"
+    " FROM mailroom.tokens_of(%s, %s)"
 )
 DELIVERIES_OF: Final = (
     "SELECT token, attempt, outcome, result, provider, message_id, detail, worker, at"
