@@ -109,6 +109,22 @@ def test_a_mail_fits_whatever_a_user_wrote(name: str, pages: BrowserPages, tmp_p
         assert [] == page.locator("script, img").all()
 
 
+@pytest.mark.parametrize("login", ["\u202eevil", "\u2067evil\u2069\u202e", "\u2069\u202eevil", "שלום"])
+def test_a_text_of_another_direction_reorders_nothing(
+    pages: BrowserPages, tmp_path: Path, login: str
+) -> None:
+    path = tmp_path / "mail.html"
+    path.write_text(render(TEMPLATES["activation"], message(TEMPLATES["activation"], login)).html)
+    page = pages.open(path.as_uri())
+    name = page.locator("bdi").bounding_box()
+    assert name
+    comma = page.locator("bdi").evaluate(
+        "bdi => { const range = document.createRange(); range.selectNode(bdi.nextSibling);"
+        " return range.getBoundingClientRect().left }"
+    )
+    assert name["x"] + name["width"] <= comma + 1
+
+
 def test_a_language_that_runs_to_the_left_does(pages: BrowserPages, tmp_path: Path) -> None:
     write_built_in(tmp_path)
     for part, source in ARABIC.items():
