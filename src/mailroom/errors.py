@@ -81,6 +81,10 @@ class WireError(MailroomError):
     exit_code = 65
 
 
+class UnknownAction(WireError):
+    """A line has a number that is not an action's."""
+
+
 class TokenError(MailroomError):
     """A token is not accepted; the subclass and ``reason`` say why."""
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from mailroom.actions import Action
-from mailroom.errors import WireError
+from mailroom.errors import UnknownAction, WireError
 from mailroom.tokens import TOKEN_CHARACTERS
 
 FIELDS: Final = ("action", "email", "username", "secret", "code")
@@ -183,8 +183,34 @@ def decode(line: bytes, actions: Mapping[str, Action]) -> list[Message]:
 
     Raises:
         WireError: the line cannot be read. For CSV the text gives the column, counted in characters from 1,
-            and the field; for JSON the number of the mail, and the key.
+            and the field; for JSON the number of the mail, and the key. It is an UnknownAction if that is the
+            first fault.
     """
+    text = _text_of(line)
+    numbered = {action.number: action for action in actions.values()}
+    if text.startswith("{"):
+        mails = enumerate(_mails(text), start=1)
+        return [_read_object(f"mail {number}", one, numbered) for number, one in mails]
+    fields = _split(text)
+    by_text = {str(number): action for number, action in numbered.items()}
+    return [_read(fields[at : at + len(FIELDS)], by_text) for at in range(0, len(fields), len(FIELDS))]
+
+
+def split_line(line: bytes) -> list[bytes]:
+    """The messages of a line, each as a line of its own.
+
+    Raises:
+        WireError: the line cannot be divided into messages.
+    """
+    text = _text_of(line)
+    if text.startswith("{"):
+        return [join_line([json.dumps(one, ensure_ascii=False)], "json") for one in _mails(text)]
+    starts = [at - 1 for at, _ in _split(text)[:: len(FIELDS)]]
+    ends = [start - 1 for start in starts[1:]] + [len(text)]
+    return [join_line([text[start:end]]) for start, end in zip(starts, ends, strict=True)]
+
+
+def _text_of(line: bytes) -> str:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -194,14 +220,7 @@ def decode(line: bytes, actions: Mapping[str, Action]) -> list[Message]:
     text = text[:-1]
     if control := _CONTROL.search(text):
         raise WireError(f"column {control.start() + 1}: a control character")
-    numbered = {action.number: action for action in actions.values()}
-    if text.startswith("{"):
-        return _decode_json(text, numbered)
-    fields = _split(text)
-    if len(fields) % len(FIELDS):
-        raise WireError(f"column {len(text) + 1}: {len(fields)} fields, not a multiple of {len(FIELDS)}")
-    by_text = {str(number): action for number, action in numbered.items()}
-    return [_read(fields[at : at + len(FIELDS)], by_text) for at in range(0, len(fields), len(FIELDS))]
+    return text
 
 
 def _check_signed(tokens: Sequence[str], codes: Sequence[str]) -> None:
@@ -261,7 +280,7 @@ def _careful(name: str, value: str) -> str:
 
 
 def _split(text: str) -> list[tuple[int, str]]:
-    """The fields with their columns."""
+    """The fields with their columns, five for each message."""
     fields: list[tuple[int, str]] = []
     at = 0
     while True:
@@ -276,14 +295,17 @@ def _split(text: str) -> list[tuple[int, str]]:
         fields.append((at + 1, plain if quoted is None else quoted.replace('""', '"')))
         at = found.end()
         if not end:
-            return fields
+            break
+    if len(fields) % len(FIELDS):
+        raise WireError(f"column {len(text) + 1}: {len(fields)} fields, not a multiple of {len(FIELDS)}")
+    return fields
 
 
 def _read(fields: list[tuple[int, str]], numbered: Mapping[str, Action]) -> Message:
     (at_action, number), (at_email, email), (at_name, username), (at_token, token), (at_code, code) = fields
     action = numbered.get(number)
     if action is None:
-        raise WireError(f"column {at_action}: action: not the number of an action")
+        raise UnknownAction(f"column {at_action}: action: not the number of an action")
     if not email:
         raise WireError(f"column {at_email}: email: empty")
     if not username:
@@ -295,7 +317,7 @@ def _read(fields: list[tuple[int, str]], numbered: Mapping[str, Action]) -> Mess
     return Message(action, email, username, token, code)
 
 
-def _decode_json(text: str, numbered: Mapping[int, Action]) -> list[Message]:
+def _mails(text: str) -> list[Any]:
     try:
         content = json.loads(text, object_pairs_hook=_unique)
     except WireError:
@@ -305,10 +327,10 @@ def _decode_json(text: str, numbered: Mapping[int, Action]) -> list[Message]:
         raise WireError(f"{place}not JSON") from None
     if list(content) != ["mails"] or not isinstance(content["mails"], list):
         raise WireError('not an object with the list "mails" and nothing else')
-    mails = content["mails"]
+    mails: list[Any] = content["mails"]
     if not 1 <= len(mails) <= MAX_MESSAGES:
         raise WireError(f"{len(mails)} mails, and a line has 1 to {MAX_MESSAGES}")
-    return [_read_object(f"mail {number}", one, numbered) for number, one in enumerate(mails, start=1)]
+    return mails
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -328,7 +350,7 @@ def _read_object(where: str, content: Any, numbered: Mapping[int, Action]) -> Me
         raise WireError(f"{where}: it has a key that no mail has")
     action = numbered.get(number) if type(number) is int else None
     if action is None:
-        raise WireError(f"{where}: action: not the number of an action")
+        raise UnknownAction(f"{where}: action: not the number of an action")
     if not all(isinstance(text, str) for text in texts):
         raise WireError(f"{where}: email, login, token, code or locale: not text")
     if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):

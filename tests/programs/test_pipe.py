@@ -27,6 +27,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mailroom import verify
+from mailroom.action_text import table
 from mailroom.addresses import wire_address
 from mailroom.errors import WireError
 from mailroom.inbox.faults import Fault
@@ -35,12 +36,13 @@ from mailroom.inbox.server import InboxServer
 from mailroom.sender.program import Pipe
 from mailroom.sender.rejected import RejectedRow, read
 from mailroom.sender.stdin import Input
+from mailroom.templates.sources import write_built_in
 from mailroom.transports.transport import open_transport
 from mailroom.wire import encode
 from support import commands
 from support.inbox import ses_client
 from support.messages import PASSWORD_RECOVERY, decoded, message, messages, mixed
-from support.processes import KEY, PATIENCE_S, with_password
+from support.processes import KEY, OWN, PATIENCE_S, with_password
 from support.processes import environment as collector_environment
 from support.queue_sql import Db, sign_up_many
 from support.senders import (
@@ -160,6 +162,48 @@ def test_a_malformed_line_is_told_and_set_aside_and_the_next_is_mailed(
     for _, reason, _ in rows:
         assert f"sender.malformed reason={json.dumps(reason)}" in sender.log()
     assert "x@example.com" not in sender.log()
+
+
+def test_an_unknown_action_affects_no_other_and_is_read_when_the_folder_has_it(
+    ses: InboxServer, start: Start, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mails"
+    write_built_in(folder)
+    sender = start(TEMPLATES=str(folder))
+    ses.inbox.account.put_template("joinv1", ("Join", "{{secret}}", "{{secret}}"), new=True)
+    unknown = message(2, OWN)
+    sender.send([message(1), unknown, message(3)])
+    ses.wait_for(lambda inbox: inbox.counts.accepted == 2)
+    with (folder / "actions.toml").open("a") as file:
+        file.write(f"\n{table(OWN)}")
+    sender.send([message(4), message(5, OWN)])
+    ses.wait_for(lambda inbox: inbox.counts.accepted == 4)
+    assert 75 == sender.end()
+    assert {f"person{n}@example.com": 1 for n in (1, 3, 4, 5)} == ses.inbox.counts.by_recipient
+    (row,) = set_aside(tmp_path / "output")
+    assert ("malformed", encode([unknown])[:-1]) == (row.outcome, row.line)
+    assert "line 1, column 1: action: not the number of an action" == row.reason
+    again = commands.run_bytes(
+        "replay", str(tmp_path / "output" / "rejected.csv"), env={"MAILROOM_TEMPLATES": str(folder)}
+    )
+    assert (0, encode([unknown])) == (again.returncode, again.stdout)
+
+
+def test_the_sender_reads_json_and_sets_aside_json(ses: InboxServer, start: Start, tmp_path: Path) -> None:
+    sender = start()
+    german = message(2)._replace(locale="de-AT", username="")
+    refused = message(3)._replace(locale="de")
+    ses.inbox.faults.add(
+        Fault("status", recipient=refused.email, status="MessageRejected", message="no such person")
+    )
+    sender.write(encode([message(1)]) + encode([german, refused], "json"))
+    assert 75 == sender.end()
+    templates = {mail.recipient: mail.template.name for mail in ses.inbox.mails.find()}
+    assert {message(1).email: "activationv1", german.email: "activationv1-de"} == templates
+    (row,) = set_aside(tmp_path / "output")
+    assert [refused] == decoded(row.line + b"\n")
+    again = commands.run_bytes("replay", str(tmp_path / "output" / "rejected.csv"), env={})
+    assert (0, encode([refused], "json")) == (again.returncode, again.stdout)
 
 
 def is_bad(address: str) -> bool:

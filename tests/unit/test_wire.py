@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mailroom.actions import Action
-from mailroom.errors import WireError
-from mailroom.wire import Message, encode, encode_all, encode_either
+from mailroom.errors import UnknownAction, WireError
+from mailroom.wire import Message, decode, encode, encode_all, encode_either, split_line
 from support.messages import ACTIVATION, CATALOGUE, decoded
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "reference.json").read_text())
@@ -137,6 +137,20 @@ def test_json_at_fault_names_the_mail_and_the_key(line: bytes, fault: str) -> No
     with pytest.raises(WireError) as refused:
         decoded(line)
     assert fault == str(refused.value)
+
+
+@settings(deadline=None)
+@given(st.lists(rich | messages, min_size=1, max_size=5))
+def test_a_line_can_be_divided_into_its_messages(batch: list[Message]) -> None:
+    parts = split_line(encode_either(batch))
+    assert [[one] for one in batch] == [decoded(part) for part in parts]
+
+
+def test_an_unknown_action_is_told_apart() -> None:
+    line = encode([message("a"), message('b,"', action=CATALOGUE["magic_link"]), message("c")])
+    with pytest.raises(UnknownAction):
+        decode(line, {"activation": ACTIVATION})
+    assert [b"1,", b"3,", b"1,"] == [part[:2] for part in split_line(line)]
 
 
 @pytest.mark.slow

@@ -14,11 +14,12 @@ Does not promise anything for mails in hand at a ``kill -9``: they are lost, as 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from mailroom.actions import load_actions
 from mailroom.answers import Result
 from mailroom.concurrency import before, end
-from mailroom.errors import ActionsError, SetAsideError, WireError
+from mailroom.errors import ActionsError, SetAsideError, UnknownAction, WireError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
 from mailroom.sender.policy import Sender, Verdict
@@ -26,7 +27,7 @@ from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.sender.stdin import Input, Line
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
-from mailroom.wire import Message, decode
+from mailroom.wire import Message, decode, split_line
 from mailroom.wording import counted
 
 log = EventLogger("sender")
@@ -103,37 +104,48 @@ class Pipe:
         return line
 
     def _decoded(self, line: Line) -> list[Message]:
-        """A line's messages; none if it cannot be decoded, in which case it is logged and set aside."""
-        fault = "the rest of a line that is too long"
-        if not line.is_rest:
-            try:
-                return self._decode(line.content)
-            except WireError as error:
-                fault = str(error)
-        fault = f"line {line.number}, {fault}"
-        self._malformed += 1
-        log.error("malformed", reason=fault)
-        self._set_aside([RejectedRow("malformed", fault, line.content.removesuffix(b"\n"))])
-        return []
+        """A line's messages. What cannot be decoded is logged and set aside.
 
-    def _decode(self, content: bytes) -> list[Message]:
-        """A line's messages. Reads the folder again for a line that holds an action which is new there.
-
-        Raises:
-            WireError: it cannot be decoded.
+        Of a line with the number of an unknown action, the other messages are returned.
         """
+        if line.is_rest:
+            self._set_aside_malformed(line, [(line.content, "the rest of a line that is too long")])
+            return []
+        parts = [line.content]
         try:
-            return decode(content, self._actions)
+            return decode(line.content, self._actions)
+        except UnknownAction:
+            self._read_folder_again()
+            with suppress(WireError):
+                parts = split_line(line.content)
         except WireError:
+            pass
+        messages: list[Message] = []
+        malformed = []
+        for part in parts:
             try:
-                actions = load_actions(self._folder)
-            except ActionsError as error:
-                log.warning("actions_unreadable", reason=error)
-                actions = self._actions
-            if actions == self._actions:
-                raise
-            self._actions = actions
-            return decode(content, self._actions)
+                messages += decode(part, self._actions)
+            except WireError as error:
+                malformed.append((part, str(error)))
+        if malformed:
+            self._set_aside_malformed(line, malformed)
+        return messages
+
+    def _read_folder_again(self) -> None:
+        """The action may be new there."""
+        try:
+            self._actions = load_actions(self._folder)
+        except ActionsError as error:
+            log.warning("actions_unreadable", reason=error)
+
+    def _set_aside_malformed(self, line: Line, parts: list[tuple[bytes, str]]) -> None:
+        rows = [
+            RejectedRow("malformed", f"line {line.number}, {fault}", part.removesuffix(b"\n"))
+            for part, fault in parts
+        ]
+        self._malformed += len(rows)
+        log.error("malformed", reason=rows[0].reason)
+        self._set_aside(rows)
 
     def _set_aside_unread(self) -> None:
         """Set aside what was read ahead and not submitted in time."""
