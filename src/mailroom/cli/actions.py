@@ -161,6 +161,8 @@ def actions_diff(as_json: bool) -> None:
         _print(found)
         if not found.differences:
             click.echo("nothing to apply: the database has these actions")
+        if found.only_there:
+            click.echo(f"only in the database: {', '.join(found.only_there)}")
     sys.exit(EXIT_FOUND if found.differences else 0)
 
 
