@@ -127,6 +127,7 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
         named(
             "queue/client.py",
             "queue/start_check.py",
+            "queue/known_actions.py",
             "queue/pulse.py",
             "queue/leader.py",
             "queue/listener.py",
@@ -141,11 +142,12 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
         "operations/prune.py",
         "operations/dead.py",
         "operations/pause.py",
+        "queue/known_actions.py",  # mailroom dead --action
         "queue/pulse.py",
         *console,
     )
     # The doctor, whom a worker's user runs, asks these besides.
-    worker |= {"paused", "recent_workers", "known_actions"}
+    worker |= {"paused", "recent_workers"}
     assert {"claim", "pulse", "bell_lock", "record"} <= worker
     assert "pulse" in PULSE
     assert worker == allowed(db, WORKER)
