@@ -40,7 +40,7 @@ def recover(db: Db, account: int, email: str | None = None) -> int:
 
 
 def skipped(db: Db) -> Counter[str]:
-    return Counter(row[0] for row in ledger(db, "detail", "outcome") if row[1] == "skipped")
+    return Counter(str(row[0]) for row in ledger(db, "detail", "outcome") if row[1] == "skipped")
 
 
 def test_at_most_that_many_to_one_recipient(db: Db) -> None:
