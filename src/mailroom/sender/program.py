@@ -115,10 +115,7 @@ class Pipe:
         try:
             return decode(line.content, self._actions)
         except UnknownAction:
-            try:  # the folder may have it by now
-                self._actions = load_actions(self._folder)
-            except ActionsError as error:
-                log.warning("actions_unreadable", reason=error)
+            self._read_folder_again()
             with suppress(WireError):
                 parts = split_line(line.content)
         except WireError:
@@ -133,6 +130,13 @@ class Pipe:
         if malformed:
             self._set_aside_malformed(line, malformed)
         return messages
+
+    def _read_folder_again(self) -> None:
+        """The action may be new there."""
+        try:
+            self._actions = load_actions(self._folder)
+        except ActionsError as error:
+            log.warning("actions_unreadable", reason=error)
 
     def _set_aside_malformed(self, line: Line, parts: list[tuple[bytes, str]]) -> None:
         rows = [
