@@ -147,12 +147,7 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
         *console,
     )
     # The doctor, whom a worker's user runs, asks these besides.
-<<<<<<< HEAD
     worker |= {"paused", "recent_workers"}
-=======
-    worker |= {"paused", "recent_workers", "known_actions"}
-    oncall |= {"known_actions"}  # `mailroom actions`
->>>>>>> queue
     assert {"claim", "pulse", "bell_lock", "record"} <= worker
     assert "pulse" in PULSE
     assert worker == allowed(db, WORKER)
