@@ -89,7 +89,7 @@ def test_the_picture_counts_what_there_is(db: Db, console: ConsoleServer) -> Non
     db.execute("SELECT mailroom.heartbeat('w1', '0.1', '')")
     db.execute("SELECT mailroom.heartbeat('w2', '0.1', 'throttled by to@example.com')")
     assert {
-        "Waiting": "4 for a worker",
+        "Waiting": "4 4 normal",
         "In flight": "1 claimed by a worker",
         "Retrying": "2 to be sent again",
         "Oldest": "3 not settled yet",
@@ -246,7 +246,14 @@ def test_every_verdict_has_its_page(db: Db, console: ConsoleServer) -> None:
             " VALUES (%s, 1, %s, %s, %s)",
             [tokens[verdict], *row],
         )
-    for verdict, worker in ((StoryVerdict.IN_FLIGHT, "w"), (StoryVerdict.RETRYING, "")):
+    db.execute(
+        "UPDATE tokens SET send_at = now() + interval '1 hour' WHERE id = %s", [tokens[StoryVerdict.SCHEDULED]]
+    )
+    for verdict, worker in (
+        (StoryVerdict.IN_FLIGHT, "w"),
+        (StoryVerdict.RETRYING, ""),
+        (StoryVerdict.SCHEDULED, "scheduled"),
+    ):
         db.execute(
             "INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)"
             " VALUES ('normal', ARRAY[%s::bigint], %s, 1, now() + interval '1 hour')",
@@ -568,11 +575,11 @@ def test_an_outage_is_shown_the_picture_stays_and_it_comes_back(own_server: Post
     with psycopg.connect(url, autocommit=True) as db:
         sign_up_many(db, 3)
     with ConsoleServer(settings(url)) as server:
-        assert "3 for a worker" == tiles(server)["Waiting"]
+        assert "3 3 normal" == tiles(server)["Waiting"]
         own_server.stop()
         wait_for(lambda: "The database does not answer" in page(server))
         html = page(server)
-        assert "3 for a worker" == tiles(server)["Waiting"]
+        assert "3 3 normal" == tiles(server)["Waiting"]
         assert 'class="board stale"' in html
         assert "The numbers below are from" in html
         for path in ("/why?who=u1", "/dead", "/?before=5"):

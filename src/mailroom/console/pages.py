@@ -36,6 +36,7 @@ LOOKS: Final[Mapping[str, str]] = {
     Outcome.SKIPPED: "",
     StoryVerdict.IN_FLIGHT: "accent",
     StoryVerdict.WAITING: "accent",
+    StoryVerdict.SCHEDULED: "",
     StoryVerdict.RETRYING: "warn",
     StoryVerdict.UNSETTLED: "warn",
     StoryVerdict.HANDED_OUT: "",

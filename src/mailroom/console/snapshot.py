@@ -11,6 +11,7 @@ from typing import Final
 
 import psycopg
 
+from mailroom.action_table import LANES
 from mailroom.console.ledger import KEPT, MINUTE, Interval, Recent, Traffic, recent, summed
 from mailroom.console.reader import ConsoleReader
 from mailroom.database.sync import one
@@ -60,6 +61,13 @@ class Snapshot:
     def left(self) -> int:
         """The number of tokens to be mailed; a lower bound if there are many."""
         return self.pulse.waiting + self.pulse.in_flight + self.pulse.retrying
+
+    @property
+    def waits(self) -> str:
+        """What the waiting mails wait for, in words."""
+        lanes = [f"{getattr(self.pulse, lane)} {lane}" for lane in LANES if getattr(self.pulse, lane)]
+        scheduled = [f"{self.pulse.scheduled} scheduled besides"] if self.pulse.scheduled else []
+        return ", ".join([*(lanes or ["for a worker"]), *scheduled])
 
     @property
     def minute(self) -> Interval:

@@ -20,6 +20,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mailroom import __version__
+from mailroom.action_table import LANES
 from mailroom.answers import Answer, Result
 from mailroom.queue.pulse import COUNT_LIMIT, Pulse
 from mailroom.worker.ledger import Recorded
@@ -75,8 +76,12 @@ class Metrics:
         )
         self._waiting = Gauge(
             "mailroom_waiting",
-            f"Tokens that no worker has claimed; {COUNT_LIMIT} means that many or more.",
+            f"Tokens of a lane that no worker has claimed; {COUNT_LIMIT} means that many or more.",
+            ["lane"],
             registry=registry,
+        )
+        self._scheduled = Gauge(
+            "mailroom_scheduled", "Tokens that wait for their send_at.", registry=registry
         )
         self._in_flight = Gauge("mailroom_in_flight", "Tokens leased to a worker.", registry=registry)
         self._retrying = Gauge("mailroom_retrying", "Tokens waiting for a retry.", registry=registry)
@@ -132,7 +137,9 @@ class Metrics:
         self._up.set(pulse is not None)
         self._listener_up.set(is_listening)
         self._sending_paused.set(sending_paused_s)
-        self._waiting.set(unknown if pulse is None else pulse.waiting)
+        for lane in LANES:
+            self._waiting.labels(lane).set(unknown if pulse is None else getattr(pulse, lane))
+        self._scheduled.set(unknown if pulse is None else pulse.scheduled)
         self._in_flight.set(unknown if pulse is None else pulse.in_flight)
         self._retrying.set(unknown if pulse is None else pulse.retrying)
         self._oldest_due.set(unknown if pulse is None else pulse.oldest_due_s or 0)
