@@ -30,6 +30,15 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def field_fault(name: str) -> str:
+    """Why a field may not have this name, as the end of a sentence; empty if it may."""
+    if not _NAME.fullmatch(name):
+        return "has other characters than a-z, 0-9 and _, or more than 63"
+    if name in RESERVED or name.endswith("_html"):
+        return "has a meaning of its own in templates; choose another name"
+    return ""
+
+
 def duration_text(seconds: int) -> str:
     """A duration as ``actions.toml`` writes it, such as 15m."""
     unit = next(unit for unit in "dhms" if seconds % _SECONDS[unit] == 0)
@@ -113,10 +122,8 @@ class TableReader:
             self.fault(f'fields: {value!r} is not a list of names; write one such as ["inviter"]')
             return ()
         for one in value:
-            if not _NAME.fullmatch(one):
-                self.fault(f"fields: {one!r} has other characters than a-z, 0-9 and _, or more than 63")
-            elif one in RESERVED or one.endswith("_html"):
-                self.fault(f"fields: {one!r} has a meaning of its own in templates; choose another name")
+            if why := field_fault(one):
+                self.fault(f"fields: {one!r} {why}")
         if len(set(value)) != len(value):
             self.fault("fields: a name is repeated; remove one of the two")
         return tuple(value)

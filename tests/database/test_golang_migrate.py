@@ -16,8 +16,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from mailroom.actions import load_actions
 from mailroom.database import migrate, sync
 from mailroom.errors import MigrationError
+from mailroom.operations import actions
 from support.processes import PATIENCE_S
 from support.queue_sql import claimed_tokens, sign_up
 from support.runs import wait_until
@@ -142,6 +144,20 @@ def test_up_down_up(golang: Migrate, ours: psycopg.Connection) -> None:
     assert first == schema(ours)
     token = sign_up(ours, "zoe")
     assert [token] == claimed_tokens(ours)
+
+
+def test_an_action_is_added_to_what_it_made_and_goes_with_it(
+    golang: Migrate, ours: psycopg.Connection
+) -> None:
+    golang("up")
+    chosen = {"invitation": load_actions()["invitation"]}
+    for _ in range(2):
+        actions.apply(ours, chosen)
+    assert chosen.items() <= actions.in_database(ours).items()
+    assert "no change" in golang("up")
+    golang("down", "-all")
+    golang("up")
+    assert "invitation" not in actions.in_database(ours)
 
 
 def test_it_makes_what_mailroom_makes(golang: Migrate, ours: psycopg.Connection) -> None:

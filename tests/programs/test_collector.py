@@ -255,13 +255,18 @@ def test_an_action_that_is_added_meanwhile_is_written(db: Db, start: Start) -> N
 
 
 def test_an_action_that_cannot_be_used_affects_no_other(db: Db, start: Start) -> None:
-    db.execute("ALTER TYPE token_action ADD VALUE '../up'")
-    db.execute("INSERT INTO mailroom.actions (action, number, prefix) VALUES ('../up', 30, '/up')")
+    for name in ("../up", "odd"):
+        db.execute(f"ALTER TYPE token_action ADD VALUE '{name}'".encode())
+    db.execute(
+        "INSERT INTO mailroom.actions (action, number, prefix, fields) VALUES ('../up', 30, '/up', '{}'),"
+        " ('odd', 31, '/odd', '{login_html}')"
+    )
     sign_up(db, "a")
     db.execute("INSERT INTO tokens (action, account) SELECT '../up', id FROM accounts")
     collector = start()
     collector.wait_for_messages(1)
     collector.wait_for_log("actions.unusable action=../up")
+    collector.wait_for_log("actions.unusable action=odd")
     collector.wait_for_log("collector.unknown_action token=2 action=../up")
     sign_up(db, "b")
     collector.wait_for_messages(2)

@@ -226,3 +226,21 @@ def test_the_collector_settles_each_row_whatever_it_holds(database: str, db: Db,
             wait_until(db, UNSETTLED, 0)
 
         check()
+
+
+def test_run_sends_others_beside_an_action_that_it_cannot_use(db: Db, ses: InboxServer, start: Start) -> None:
+    db.execute("ALTER TYPE token_action ADD VALUE '../up'")
+    db.execute("INSERT INTO mailroom.actions (action, number, prefix) VALUES ('../up', 30, '/up')")
+    sign_up_many(db, 3)
+    db.execute("INSERT INTO tokens (action, account) SELECT '../up', id FROM accounts")
+    with start() as worker:
+        ses.wait_for(lambda inbox: inbox.counts.accepted == 3)
+        worker.wait_for_log("run.unknown_action")
+        sign_up_many(db, 5, "v")
+        ses.wait_for(lambda inbox: inbox.counts.accepted == 8)
+        assert 0 == worker.stop()
+    ((left,),) = db.execute(
+        "SELECT count(*) FROM tokens t WHERE t.action = '../up'"
+        " AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = t.id AND d.outcome <> 'retried')"
+    ).fetchall()
+    assert 3 == left

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from mailroom.action_table import is_name
+from mailroom.action_table import field_fault, is_name
 from mailroom.actions import Action, Limit
 from mailroom.logs import EventLogger
 from mailroom.queue.client import Queue
@@ -73,6 +73,9 @@ def read_action(row: tuple[Any, ...]) -> Action:
     name, number, prefix, account, has_link, needs_code, lifetime_s, fields, lane, mails, within_s = row[:-2]
     if not is_name(name):
         raise ValueError("its name has other characters than a-z, 0-9 and _")
+    for field in fields:
+        if why := field_fault(field):
+            raise ValueError(f"its field {field!r} {why}")
     return Action(
         name,
         number,
