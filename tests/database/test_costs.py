@@ -54,23 +54,24 @@ class Cost:
     wal_kb: float
 
 
-# With a deep backlog. A claim is a round trip and a commit; claims grow from a batch to 1,000 tokens, so that
-# their first few count here, as does the start. A settling is another, for 200 tokens or a batch; a lease of
+# With a deep backlog. A claim is a round trip and a commit, and writes the queue's row and the cursors of the
+# lanes; claims grow from a batch to 1,000 tokens, so that their first few count here, as does the start.
+# A settling is another, for 200 tokens or a batch; a lease of
 # a thousand is written in pieces, for to compress it took longer. Each token
 # is read with its account, once in the index and once in the table. `run` also asks for its rate, for several
 # calls of 50 at once, and writes the ledger: a row, and three index entries, for each token. It sends a
 # fingerprint of each (12 bytes).
 BOUNDS = {
     #                         trips  sent  received  commits   read  written  log
-    ("collector", 10): Cost(  16.6,  3.6,    163.0,    15.9,  6200,    17.2,  13),
-    ("collector", 50): Cost(  15.4,  3.6,    163.0,    14.7,  6200,    15.2,  13),
-    ("collector", 1000): Cost( 9.2,  3.0,    163.0,     8.5,  6200,    15.8,  12),
-    ("run", 10): Cost(        51.0, 90.0,    222.0,    51.0,  9300,  1270.0, 481),
-    ("run", 50): Cost(        49.0, 90.0,    222.0,    49.0,  9300,  1270.0, 481),
+    ("collector", 10): Cost(  16.6,  3.6,    215.0,    15.9,  6200,    27.8,  13),
+    ("collector", 50): Cost(  15.4,  3.6,    215.0,    14.7,  6200,    22.6,  13),
+    ("collector", 1000): Cost( 9.2,  3.0,    215.0,     8.5,  6200,    20.2,  12),
+    ("run", 10): Cost(        60.0, 90.0,    275.0,    60.0,  9300,  1270.0, 481),
+    ("run", 50): Cost(        60.0, 90.0,    275.0,    60.0,  9300,  1270.0, 481),
 }  # fmt: skip
 # For a token that comes alone: round trips (claim, settle, when is the next lease due, and now
 # and then the bell's), bytes sent, bytes received.
-ALONE = (4.2, 340, 690)
+ALONE = (4.2, 340, 830)
 
 
 class Wiretap:
