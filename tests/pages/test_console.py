@@ -247,7 +247,8 @@ def test_every_verdict_has_its_page(db: Db, console: ConsoleServer) -> None:
             [tokens[verdict], *row],
         )
     db.execute(
-        "UPDATE tokens SET send_at = now() + interval '1 hour' WHERE id = %s", [tokens[StoryVerdict.SCHEDULED]]
+        "UPDATE tokens SET send_at = now() + interval '1 hour' WHERE id = %s",
+        [tokens[StoryVerdict.SCHEDULED]],
     )
     for verdict, worker in (
         (StoryVerdict.IN_FLIGHT, "w"),
