@@ -271,3 +271,16 @@ def test_an_action_without_a_row_makes_dead_letters(database: str, db: Db) -> No
     db.execute("INSERT INTO mailroom.actions SELECT * FROM kept WHERE action = 'activation'")
     assert [("retried",)] * 2 == db.execute(retry.encode(), [[token, retried]]).fetchall()
     assert [token, retried] == claimed_tokens(db)
+
+
+def test_thousands_for_one_recipient_hold_up_no_claim(db: Db) -> None:
+    """With the limit of a statement that `mailroom run` sets, or less."""
+    zoe = active(db, "zoe")
+    db.execute(
+        "INSERT INTO tokens (action, account, subject, lane)"
+        " SELECT 'password_recovery', %s, g::text, 'urgent' FROM generate_series(1, 3000) g",
+        [zoe],
+    )
+    db.execute("SET statement_timeout = '10s'")
+    assert LIMIT == len([token for _ in range(4) for token in claimed_tokens(db)])
+    assert {"limited": 2995} == skipped(db)

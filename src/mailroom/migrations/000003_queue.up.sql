@@ -326,33 +326,45 @@ BEGIN
        AND NOT EXISTS (SELECT FROM mailroom.deliveries d
                        WHERE d.token = p_token.id AND d.outcome = 'sent'
                          AND mailroom.is_of(d.fingerprint, p_token.secret))
-       AND NOT EXISTS (SELECT FROM mailroom.siblings(p_token.action::text, p_token.account, p_token.email,
-                                                     p_token.subject) s
-                       WHERE s.consumed_at >= p_token.created_at);
+       AND NOT EXISTS (SELECT FROM public.tokens s
+                       WHERE s.account = p_token.account AND s.action = p_token.action
+                         AND s.consumed_at >= p_token.created_at)
+       AND NOT (p_token.account IS NULL AND EXISTS (
+                    SELECT FROM public.tokens s
+                    WHERE lower(s.email) = lower(p_token.email) AND s.action = p_token.action
+                      AND s.account IS NULL AND s.subject IS NOT DISTINCT FROM p_token.subject
+                      AND s.consumed_at >= p_token.created_at));
 END $$;
 COMMENT ON FUNCTION mailroom.renewable IS
     'Returns whether a token that expired before it was sent gets a new life: its action renews, it had its whole '
     'life, and no sibling was consumed meanwhile.';
 
--- A newer one that is not sent for good, such as a limited one, takes no token's place.
+-- A newer one that is not sent for good, such as a limited one, takes no token's place. Only the next hundred are
+-- looked at, so that thousands for one recipient hold up no claim.
 CREATE FUNCTION mailroom.has_newer(p_token public.tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
-SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
-    newer public.tokens;
+    looked_at CONSTANT integer := 100;
+    newer     public.tokens;
 BEGIN
     FOR newer IN
-        SELECT n.* FROM public.tokens n
-        WHERE n.account = p_token.account AND n.id > p_token.id
+        SELECT n.*
+        FROM (SELECT x.* FROM public.tokens x
+              WHERE x.account = p_token.account AND x.action = p_token.action AND x.id > p_token.id
+              ORDER BY x.id LIMIT looked_at) n
+        WHERE lower(n.email) = lower(p_token.email)
+          AND n.subject IS NOT DISTINCT FROM p_token.subject AND n.data IS NOT DISTINCT FROM p_token.data
         UNION ALL
-        SELECT n.* FROM public.tokens n
-        WHERE p_token.account IS NULL AND n.account IS NULL
-          AND lower(n.email) = lower(p_token.email) AND n.action = p_token.action AND n.id > p_token.id
+        SELECT n.*
+        FROM (SELECT x.* FROM public.tokens x
+              WHERE p_token.account IS NULL AND lower(x.email) = lower(p_token.email)
+                AND x.action = p_token.action AND x.id > p_token.id
+              ORDER BY x.id LIMIT looked_at) n
+        WHERE n.account IS NULL
+          AND n.subject IS NOT DISTINCT FROM p_token.subject AND n.data IS NOT DISTINCT FROM p_token.data
     LOOP
-        IF newer.action = p_token.action AND lower(newer.email) = lower(p_token.email)
-           AND newer.subject IS NOT DISTINCT FROM p_token.subject
-           AND newer.data IS NOT DISTINCT FROM p_token.data
-           AND newer.consumed_at IS NULL
+        IF newer.consumed_at IS NULL
            AND coalesce(newer.send_at, newer.created_at) >= coalesce(p_token.send_at, p_token.created_at)
            AND (newer.send_at IS NULL OR newer.send_at <= clock_timestamp())
            AND (newer.expires_at > clock_timestamp() OR mailroom.renewable(newer))
