@@ -37,6 +37,7 @@ BENCHES: Final = {
     "reference": "bench.reference",
     "producers": "bench.producers",
     "latency": "bench.latency",
+    "lanes": "bench.lanes",
     "memory": "bench.memory",
     "tablesize": "bench.tablesize",
     "snapshot": "bench.snapshot",

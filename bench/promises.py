@@ -51,6 +51,12 @@ def judge_latency() -> Iterator[Promise]:
             yield at_most("idle, from the commit to the line: p99 in ms", row["p99_ms"], 10)
 
 
+def judge_lanes() -> Iterator[Promise]:
+    for row in rows("lanes"):
+        yield at_most(f"`{row['command']}`: a recovery beside an import, worst in ms", row["max_ms"], 2000)
+        yield at_least(f"`{row['command']}`: mails/s of 100 meanwhile", row["mails_per_s"], 90)
+
+
 def judge_tablesize() -> Iterator[Promise]:
     found = rows("tablesize")
     for kind, what in (("backlog", "from a backlog"), ("single", "of one token")) if found else ():
@@ -83,6 +89,7 @@ JUDGES: Final = (
     judge_peers,
     judge_producers,
     judge_latency,
+    judge_lanes,
     judge_tablesize,
     judge_snapshot,
     judge_deep,

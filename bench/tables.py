@@ -31,6 +31,7 @@ HEADINGS: Final = {
     "reference": "Compared with the reference",
     "producers": "Effect on producers",
     "latency": "From the commit to the line",
+    "lanes": "A recovery beside an import",
     "memory": "Memory",
     "tablesize": "Claims in a large table",
     "snapshot": "A held snapshot",
@@ -87,6 +88,13 @@ COLUMNS: Final[dict[str, list[Column]]] = {
         column("p99, ms", "p99_ms", ".2f"),
         column("worst, ms", "max_ms", ".2f"),
         column("the commit itself, p50, ms", "commit_p50_ms", ".2f"),
+    ],
+    "lanes": [
+        Column("command", lambda row: f"`mailroom {row['command']}`"),
+        column("recoveries", "recoveries"),
+        column("p50, ms", "p50_ms"),
+        column("worst, ms", "max_ms"),
+        column("mails/s of 100", "mails_per_s", ".1f"),
     ],
     "memory": [
         Column("command", lambda row: f"`mailroom {row['command']}`"),

@@ -77,7 +77,7 @@ class RankedLock:
             raise
 
     def _pass_on(self) -> None:
-        # The lock stays held in between, so that nobody who comes then gets in before.
+        # The lock stays held in between, so that no task that comes then gets it first.
         while self._waiting:
             _, _, passed_on = self._waiting.pop(0)
             if not passed_on.cancelled():

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mailroom.inbox.server import InboxServer
 from mailroom.sender import breaker, policy
 from mailroom.sender.policy import Verdict
 from mailroom.transports.transport import open_transport
-from support.messages import PASSWORD_RECOVERY, message, mixed
+from support.messages import ACTIVATION, PASSWORD_RECOVERY, message, mixed
 from support.processes import PATIENCE_S
 from support.senders import aws, send, settings, with_templates
 
@@ -201,6 +202,34 @@ def test_a_missing_template_stops_its_own_action_only(ses: InboxServer, tmp_path
         for one, verdict in sent.verdicts.items()
         if one.action == PASSWORD_RECOVERY
     )
+
+
+@pytest.mark.slow
+def test_more_mails_of_a_paused_action_than_may_wait_are_set_aside(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "MAX_PAUSED", 10)
+    del ses.inbox.account.templates["passwordrecoveryv1"]
+    recoveries = [message(number, PASSWORD_RECOVERY) for number in range(40)]
+    others = [message(number) for number in range(40, 50)]
+    sent = send(settings(tmp_path, SEND_RATE=10), [*recoveries, *others], useful_s=5)
+    counts = sent.count()
+    assert (10, 50) == (counts.pop("sent"), sum(counts.values()) + 10)
+    assert counts["unsent"] >= 20
+    assert counts["expired"] >= 10
+    (why,) = {sent.reasons[one] for one, verdict in sent.verdicts.items() if verdict is Verdict.UNSENT}
+    assert why.startswith(
+        "no mail of the action password_recovery can be sent, and 10 or more wait: paused: "
+    )
+
+
+def test_a_mail_is_given_up_after_its_actions_lifetime_or_its_own(ses: InboxServer, tmp_path: Path) -> None:
+    ses.inbox.account.paused = True
+    short = replace(ACTIVATION, name="short", lifetime_s=1)
+    batch = [message(1, short), message(2, replace(short, lifetime_s=900))._replace(expires_in_s=1)]
+    sent = send(settings(tmp_path, SEND_RATE=1000), batch)
+    assert {"expired": 2} == sent.count()
+    assert all(why.startswith("not sent within 1 s; the last answer: ") for why in sent.reasons.values())
 
 
 def test_an_unverified_sender_is_no_recipients_fault(ses: InboxServer, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Breaker:
 
     def __init__(self, name: str, was_reset: Callable[[], None] = lambda: None) -> None:
         self._name = name
-        self._tell = was_reset
+        self._on_reset = was_reset
         self._turn = asyncio.Lock()
         self._was_reset = asyncio.Event()
         self._failures = self._throttles = 0
@@ -127,7 +127,7 @@ class Breaker:
         self._failures = self._throttles = 0
         self._was_reset.set()
         if was_tripped:
-            self._tell()
+            self._on_reset()
         return fields
 
     def _log_trouble(self, now: float, answer: Answer) -> None:
