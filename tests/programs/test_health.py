@@ -87,8 +87,9 @@ def test_the_backlog_is_shown(db: Db, ses: InboxServer, start: Start) -> None:
     start(HTTP=port)
     ses.wait_for(lambda inbox: inbox.counts.calls >= 1)
     wait_for_readiness(port, None)
-    waiting = sum(metric(port, f"mailroom_{name}") for name in ("waiting", "in_flight", "retrying"))
-    assert 300 == waiting
+    counted = ('waiting{lane="bulk"}', 'waiting{lane="urgent"}', "in_flight", "retrying")
+    assert 300 == sum(metric(port, f"mailroom_{name}") for name in counted)
+    assert 0 < metric(port, 'mailroom_waiting{lane="bulk"}')
     assert 0 < metric(port, "mailroom_oldest_due_seconds")
     assert 0 < metric(port, "mailroom_sending_paused_seconds")
     assert 0 == metric(port, "mailroom_queue_paused")
