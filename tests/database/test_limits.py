@@ -100,6 +100,26 @@ def test_a_mail_that_was_put_off_counts_for_nothing(db: Db) -> None:
     assert 1 == value(db, "SELECT count(*) FROM mailroom.granted")
 
 
+def test_a_mail_that_may_have_been_sent_counts(db: Db) -> None:
+    zoe = active(db, "zoe")
+    token = recover(db, zoe)
+    for result in ("unknown", "transient"):
+        (lease,) = claim(db)
+        record(db, lease, {token: result})
+        expire_leases(db)
+        assert 1 == value(db, "SELECT count(*) FROM mailroom.granted")
+
+
+def test_a_worker_that_lost_its_lease_takes_no_count_back(db: Db) -> None:
+    zoe = active(db, "zoe")
+    token = recover(db, zoe)
+    (lost,) = claim(db)
+    expire_leases(db)
+    claim(db, worker="other")
+    assert not record(db, lost, {token: "transient"})
+    assert 1 == value(db, "SELECT count(*) FROM mailroom.granted")
+
+
 def test_a_lost_lease_counts_once_and_its_mail_is_not_limited(db: Db) -> None:
     zoe = active(db, "zoe")
     tokens = []

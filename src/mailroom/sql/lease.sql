@@ -91,10 +91,6 @@ BEGIN
          AS u (id, fingerprint, outcome, result, message_id, detail)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
-    -- A mail that was put off counts for no limit.
-    DELETE FROM mailroom.granted g
-    WHERE g.token = ANY (ARRAY(SELECT u.id FROM unnest(p_tokens, outcomes) AS u (id, outcome)
-                               WHERE u.outcome = 'retried'));
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused'))
     INTO rest, put_off
     FROM unnest(p_tokens, p_results, outcomes) WITH ORDINALITY AS u (id, result, outcome, n)
@@ -109,6 +105,13 @@ BEGIN
         DELETE FROM mailroom.leases l WHERE l.id = p_lease AND l.key = p_key;
     END IF;
     ours := FOUND;
+    -- A mail that was put off counts for no limit, unless an earlier attempt may have sent it.
+    IF ours AND cardinality(rest) > 0 THEN
+        DELETE FROM mailroom.granted g
+        WHERE g.token = ANY (ARRAY(SELECT u.id FROM unnest(p_tokens, outcomes) AS u (id, outcome)
+                                   WHERE u.outcome = 'retried'))
+          AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = g.token AND d.outcome = 'unknown');
+    END IF;
     RETURN QUERY
         SELECT u.id, u.outcome, ours, u.age FROM unnest(p_tokens, outcomes, ages) AS u (id, outcome, age);
 END $$;
