@@ -227,10 +227,7 @@ def test_a_claim_costs_the_same_with_a_million_tokens(db: Db) -> None:
         assert scans
         for text in scans:
             nodes = list(walk(json.loads(text)["Plan"]))
-            scan, *siblings = [node for node in nodes if node.get("Relation Name") == "tokens"]
-            assert {"tokens_account_id_idx", "tokens_email_action_id_idx"} == {
-                node["Index Name"] for node in siblings
-            }
+            (scan,) = [node for node in nodes if node.get("Relation Name") == "tokens"]
             assert ("Index Scan", "tokens_lane_txid_id_idx") == (scan["Node Type"], scan["Index Name"])
             for bound in ("lane = ", r"txid <= ", r"ROW\((t\.)?txid, (t\.)?id\) > ROW"):
                 assert re.search(bound, scan["Index Cond"]), scan["Index Cond"]
