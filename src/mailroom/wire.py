@@ -204,7 +204,7 @@ def split_line(line: bytes) -> list[bytes]:
     """
     text = _text_of(line)
     if text.startswith("{"):
-        return [join_line([json.dumps(one, ensure_ascii=False)], "json") for one in _mails(text)]
+        return [join_line([json.dumps(one)], "json") for one in _mails(text)]
     starts = [at - 1 for at, _ in _split(text)[:: len(FIELDS)]]
     ends = [start - 1 for start in starts[1:]] + [len(text)]
     return [join_line([text[start:end]]) for start, end in zip(starts, ends, strict=True)]

@@ -226,3 +226,40 @@ def test_consuming_in_a_stricter_transaction_fails(database: str, db: Db, first:
         with pytest.raises(psycopg.errors.SerializationFailure):
             consume(strict, held)
     assert "provisioned" == status(db, held.account)
+
+
+def test_an_activation_that_expired_unsent_goes_to_the_new_address_only(db: Db) -> None:
+    db.execute("INSERT INTO accounts (email, login) VALUES ('a@example.com', 'a')")
+    hour_ago = "created_at = created_at - interval '1 hour', expires_at = expires_at - interval '1 hour'"
+    db.execute(f"UPDATE tokens SET {hour_ago}".encode())
+    db.execute("UPDATE accounts SET email = %s", [NEW])
+    assert [(2,)] == [lease.tokens for lease in claim(db)]
+    assert [(2, "activation", NEW)] == open_tokens(db)
+
+
+def test_a_dead_letter_is_not_renewed_for_the_old_address(db: Db) -> None:
+    held = recovery(db)
+    (lease,) = claim(db)
+    record(db, lease, dict.fromkeys(lease.tokens, "rejected"))
+    db.execute("UPDATE tokens SET expires_at = clock_timestamp()")
+    db.execute("UPDATE accounts SET email = %s", [NEW])
+    rows = db.execute(
+        "SELECT outcome FROM mailroom.retry_dead('token_insert', ARRAY[%s]::bigint[], true, '', 'w')",
+        [held.id],
+    ).fetchall()
+    assert [("address changed",)] == rows
+    assert [] == open_tokens(db)
+
+
+def test_a_token_that_is_being_inserted_lets_the_change_wait_and_is_ended(db: Db, database: str) -> None:
+    """The address is read under the lock that the foreign key would take at the end of the statement only."""
+    held = activation(db)
+    with psycopg.connect(database) as inserting, psycopg.connect(database, autocommit=True) as changing:
+        # The trigger has read the address of the row, and the statement goes on.
+        inserting.execute("SELECT mailroom.send('activation', account => %s, login => 'x')", [held.account])
+        with ThreadPoolExecutor() as pool:
+            change = pool.submit(changing.execute, "UPDATE accounts SET email = %s", [NEW])
+            wait_until(db, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'", 1)
+            inserting.commit()
+            change.result()
+    assert {NEW} == {email for _, _, email in open_tokens(db)}

@@ -304,3 +304,66 @@ def test_thousands_for_one_recipient_hold_up_no_claim(db: Db) -> None:
     db.execute("SET statement_timeout = '10s'")
     assert LIMIT == len([token for _ in range(4) for token in claimed_tokens(db)])
     assert {"limited": 2995} == skipped(db)
+
+
+def answered(db: Db, result: str) -> list[int]:
+    """Claim, and record this result for each; returns the tokens."""
+    handed = claim(db)
+    for lease in handed:
+        record(db, lease, dict.fromkeys(lease.tokens, result))
+    return [token for lease in handed for token in lease.tokens]
+
+
+def test_an_outage_of_lost_answers_ends_with_one_mail(db: Db) -> None:
+    zoe = active(db, "zoe")
+    tried: set[int] = set()
+    for _ in range(12):
+        recover(db, zoe)
+        expire_leases(db)
+        tried |= {*answered(db, "unknown")}
+    assert LIMIT == len(tried)
+    expire_leases(db)
+    (last,) = answered(db, "sent")
+    assert last in tried
+    expire_leases(db)
+    assert [] == claimed_tokens(db)
+
+
+def test_a_worker_that_dies_keeps_nobody_from_the_last_mail_of_a_limit(db: Db) -> None:
+    zoe = active(db, "zoe")
+    db.execute("UPDATE mailroom.actions SET limit_mails = 1 WHERE limit_mails IS NOT NULL")
+    first = recover(db, zoe)
+    assert [(first,)] == [lease.tokens for lease in claim(db)]  # and dies
+    recover(db, zoe)
+    expire_leases(db)
+    assert [first] == claimed_tokens(db)
+    assert Counter({"limited": 1}) == skipped(db)
+
+
+def test_a_rejected_mail_counts_for_nothing(db: Db) -> None:
+    zoe = active(db, "zoe")
+    for _ in range(LIMIT + 1):
+        token = recover(db, zoe)
+        assert [token] == answered(db, "rejected")
+
+
+def test_wide_letters_make_no_other_recipient(db: Db) -> None:
+    zoe = active(db, "zoe")
+    for address in ["zoe@example.com", "zoe@\uff45xample.com", "zoe@exampl\uff45.com"] * 3:
+        recover(db, zoe, address)
+        claimed_tokens(db)
+    assert LIMIT == value(db, "SELECT count(*) FROM mailroom.granted")
+
+
+def test_one_that_is_urgent_is_not_superseded_by_one_that_waits_in_bulk(db: Db) -> None:
+    zoe = active(db, "zoe")
+    urgent = recover(db, zoe)
+    value(db, "SELECT mailroom.send('password_recovery', account => %s, lane => 'bulk')", zoe)
+    assert [(urgent,)] == [lease.tokens for lease in claim(db, 1)]
+
+
+def test_mails_with_different_names_are_different_mails(db: Db) -> None:
+    zoe = active(db, "zoe")
+    for login in ("Anna", "Ben"):
+        value(db, "SELECT mailroom.send('password_recovery', account => %s, login => %s)", zoe, login)
+    assert 2 == len(claimed_tokens(db))

@@ -129,7 +129,9 @@ def test_a_mail_for_an_account_may_go_to_another_address(db: Db) -> None:
         ("SELECT mailroom.send('confirm', recipient => 'b@x', lane => 'fast')", "mailroom.lane"),
         ("SELECT mailroom.send('confirm')", "neither an account nor an address"),
         ("SELECT mailroom.send('activation', recipient => 'b@x')", "for accounts that are provisioned"),
-        ("SELECT mailroom.send('confirm', account => 4711)", "tokens_account_fkey"),
+        ("SELECT mailroom.send('confirm', account => 4711)", "there is no account 4711"),
+        ("SELECT mailroom.send('confirm', 'b@x', send_at => 'infinity')", "tokens_send_at_finite"),
+        ("SELECT mailroom.send('confirm', 'b@x', subject => E'a\\nb')", "tokens_subject_printable"),
         ("SELECT mailroom.send('nothing', recipient => 'b@x')", "token_action"),
         ("INSERT INTO accounts (email, login, locale) VALUES ('a@b', 'a', 'x')", "accounts_locale_tag"),
     ],
@@ -337,3 +339,45 @@ def test_an_address_that_changed_during_a_suspension_gets_its_activation_afterwa
     db.execute("UPDATE accounts SET status = 'suspended'")
     db.execute("UPDATE accounts SET status = 'active'")
     assert 2 == value(db, "SELECT count(*) FROM tokens")
+
+
+def test_without_its_row_an_action_is_consumed_by_nobody(db: Db) -> None:
+    held = mail(db, "password_recovery", status="active")
+    db.execute("DELETE FROM mailroom.actions WHERE action = 'password_recovery'")
+    secret = value(db, "SELECT secret FROM tokens WHERE id = %s", held.id)
+    assert "unknown" == value(db, "SELECT outcome FROM mailroom.consume(%s, 'password_recovery')", secret)
+
+
+def test_a_sibling_that_was_locked_during_the_consumption_is_not_consumed_too(
+    actions: Db, database: str
+) -> None:
+    first, second = invite(actions), invite(actions, data='{"inviter": "Eve"}')
+    secrets = [value(actions, "SELECT secret FROM tokens WHERE id = %s", token) for token in (first, second)]
+    with psycopg.connect(database) as other:
+        other.execute("SELECT FROM tokens WHERE id = %s FOR NO KEY UPDATE", [second])
+        assert "consumed" == value(
+            actions, "SELECT outcome FROM mailroom.consume(%s, 'invitation')", secrets[0]
+        )
+    assert "expired" == value(actions, "SELECT outcome FROM mailroom.consume(%s, 'invitation')", secrets[1])
+
+
+def test_the_code_that_was_mailed_is_good_beside_newer_ones_that_were_not(actions: Db) -> None:
+    mailed = value(actions, "SELECT mailroom.send('confirm', 'bob@example.org')")
+    code = value(actions, "SELECT code FROM tokens WHERE id = %s", mailed)
+    actions.execute("SELECT mailroom.send('confirm', 'bob@example.org', send_at => now() + interval '1 day')")
+    limited = value(actions, "SELECT mailroom.send('confirm', 'bob@example.org')")
+    actions.execute(
+        "INSERT INTO mailroom.deliveries (token, attempt, outcome, detail)"
+        " VALUES (%s, 0, 'skipped', 'limited')",
+        [limited],
+    )
+    assert ("consumed", mailed) == consume_code(actions, code, p_email="bob@example.org")[:2]
+
+
+def test_wrong_codes_before_a_success_count_for_no_later_request(actions: Db) -> None:
+    for _ in range(2):
+        actions.execute("SELECT mailroom.send('confirm', 'bob@example.org')")
+        code = value(actions, "SELECT code FROM tokens ORDER BY id DESC LIMIT 1")
+        for left in (4, 3, 2):
+            assert ("wrong_code", left) == consume_code(actions, wrong(code), p_email="bob@example.org")[::2]
+        assert "consumed" == consume_code(actions, code, p_email="bob@example.org")[0]

@@ -153,6 +153,13 @@ def test_an_unknown_action_is_told_apart() -> None:
     assert [b"1,", b"3,", b"1,"] == [part[:2] for part in split_line(line)]
 
 
+def test_a_line_with_half_a_surrogate_pair_is_divided() -> None:
+    line = b'{"mails": [{"action": 99, "email": "\\ud800@x"}, {"action": 1}]}\n'
+    for part in split_line(line):
+        with pytest.raises(WireError):
+            decode(part, CATALOGUE)
+
+
 @pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(rich, min_size=1, max_size=3), st.integers(0, 600), st.binary(max_size=3))

@@ -216,6 +216,8 @@ CREATE TABLE public.tokens (
     CONSTRAINT tokens_secret_length    CHECK (octet_length(secret) = 32),
     CONSTRAINT tokens_code_digits      CHECK (code ~ '^[0-9]{5}$'),
     CONSTRAINT tokens_subject_length   CHECK (char_length(subject) BETWEEN 1 AND 255),
+    CONSTRAINT tokens_subject_printable CHECK (subject !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT tokens_send_at_finite   CHECK (isfinite(send_at)),
     CONSTRAINT tokens_email_length     CHECK (char_length(email) <= 254),
     CONSTRAINT tokens_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]'),
     CONSTRAINT tokens_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$'),
@@ -341,10 +343,13 @@ BEGIN
         RAISE EXCEPTION 'mailroom: the action % has no row in mailroom.actions', quote_nullable(NEW.action)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Run `mailroom actions apply`.';
     END IF;
-    IF NEW.account IS NOT NULL AND (NEW.email IS NULL OR NEW.login IS NULL) THEN
-        -- The foreign key reports an account that does not exist.
-        SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account;
-        NEW.email := coalesce(NEW.email, owner.email, 'nobody@invalid');
+    IF NEW.account IS NOT NULL AND (NEW.email IS NULL OR NEW.login IS NULL OR NEW.locale IS NULL) THEN
+        -- The lock that the foreign key takes, but before the address is read: see after_address_change.
+        SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account FOR KEY SHARE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'mailroom: there is no account %', NEW.account USING ERRCODE = 'foreign_key_violation';
+        END IF;
+        NEW.email := coalesce(NEW.email, owner.email);
         NEW.login := coalesce(NEW.login, owner.login);
         NEW.locale := coalesce(NEW.locale, owner.locale);
     END IF;
@@ -447,9 +452,9 @@ BEGIN
     now := clock_timestamp();
     -- A notice tells what happened, and goes to the address that it was written for.
     WITH ended AS (
-        UPDATE public.tokens t SET expires_at = now, address_changed_at = now
+        UPDATE public.tokens t SET expires_at = least(t.expires_at, now), address_changed_at = now
         FROM mailroom.actions k
-        WHERE t.account = NEW.id AND t.consumed_at IS NULL AND t.expires_at > now
+        WHERE t.account = NEW.id AND t.consumed_at IS NULL AND (t.expires_at > now OR mailroom.renewable(t))
           AND k.action = t.action AND (k.has_link OR k.needs_code)
         RETURNING k.activates)
     SELECT bool_or(e.activates) INTO pending FROM ended e;
@@ -532,10 +537,12 @@ BEGIN
     SELECT * INTO rule FROM mailroom.actions k WHERE k.action = named.action;
     SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
     outcome := CASE
-        WHEN named.id IS NULL OR NOT (rule.has_link OR rule.needs_code) THEN 'unknown'
+        WHEN named.id IS NULL OR rule.action IS NULL OR NOT (rule.has_link OR rule.needs_code) THEN 'unknown'
         WHEN named.consumed_at IS NOT NULL THEN 'used'
         WHEN named.wrong_codes >= 5 THEN 'exhausted'
         WHEN named.expires_at <= clock_timestamp() THEN 'expired'
+        WHEN EXISTS (SELECT FROM mailroom.siblings(named.action::text, named.account, named.email, named.subject) s
+                     WHERE s.id <> named.id AND s.consumed_at >= named.created_at) THEN 'expired'
         WHEN named.account IS NOT NULL AND status = 'suspended' THEN 'suspended'
         WHEN named.account IS NOT NULL AND status <> rule.account_status THEN 'ineligible'
         WHEN rule.needs_code AND named.code IS DISTINCT FROM p_code THEN 'wrong_code'
@@ -606,10 +613,14 @@ BEGIN
     PERFORM mailroom.lock_recipient(p_account, p_action, p_email);
     SELECT max(s.id) INTO newest
     FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
-    JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link;
+    JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link
+    WHERE coalesce(s.send_at <= clock_timestamp(), true)
+      AND NOT EXISTS (SELECT FROM mailroom.deliveries d
+                      WHERE d.token = s.id AND d.outcome IN ('skipped', 'rejected', 'expired')
+                        AND mailroom.is_of(d.fingerprint, s.secret));
     SELECT coalesce(sum(s.wrong_codes), 0) INTO others
     FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
-    WHERE s.id <> newest AND s.expires_at > clock_timestamp();
+    WHERE s.id <> newest AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp();
     SELECT * INTO outcome, account, codes_left, token, subject, email, data
     FROM mailroom.consume_locked(newest, CASE WHEN others < 5 THEN p_code END);
     IF outcome = 'wrong_code' THEN
@@ -621,7 +632,7 @@ BEGIN
     RETURN NEXT;
 END $$;
 COMMENT ON FUNCTION mailroom.consume_code IS
-    'Consumes the newest token of an action whose mails have a code and no link, for an account, or for an address '
+    'Consumes the newest token that was not held back, of an action whose mails have a code and no link, for an account, or for an address '
     'and its subject. Returns what mailroom.consume does.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could

@@ -123,7 +123,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_
 BEGIN
     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
     SELECT m.token, coalesce(m.fingerprint, ''), p_attempt,
-           CASE m.why WHEN 'expired' THEN 'expired' ELSE 'skipped' END, coalesce(m.why, 'ineligible'), p_worker
+           CASE coalesce(m.why, 'expired') WHEN 'expired' THEN 'expired' ELSE 'skipped' END,
+           coalesce(m.why, 'expired'), p_worker
     FROM mailroom.not_mailable(p_tokens) m;
 END $$;
 COMMENT ON FUNCTION mailroom.record_skipped IS

@@ -43,7 +43,7 @@ class Claimed(NamedTuple):
     @property
     def fits_csv(self) -> bool:
         """Whether five fields of a line can hold it."""
-        return bool(self.login) and not self.locale and self.data is None and self.expires_in_s is None
+        return bool(self.login) and not self.locale and self.data is None
 
     @property
     def fingerprint(self) -> bytes:

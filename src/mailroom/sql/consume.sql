@@ -41,10 +41,12 @@ BEGIN
     SELECT * INTO rule FROM mailroom.actions k WHERE k.action = named.action;
     SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
     outcome := CASE
-        WHEN named.id IS NULL OR NOT (rule.has_link OR rule.needs_code) THEN 'unknown'
+        WHEN named.id IS NULL OR rule.action IS NULL OR NOT (rule.has_link OR rule.needs_code) THEN 'unknown'
         WHEN named.consumed_at IS NOT NULL THEN 'used'
         WHEN named.wrong_codes >= 5 THEN 'exhausted'
         WHEN named.expires_at <= clock_timestamp() THEN 'expired'
+        WHEN EXISTS (SELECT FROM mailroom.siblings(named.action::text, named.account, named.email, named.subject) s
+                     WHERE s.id <> named.id AND s.consumed_at >= named.created_at) THEN 'expired'
         WHEN named.account IS NOT NULL AND status = 'suspended' THEN 'suspended'
         WHEN named.account IS NOT NULL AND status <> rule.account_status THEN 'ineligible'
         WHEN rule.needs_code AND named.code IS DISTINCT FROM p_code THEN 'wrong_code'
@@ -115,10 +117,14 @@ BEGIN
     PERFORM mailroom.lock_recipient(p_account, p_action, p_email);
     SELECT max(s.id) INTO newest
     FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
-    JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link;
+    JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link
+    WHERE coalesce(s.send_at <= clock_timestamp(), true)
+      AND NOT EXISTS (SELECT FROM mailroom.deliveries d
+                      WHERE d.token = s.id AND d.outcome IN ('skipped', 'rejected', 'expired')
+                        AND mailroom.is_of(d.fingerprint, s.secret));
     SELECT coalesce(sum(s.wrong_codes), 0) INTO others
     FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
-    WHERE s.id <> newest AND s.expires_at > clock_timestamp();
+    WHERE s.id <> newest AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp();
     SELECT * INTO outcome, account, codes_left, token, subject, email, data
     FROM mailroom.consume_locked(newest, CASE WHEN others < 5 THEN p_code END);
     IF outcome = 'wrong_code' THEN
@@ -130,7 +136,7 @@ BEGIN
     RETURN NEXT;
 END $$;
 COMMENT ON FUNCTION mailroom.consume_code IS
-    'Consumes the newest token of an action whose mails have a code and no link, for an account, or for an address '
+    'Consumes the newest token that was not held back, of an action whose mails have a code and no link, for an account, or for an address '
     'and its subject. Returns what mailroom.consume does.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could

@@ -125,6 +125,8 @@ BEGIN
                 outcome := 'busy';
             ELSIF owner.status = 'suspended' THEN
                 outcome := 'suspended';
+            ELSIF lower(owner.email) <> lower(expired.email) THEN
+                outcome := 'address changed';
             ELSIF NOT EXISTS (SELECT FROM mailroom.actions k
                               WHERE k.action = expired.action
                                 AND mailroom.fits(expired.account, owner.status, k.account_status)) THEN

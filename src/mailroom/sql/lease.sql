@@ -105,11 +105,11 @@ BEGIN
         DELETE FROM mailroom.leases l WHERE l.id = p_lease AND l.key = p_key;
     END IF;
     ours := FOUND;
-    -- A mail that was put off counts for no limit, unless an earlier attempt may have sent it.
-    IF ours AND cardinality(rest) > 0 THEN
+    -- A mail that was not sent counts for no limit, unless an earlier attempt may have sent it.
+    IF ours THEN
         DELETE FROM mailroom.granted g
         WHERE g.token = ANY (ARRAY(SELECT u.id FROM unnest(p_tokens, outcomes) AS u (id, outcome)
-                                   WHERE u.outcome = 'retried'))
+                                   WHERE u.outcome IN ('retried', 'rejected')))
           AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = g.token AND d.outcome = 'unknown');
     END IF;
     RETURN QUERY

@@ -14,10 +14,18 @@ COMMENT ON TABLE mailroom.granted IS
     'recipient, and deletes old ones.';
 COMMENT ON COLUMN mailroom.granted.token IS 'The token. It may have been deleted since.';
 COMMENT ON COLUMN mailroom.granted.action IS 'Its action.';
-COMMENT ON COLUMN mailroom.granted.recipient IS 'Its address in lower case.';
+COMMENT ON COLUMN mailroom.granted.recipient IS 'Its address, as mailroom.limited_as writes it.';
 COMMENT ON COLUMN mailroom.granted.at IS 'When it was handed out first.';
 
--- Whoever ended a token before its time did not want it to be mailed.
+-- A domain may be written in wide letters, which name the same domain. Only UTF-8 can be normalized.
+CREATE FUNCTION mailroom.limited_as(p_email text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT lower(CASE WHEN getdatabaseencoding() = 'UTF8' THEN normalize(p_email, NFKC) ELSE p_email END)
+$$;
+COMMENT ON FUNCTION mailroom.limited_as IS
+    'Returns an address in the spelling that limits count: in lower case, in plain letters.';
+
+-- A token that was ended before its time must not be mailed.
 CREATE FUNCTION mailroom.renewable(p_token public.tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
@@ -41,7 +49,17 @@ COMMENT ON FUNCTION mailroom.renewable IS
     'Returns whether a token that expired before it was sent gets a new life: its action renews, it had its whole '
     'life, and no sibling was consumed meanwhile.';
 
--- A newer one that is not sent for good, such as a limited one, takes no token's place. Only the next hundred are
+-- A mail must not arrive when its token has just expired. A life that somebody shortened counts to its end.
+CREATE FUNCTION mailroom.is_over(p_token public.tokens, p_lifetime interval, p_now timestamptz) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN (p_token).expires_at <= p_now
+       OR (p_token).expires_at <= p_now + least(interval '2 seconds', p_lifetime / 10)
+          AND (p_token).expires_at >= coalesce((p_token).send_at, (p_token).created_at) + p_lifetime;
+COMMENT ON FUNCTION mailroom.is_over IS
+    'Returns whether a token has expired, or has less left than two seconds and a tenth of its life.';
+
+-- A newer one that is not sent for good, such as a limited one, takes no token's place, and none that waits in a
+-- slower lane does. Only the next hundred are
 -- looked at, so that thousands for one recipient hold up no claim.
 CREATE FUNCTION mailroom.has_newer(p_token public.tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
@@ -49,13 +67,20 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
     looked_at CONSTANT integer := 100;
     newer     public.tokens;
+    no_room   boolean;
 BEGIN
+    -- A mail that counts for the limit gives way to none that the limit would stop.
+    SELECT EXISTS (SELECT FROM mailroom.granted g WHERE g.token = p_token.id)
+       AND k.limit_mails <= (SELECT count(*) FROM mailroom.granted g
+                             WHERE g.recipient = mailroom.limited_as(p_token.email) AND g.action = p_token.action
+                               AND g.at > clock_timestamp() - k.limit_within)
+    INTO no_room FROM mailroom.actions k WHERE k.action = p_token.action;
     FOR newer IN
         SELECT n.*
         FROM (SELECT x.* FROM public.tokens x
               WHERE x.account = p_token.account AND x.action = p_token.action AND x.id > p_token.id
               ORDER BY x.id LIMIT looked_at) n
-        WHERE lower(n.email) = lower(p_token.email)
+        WHERE lower(n.email) = lower(p_token.email) AND n.login IS NOT DISTINCT FROM p_token.login
           AND n.subject IS NOT DISTINCT FROM p_token.subject AND n.data IS NOT DISTINCT FROM p_token.data
         UNION ALL
         SELECT n.*
@@ -63,10 +88,11 @@ BEGIN
               WHERE p_token.account IS NULL AND lower(x.email) = lower(p_token.email)
                 AND x.action = p_token.action AND x.id > p_token.id
               ORDER BY x.id LIMIT looked_at) n
-        WHERE n.account IS NULL
+        WHERE n.account IS NULL AND n.login IS NOT DISTINCT FROM p_token.login
           AND n.subject IS NOT DISTINCT FROM p_token.subject AND n.data IS NOT DISTINCT FROM p_token.data
     LOOP
-        IF newer.consumed_at IS NULL
+        IF newer.consumed_at IS NULL AND newer.wrong_codes < 5 AND newer.lane <= p_token.lane
+           AND NOT (no_room AND NOT EXISTS (SELECT FROM mailroom.granted g WHERE g.token = newer.id))
            AND coalesce(newer.send_at, newer.created_at) >= coalesce(p_token.send_at, p_token.created_at)
            AND (newer.send_at IS NULL OR newer.send_at <= clock_timestamp())
            AND (newer.expires_at > clock_timestamp() OR mailroom.renewable(newer))
@@ -109,16 +135,16 @@ DECLARE
     expired    bigint[];
 BEGIN
     doubts := ARRAY(
-        SELECT ROW(t.id, t.action, lower(t.email), mailroom.fingerprint(t.secret), CASE
+        SELECT ROW(t.id, t.action, mailroom.limited_as(t.email), mailroom.fingerprint(t.secret), CASE
                        WHEN k.action IS NULL THEN 'unknown action'
                        WHEN t.send_at > now THEN 'scheduled'
-                       WHEN t.expires_at <= now AND NOT mailroom.renewable(t) THEN
+                       WHEN mailroom.is_over(t, k.lifetime, now) AND NOT mailroom.renewable(t) THEN
                            CASE WHEN t.expires_at > p_waited_since THEN 'expired' ELSE 'never waited' END
                        WHEN mailroom.has_newer(t) THEN 'superseded'
                        WHEN k.limit_mails IS NOT NULL
                             AND NOT EXISTS (SELECT FROM mailroom.granted g WHERE g.token = t.id) THEN 'limited'
                        ELSE 'passed' END,
-                   t.expires_at <= now, t.send_at, k.limit_mails, k.limit_within)::mailroom.doubt
+                   mailroom.is_over(t, k.lifetime, now), t.send_at, k.limit_mails, k.limit_within)::mailroom.doubt
         FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
         JOIN public.tokens t ON t.id = p.id
         LEFT JOIN mailroom.actions k ON k.action = t.action
@@ -153,7 +179,8 @@ BEGIN
         -- A locked token is being ended at this moment, or soon free again: a claim waits for none.
         WITH free AS (
             SELECT t.id FROM public.tokens t
-            WHERE t.id = ANY (renewing) AND t.consumed_at IS NULL AND t.expires_at <= now
+            WHERE t.id = ANY (renewing) AND t.consumed_at IS NULL
+              AND t.expires_at <= now + interval '2 seconds'
             FOR NO KEY UPDATE SKIP LOCKED
         ), lives AS (
             UPDATE public.tokens t SET send_at = now, expires_at = now + k.lifetime

@@ -42,6 +42,8 @@ CREATE TABLE public.tokens (
     CONSTRAINT tokens_secret_length    CHECK (octet_length(secret) = 32),
     CONSTRAINT tokens_code_digits      CHECK (code ~ '^[0-9]{5}$'),
     CONSTRAINT tokens_subject_length   CHECK (char_length(subject) BETWEEN 1 AND 255),
+    CONSTRAINT tokens_subject_printable CHECK (subject !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT tokens_send_at_finite   CHECK (isfinite(send_at)),
     CONSTRAINT tokens_email_length     CHECK (char_length(email) <= 254),
     CONSTRAINT tokens_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]'),
     CONSTRAINT tokens_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$'),
@@ -167,10 +169,13 @@ BEGIN
         RAISE EXCEPTION 'mailroom: the action % has no row in mailroom.actions', quote_nullable(NEW.action)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Run `mailroom actions apply`.';
     END IF;
-    IF NEW.account IS NOT NULL AND (NEW.email IS NULL OR NEW.login IS NULL) THEN
-        -- The foreign key reports an account that does not exist.
-        SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account;
-        NEW.email := coalesce(NEW.email, owner.email, 'nobody@invalid');
+    IF NEW.account IS NOT NULL AND (NEW.email IS NULL OR NEW.login IS NULL OR NEW.locale IS NULL) THEN
+        -- The lock that the foreign key takes, but before the address is read: see after_address_change.
+        SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account FOR KEY SHARE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'mailroom: there is no account %', NEW.account USING ERRCODE = 'foreign_key_violation';
+        END IF;
+        NEW.email := coalesce(NEW.email, owner.email);
         NEW.login := coalesce(NEW.login, owner.login);
         NEW.locale := coalesce(NEW.locale, owner.locale);
     END IF;
@@ -273,9 +278,9 @@ BEGIN
     now := clock_timestamp();
     -- A notice tells what happened, and goes to the address that it was written for.
     WITH ended AS (
-        UPDATE public.tokens t SET expires_at = now, address_changed_at = now
+        UPDATE public.tokens t SET expires_at = least(t.expires_at, now), address_changed_at = now
         FROM mailroom.actions k
-        WHERE t.account = NEW.id AND t.consumed_at IS NULL AND t.expires_at > now
+        WHERE t.account = NEW.id AND t.consumed_at IS NULL AND (t.expires_at > now OR mailroom.renewable(t))
           AND k.action = t.action AND (k.has_link OR k.needs_code)
         RETURNING k.activates)
     SELECT bool_or(e.activates) INTO pending FROM ended e;
