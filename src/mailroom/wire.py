@@ -44,6 +44,7 @@ _NEEDS_CARE: Final = re.compile('[,"\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 _REFUSED: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LOCALE: Final = re.compile("[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 _TOKEN: Final = re.compile(f"[A-Za-z0-9_-]{{{TOKEN_CHARACTERS}}}")
+_NUMBER: Final = re.compile("[1-9][0-9]?")
 _CODE: Final = re.compile(f"[0-9]{{{CODE_DIGITS}}}")
 _DIGITS: Final = string.digits.encode()
 _TOKEN_ALPHABET: Final = string.ascii_letters.encode() + _DIGITS + b"_-"
@@ -305,7 +306,8 @@ def _read(fields: list[tuple[int, str]], numbered: Mapping[str, Action]) -> Mess
     (at_action, number), (at_email, email), (at_name, username), (at_token, token), (at_code, code) = fields
     action = numbered.get(number)
     if action is None:
-        raise UnknownAction(f"column {at_action}: action: not the number of an action")
+        kind = UnknownAction if _NUMBER.fullmatch(number) else WireError
+        raise kind(f"column {at_action}: action: not the number of an action")
     if not email:
         raise WireError(f"column {at_email}: email: empty")
     if not username:
@@ -350,7 +352,8 @@ def _read_object(where: str, content: Any, numbered: Mapping[int, Action]) -> Me
         raise WireError(f"{where}: it has a key that no mail has")
     action = numbered.get(number) if type(number) is int else None
     if action is None:
-        raise UnknownAction(f"{where}: action: not the number of an action")
+        kind = UnknownAction if type(number) is int else WireError
+        raise kind(f"{where}: action: not the number of an action")
     if not all(isinstance(text, str) for text in texts):
         raise WireError(f"{where}: email, login, token, code or locale: not text")
     if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):

@@ -63,9 +63,9 @@ class Cost:
 # fingerprint of each (12 bytes).
 BOUNDS = {
     #                         trips  sent  received  commits   read  written  log
-    ("collector", 10): Cost(  16.6,  3.6,    215.0,    15.9,  6200,    27.8,  13),
-    ("collector", 50): Cost(  15.4,  3.6,    215.0,    14.7,  6200,    22.6,  13),
-    ("collector", 1000): Cost( 9.2,  3.0,    215.0,     8.5,  6200,    20.2,  12),
+    ("collector", 10): Cost(  16.6,  3.6,    215.0,    15.9,  7600,    27.8,  13),
+    ("collector", 50): Cost(  15.4,  3.6,    215.0,    14.7,  7600,    22.6,  13),
+    ("collector", 1000): Cost( 9.2,  3.0,    215.0,     8.5,  7600,    20.2,  12),
     ("run", 10): Cost(        60.0, 90.0,    275.0,    60.0,  9300,  1270.0, 481),
     ("run", 50): Cost(        60.0, 90.0,    275.0,    60.0,  9300,  1270.0, 481),
 }  # fmt: skip

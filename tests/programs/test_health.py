@@ -197,7 +197,8 @@ def test_what_was_not_tried_is_not_counted(db: Db, ses: InboxServer, start: Star
     db.execute("UPDATE accounts SET status = 'active' WHERE login = 'u2'")
     db.execute("DELETE FROM tokens WHERE account = (SELECT id FROM accounts WHERE login = 'u2')")
     db.execute(
-        "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts WHERE login = 'u2'"
+        "INSERT INTO tokens (action, account, lane)"
+        " SELECT 'password_recovery', id, 'normal' FROM accounts WHERE login = 'u2'"
     )
     worker = start(HTTP=port)
     wait_until(db, "SELECT count(*) >= 4 FROM mailroom.deliveries", True)

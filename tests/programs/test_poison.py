@@ -181,6 +181,8 @@ def without_checks(db: Db) -> None:
     for index in ("accounts_email_key", "accounts_login_key", "tokens_secret_key"):
         db.execute(f"DROP INDEX {index}".encode())
     db.execute("ALTER TABLE tokens ALTER COLUMN code DROP NOT NULL")
+    # Many rows have the same address.
+    db.execute("UPDATE mailroom.actions SET limit_mails = NULL, limit_within = NULL")
 
 
 def insert(db: Db, rows: list[dict[str, Any]]) -> None:
@@ -217,7 +219,7 @@ def test_each_row_has_an_outcome_whatever_it_holds(db: Db, start: Start, transpo
 @pytest.mark.slow
 def test_the_collector_settles_each_row_whatever_it_holds(database: str, db: Db, tmp_path: Path) -> None:
     without_checks(db)
-    with CollectorProcess(database, log=tmp_path / "log"):
+    with CollectorProcess(database, log=tmp_path / "log", LINE_FORMAT="json"):  # which carries no login
 
         @limits(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
         @given(ROWS)
