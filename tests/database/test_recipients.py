@@ -178,6 +178,18 @@ def test_a_repeated_send_waits_for_the_first_and_takes_its_place_if_it_is_undone
     assert found == [row[0] for row in actions.execute("SELECT id FROM tokens")]
 
 
+@pytest.mark.parametrize("key", [None, "once"])
+def test_a_trigger_that_skips_the_row_is_an_error_and_no_loop(actions: Db, key: str | None) -> None:
+    actions.execute("SET statement_timeout = '10 s'")
+    actions.execute(
+        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "CREATE TRIGGER skip BEFORE INSERT ON tokens FOR EACH ROW EXECUTE FUNCTION skip()"
+    )
+    with pytest.raises(psycopg.Error, match="the token was not inserted") as error:
+        invite(actions, key=key)
+    assert "trigger" in str(error.value.diag.message_hint)
+
+
 def test_the_life_of_a_scheduled_token_begins_when_it_is_sent(actions: Db) -> None:
     at = datetime.now(UTC) + timedelta(days=1)
     token = invite(actions, send_at=at)

@@ -15,7 +15,7 @@ from mailroom.inbox import app, protocol
 
 @contextmanager
 def answering_after(seconds: float) -> Iterator[None]:
-    """Inboxes that start now accept a call's mails after so many seconds."""
+    """Inboxes that start now accept a call's mails after this number of seconds."""
     create_app = app.create_app
 
     def create_slow_app(*arguments: Any) -> ASGIApp:

@@ -39,7 +39,7 @@ class ScriptedCalls:
     def __init__(self, answers: dict[str, list[Answer]]) -> None:
         self._answers = answers
         self.paused: dict[str, float] = {}
-        self.pauses = 0.0  # each attempt pauses its action, whose next try is in so many seconds
+        self.pauses = 0.0  # seconds to the next try of an action, which each attempt pauses
 
     def try_in_s(self, action: str) -> float | None:
         return self.paused.get(action)

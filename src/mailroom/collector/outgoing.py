@@ -99,7 +99,7 @@ class LeftBehind:
                 "not_carried",
                 count=counts.total(),
                 actions=", ".join(f"{action} {count}" for action, count in sorted(counts.items())),
-                reason="they have a language, data, a lifetime or no login, and five fields do not hold that",
+                reason="they have a language, data or no login, which five fields do not hold",
                 remedy="set MAILROOM_LINE_FORMAT=json for the collector",
             )
             self._actions.clear()

@@ -299,7 +299,8 @@ BEGIN
             RAISE EXCEPTION 'mailroom: data has the field %, which the action % does not have',
                 quote_literal(name), p_action
                 USING ERRCODE = 'invalid_parameter_value',
-                      HINT = format('Its fields are: %s.', coalesce(nullif(array_to_string(p_fields, ', '), ''), 'none'));
+                      HINT = format('Its fields are: %s.',
+                                    coalesce(nullif(array_to_string(p_fields, ', '), ''), 'none'));
         ELSIF jsonb_typeof(value) NOT IN ('string', 'number') THEN
             RAISE EXCEPTION 'mailroom: the field % of data is neither text nor a number', quote_literal(name)
                 USING ERRCODE = 'invalid_parameter_value';
@@ -320,8 +321,9 @@ COMMENT ON FUNCTION mailroom.check_data IS
     'a number.';
 
 -- It runs before the checks of the table, so that a mistake is an error of the statement that makes it. It costs as
--- much as the rest of an insert, so issue_activation, whose rows are complete, does without it. A row that carries another transaction's txid was checked where it was first inserted, as in a restore: it
--- only gets the present txid, since the cursors would never find one from the past.
+-- much as the rest of an insert, so issue_activation, whose rows are complete, does without it. A row that carries
+-- another transaction's txid was checked where it was first inserted, as in a restore: it only gets the present txid,
+-- since the cursors would never find one from the past.
 CREATE FUNCTION mailroom.prepare_token() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
@@ -392,10 +394,12 @@ RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
+    max_tries CONSTANT integer := 3;
     token bigint;
 BEGIN
-    -- A repeated send waits for the transaction of the first one. If that is undone, this one inserts the token.
-    LOOP
+    -- A repeated send waits for the transaction of the first one. If that is undone, this one inserts the token. The
+    -- first one's token may be deleted between the two statements.
+    FOR try IN 1..max_tries LOOP
         INSERT INTO public.tokens AS t (action, email, account, subject, login, locale, data, send_at, key, lane)
         VALUES (send.action::public.token_action, send.recipient, send.account, send.subject, send.login,
                 send.locale, send.data, send.send_at, send.key, send.lane::mailroom.lane)
@@ -409,6 +413,9 @@ BEGIN
             RETURN token;
         END IF;
     END LOOP;
+    RAISE EXCEPTION 'mailroom: the token was not inserted'
+        USING ERRCODE = 'triggered_action_exception',
+              HINT = 'Look for a trigger or a rule of your own on tokens that skips the row.';
 END $$;
 COMMENT ON FUNCTION mailroom.send IS
     'Requests a mail and returns the id of its token. It is for an account, or for anybody: recipient is the address, '
@@ -632,8 +639,8 @@ BEGIN
     RETURN NEXT;
 END $$;
 COMMENT ON FUNCTION mailroom.consume_code IS
-    'Consumes the newest token that was not held back, of an action whose mails have a code and no link, for an account, or for an address '
-    'and its subject. Returns what mailroom.consume does.';
+    'Consumes the newest token that was not held back, of an action whose mails have a code and no link: for an '
+    'account, or for an address and its subject. Returns what mailroom.consume does.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.

@@ -97,8 +97,8 @@ COMMENT ON FUNCTION mailroom.with_own_running IS
     'Returns a snapshot of the current transaction with that transaction among the running ones.';
 
 -- After a logical restore, or a move by logical replication, the stored windows name transaction ids of another
--- cluster. The tokens that are unexpired (or may be renewed), unconsumed and not known to have been handed out go into leases that
--- are due at once, and the windows start at the current snapshot. Not known to have been handed out are those
+-- cluster. The tokens that are unexpired (or may be renewed), unconsumed and not known to have been handed out go into
+-- leases that are due at once, and the windows start at the current snapshot. Not known to have been handed out are those
 -- behind the old position and those made after the old cursors last moved, without those that the ledger has. The
 -- txids of all tokens found here become 1, which each snapshot has seen, so that no later window finds them a
 -- second time; older ones that have expired are renewed by no claim.
@@ -272,8 +272,8 @@ COMMENT ON FUNCTION mailroom.record IS
     'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
-    'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has another '
-    'fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
+    'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has '
+    'another fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
     'requested, or since send_at; NULL for a deleted token.';
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)
@@ -549,7 +549,8 @@ CREATE TYPE mailroom.message AS (
 CREATE FUNCTION mailroom.life_s(p_from timestamptz, p_expires_at timestamptz, p_lifetime interval) RETURNS integer
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE WHEN p_expires_at <> p_from + p_lifetime
-            THEN nullif(greatest(1, extract(epoch FROM least(greatest(p_expires_at, p_from), p_from + interval '2147483647 s')
+            THEN nullif(greatest(1, extract(epoch FROM least(greatest(p_expires_at, p_from),
+                                                             p_from + interval '2147483647 s')
                                                        - p_from)::integer),
                         extract(epoch FROM p_lifetime)::integer) END;
 COMMENT ON FUNCTION mailroom.life_s IS
@@ -696,7 +697,8 @@ BEGIN
                                      mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
                                      t.txid, t.account,
                                      k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
-                                     OR t.expires_at <= clock_timestamp() + interval '2 seconds' OR k.limit_mails IS NOT NULL
+                                     OR t.expires_at <= clock_timestamp() + interval '2 seconds'
+                                     OR k.limit_mails IS NOT NULL
                                      OR EXISTS (SELECT FROM public.tokens o
                                                 WHERE o.account = t.account AND o.id > t.id)
                                      OR t.account IS NULL AND EXISTS (
@@ -796,7 +798,8 @@ BEGIN
                                    mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
                                    t.txid, t.account,
                                    k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
-                                   OR t.expires_at <= clock_timestamp() + interval '2 seconds' OR k.limit_mails IS NOT NULL
+                                   OR t.expires_at <= clock_timestamp() + interval '2 seconds'
+                                   OR k.limit_mails IS NOT NULL
                                )::mailroom.message AS message, t.account
                         FROM public.tokens t
                         LEFT JOIN mailroom.actions k ON k.action = t.action

@@ -14,7 +14,8 @@ COMMENT ON FUNCTION mailroom.sendable IS
 CREATE FUNCTION mailroom.waiting()
 RETURNS TABLE (urgent bigint, normal bigint, bulk bigint, scheduled bigint, oldest timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-    SELECT count(*) FILTER (WHERE w.is_due AND w.lane = 'urgent'), count(*) FILTER (WHERE w.is_due AND w.lane = 'normal'),
+    SELECT count(*) FILTER (WHERE w.is_due AND w.lane = 'urgent'),
+           count(*) FILTER (WHERE w.is_due AND w.lane = 'normal'),
            count(*) FILTER (WHERE w.is_due AND w.lane = 'bulk'), count(*) FILTER (WHERE NOT w.is_due),
            min(w.since) FILTER (WHERE w.is_due)
     FROM (SELECT t.lane, coalesce(t.send_at, t.created_at) AS since,
@@ -184,8 +185,8 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.pulse IS
     'Returns the state of the queue in one row, cheaply: it reads the first p_most waiting tokens of each lane, and '
-    'p_most means that many or more. scheduled ones are for later and count nowhere else. oldest_due is how many seconds the oldest sendable mail has '
-    'waited, since it was requested or its lease was due; NULL while the queue is paused. oldest_unsettled is '
+    'p_most means that many or more. scheduled ones are for later and count nowhere else. oldest_due is how many '
+    'seconds the oldest sendable mail has waited, since it was requested or its lease was due; NULL while the queue is paused. oldest_unsettled is '
     'how many seconds ago the oldest mail was requested that waits or is in a lease, paused or not.';
 
 CREATE FUNCTION mailroom.paused() RETURNS TABLE (paused_at timestamptz, pause_reason text)
@@ -219,8 +220,8 @@ COMMENT ON FUNCTION mailroom.resume IS
 CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
 RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
-               why_not_mailable text, lane text, send_at timestamptz, waits boolean, lease_worker text, lease_generation integer,
-               lease_due_at timestamptz, lease_is_due boolean)
+               why_not_mailable text, lane text, send_at timestamptz, waits boolean, lease_worker text,
+               lease_generation integer, lease_due_at timestamptz, lease_is_due boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -253,8 +254,8 @@ BEGIN
         END IF;
     END IF;
     RETURN QUERY
-        SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text, a.status_changed_at,
-               k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
+        SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text,
+               a.status_changed_at, k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
                CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
                t.lane::text, t.send_at,
                coalesce(NOT pg_visible_in_snapshot(t.txid, c.low)
@@ -273,10 +274,10 @@ BEGIN
         ORDER BY w.n;
 END $$;
 COMMENT ON FUNCTION mailroom.tokens_of IS
-    'Returns the last p_limit tokens of a person, newest first: by address in any case, by the account''s login, or by '
-    'subject; or one token by its id: with all that decides about their mail. waits means that no claim has reached it. An '
-    'account without tokens is a row whose token is NULL. A deleted token that is still in the ledger or in a '
-    'lease has no action. A token that never expires has no expires_at.';
+    'Returns the last p_limit tokens of a person, newest first: by address in any case, by the account''s login, '
+    'or by subject; or one token by its id: with all that decides about their mail. waits means that no claim has'
+    ' reached it. An account without tokens is a row whose token is NULL. A deleted token that is still in the '
+    'ledger or in a lease has no action. A token that never expires has no expires_at.';
 
 CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,

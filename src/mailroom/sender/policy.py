@@ -44,12 +44,13 @@ from mailroom.wire import Message
 
 # No more recipients are taken once this many are in hand, most of them waiting for a retry.
 MAX_IN_HAND: Final = 1000
-# Besides these, so many recipients wait at most because the mails of their actions cannot be sent.
+# Up to this many more wait while the mails of their action cannot be sent.
 MAX_PAUSED: Final = 1000
 # A recipient whose refusal helped to pause all mail waits this long for a turn at the breaker, so that others
 # get it.
 MAX_HELD_AT_BREAKER_S: Final = 1.0
-# Nor when so much of the rate waits in the line: a more urgent mail may be the next that is read.
+# No more are taken while calls for this many seconds of the rate wait, since a mail that is read later may be more
+# urgent.
 MAX_LINE_S: Final = 1.0
 # Before a recipient is tried again: the first wait and the longest.
 BACK_OFF_S: Final = (0.5, 60.0)

@@ -21,7 +21,8 @@ CREATE TYPE mailroom.message AS (
 CREATE FUNCTION mailroom.life_s(p_from timestamptz, p_expires_at timestamptz, p_lifetime interval) RETURNS integer
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE WHEN p_expires_at <> p_from + p_lifetime
-            THEN nullif(greatest(1, extract(epoch FROM least(greatest(p_expires_at, p_from), p_from + interval '2147483647 s')
+            THEN nullif(greatest(1, extract(epoch FROM least(greatest(p_expires_at, p_from),
+                                                             p_from + interval '2147483647 s')
                                                        - p_from)::integer),
                         extract(epoch FROM p_lifetime)::integer) END;
 COMMENT ON FUNCTION mailroom.life_s IS
@@ -168,7 +169,8 @@ BEGIN
                                      mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
                                      t.txid, t.account,
                                      k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
-                                     OR t.expires_at <= clock_timestamp() + interval '2 seconds' OR k.limit_mails IS NOT NULL
+                                     OR t.expires_at <= clock_timestamp() + interval '2 seconds'
+                                     OR k.limit_mails IS NOT NULL
                                      OR EXISTS (SELECT FROM public.tokens o
                                                 WHERE o.account = t.account AND o.id > t.id)
                                      OR t.account IS NULL AND EXISTS (
@@ -268,7 +270,8 @@ BEGIN
                                    mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
                                    t.txid, t.account,
                                    k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
-                                   OR t.expires_at <= clock_timestamp() + interval '2 seconds' OR k.limit_mails IS NOT NULL
+                                   OR t.expires_at <= clock_timestamp() + interval '2 seconds'
+                                   OR k.limit_mails IS NOT NULL
                                )::mailroom.message AS message, t.account
                         FROM public.tokens t
                         LEFT JOIN mailroom.actions k ON k.action = t.action

@@ -136,8 +136,8 @@ BEGIN
     RETURN NEXT;
 END $$;
 COMMENT ON FUNCTION mailroom.consume_code IS
-    'Consumes the newest token that was not held back, of an action whose mails have a code and no link, for an account, or for an address '
-    'and its subject. Returns what mailroom.consume does.';
+    'Consumes the newest token that was not held back, of an action whose mails have a code and no link: for an '
+    'account, or for an address and its subject. Returns what mailroom.consume does.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.

@@ -95,8 +95,8 @@ COMMENT ON FUNCTION mailroom.with_own_running IS
     'Returns a snapshot of the current transaction with that transaction among the running ones.';
 
 -- After a logical restore, or a move by logical replication, the stored windows name transaction ids of another
--- cluster. The tokens that are unexpired (or may be renewed), unconsumed and not known to have been handed out go into leases that
--- are due at once, and the windows start at the current snapshot. Not known to have been handed out are those
+-- cluster. The tokens that are unexpired (or may be renewed), unconsumed and not known to have been handed out go into
+-- leases that are due at once, and the windows start at the current snapshot. Not known to have been handed out are those
 -- behind the old position and those made after the old cursors last moved, without those that the ledger has. The
 -- txids of all tokens found here become 1, which each snapshot has seen, so that no later window finds them a
 -- second time; older ones that have expired are renewed by no claim.

@@ -121,8 +121,8 @@ COMMENT ON FUNCTION mailroom.record IS
     'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
-    'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has another '
-    'fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
+    'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has '
+    'another fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
     'requested, or since send_at; NULL for a deleted token.';
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)

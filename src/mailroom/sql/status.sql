@@ -12,7 +12,8 @@ COMMENT ON FUNCTION mailroom.sendable IS
 CREATE FUNCTION mailroom.waiting()
 RETURNS TABLE (urgent bigint, normal bigint, bulk bigint, scheduled bigint, oldest timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-    SELECT count(*) FILTER (WHERE w.is_due AND w.lane = 'urgent'), count(*) FILTER (WHERE w.is_due AND w.lane = 'normal'),
+    SELECT count(*) FILTER (WHERE w.is_due AND w.lane = 'urgent'),
+           count(*) FILTER (WHERE w.is_due AND w.lane = 'normal'),
            count(*) FILTER (WHERE w.is_due AND w.lane = 'bulk'), count(*) FILTER (WHERE NOT w.is_due),
            min(w.since) FILTER (WHERE w.is_due)
     FROM (SELECT t.lane, coalesce(t.send_at, t.created_at) AS since,
@@ -182,8 +183,8 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.pulse IS
     'Returns the state of the queue in one row, cheaply: it reads the first p_most waiting tokens of each lane, and '
-    'p_most means that many or more. scheduled ones are for later and count nowhere else. oldest_due is how many seconds the oldest sendable mail has '
-    'waited, since it was requested or its lease was due; NULL while the queue is paused. oldest_unsettled is '
+    'p_most means that many or more. scheduled ones are for later and count nowhere else. oldest_due is how many '
+    'seconds the oldest sendable mail has waited, since it was requested or its lease was due; NULL while the queue is paused. oldest_unsettled is '
     'how many seconds ago the oldest mail was requested that waits or is in a lease, paused or not.';
 
 CREATE FUNCTION mailroom.paused() RETURNS TABLE (paused_at timestamptz, pause_reason text)

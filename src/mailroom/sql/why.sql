@@ -3,8 +3,8 @@
 CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
 RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
-               why_not_mailable text, lane text, send_at timestamptz, waits boolean, lease_worker text, lease_generation integer,
-               lease_due_at timestamptz, lease_is_due boolean)
+               why_not_mailable text, lane text, send_at timestamptz, waits boolean, lease_worker text,
+               lease_generation integer, lease_due_at timestamptz, lease_is_due boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -37,8 +37,8 @@ BEGIN
         END IF;
     END IF;
     RETURN QUERY
-        SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text, a.status_changed_at,
-               k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
+        SELECT w.id, t.action::text, coalesce(t.email, a.email), coalesce(t.login, a.login), a.status::text,
+               a.status_changed_at, k.account_status::text, t.created_at, nullif(t.expires_at, 'infinity'), t.consumed_at,
                CASE WHEN w.id IS NOT NULL THEN mailroom.why_not_mailable(w.id) END,
                t.lane::text, t.send_at,
                coalesce(NOT pg_visible_in_snapshot(t.txid, c.low)
@@ -57,10 +57,10 @@ BEGIN
         ORDER BY w.n;
 END $$;
 COMMENT ON FUNCTION mailroom.tokens_of IS
-    'Returns the last p_limit tokens of a person, newest first: by address in any case, by the account''s login, or by '
-    'subject; or one token by its id: with all that decides about their mail. waits means that no claim has reached it. An '
-    'account without tokens is a row whose token is NULL. A deleted token that is still in the ledger or in a '
-    'lease has no action. A token that never expires has no expires_at.';
+    'Returns the last p_limit tokens of a person, newest first: by address in any case, by the account''s login, '
+    'or by subject; or one token by its id: with all that decides about their mail. waits means that no claim has'
+    ' reached it. An account without tokens is a row whose token is NULL. A deleted token that is still in the '
+    'ledger or in a lease has no action. A token that never expires has no expires_at.';
 
 CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
