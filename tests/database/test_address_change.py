@@ -237,6 +237,22 @@ def test_an_activation_that_expired_unsent_goes_to_the_new_address_only(db: Db) 
     assert [(2, "activation", NEW)] == open_tokens(db)
 
 
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_transaction_that_sees_the_old_address_mails_nothing_there(
+    db: Db, database: str, level: str
+) -> None:
+    db.execute("INSERT INTO accounts (email, login, status) VALUES ('a@example.com', 'a', 'active')")
+    with psycopg.connect(database) as old:
+        old.execute(f"SET TRANSACTION ISOLATION LEVEL {level}".encode())
+        old.execute("SELECT FROM accounts")
+        db.execute("UPDATE accounts SET email = %s", [NEW])
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            old.execute("SELECT mailroom.send('password_recovery', account => 1)")
+        old.rollback()
+        old.execute("SELECT mailroom.send('password_recovery', account => 1)")
+    assert [NEW] == [email for _, _, email in open_tokens(db)]
+
+
 def test_a_dead_letter_is_not_renewed_for_the_old_address(db: Db) -> None:
     held = recovery(db)
     (lease,) = claim(db)

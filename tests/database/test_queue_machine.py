@@ -286,7 +286,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.held.clear()
 
     def check_rivals(self) -> None:
-        """Each was handed out, or is in the ledger with its reason, and no recipient got more than the limit."""
+        """Each was handed out or is in the ledger with its reason, and nobody got more than the limit."""
         rows = self.admin.execute(
             "SELECT token, detail FROM mailroom.deliveries WHERE outcome IN ('skipped', 'expired')"
         ).fetchall()

@@ -49,7 +49,7 @@ MAX_PAUSED: Final = 1000
 # A recipient whose refusal helped to pause all mail waits this long for a turn at the breaker, so that others
 # get it.
 MAX_HELD_AT_BREAKER_S: Final = 1.0
-# No more are taken while calls for this many seconds of the rate wait, since a mail that is read later may be more
+# No more are taken while calls for this many seconds of the rate wait: the next mail that is read may be more
 # urgent.
 MAX_LINE_S: Final = 1.0
 # Before a recipient is tried again: the first wait and the longest.

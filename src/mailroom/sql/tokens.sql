@@ -172,9 +172,14 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Run `mailroom actions apply`.';
     END IF;
     IF NEW.account IS NOT NULL AND (NEW.email IS NULL OR NEW.login IS NULL OR NEW.locale IS NULL) THEN
-        -- The lock that the foreign key takes, but before the address is read: see after_address_change.
-        SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account FOR KEY SHARE;
-        IF NOT FOUND THEN
+        -- The lock that the foreign key takes, but before the address is read: see after_address_change. A transaction
+        -- that sees an old snapshot would read an old address. With the stronger lock it fails, and has to be repeated.
+        IF NEW.email IS NULL AND current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+            SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account FOR SHARE;
+        ELSE
+            SELECT * INTO owner FROM public.accounts a WHERE a.id = NEW.account FOR KEY SHARE;
+        END IF;
+        IF owner.id IS NULL THEN
             RAISE EXCEPTION 'mailroom: there is no account %', NEW.account USING ERRCODE = 'foreign_key_violation';
         END IF;
         NEW.email := coalesce(NEW.email, owner.email);
