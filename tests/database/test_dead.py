@@ -27,7 +27,7 @@ from mailroom.operations.dead import Decided, all_dead, count, dead_letters, dro
 from mailroom.operations.reports import overview, stories
 from support import commands
 from support.processes import environment
-from support.queue_sql import Db, claim, record, settle, sign_up, sign_up_many
+from support.queue_sql import Db, ask_recovery, claim, record, settle, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, wait_until
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
@@ -71,16 +71,6 @@ def dead_tokens(db: Db) -> list[int]:
 
 def again(db: Db, *tokens: int, renew: bool = False, reason: str = "") -> list[Decided]:
     return retry(db, "token_insert", tokens, renew=renew, reason=reason)
-
-
-def ask_recovery(db: Db, login: str) -> int:
-    row = db.execute(
-        "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts WHERE login = %s"
-        " RETURNING id",
-        [login],
-    ).fetchone()
-    assert row
-    return int(row[0])
 
 
 # What is one

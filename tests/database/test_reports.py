@@ -25,6 +25,7 @@ from support import commands
 from support.processes import environment
 from support.queue_sql import (
     Db,
+    ask_recovery,
     claim,
     expire_leases,
     record_all,
@@ -64,16 +65,6 @@ def deliver(db: Db, token: int, outcome: str, **columns: object) -> None:
         " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
         [token, outcome, *row.values()],
     )
-
-
-def ask_recovery(db: Db, login: str) -> int:
-    row = db.execute(
-        "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts WHERE login = %s"
-        " RETURNING id",
-        [login],
-    ).fetchone()
-    assert row
-    return int(row[0])
 
 
 def pause(db: Db, reason: str = "a wrong template") -> None:

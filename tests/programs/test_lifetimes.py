@@ -14,7 +14,7 @@ from mailroom.inbox.server import InboxServer
 from mailroom.inbox.switches import BY_NAME, turn
 from mailroom.tokens import split
 from support.processes import KEY
-from support.queue_sql import Db, sign_up_many
+from support.queue_sql import Db, ask_recovery, sign_up_many
 from support.runs import UNSETTLED, Start, wait_until
 
 WORKERS = 4
@@ -33,16 +33,6 @@ def add_active(db: Db, count: int) -> None:
         " SELECT 'r' || g || '@example.com', 'r' || g, 'active' FROM generate_series(1, %s) g",
         [count],
     )
-
-
-def ask_for_recovery(db: Db, login: str) -> int:
-    row = db.execute(
-        "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts WHERE login = %s"
-        " RETURNING id",
-        [login],
-    ).fetchone()
-    assert row
-    return int(row[0])
 
 
 def mailed(ses: InboxServer, template: str) -> list[tuple[str, str, str]]:
@@ -66,7 +56,7 @@ def test_an_outage_longer_than_a_lifetime_leaves_nobody_without_an_activation(
     add_active(db, 10)
     sign_up_many(db, 30)
     for number in range(1, 11):
-        ask_for_recovery(db, f"r{number}")
+        ask_recovery(db, f"r{number}")
     over = "SELECT bool_and(created_at + interval '11 seconds' < clock_timestamp()) FROM tokens"
     wait_until(db, over, True)
     # Each has expired, or was renewed lately, so that this test has the time to consume it.
@@ -98,7 +88,7 @@ def test_nobody_is_bombed_by_a_thousand_concurrent_requests(
     def ask() -> None:
         with psycopg.connect(database, autocommit=True) as connection:
             for _ in range(REQUESTS // 20):
-                ask_for_recovery(connection, "r1")
+                ask_recovery(connection, "r1")
 
     threads = [threading.Thread(target=ask) for _ in range(20)]
     for thread in threads:
@@ -128,7 +118,7 @@ def test_fifty_requests_while_the_provider_is_away_are_one_mail(
     for _ in range(WORKERS):
         start().wait_for_log("run.started")
     for _ in range(50):
-        newest = ask_for_recovery(db, "r1")
+        newest = ask_recovery(db, "r1")
     ses.wait_for(lambda inbox: inbox.counts.calls >= WORKERS)
     turn(ses.inbox, BY_NAME["pause"], False)
     ses.wait_for(lambda inbox: inbox.counts.accepted, 90)

@@ -105,6 +105,17 @@ def next_due(db: Db) -> float | None:
     return None if due is None else float(due)
 
 
+def ask_recovery(db: Db, login: str) -> int:
+    """Request a recovery for the account with this login; returns its token."""
+    row = db.execute(
+        "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts WHERE login = %s"
+        " RETURNING id",
+        [login],
+    ).fetchone()
+    assert row
+    return int(row[0])
+
+
 def expire_leases(db: Db) -> None:
     """Let the time of every lease be over, as if it had been waited for."""
     db.execute("UPDATE mailroom.leases SET due_at = clock_timestamp() - interval '1 second'")
