@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
+from mailroom.web.server import stop_accepting
+
 DROP: Final = "(drop the connection)"
 HANG: Final = "(say nothing)"
 BAD_TOKEN: Final = "gibberish"
@@ -176,7 +178,7 @@ def mail_server(
         owner.port = server.sockets[0].getsockname()[1]
         started.set()
         await stop.wait()
-        server.close()
+        await stop_accepting([server])
         for protocol in owner.protocols:
             protocol.abort()
         await asyncio.sleep(0)  # lets the transports close

@@ -14,7 +14,7 @@ from mailroom.inbox.app import create_app
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.smtp import SmtpInbox
-from mailroom.web.server import Server
+from mailroom.web.server import Server, stop_accepting
 
 TASKS_END_S: Final = 5.0
 
@@ -54,8 +54,7 @@ class InboxHttpServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
         """Cut the calls in progress; uvicorn would wait for them."""
-        for server in self.servers:
-            server.close()
+        await stop_accepting(self.servers)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         self._smtp.abort()

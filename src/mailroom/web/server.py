@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
 
 PATIENCE_S: Final = 30.0
+TURNS_TO_ACCEPT: Final = 3  # of the loop, from a connection's arrival to its protocol
 
 
 class Server(uvicorn.Server):
@@ -66,6 +67,11 @@ class Server(uvicorn.Server):
                 await self.shutdown()
                 raise
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more connections, and end."""
+        await stop_accepting(self.servers)
+        await super().shutdown(sockets)
+
     def start(self, listening: socket.socket, name: str) -> None:
         """Serve in a thread of this name; returns once it serves, or failed to."""
         self._thread = threading.Thread(target=self._run, args=[listening], name=name, daemon=True)
@@ -85,3 +91,18 @@ class Server(uvicorn.Server):
                 self.run([listening])
         finally:
             self._is_up.set()
+
+
+async def stop_accepting(servers: Iterable[asyncio.Server]) -> None:
+    """Close servers after the connections that arrived just now have their protocols.
+
+    asyncio before Python 3.13 leaves them open for good if the server closes meanwhile (cpython#109564).
+    """
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for listening in server.sockets:
+            loop.remove_reader(listening.fileno())
+    for _ in range(TURNS_TO_ACCEPT):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
