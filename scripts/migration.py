@@ -28,7 +28,7 @@ FILES: Final = {
     "accounts_and_tokens": ("accounts", "actions", "tokens", "consume", "ring"),
     "ledger": ("ledger",),
     "queue": ("cursor", "lease", "screen", "claim", "rate", "workers"),
-    "operations": ("status", "why", "dead", "traffic", "prune", "restore"),
+    "operations": ("status", "why", "dead", "traffic", "prune", "restore", "adopt"),
 }
 HEAD: Final = "-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.\n"
 VERSION: Final = re.compile(r"(?<=^RETURN )\d+(?=;$)", re.MULTILINE)

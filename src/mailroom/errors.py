@@ -162,6 +162,12 @@ class ActionsError(MailroomError):
     exit_code = 78
 
 
+class AdoptionError(MailroomError):
+    """A table of users cannot be adopted."""
+
+    exit_code = 78
+
+
 class TemplateError(MailroomError):
     """A template is missing, or does not match its action."""
 

@@ -20,6 +20,8 @@ SPEAKERS: Final = {
     "demo/signup/mails.py",
     "demo/tour.py",
     "operations/actions.py",
+    "operations/adoption.py",
+    "operations/adoption_sql.py",
     "operations/dead.py",
     "operations/pause.py",
     "operations/prune.py",

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from mailroom import __version__
 from mailroom.cli.actions import actions
+from mailroom.cli.adopt import adopt
 from mailroom.cli.collector import collector
 from mailroom.cli.common import EXIT_INTERRUPTED, EXIT_USAGE
 from mailroom.cli.console import console
@@ -181,6 +182,7 @@ for command in (
     sender,
     replay,
     actions,
+    adopt,
     templates,
     inbox,
     console,

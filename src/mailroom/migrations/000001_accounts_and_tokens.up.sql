@@ -212,21 +212,25 @@ CREATE TABLE public.tokens (
     created_at  timestamptz NOT NULL DEFAULT statement_timestamp(),
     txid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
     wrong_codes smallint NOT NULL DEFAULT 0,
-    address_changed_at timestamptz,
+    user_table  regclass,
+    ended_at    timestamptz,
+    ended_as    text,
     CONSTRAINT tokens_secret_length    CHECK (octet_length(secret) = 32),
     CONSTRAINT tokens_code_digits      CHECK (code ~ '^[0-9]{5}$'),
     CONSTRAINT tokens_subject_length   CHECK (char_length(subject) BETWEEN 1 AND 255),
     CONSTRAINT tokens_subject_printable CHECK (subject !~ '[\u0001-\u001f\u007f-\u009f]'),
     CONSTRAINT tokens_send_at_finite   CHECK (isfinite(send_at)),
     CONSTRAINT tokens_email_length     CHECK (char_length(email) <= 254),
-    CONSTRAINT tokens_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]'),
-    CONSTRAINT tokens_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$'),
+    CONSTRAINT tokens_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]' OR ended_at IS NOT NULL),
+    CONSTRAINT tokens_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$' OR ended_at IS NOT NULL),
     CONSTRAINT tokens_login_length     CHECK (char_length(login) BETWEEN 1 AND 254),
     CONSTRAINT tokens_login_printable  CHECK (login !~ '[\u0001-\u001f\u007f-\u009f]'),
     CONSTRAINT tokens_locale_tag       CHECK (locale ~ '^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$'),
     CONSTRAINT tokens_locale_length    CHECK (char_length(locale) <= 35),
     CONSTRAINT tokens_key_length       CHECK (char_length(key) BETWEEN 1 AND 255),
-    CONSTRAINT tokens_wrong_codes      CHECK (wrong_codes BETWEEN 0 AND 5)
+    CONSTRAINT tokens_wrong_codes      CHECK (wrong_codes BETWEEN 0 AND 5),
+    CONSTRAINT tokens_user             CHECK (user_table IS NULL OR account IS NULL AND subject IS NOT NULL),
+    CONSTRAINT tokens_ended            CHECK ((ended_at IS NULL) = (ended_as IS NULL))
 );
 CREATE UNIQUE INDEX tokens_secret_key ON public.tokens (secret);
 CREATE INDEX tokens_account_id_idx ON public.tokens (account, id);
@@ -249,7 +253,8 @@ COMMENT ON COLUMN public.tokens.code IS
     'Five digits, mailed with the token and required where the action needs a code. Do not show it.';
 COMMENT ON COLUMN public.tokens.account IS 'The account that the mail is for; NULL for anybody else.';
 COMMENT ON COLUMN public.tokens.subject IS
-    'The application''s own key of the person, which mailroom.consume returns; any text, or NULL.';
+    'The application''s own key of the person, which mailroom.consume returns; any text, or NULL. For a user of an '
+    'adopted table it is the text of the key.';
 COMMENT ON COLUMN public.tokens.email IS
     'The address that the mail goes to. If it is not given, it is the account''s at that time.';
 COMMENT ON COLUMN public.tokens.login IS
@@ -275,9 +280,13 @@ COMMENT ON COLUMN public.tokens.txid IS
     'The transaction that inserted the row. The queue''s cursors depend on it; leave it to its default.';
 COMMENT ON COLUMN public.tokens.wrong_codes IS
     'How many wrong codes were given for this token. The fifth one ends it.';
-COMMENT ON COLUMN public.tokens.address_changed_at IS
-    'When the account''s address changed, which ended the token (expires_at is the same time); NULL unless it did. A '
-    'trigger sets it.';
+COMMENT ON COLUMN public.tokens.user_table IS
+    'The adopted table that the user is in, whose key is subject; NULL for an account, or for anybody else.';
+COMMENT ON COLUMN public.tokens.ended_at IS
+    'When a trigger ended the token, because of what changed about its recipient; NULL unless one did.';
+COMMENT ON COLUMN public.tokens.ended_as IS
+    'What changed: address changed, activated (by other means), suspended, ineligible, user deleted; or why the '
+    'address of a new user cannot be mailed.';
 
 CREATE FUNCTION mailroom.check_data(p_action text, p_fields text[], p_data jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -330,6 +339,7 @@ DECLARE
     import_rows CONSTANT integer := 50;
     rule      mailroom.actions;
     owner     public.accounts;
+    person    record;
     statement text;
     counted   text[];
     inserted  integer;
@@ -360,10 +370,21 @@ BEGIN
         NEW.login := coalesce(NEW.login, owner.login);
         NEW.locale := coalesce(NEW.locale, owner.locale);
     END IF;
-    IF NEW.account IS NULL AND rule.account_status IS NOT NULL THEN
+    IF NEW.user_table IS NOT NULL THEN
+        SELECT * INTO person FROM mailroom.lock_user(NEW.user_table, NEW.subject);
+        IF person.id IS NULL THEN
+            RAISE EXCEPTION 'mailroom: % has no user %', NEW.user_table, quote_nullable(NEW.subject)
+                USING ERRCODE = 'foreign_key_violation';
+        END IF;
+        NEW.subject := person.id;
+        NEW.email := coalesce(NEW.email, person.email);
+        NEW.login := coalesce(NEW.login, person.login);
+        NEW.locale := coalesce(NEW.locale, person.locale);
+    ELSIF NEW.account IS NULL AND rule.account_status IS NOT NULL THEN
         RAISE EXCEPTION 'mailroom: the action % is for accounts that are %, and the token has no account',
             NEW.action, rule.account_status USING ERRCODE = 'invalid_parameter_value';
-    ELSIF NEW.email IS NULL THEN
+    END IF;
+    IF NEW.email IS NULL THEN
         RAISE EXCEPTION 'mailroom: the token has neither an account nor an address'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -387,27 +408,34 @@ COMMENT ON FUNCTION mailroom.prepare_token IS
     'address, or with data that does not fit the action.';
 
 CREATE TRIGGER tokens_prepare BEFORE INSERT ON public.tokens
-    FOR EACH ROW WHEN (NEW.email IS NULL OR NEW.login IS NULL OR NEW.lane IS NULL OR NEW.expires_at IS NULL
+    FOR EACH ROW WHEN (NEW.email IS NULL OR NEW.account IS NOT NULL AND NEW.login IS NULL OR NEW.lane IS NULL OR NEW.expires_at IS NULL
                        OR NEW.data IS NOT NULL OR NEW.txid IS DISTINCT FROM pg_current_xact_id())
     EXECUTE FUNCTION mailroom.prepare_token();
 
 CREATE FUNCTION mailroom.send(action text, recipient text DEFAULT NULL, account bigint DEFAULT NULL,
                               subject text DEFAULT NULL, login text DEFAULT NULL, locale text DEFAULT NULL,
                               data jsonb DEFAULT NULL, send_at timestamptz DEFAULT NULL, key text DEFAULT NULL,
-                              lane text DEFAULT NULL)
+                              lane text DEFAULT NULL, user_id text DEFAULT NULL, user_table regclass DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     max_tries CONSTANT integer := 3;
+    adopted   CONSTANT regclass := CASE WHEN coalesce(send.user_id, send.user_table::text) IS NOT NULL
+                                        THEN mailroom.adopted_table(send.user_table) END;
     token bigint;
 BEGIN
+    IF num_nonnulls(send.account, send.subject, send.user_id) > 1 AND adopted IS NOT NULL THEN
+        RAISE EXCEPTION 'mailroom: user_id goes with neither account nor subject'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     -- A repeated send waits for the transaction of the first one. If that is undone, this one inserts the token. The
     -- first one's token may be deleted between the two statements.
     FOR try IN 1..max_tries LOOP
-        INSERT INTO public.tokens AS t (action, email, account, subject, login, locale, data, send_at, key, lane)
-        VALUES (send.action::public.token_action, send.recipient, send.account, send.subject, send.login,
-                send.locale, send.data, send.send_at, send.key, send.lane::mailroom.lane)
+        INSERT INTO public.tokens AS t (action, email, account, subject, user_table, login, locale, data, send_at, key, lane)
+        VALUES (send.action::public.token_action, send.recipient, send.account,
+                coalesce(send.user_id, send.subject), adopted, send.login, send.locale, send.data, send.send_at,
+                send.key, send.lane::mailroom.lane)
         ON CONFLICT (action, key) WHERE key IS NOT NULL DO NOTHING
         RETURNING t.id INTO token;
         IF NOT FOUND THEN
@@ -423,8 +451,9 @@ BEGIN
               HINT = 'Look for a trigger or a rule of your own on tokens that skips the row.';
 END $$;
 COMMENT ON FUNCTION mailroom.send IS
-    'Requests a mail and returns the id of its token. It is for an account, or for anybody: recipient is the address, '
-    'which for an account may differ from its own. A repeated call with the same action and key returns the first '
+    'Requests a mail and returns the id of its token. It is for an account, for a user of an adopted table (user_id is '
+    'the key as text; user_table is needed where several are adopted), or for anybody: recipient is the address, which '
+    'may differ from the account''s or the user''s own. A repeated call with the same action and key returns the first '
     'token and requests nothing.';
 
 -- One insert for the whole statement, so that the notification carries the whole number, and an import is known
@@ -464,7 +493,8 @@ BEGIN
     now := clock_timestamp();
     -- A notice tells what happened, and goes to the address that it was written for.
     WITH ended AS (
-        UPDATE public.tokens t SET expires_at = least(t.expires_at, now), address_changed_at = now
+        UPDATE public.tokens t SET expires_at = least(t.expires_at, now), ended_at = now,
+                                   ended_as = 'address changed'
         FROM mailroom.actions k
         WHERE t.account = NEW.id AND t.consumed_at IS NULL AND (t.expires_at > now OR mailroom.renewable(t))
           AND k.action = t.action AND (k.has_link OR k.needs_code)
@@ -492,7 +522,8 @@ BEGIN
     SELECT k.action, NEW.id FROM mailroom.actions k
     WHERE k.activates
       AND EXISTS (SELECT FROM public.tokens t
-                  WHERE t.account = NEW.id AND t.action = k.action AND t.address_changed_at > OLD.suspended_at)
+                  WHERE t.account = NEW.id AND t.action = k.action
+                    AND t.ended_as = 'address changed' AND t.ended_at > OLD.suspended_at)
       AND NOT EXISTS (SELECT FROM public.tokens t
                       WHERE t.account = NEW.id AND t.action = k.action
                         AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp());
@@ -508,33 +539,42 @@ CREATE TRIGGER accounts_after_suspension AFTER UPDATE ON public.accounts
 
 -- Consuming a token, for an application that has verified its signature, or a code alone.
 
-CREATE FUNCTION mailroom.siblings(p_action text, p_account bigint, p_email text, p_subject text)
+CREATE FUNCTION mailroom.siblings(p_action text, p_account bigint, p_email text, p_subject text,
+                                  p_user_table regclass)
 RETURNS SETOF public.tokens
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF p_account IS NOT NULL THEN
         RETURN QUERY SELECT t.* FROM public.tokens t WHERE t.account = p_account AND t.action::text = p_action;
+    ELSIF p_user_table IS NOT NULL THEN
+        RETURN QUERY SELECT t.* FROM public.tokens t
+                     WHERE t.subject = p_subject AND t.user_table = p_user_table AND t.action::text = p_action;
     ELSE
         RETURN QUERY SELECT t.* FROM public.tokens t
-                     WHERE lower(t.email) = lower(p_email) AND t.account IS NULL
+                     WHERE lower(t.email) = lower(p_email) AND t.account IS NULL AND t.user_table IS NULL
                        AND t.subject IS NOT DISTINCT FROM p_subject AND t.action::text = p_action;
     END IF;
 END $$;
 COMMENT ON FUNCTION mailroom.siblings IS
-    'Returns the tokens of one action and one recipient: of an account, or, without one, of an address and a subject.';
+    'Returns the tokens of one action and one recipient: of an account, of a user of an adopted table, or, without '
+    'either, of an address and a subject.';
 
 -- Of two siblings consumed at once only one succeeds, and a suspension comes either before, and is seen, or after.
-CREATE FUNCTION mailroom.lock_recipient(p_account bigint, p_action text, p_email text) RETURNS void
+CREATE FUNCTION mailroom.lock_recipient(p_account bigint, p_action text, p_email text, p_subject text,
+                                        p_user_table regclass) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF p_account IS NOT NULL THEN
         PERFORM FROM public.accounts a WHERE a.id = p_account FOR NO KEY UPDATE;
+    ELSIF p_user_table IS NOT NULL THEN
+        PERFORM mailroom.lock_user(p_user_table, p_subject);
     ELSE
         PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.consume ' || p_action || ' ' || lower(p_email), 0));
     END IF;
 END $$;
 COMMENT ON FUNCTION mailroom.lock_recipient IS
-    'Locks the recipient of a token until the transaction ends: the account, or an address without one.';
+    'Locks the recipient of a token until the transaction ends: the account, the user of an adopted table, or an '
+    'address without either.';
 
 CREATE FUNCTION mailroom.consume_locked(p_token bigint, p_code text)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
@@ -547,16 +587,22 @@ DECLARE
 BEGIN
     SELECT * INTO named FROM public.tokens t WHERE t.id = p_token;
     SELECT * INTO rule FROM mailroom.actions k WHERE k.action = named.action;
-    SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
+    IF named.user_table IS NOT NULL THEN
+        status := (mailroom.lock_user(named.user_table, named.subject)).status;
+    ELSE
+        SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
+    END IF;
     outcome := CASE
-        WHEN named.id IS NULL OR rule.action IS NULL OR NOT (rule.has_link OR rule.needs_code) THEN 'unknown'
+        WHEN named.id IS NULL OR rule.action IS NULL OR NOT (rule.has_link OR rule.needs_code)
+             OR named.user_table IS NOT NULL AND status IS NULL THEN 'unknown'
         WHEN named.consumed_at IS NOT NULL THEN 'used'
         WHEN named.wrong_codes >= 5 THEN 'exhausted'
         WHEN named.expires_at <= clock_timestamp() THEN 'expired'
-        WHEN EXISTS (SELECT FROM mailroom.siblings(named.action::text, named.account, named.email, named.subject) s
+        WHEN EXISTS (SELECT FROM mailroom.siblings(named.action::text, named.account, named.email, named.subject,
+                                                 named.user_table) s
                      WHERE s.id <> named.id AND s.consumed_at >= named.created_at) THEN 'expired'
-        WHEN named.account IS NOT NULL AND status = 'suspended' THEN 'suspended'
-        WHEN named.account IS NOT NULL AND status <> rule.account_status THEN 'ineligible'
+        WHEN status = 'suspended' THEN 'suspended'
+        WHEN status <> rule.account_status THEN 'ineligible'
         WHEN rule.needs_code AND named.code IS DISTINCT FROM p_code THEN 'wrong_code'
         ELSE 'consumed' END;
     IF outcome = 'unknown' THEN
@@ -597,7 +643,7 @@ DECLARE
 BEGIN
     SELECT * INTO named FROM public.tokens t WHERE t.secret = p_secret AND t.action::text = p_action;
     IF FOUND THEN
-        PERFORM mailroom.lock_recipient(named.account, p_action, named.email);
+        PERFORM mailroom.lock_recipient(named.account, p_action, named.email, named.subject, named.user_table);
     END IF;
     RETURN QUERY SELECT * FROM mailroom.consume_locked(named.id, p_code);
 END $$;
@@ -610,28 +656,31 @@ COMMENT ON FUNCTION mailroom.consume IS
 
 -- Wrong codes for all open tokens of a recipient count together, so that a new request grants no further tries.
 CREATE FUNCTION mailroom.consume_code(p_action text, p_code text, p_account bigint DEFAULT NULL,
-                                      p_email text DEFAULT NULL, p_subject text DEFAULT NULL)
+                                      p_email text DEFAULT NULL, p_subject text DEFAULT NULL,
+                                      p_user_id text DEFAULT NULL, p_user_table regclass DEFAULT NULL)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
+    person  CONSTANT text := coalesce(p_user_id, p_subject);
+    adopted CONSTANT regclass := CASE WHEN p_user_id IS NOT NULL THEN mailroom.adopted_table(p_user_table) END;
     newest bigint;
     others bigint;
 BEGIN
-    IF num_nonnulls(p_account, p_email) <> 1 THEN
-        RAISE EXCEPTION 'mailroom: a code is consumed for an account, or for an address and its subject'
+    IF num_nonnulls(p_account, p_email, p_user_id) <> 1 THEN
+        RAISE EXCEPTION 'mailroom: a code is consumed for an account, for a user, or for an address and its subject'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM mailroom.lock_recipient(p_account, p_action, p_email);
+    PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, adopted);
     SELECT max(s.id) INTO newest
-    FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
+    FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s
     JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link
     WHERE coalesce(s.send_at <= clock_timestamp(), true)
       AND NOT EXISTS (SELECT FROM mailroom.deliveries d
                       WHERE d.token = s.id AND d.outcome IN ('skipped', 'rejected', 'expired')
                         AND mailroom.is_of(d.fingerprint, s.secret));
     SELECT coalesce(sum(s.wrong_codes), 0) INTO others
-    FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
+    FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s
     WHERE s.id <> newest AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp();
     SELECT * INTO outcome, account, codes_left, token, subject, email, data
     FROM mailroom.consume_locked(newest, CASE WHEN others < 5 THEN p_code END);
@@ -645,7 +694,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.consume_code IS
     'Consumes the newest token that was not held back, of an action whose mails have a code and no link: for an '
-    'account, or for an address and its subject. Returns what mailroom.consume does.';
+    'account, for a user of an adopted table, or for an address and its subject. Returns what mailroom.consume does.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
@@ -658,17 +707,20 @@ BEGIN
     IF EXISTS (SELECT FROM mailroom.actions k WHERE k.action = NEW.action AND k.activates) THEN
         UPDATE public.accounts SET status = 'active'
         WHERE id = NEW.account AND status = 'provisioned';
+        IF NEW.user_table IS NOT NULL THEN
+            PERFORM mailroom.activate_user(NEW.user_table, NEW.subject);
+        END IF;
     END IF;
     UPDATE public.tokens SET expires_at = clock_timestamp()
     WHERE id IN (SELECT s.id FROM public.tokens s
                  WHERE s.id IN (SELECT x.id FROM mailroom.siblings(NEW.action::text, NEW.account, NEW.email,
-                                                                   NEW.subject) x)
+                                                                   NEW.subject, NEW.user_table) x)
                    AND s.id <> NEW.id AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
                  FOR NO KEY UPDATE SKIP LOCKED);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_consumption IS
-    'Activates the account whose token of the activating action was consumed, and expires the token''s unconsumed '
+    'Activates the account or user whose token of the activating action was consumed, and expires the token''s unconsumed '
     'siblings.';
 
 CREATE TRIGGER tokens_after_consumption AFTER UPDATE OF consumed_at ON public.tokens

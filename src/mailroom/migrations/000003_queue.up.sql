@@ -330,7 +330,7 @@ COMMENT ON FUNCTION mailroom.limited_as IS
 CREATE FUNCTION mailroom.renewable(p_token public.tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
-    RETURN p_token.consumed_at IS NULL AND p_token.address_changed_at IS NULL AND p_token.wrong_codes < 5
+    RETURN p_token.consumed_at IS NULL AND p_token.ended_at IS NULL AND p_token.wrong_codes < 5
        AND EXISTS (SELECT FROM mailroom.actions k
                    WHERE k.action = p_token.action AND k.renews
                      AND p_token.expires_at >= coalesce(p_token.send_at, p_token.created_at) + k.lifetime)
@@ -344,6 +344,7 @@ BEGIN
                     SELECT FROM public.tokens s
                     WHERE lower(s.email) = lower(p_token.email) AND s.action = p_token.action
                       AND s.account IS NULL AND s.subject IS NOT DISTINCT FROM p_token.subject
+                      AND s.user_table IS NOT DISTINCT FROM p_token.user_table
                       AND s.consumed_at >= p_token.created_at));
 END $$;
 COMMENT ON FUNCTION mailroom.renewable IS
@@ -389,7 +390,8 @@ BEGIN
               WHERE p_token.account IS NULL AND lower(x.email) = lower(p_token.email)
                 AND x.action = p_token.action AND x.id > p_token.id
               ORDER BY x.id LIMIT looked_at) n
-        WHERE n.account IS NULL AND n.login IS NOT DISTINCT FROM p_token.login
+        WHERE n.account IS NULL AND n.user_table IS NOT DISTINCT FROM p_token.user_table
+          AND n.login IS NOT DISTINCT FROM p_token.login
           AND n.subject IS NOT DISTINCT FROM p_token.subject AND n.data IS NOT DISTINCT FROM p_token.data
     LOOP
         IF newer.consumed_at IS NULL AND newer.wrong_codes < 5 AND newer.lane <= p_token.lane

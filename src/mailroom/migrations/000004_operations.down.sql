@@ -1,5 +1,16 @@
 -- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
 
+DROP FUNCTION mailroom.adopted_table;
+DROP FUNCTION mailroom.activate_user;
+DROP FUNCTION mailroom.lock_user;
+DROP FUNCTION mailroom.end_users;
+DROP FUNCTION mailroom.after_user_change;
+DROP FUNCTION mailroom.users_changed;
+DROP FUNCTION mailroom.address_fault;
+DROP FUNCTION mailroom.user_facts;
+DROP TYPE mailroom.user_change;
+DROP TYPE mailroom.adopted_user;
+DROP TABLE mailroom.adopted;
 DROP FUNCTION mailroom.take_over;
 DROP FUNCTION mailroom.misplaced_tokens;
 DROP FUNCTION mailroom.prune_tokens;

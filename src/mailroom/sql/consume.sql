@@ -1,32 +1,41 @@
 -- Consuming a token, for an application that has verified its signature, or a code alone.
 
-CREATE FUNCTION mailroom.siblings(p_action text, p_account bigint, p_email text, p_subject text)
+CREATE FUNCTION mailroom.siblings(p_action text, p_account bigint, p_email text, p_subject text,
+                                  p_user_table regclass)
 RETURNS SETOF public.tokens
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF p_account IS NOT NULL THEN
         RETURN QUERY SELECT t.* FROM public.tokens t WHERE t.account = p_account AND t.action::text = p_action;
+    ELSIF p_user_table IS NOT NULL THEN
+        RETURN QUERY SELECT t.* FROM public.tokens t
+                     WHERE t.subject = p_subject AND t.user_table = p_user_table AND t.action::text = p_action;
     ELSE
         RETURN QUERY SELECT t.* FROM public.tokens t
-                     WHERE lower(t.email) = lower(p_email) AND t.account IS NULL
+                     WHERE lower(t.email) = lower(p_email) AND t.account IS NULL AND t.user_table IS NULL
                        AND t.subject IS NOT DISTINCT FROM p_subject AND t.action::text = p_action;
     END IF;
 END $$;
 COMMENT ON FUNCTION mailroom.siblings IS
-    'Returns the tokens of one action and one recipient: of an account, or, without one, of an address and a subject.';
+    'Returns the tokens of one action and one recipient: of an account, of a user of an adopted table, or, without '
+    'either, of an address and a subject.';
 
 -- Of two siblings consumed at once only one succeeds, and a suspension comes either before, and is seen, or after.
-CREATE FUNCTION mailroom.lock_recipient(p_account bigint, p_action text, p_email text) RETURNS void
+CREATE FUNCTION mailroom.lock_recipient(p_account bigint, p_action text, p_email text, p_subject text,
+                                        p_user_table regclass) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF p_account IS NOT NULL THEN
         PERFORM FROM public.accounts a WHERE a.id = p_account FOR NO KEY UPDATE;
+    ELSIF p_user_table IS NOT NULL THEN
+        PERFORM mailroom.lock_user(p_user_table, p_subject);
     ELSE
         PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.consume ' || p_action || ' ' || lower(p_email), 0));
     END IF;
 END $$;
 COMMENT ON FUNCTION mailroom.lock_recipient IS
-    'Locks the recipient of a token until the transaction ends: the account, or an address without one.';
+    'Locks the recipient of a token until the transaction ends: the account, the user of an adopted table, or an '
+    'address without either.';
 
 CREATE FUNCTION mailroom.consume_locked(p_token bigint, p_code text)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
@@ -39,16 +48,22 @@ DECLARE
 BEGIN
     SELECT * INTO named FROM public.tokens t WHERE t.id = p_token;
     SELECT * INTO rule FROM mailroom.actions k WHERE k.action = named.action;
-    SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
+    IF named.user_table IS NOT NULL THEN
+        status := (mailroom.lock_user(named.user_table, named.subject)).status;
+    ELSE
+        SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
+    END IF;
     outcome := CASE
-        WHEN named.id IS NULL OR rule.action IS NULL OR NOT (rule.has_link OR rule.needs_code) THEN 'unknown'
+        WHEN named.id IS NULL OR rule.action IS NULL OR NOT (rule.has_link OR rule.needs_code)
+             OR named.user_table IS NOT NULL AND status IS NULL THEN 'unknown'
         WHEN named.consumed_at IS NOT NULL THEN 'used'
         WHEN named.wrong_codes >= 5 THEN 'exhausted'
         WHEN named.expires_at <= clock_timestamp() THEN 'expired'
-        WHEN EXISTS (SELECT FROM mailroom.siblings(named.action::text, named.account, named.email, named.subject) s
+        WHEN EXISTS (SELECT FROM mailroom.siblings(named.action::text, named.account, named.email, named.subject,
+                                                 named.user_table) s
                      WHERE s.id <> named.id AND s.consumed_at >= named.created_at) THEN 'expired'
-        WHEN named.account IS NOT NULL AND status = 'suspended' THEN 'suspended'
-        WHEN named.account IS NOT NULL AND status <> rule.account_status THEN 'ineligible'
+        WHEN status = 'suspended' THEN 'suspended'
+        WHEN status <> rule.account_status THEN 'ineligible'
         WHEN rule.needs_code AND named.code IS DISTINCT FROM p_code THEN 'wrong_code'
         ELSE 'consumed' END;
     IF outcome = 'unknown' THEN
@@ -89,7 +104,7 @@ DECLARE
 BEGIN
     SELECT * INTO named FROM public.tokens t WHERE t.secret = p_secret AND t.action::text = p_action;
     IF FOUND THEN
-        PERFORM mailroom.lock_recipient(named.account, p_action, named.email);
+        PERFORM mailroom.lock_recipient(named.account, p_action, named.email, named.subject, named.user_table);
     END IF;
     RETURN QUERY SELECT * FROM mailroom.consume_locked(named.id, p_code);
 END $$;
@@ -102,28 +117,31 @@ COMMENT ON FUNCTION mailroom.consume IS
 
 -- Wrong codes for all open tokens of a recipient count together, so that a new request grants no further tries.
 CREATE FUNCTION mailroom.consume_code(p_action text, p_code text, p_account bigint DEFAULT NULL,
-                                      p_email text DEFAULT NULL, p_subject text DEFAULT NULL)
+                                      p_email text DEFAULT NULL, p_subject text DEFAULT NULL,
+                                      p_user_id text DEFAULT NULL, p_user_table regclass DEFAULT NULL)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
+    person  CONSTANT text := coalesce(p_user_id, p_subject);
+    adopted CONSTANT regclass := CASE WHEN p_user_id IS NOT NULL THEN mailroom.adopted_table(p_user_table) END;
     newest bigint;
     others bigint;
 BEGIN
-    IF num_nonnulls(p_account, p_email) <> 1 THEN
-        RAISE EXCEPTION 'mailroom: a code is consumed for an account, or for an address and its subject'
+    IF num_nonnulls(p_account, p_email, p_user_id) <> 1 THEN
+        RAISE EXCEPTION 'mailroom: a code is consumed for an account, for a user, or for an address and its subject'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM mailroom.lock_recipient(p_account, p_action, p_email);
+    PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, adopted);
     SELECT max(s.id) INTO newest
-    FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
+    FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s
     JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link
     WHERE coalesce(s.send_at <= clock_timestamp(), true)
       AND NOT EXISTS (SELECT FROM mailroom.deliveries d
                       WHERE d.token = s.id AND d.outcome IN ('skipped', 'rejected', 'expired')
                         AND mailroom.is_of(d.fingerprint, s.secret));
     SELECT coalesce(sum(s.wrong_codes), 0) INTO others
-    FROM mailroom.siblings(p_action, p_account, p_email, p_subject) s
+    FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s
     WHERE s.id <> newest AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp();
     SELECT * INTO outcome, account, codes_left, token, subject, email, data
     FROM mailroom.consume_locked(newest, CASE WHEN others < 5 THEN p_code END);
@@ -137,7 +155,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.consume_code IS
     'Consumes the newest token that was not held back, of an action whose mails have a code and no link: for an '
-    'account, or for an address and its subject. Returns what mailroom.consume does.';
+    'account, for a user of an adopted table, or for an address and its subject. Returns what mailroom.consume does.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
@@ -150,17 +168,20 @@ BEGIN
     IF EXISTS (SELECT FROM mailroom.actions k WHERE k.action = NEW.action AND k.activates) THEN
         UPDATE public.accounts SET status = 'active'
         WHERE id = NEW.account AND status = 'provisioned';
+        IF NEW.user_table IS NOT NULL THEN
+            PERFORM mailroom.activate_user(NEW.user_table, NEW.subject);
+        END IF;
     END IF;
     UPDATE public.tokens SET expires_at = clock_timestamp()
     WHERE id IN (SELECT s.id FROM public.tokens s
                  WHERE s.id IN (SELECT x.id FROM mailroom.siblings(NEW.action::text, NEW.account, NEW.email,
-                                                                   NEW.subject) x)
+                                                                   NEW.subject, NEW.user_table) x)
                    AND s.id <> NEW.id AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
                  FOR NO KEY UPDATE SKIP LOCKED);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_consumption IS
-    'Activates the account whose token of the activating action was consumed, and expires the token''s unconsumed '
+    'Activates the account or user whose token of the activating action was consumed, and expires the token''s unconsumed '
     'siblings.';
 
 CREATE TRIGGER tokens_after_consumption AFTER UPDATE OF consumed_at ON public.tokens

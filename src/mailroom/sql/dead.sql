@@ -132,19 +132,19 @@ BEGIN
                                 AND mailroom.fits(expired.account, owner.status, k.account_status)) THEN
                 outcome := 'ineligible';
             ELSIF EXISTS (SELECT FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
-                                                        expired.subject) s
+                                                        expired.subject, expired.user_table) s
                           WHERE s.consumed_at >= expired.created_at) THEN
                 outcome := 'sibling consumed';
             ELSE
                 SELECT s.id INTO other FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
-                                                              expired.subject) s
+                                                              expired.subject, expired.user_table) s
                 WHERE s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
                 ORDER BY s.id DESC LIMIT 1;
                 outcome := 'valid';
                 IF NOT FOUND THEN
-                    INSERT INTO public.tokens (action, account, subject, email, login, locale, data)
-                    VALUES (expired.action, expired.account, expired.subject, expired.email, expired.login,
-                            expired.locale, expired.data)
+                    INSERT INTO public.tokens (action, account, subject, user_table, email, login, locale, data)
+                    VALUES (expired.action, expired.account, expired.subject, expired.user_table, expired.email,
+                            expired.login, expired.locale, expired.data)
                     RETURNING id INTO other;
                     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, detail, worker)
                     VALUES (token, mailroom.rejected_as(token), 0, 'skipped', 'by hand',

@@ -4,7 +4,7 @@ CREATE FUNCTION mailroom.sendable(p_token public.tokens, p_rule mailroom.actions
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN (p_token).consumed_at IS NULL
        AND ((p_token).expires_at > clock_timestamp()
-            OR (p_rule).renews AND (p_token).address_changed_at IS NULL
+            OR (p_rule).renews AND (p_token).ended_at IS NULL
                AND (p_token).expires_at >= coalesce((p_token).send_at, (p_token).created_at) + (p_rule).lifetime);
 COMMENT ON FUNCTION mailroom.sendable IS
     'Returns whether a token that waits is open, or had its whole life and gets a new one.';

@@ -38,21 +38,25 @@ CREATE TABLE public.tokens (
     created_at  timestamptz NOT NULL DEFAULT statement_timestamp(),
     txid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
     wrong_codes smallint NOT NULL DEFAULT 0,
-    address_changed_at timestamptz,
+    user_table  regclass,
+    ended_at    timestamptz,
+    ended_as    text,
     CONSTRAINT tokens_secret_length    CHECK (octet_length(secret) = 32),
     CONSTRAINT tokens_code_digits      CHECK (code ~ '^[0-9]{5}$'),
     CONSTRAINT tokens_subject_length   CHECK (char_length(subject) BETWEEN 1 AND 255),
     CONSTRAINT tokens_subject_printable CHECK (subject !~ '[\u0001-\u001f\u007f-\u009f]'),
     CONSTRAINT tokens_send_at_finite   CHECK (isfinite(send_at)),
     CONSTRAINT tokens_email_length     CHECK (char_length(email) <= 254),
-    CONSTRAINT tokens_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]'),
-    CONSTRAINT tokens_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$'),
+    CONSTRAINT tokens_email_printable  CHECK (email !~ '[\u0001-\u001f\u007f-\u009f]' OR ended_at IS NOT NULL),
+    CONSTRAINT tokens_email_one_at     CHECK (email ~ '^[^@]+@[^@]+$' OR ended_at IS NOT NULL),
     CONSTRAINT tokens_login_length     CHECK (char_length(login) BETWEEN 1 AND 254),
     CONSTRAINT tokens_login_printable  CHECK (login !~ '[\u0001-\u001f\u007f-\u009f]'),
     CONSTRAINT tokens_locale_tag       CHECK (locale ~ '^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$'),
     CONSTRAINT tokens_locale_length    CHECK (char_length(locale) <= 35),
     CONSTRAINT tokens_key_length       CHECK (char_length(key) BETWEEN 1 AND 255),
-    CONSTRAINT tokens_wrong_codes      CHECK (wrong_codes BETWEEN 0 AND 5)
+    CONSTRAINT tokens_wrong_codes      CHECK (wrong_codes BETWEEN 0 AND 5),
+    CONSTRAINT tokens_user             CHECK (user_table IS NULL OR account IS NULL AND subject IS NOT NULL),
+    CONSTRAINT tokens_ended            CHECK ((ended_at IS NULL) = (ended_as IS NULL))
 );
 CREATE UNIQUE INDEX tokens_secret_key ON public.tokens (secret);
 CREATE INDEX tokens_account_id_idx ON public.tokens (account, id);
@@ -75,7 +79,8 @@ COMMENT ON COLUMN public.tokens.code IS
     'Five digits, mailed with the token and required where the action needs a code. Do not show it.';
 COMMENT ON COLUMN public.tokens.account IS 'The account that the mail is for; NULL for anybody else.';
 COMMENT ON COLUMN public.tokens.subject IS
-    'The application''s own key of the person, which mailroom.consume returns; any text, or NULL.';
+    'The application''s own key of the person, which mailroom.consume returns; any text, or NULL. For a user of an '
+    'adopted table it is the text of the key.';
 COMMENT ON COLUMN public.tokens.email IS
     'The address that the mail goes to. If it is not given, it is the account''s at that time.';
 COMMENT ON COLUMN public.tokens.login IS
@@ -101,9 +106,13 @@ COMMENT ON COLUMN public.tokens.txid IS
     'The transaction that inserted the row. The queue''s cursors depend on it; leave it to its default.';
 COMMENT ON COLUMN public.tokens.wrong_codes IS
     'How many wrong codes were given for this token. The fifth one ends it.';
-COMMENT ON COLUMN public.tokens.address_changed_at IS
-    'When the account''s address changed, which ended the token (expires_at is the same time); NULL unless it did. A '
-    'trigger sets it.';
+COMMENT ON COLUMN public.tokens.user_table IS
+    'The adopted table that the user is in, whose key is subject; NULL for an account, or for anybody else.';
+COMMENT ON COLUMN public.tokens.ended_at IS
+    'When a trigger ended the token, because of what changed about its recipient; NULL unless one did.';
+COMMENT ON COLUMN public.tokens.ended_as IS
+    'What changed: address changed, activated (by other means), suspended, ineligible, user deleted; or why the '
+    'address of a new user cannot be mailed.';
 
 CREATE FUNCTION mailroom.check_data(p_action text, p_fields text[], p_data jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -156,6 +165,7 @@ DECLARE
     import_rows CONSTANT integer := 50;
     rule      mailroom.actions;
     owner     public.accounts;
+    person    record;
     statement text;
     counted   text[];
     inserted  integer;
@@ -186,10 +196,21 @@ BEGIN
         NEW.login := coalesce(NEW.login, owner.login);
         NEW.locale := coalesce(NEW.locale, owner.locale);
     END IF;
-    IF NEW.account IS NULL AND rule.account_status IS NOT NULL THEN
+    IF NEW.user_table IS NOT NULL THEN
+        SELECT * INTO person FROM mailroom.lock_user(NEW.user_table, NEW.subject);
+        IF person.id IS NULL THEN
+            RAISE EXCEPTION 'mailroom: % has no user %', NEW.user_table, quote_nullable(NEW.subject)
+                USING ERRCODE = 'foreign_key_violation';
+        END IF;
+        NEW.subject := person.id;
+        NEW.email := coalesce(NEW.email, person.email);
+        NEW.login := coalesce(NEW.login, person.login);
+        NEW.locale := coalesce(NEW.locale, person.locale);
+    ELSIF NEW.account IS NULL AND rule.account_status IS NOT NULL THEN
         RAISE EXCEPTION 'mailroom: the action % is for accounts that are %, and the token has no account',
             NEW.action, rule.account_status USING ERRCODE = 'invalid_parameter_value';
-    ELSIF NEW.email IS NULL THEN
+    END IF;
+    IF NEW.email IS NULL THEN
         RAISE EXCEPTION 'mailroom: the token has neither an account nor an address'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -213,27 +234,34 @@ COMMENT ON FUNCTION mailroom.prepare_token IS
     'address, or with data that does not fit the action.';
 
 CREATE TRIGGER tokens_prepare BEFORE INSERT ON public.tokens
-    FOR EACH ROW WHEN (NEW.email IS NULL OR NEW.login IS NULL OR NEW.lane IS NULL OR NEW.expires_at IS NULL
+    FOR EACH ROW WHEN (NEW.email IS NULL OR NEW.account IS NOT NULL AND NEW.login IS NULL OR NEW.lane IS NULL OR NEW.expires_at IS NULL
                        OR NEW.data IS NOT NULL OR NEW.txid IS DISTINCT FROM pg_current_xact_id())
     EXECUTE FUNCTION mailroom.prepare_token();
 
 CREATE FUNCTION mailroom.send(action text, recipient text DEFAULT NULL, account bigint DEFAULT NULL,
                               subject text DEFAULT NULL, login text DEFAULT NULL, locale text DEFAULT NULL,
                               data jsonb DEFAULT NULL, send_at timestamptz DEFAULT NULL, key text DEFAULT NULL,
-                              lane text DEFAULT NULL)
+                              lane text DEFAULT NULL, user_id text DEFAULT NULL, user_table regclass DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     max_tries CONSTANT integer := 3;
+    adopted   CONSTANT regclass := CASE WHEN coalesce(send.user_id, send.user_table::text) IS NOT NULL
+                                        THEN mailroom.adopted_table(send.user_table) END;
     token bigint;
 BEGIN
+    IF num_nonnulls(send.account, send.subject, send.user_id) > 1 AND adopted IS NOT NULL THEN
+        RAISE EXCEPTION 'mailroom: user_id goes with neither account nor subject'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     -- A repeated send waits for the transaction of the first one. If that is undone, this one inserts the token. The
     -- first one's token may be deleted between the two statements.
     FOR try IN 1..max_tries LOOP
-        INSERT INTO public.tokens AS t (action, email, account, subject, login, locale, data, send_at, key, lane)
-        VALUES (send.action::public.token_action, send.recipient, send.account, send.subject, send.login,
-                send.locale, send.data, send.send_at, send.key, send.lane::mailroom.lane)
+        INSERT INTO public.tokens AS t (action, email, account, subject, user_table, login, locale, data, send_at, key, lane)
+        VALUES (send.action::public.token_action, send.recipient, send.account,
+                coalesce(send.user_id, send.subject), adopted, send.login, send.locale, send.data, send.send_at,
+                send.key, send.lane::mailroom.lane)
         ON CONFLICT (action, key) WHERE key IS NOT NULL DO NOTHING
         RETURNING t.id INTO token;
         IF NOT FOUND THEN
@@ -249,8 +277,9 @@ BEGIN
               HINT = 'Look for a trigger or a rule of your own on tokens that skips the row.';
 END $$;
 COMMENT ON FUNCTION mailroom.send IS
-    'Requests a mail and returns the id of its token. It is for an account, or for anybody: recipient is the address, '
-    'which for an account may differ from its own. A repeated call with the same action and key returns the first '
+    'Requests a mail and returns the id of its token. It is for an account, for a user of an adopted table (user_id is '
+    'the key as text; user_table is needed where several are adopted), or for anybody: recipient is the address, which '
+    'may differ from the account''s or the user''s own. A repeated call with the same action and key returns the first '
     'token and requests nothing.';
 
 -- One insert for the whole statement, so that the notification carries the whole number, and an import is known
@@ -290,7 +319,8 @@ BEGIN
     now := clock_timestamp();
     -- A notice tells what happened, and goes to the address that it was written for.
     WITH ended AS (
-        UPDATE public.tokens t SET expires_at = least(t.expires_at, now), address_changed_at = now
+        UPDATE public.tokens t SET expires_at = least(t.expires_at, now), ended_at = now,
+                                   ended_as = 'address changed'
         FROM mailroom.actions k
         WHERE t.account = NEW.id AND t.consumed_at IS NULL AND (t.expires_at > now OR mailroom.renewable(t))
           AND k.action = t.action AND (k.has_link OR k.needs_code)
@@ -318,7 +348,8 @@ BEGIN
     SELECT k.action, NEW.id FROM mailroom.actions k
     WHERE k.activates
       AND EXISTS (SELECT FROM public.tokens t
-                  WHERE t.account = NEW.id AND t.action = k.action AND t.address_changed_at > OLD.suspended_at)
+                  WHERE t.account = NEW.id AND t.action = k.action
+                    AND t.ended_as = 'address changed' AND t.ended_at > OLD.suspended_at)
       AND NOT EXISTS (SELECT FROM public.tokens t
                       WHERE t.account = NEW.id AND t.action = k.action
                         AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp());

@@ -1,0 +1,120 @@
+"""``mailroom adopt``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from mailroom.cli.common import as_table, confirm, connected_as_owner, environment_help, json_option
+from mailroom.settings.collector import DatabaseSettings
+
+if TYPE_CHECKING:
+    import psycopg
+
+# operations.adoption has what they mean; importing it would load psycopg for --help.
+PRESETS = ("django", "devise", "supabase", "fastapi-users")
+
+
+@click.command(epilog=environment_help(DatabaseSettings))
+@click.argument("table", required=False)
+@click.option("--preset", type=click.Choice(PRESETS), help="Begin with the columns of this framework.")
+@click.option("--key", help="The unique column that names a user.  [default: the primary key]")
+@click.option("--email", help="The column of the address, or an expression.  [default: email]")
+@click.option("--login", help="The column of the name that mails show, or an expression.")
+@click.option("--locale", help="The column of the language, or an expression.")
+@click.option("--pending-when", metavar="SQL", help="The condition for a user who waits for activation.")
+@click.option(
+    "--active-when",
+    metavar="SQL",
+    help="The condition for an active user.  [default: who is not pending]",
+)
+@click.option(
+    "--on-activation", metavar="SQL", help="What a consumed activation sets, as in: confirmed_at = now()"
+)
+@click.option("--apply", is_flag=True, help="Run the SQL instead of printing it.")
+@click.option(
+    "--mail-existing",
+    is_flag=True,
+    help="Mail the pending users of an adopted table who had no activation.",
+)
+@click.option("--drop", is_flag=True, help="Take the adoption back.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def adopt(
+    table: str | None, preset: str | None, apply: bool, mail_existing: bool, drop: bool, yes: bool,
+    as_json: bool, **said: str | None,
+) -> None:  # fmt: skip
+    """Adopt TABLE, the application's own table of users; without TABLE, list what is adopted.
+
+    It prints SQL for a migration of the application, which --apply runs instead. From then on an INSERT of a
+    pending user requests the activation mail in the same transaction, and a change of the address or of the
+    status ends what is pending. Users who were there before get no mail, unless --mail-existing asks for it.
+
+    \b
+    Examples:
+      mailroom adopt --preset django
+      mailroom adopt users --pending-when 'confirmed_at IS NULL' --on-activation 'confirmed_at = now()'
+      mailroom adopt users --mail-existing
+      mailroom adopt users --drop
+    """
+    from mailroom.operations import adoption
+
+    given = adoption.Wish(**said)
+    if preset:
+        name, wish = adoption.PRESETS[preset]
+        table, given = table or name, given.over(wish)
+    with connected_as_owner() as connection:
+        if table is None:
+            if apply or mail_existing or drop or given != adoption.Wish():
+                raise click.UsageError("name the table")
+            _list(connection, as_json=as_json)
+        elif drop:
+            if not yes:
+                confirm(f"Take {table} back? Links that were mailed stop working.", "--drop needs --yes")
+            adoption.drop(connection, table)
+            click.echo(f"{table} is not adopted any more")
+        elif mail_existing:
+            _mail_existing(connection, table, yes=yes)
+        else:
+            planned = adoption.plan(connection, table, given)
+            if not apply:
+                click.echo(planned.text())
+                return
+            adoption.apply(connection, planned)
+            click.echo(f"{planned.table.name} is adopted")
+
+
+def _list(connection: psycopg.Connection, *, as_json: bool) -> None:
+    from mailroom.operations.adoption import adopted
+
+    found = adopted(connection)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found]))
+    elif found:
+        header = ("table", "key", "email", "login", "locale", "pending when", "active when", "on activation")
+        rows = [
+            (
+                one.user_table + ("" if one.exists else " (dropped)"), one.key_column, one.email, one.login,
+                one.locale, one.pending_when, one.active_when, one.on_activation or "-",
+            )
+            for one in found
+        ]  # fmt: skip
+        click.echo(as_table([header, *rows]))
+    else:
+        click.echo("no table is adopted; `mailroom adopt --help` shows how")
+
+
+def _mail_existing(connection: psycopg.Connection, table: str, *, yes: bool) -> None:
+    from mailroom.operations.adoption import mail_existing
+
+    if not yes:
+        confirm(
+            f"Mail the pending users of {table} who had no activation yet?", "--mail-existing needs --yes"
+        )
+    read, mailed = mail_existing(
+        connection, table, lambda read, mailed: click.echo(f"{read} users read, {mailed} mails", err=True)
+    )
+    click.echo(f"{mailed} mails requested for {read} users")
