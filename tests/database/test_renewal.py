@@ -167,3 +167,18 @@ def test_what_waits_for_a_renewal_is_not_called_expired(database: str, db: Db) -
     done = commands.run("why", "zoe", env=environment(database))
     assert re.match("waiting: ", done.stdout)
     assert 1 == len(claimed_tokens(db))
+
+
+def test_a_lifetime_that_becomes_longer_holds_for_what_expired_unsent(db: Db) -> None:
+    sent, ended, waiting = (sign_up(db, name) for name in "abc")
+    (lease,) = claim(db)
+    record(db, lease, {sent: "sent", ended: "transient", waiting: "transient"})
+    db.execute("UPDATE tokens SET expires_at = clock_timestamp() WHERE id = %s", [ended])
+    let_time_pass(db)
+    db.execute("UPDATE mailroom.actions SET lifetime = '1 day' WHERE action = 'activation'")
+    assert timedelta(0) > life_left(db, sent)
+    assert timedelta(hours=22) < life_left(db, waiting)
+    let_time_pass(db, 60 * 24)
+    expire_leases(db)
+    (lease,) = claim(db)
+    assert (waiting,) == lease.tokens

@@ -283,10 +283,10 @@ COMMENT ON COLUMN public.tokens.wrong_codes IS
 COMMENT ON COLUMN public.tokens.user_table IS
     'The adopted table that the user is in, whose key is subject; NULL for an account, or for anybody else.';
 COMMENT ON COLUMN public.tokens.ended_at IS
-    'When a trigger ended the token, because of what changed about its recipient; NULL unless one did.';
+    'When a trigger ended the token before its time, and no mail goes out for it; NULL unless one did.';
 COMMENT ON COLUMN public.tokens.ended_as IS
-    'What changed: address changed, activated (by other means), suspended, ineligible, user deleted; or why the '
-    'address of a new user cannot be mailed.';
+    'What changed: sibling consumed, address changed, activated (by other means), suspended, ineligible, user deleted; '
+    'or why the address of a new user cannot be mailed.';
 
 CREATE FUNCTION mailroom.check_data(p_action text, p_fields text[], p_data jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -703,6 +703,8 @@ COMMENT ON FUNCTION mailroom.consume_code IS
 -- account before, with row_security = off.
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    now CONSTANT timestamptz := clock_timestamp();
 BEGIN
     IF EXISTS (SELECT FROM mailroom.actions k WHERE k.action = NEW.action AND k.activates) THEN
         UPDATE public.accounts SET status = 'active'
@@ -711,11 +713,11 @@ BEGIN
             PERFORM mailroom.activate_user(NEW.user_table, NEW.subject);
         END IF;
     END IF;
-    UPDATE public.tokens SET expires_at = clock_timestamp()
+    UPDATE public.tokens SET expires_at = now, ended_at = now, ended_as = 'sibling consumed'
     WHERE id IN (SELECT s.id FROM public.tokens s
                  WHERE s.id IN (SELECT x.id FROM mailroom.siblings(NEW.action::text, NEW.account, NEW.email,
                                                                    NEW.subject, NEW.user_table) x)
-                   AND s.id <> NEW.id AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
+                   AND s.id <> NEW.id AND s.consumed_at IS NULL AND s.expires_at > now
                  FOR NO KEY UPDATE SKIP LOCKED);
     RETURN NULL;
 END $$;

@@ -85,17 +85,7 @@ BEGIN
         WHEN t.consumed_at IS NOT NULL THEN 'consumed'
         WHEN t.ended_at IS NOT NULL THEN t.ended_as
         WHEN t.expires_at <= clock_timestamp() AND NOT (coalesce(k.renews, false) AND mailroom.renewable(t))
-            THEN CASE WHEN EXISTS (
-            SELECT FROM public.tokens s
-            WHERE s.account = t.account AND s.action = t.action AND s.id <> t.id AND s.consumed_at
-                  BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
-            OR t.account IS NULL AND EXISTS (
-            SELECT FROM public.tokens s
-            WHERE lower(s.email) = lower(t.email) AND s.action = t.action AND s.account IS NULL
-              AND s.subject IS NOT DISTINCT FROM t.subject AND s.user_table IS NOT DISTINCT FROM t.user_table
-              AND s.id <> t.id AND s.consumed_at
-                  BETWEEN t.expires_at - interval '1 second' AND t.expires_at + interval '1 second')
-            THEN 'sibling consumed' ELSE 'expired' END
+            THEN 'expired'
         WHEN a.status = 'suspended' THEN 'suspended'
         WHEN k.action IS NULL THEN 'unknown action'
         WHEN NOT mailroom.fits(t.account, a.status, k.account_status) THEN 'ineligible'
@@ -115,8 +105,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
     SELECT m.why FROM mailroom.not_mailable(ARRAY[p_token]) m
 $$;
 COMMENT ON FUNCTION mailroom.why_not_mailable IS
-    'Returns why a token may not be mailed: deleted, consumed, tokens.ended_as (what ended it), sibling '
-    'consumed (which ended it), expired (and not to be renewed), suspended, unknown action (without a row in '
+    'Returns why a token may not be mailed: deleted, consumed, tokens.ended_as (what ended it), '
+    'expired (and not to be renewed), suspended, unknown action (without a row in '
     'mailroom.actions), ineligible; NULL if it may.';
 
 CREATE FUNCTION mailroom.record_skipped(p_tokens bigint[], p_attempt integer, p_worker text) RETURNS void

@@ -14,6 +14,8 @@ DROP FUNCTION mailroom.screen;
 DROP TYPE mailroom.doubt;
 DROP FUNCTION mailroom.has_newer;
 DROP FUNCTION mailroom.is_over;
+DROP TRIGGER actions_after_longer_lifetime ON mailroom.actions;
+DROP FUNCTION mailroom.after_longer_lifetime;
 DROP FUNCTION mailroom.renewable;
 DROP FUNCTION mailroom.limited_as;
 DROP TABLE mailroom.granted;

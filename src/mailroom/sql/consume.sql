@@ -164,6 +164,8 @@ COMMENT ON FUNCTION mailroom.consume_code IS
 -- account before, with row_security = off.
 CREATE FUNCTION mailroom.after_consumption() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    now CONSTANT timestamptz := clock_timestamp();
 BEGIN
     IF EXISTS (SELECT FROM mailroom.actions k WHERE k.action = NEW.action AND k.activates) THEN
         UPDATE public.accounts SET status = 'active'
@@ -172,11 +174,11 @@ BEGIN
             PERFORM mailroom.activate_user(NEW.user_table, NEW.subject);
         END IF;
     END IF;
-    UPDATE public.tokens SET expires_at = clock_timestamp()
+    UPDATE public.tokens SET expires_at = now, ended_at = now, ended_as = 'sibling consumed'
     WHERE id IN (SELECT s.id FROM public.tokens s
                  WHERE s.id IN (SELECT x.id FROM mailroom.siblings(NEW.action::text, NEW.account, NEW.email,
                                                                    NEW.subject, NEW.user_table) x)
-                   AND s.id <> NEW.id AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp()
+                   AND s.id <> NEW.id AND s.consumed_at IS NULL AND s.expires_at > now
                  FOR NO KEY UPDATE SKIP LOCKED);
     RETURN NULL;
 END $$;

@@ -50,6 +50,24 @@ COMMENT ON FUNCTION mailroom.renewable IS
     'Returns whether a token that expired before it was sent gets a new life: its action renews, it had its whole '
     'life, and no sibling was consumed meanwhile.';
 
+-- Otherwise a token that expired while no mail could be sent would not have had its whole life, and be lost.
+CREATE FUNCTION mailroom.after_longer_lifetime() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    UPDATE public.tokens t SET expires_at = coalesce(t.send_at, t.created_at) + NEW.lifetime
+    WHERE t.action = NEW.action AND t.consumed_at IS NULL AND t.ended_at IS NULL
+      AND t.expires_at = coalesce(t.send_at, t.created_at) + OLD.lifetime
+      AND NOT EXISTS (SELECT FROM mailroom.deliveries d
+                      WHERE d.token = t.id AND d.outcome = 'sent' AND mailroom.is_of(d.fingerprint, t.secret));
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION mailroom.after_longer_lifetime IS
+    'Gives the longer lifetime of an action that renews to its tokens that were not sent yet.';
+
+CREATE TRIGGER actions_after_longer_lifetime AFTER UPDATE OF lifetime ON mailroom.actions
+    FOR EACH ROW WHEN (NEW.renews AND NEW.lifetime > OLD.lifetime)
+    EXECUTE FUNCTION mailroom.after_longer_lifetime();
+
 -- A mail must not arrive when its token has just expired. A life that somebody shortened counts to its end.
 CREATE FUNCTION mailroom.is_over(p_token public.tokens, p_lifetime interval, p_now timestamptz) RETURNS boolean
 LANGUAGE sql STABLE

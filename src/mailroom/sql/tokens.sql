@@ -109,10 +109,10 @@ COMMENT ON COLUMN public.tokens.wrong_codes IS
 COMMENT ON COLUMN public.tokens.user_table IS
     'The adopted table that the user is in, whose key is subject; NULL for an account, or for anybody else.';
 COMMENT ON COLUMN public.tokens.ended_at IS
-    'When a trigger ended the token, because of what changed about its recipient; NULL unless one did.';
+    'When a trigger ended the token before its time, and no mail goes out for it; NULL unless one did.';
 COMMENT ON COLUMN public.tokens.ended_as IS
-    'What changed: address changed, activated (by other means), suspended, ineligible, user deleted; or why the '
-    'address of a new user cannot be mailed.';
+    'What changed: sibling consumed, address changed, activated (by other means), suspended, ineligible, user deleted; '
+    'or why the address of a new user cannot be mailed.';
 
 CREATE FUNCTION mailroom.check_data(p_action text, p_fields text[], p_data jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
