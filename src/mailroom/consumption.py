@@ -5,13 +5,18 @@ key. Then it calls ``mailroom.consume`` in the database, one conditional UPDATE 
 of two concurrent requests one succeeds, and the other gets an error. ``consume_code`` is for actions whose
 mails have a code and no link.
 
-A wrong code is counted, and the fifth one ends the token. The count is part of your transaction. If one is
-open, commit it after a ``WrongCode`` too, or an attacker may try codes without limit. On a connection
-without an open transaction ``consume`` commits by itself.
+Each runs one statement on the connection, as ``connection.execute`` would, and commits nothing: in autocommit
+mode the statement is a transaction of its own, otherwise it is part of the caller's. A refusal leaves that
+transaction as it is; an error of the database aborts it, as that of any statement would.
+
+A wrong code is counted, and the fifth one ends the token. The count is part of the transaction. Commit it
+after a ``WrongCode`` too, or an attacker may try codes without limit. The integrations in
+``mailroom.contrib`` count it in a transaction of its own, so that a rollback does not undo it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple, overload
 
@@ -33,13 +38,18 @@ from mailroom.wording import counted
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
+# data as text, since drivers and frameworks differ in what they make of jsonb.
 CONSUME: Final = (
-    "SELECT outcome, account, codes_left, token, subject, email, data FROM mailroom.consume(%s, %s, %s)"
+    "SELECT outcome, account, codes_left, token, subject, email, data::text FROM "
+    "mailroom.consume(%(secret)s, %(action)s, %(code)s)"
 )
 CONSUME_CODE: Final = (
-    "SELECT outcome, account, codes_left, token, subject, email, data FROM "
-    "mailroom.consume_code(%s, %s, %s, %s, %s)"
+    "SELECT outcome, account, codes_left, token, subject, email, data::text FROM "
+    "mailroom.consume_code(%(action)s, %(code)s, %(account)s, %(email)s, %(subject)s)"
 )
+COUNT_CODE: Final = CONSUME_CODE[:-1] + ", p_count_only => true)"
+# Before Request.counting: the caller's own transaction may have locked the token.
+LIMIT_WAIT: Final = "SET LOCAL lock_timeout = '10s'"
 
 
 class Consumed(NamedTuple):
@@ -93,9 +103,7 @@ def consume(
         UnknownToken, TokenUsed, TokenExpired, AccountSuspended, AccountIneligible: the database refused it.
         ValueError: the action or a key is not valid.
     """
-    action = action if isinstance(action, Action) else action_named(action)
-    secret, code = _checked(token, action, keys, code)
-    return _consume(connection, action, CONSUME, [secret, action.name, code])
+    return _ask(connection, token_request(token, action, keys, code))
 
 
 @overload
@@ -146,59 +154,70 @@ def consume_code(
         UnknownToken, TokenUsed, TokenExpired, AccountSuspended, AccountIneligible: the database refused it.
         ValueError: the action has a link or no code, or not one of account and email is given.
     """
+    return _ask(connection, code_request(code, action, account, email, subject))
+
+
+class Request(NamedTuple):
+    """One question to the database.
+
+    Attributes:
+        action: the action's name.
+        query: the statement, with ``%(name)s`` for its parameters. It returns one row, for ``answer``.
+        parameters: the values.
+        counting: a statement with the same parameters that only counts a wrong code, to be committed before
+            ``query`` is run; None if the code is certainly right, or the action has none.
+    """
+
+    action: str
+    query: LiteralString
+    parameters: Mapping[str, object]
+    counting: LiteralString | None
+
+
+def token_request(token: str, action: Action | str, keys: Keys, code: str | None) -> Request:
+    """Verify a token, and return what to ask the database; raises what ``verify`` does.
+
+    The signature covers the code. If it does not verify, one of the two is wrong. Only the database knows
+    which, so the request has no code, and the database counts the try.
+    """
+    action = action if isinstance(action, Action) else action_named(action)
+    try:
+        secret = verify(token, action, keys=keys, code=code)
+        known = code if action.needs_code else None
+        counting = None
+    except ForgedToken:
+        if not action.needs_code:
+            raise
+        secret, known, counting = split(token)[0], None, CONSUME
+    return Request(action.name, CONSUME, {"secret": secret, "action": action.name, "code": known}, counting)
+
+
+def code_request(
+    code: str, action: Action | str, account: int | None, email: str | None, subject: str | None
+) -> Request:
+    """Check the arguments of ``consume_code``, and return what to ask the database."""
     action = action if isinstance(action, Action) else action_named(action)
     if action.has_link or not action.needs_code:
         raise ValueError(f"{action.name} is not an action with a code and no link; consume its token")
     if (account is None) == (email is None):
         raise ValueError("give the account, or the email of a recipient without an account")
     check_code(code)
-    return _consume(connection, action, CONSUME_CODE, [action.name, code, account, email, subject])
+    parameters = {"action": action.name, "code": code, "account": account, "email": email, "subject": subject}
+    return Request(action.name, CONSUME_CODE, parameters, COUNT_CODE)
 
 
-def _consume(
-    connection: Connection[Any] | AsyncConnection[Any],
-    action: Action,
-    query: LiteralString,
-    parameters: Sequence[object],
-) -> Consumed | Awaitable[Consumed]:
-    import psycopg
-
-    if isinstance(connection, psycopg.AsyncConnection):
-        return _consume_async(connection, action, query, parameters)
-    with connection.transaction(), connection.cursor(row_factory=psycopg.rows.tuple_row) as cursor:
-        row = cursor.execute(query, parameters).fetchone()
-    return _answer(action, row)
+def refuse_wrong_code(request: Request, row: Sequence[Any] | None) -> None:
+    """Raise WrongCode or CodesExhausted if that is the answer to ``request.counting``."""
+    if row and row[0] in {"wrong_code", "exhausted"}:
+        answer(request, row)
 
 
-async def _consume_async(
-    connection: AsyncConnection[Any], action: Action, query: LiteralString, parameters: Sequence[object]
-) -> Consumed:
-    import psycopg
-
-    async with (
-        connection.transaction(),
-        connection.cursor(row_factory=psycopg.rows.tuple_row) as cursor,
-    ):
-        row = await (await cursor.execute(query, parameters)).fetchone()
-    return _answer(action, row)
-
-
-def _checked(token: str, action: Action, keys: Keys, code: str | None) -> tuple[bytes, str | None]:
-    """The token's secret and the verified code; None for a wrong code, which the database then counts."""
-    try:
-        return verify(token, action, keys=keys, code=code), code if action.needs_code else None
-    except ForgedToken:
-        if not action.needs_code:
-            raise
-        # The signature covers the code. One of them is wrong, and only the database knows which.
-        return split(token)[0], None
-
-
-def _answer(action: Action, row: tuple[Any, ...] | None) -> Consumed:
+def answer(request: Request, row: Sequence[Any] | None) -> Consumed:
+    """What the row of ``request.query`` says: the consumed token, or an error."""
     outcome, account, codes_left, token, subject, email, data = row or ("unknown", *[None] * 6)
     match outcome:
         case "consumed":
-            return Consumed(account, action.name, token, subject, email, data or {})
+            return Consumed(account, request.action, token, subject, email, json.loads(data or "{}"))
         case "wrong_code":
             raise WrongCode(
                 f"the code is wrong; {counted(codes_left or 0, 'more try', 'more tries')}",
@@ -212,7 +231,28 @@ def _answer(action: Action, row: tuple[Any, ...] | None) -> Consumed:
         "exhausted": CodesExhausted("five wrong codes ended the token", hint="ask for a new mail"),
         "suspended": AccountSuspended("the account is suspended", hint="ask the person who suspended it"),
         "ineligible": AccountIneligible(
-            f"the account's status does not fit {action.name}", hint="activate the account first"
+            f"the account's status does not fit {request.action}", hint="activate the account first"
         ),
     }
     raise refusals[outcome]
+
+
+def _ask(
+    connection: Connection[Any] | AsyncConnection[Any], request: Request
+) -> Consumed | Awaitable[Consumed]:
+    import psycopg
+
+    if isinstance(connection, psycopg.AsyncConnection):
+        return _ask_async(connection, request)
+    # The connection's own kind of cursor may want other placeholders.
+    with psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
+        row = cursor.execute(request.query, request.parameters).fetchone()
+    return answer(request, row)
+
+
+async def _ask_async(connection: AsyncConnection[Any], request: Request) -> Consumed:
+    import psycopg
+
+    async with psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
+        row = await (await cursor.execute(request.query, request.parameters)).fetchone()
+    return answer(request, row)

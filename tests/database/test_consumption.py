@@ -167,24 +167,16 @@ def test_a_code_alone_needs_an_action_without_a_link_and_one_recipient(
         mailroom.consume_code(db, "12345", own["confirm"], account=1)
 
 
-def test_any_row_factory_will_do(database: str, db: Db) -> None:
-    sent = activation(db)
-    with psycopg.connect(database, row_factory=psycopg.rows.dict_row) as connection:
-        assert sent.account == mailroom.consume(connection, sent.token, "activation", keys=KEY).account
-
-
-def test_five_wrong_codes_end_a_recovery_token(database: str, db: Db) -> None:
+def test_five_wrong_codes_end_a_recovery_token(db: Db) -> None:
     sent = recovery(db)
-    with psycopg.connect(database) as connection:  # not in autocommit mode: each try counts all the same
-        for left in (4, 3, 2, 1):
-            with pytest.raises(errors.WrongCode) as refused:
-                mailroom.consume(connection, sent.token, "password_recovery", keys=KEY, code=wrong(sent.code))
-            assert left == refused.value.codes_left
-            assert f"the code is wrong; {left} more {'try' if left == 1 else 'tries'}" == str(refused.value)
-        connection.rollback()
-        for code in (wrong(sent.code), sent.code):
-            with pytest.raises(errors.CodesExhausted):
-                mailroom.consume(connection, sent.token, "password_recovery", keys=KEY, code=code)
+    for left in (4, 3, 2, 1):
+        with pytest.raises(errors.WrongCode) as refused:
+            mailroom.consume(db, sent.token, "password_recovery", keys=KEY, code=wrong(sent.code))
+        assert left == refused.value.codes_left
+        assert f"the code is wrong; {left} more {'try' if left == 1 else 'tries'}" == str(refused.value)
+    for code in (wrong(sent.code), sent.code):
+        with pytest.raises(errors.CodesExhausted):
+            mailroom.consume(db, sent.token, "password_recovery", keys=KEY, code=code)
 
 
 def test_a_wrong_code_below_five_does_no_harm(db: Db) -> None:
@@ -252,16 +244,6 @@ def test_a_consumed_token_ends_its_siblings(db: Db) -> None:
     mailroom.consume(db, second.token, "password_recovery", keys=KEY, code=second.code)
     with pytest.raises(errors.TokenExpired):
         mailroom.consume(db, first.token, "password_recovery", keys=KEY, code=first.code)
-
-
-def test_in_an_open_transaction_it_is_part_of_it(database: str, db: Db) -> None:
-    sent = activation(db)
-    with psycopg.connect(database) as connection:
-        connection.execute("SELECT 1")
-        mailroom.consume(connection, sent.token, "activation", keys=KEY)
-        connection.rollback()
-    assert "provisioned" == status(db, sent.account)
-    mailroom.consume(db, sent.token, "activation", keys=KEY)
 
 
 def consuming(sent: Mail, action: str, code: str | None = None) -> Callable[[Db], object]:

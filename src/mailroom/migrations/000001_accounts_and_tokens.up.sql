@@ -584,26 +584,31 @@ DECLARE
     status public.account_status;
     rule   mailroom.actions;
     named  public.tokens;
+    wrong  boolean;
 BEGIN
     SELECT * INTO named FROM public.tokens t WHERE t.id = p_token;
     SELECT * INTO rule FROM mailroom.actions k WHERE k.action = named.action;
-    IF named.user_table IS NOT NULL THEN
+    -- A wrong code is counted without the recipient's lock, whatever the status.
+    wrong := rule.needs_code AND named.code IS DISTINCT FROM p_code;
+    IF wrong THEN
+        NULL;
+    ELSIF named.user_table IS NOT NULL THEN
         status := (mailroom.lock_user(named.user_table, named.subject)).status;
     ELSE
         SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
     END IF;
     outcome := CASE
         WHEN named.id IS NULL OR rule.action IS NULL OR NOT (rule.has_link OR rule.needs_code)
-             OR named.user_table IS NOT NULL AND status IS NULL THEN 'unknown'
+             OR named.user_table IS NOT NULL AND NOT wrong AND status IS NULL THEN 'unknown'
         WHEN named.consumed_at IS NOT NULL THEN 'used'
         WHEN named.wrong_codes >= 5 THEN 'exhausted'
         WHEN named.expires_at <= clock_timestamp() THEN 'expired'
         WHEN EXISTS (SELECT FROM mailroom.siblings(named.action::text, named.account, named.email, named.subject,
                                                  named.user_table) s
                      WHERE s.id <> named.id AND s.consumed_at >= named.created_at) THEN 'expired'
+        WHEN wrong THEN 'wrong_code'
         WHEN status = 'suspended' THEN 'suspended'
         WHEN status <> rule.account_status THEN 'ineligible'
-        WHEN rule.needs_code AND named.code IS DISTINCT FROM p_code THEN 'wrong_code'
         ELSE 'consumed' END;
     IF outcome = 'unknown' THEN
         RETURN NEXT;
@@ -642,7 +647,9 @@ DECLARE
     named public.tokens;
 BEGIN
     SELECT * INTO named FROM public.tokens t WHERE t.secret = p_secret AND t.action::text = p_action;
-    IF FOUND THEN
+    -- A wrong code consumes nothing. It can be counted while another transaction of the caller's locks the recipient.
+    IF FOUND AND NOT EXISTS (SELECT FROM mailroom.actions k WHERE k.action = named.action AND k.needs_code
+                                                              AND named.code IS DISTINCT FROM p_code) THEN
         PERFORM mailroom.lock_recipient(named.account, p_action, named.email, named.subject, named.user_table);
     END IF;
     RETURN QUERY SELECT * FROM mailroom.consume_locked(named.id, p_code);
@@ -657,7 +664,8 @@ COMMENT ON FUNCTION mailroom.consume IS
 -- Wrong codes for all open tokens of a recipient count together, so that a new request grants no further tries.
 CREATE FUNCTION mailroom.consume_code(p_action text, p_code text, p_account bigint DEFAULT NULL,
                                       p_email text DEFAULT NULL, p_subject text DEFAULT NULL,
-                                      p_user_id text DEFAULT NULL, p_user_table regclass DEFAULT NULL)
+                                      p_user_id text DEFAULT NULL, p_user_table regclass DEFAULT NULL,
+                                      p_count_only boolean DEFAULT false)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
@@ -671,7 +679,9 @@ BEGIN
         RAISE EXCEPTION 'mailroom: a code is consumed for an account, for a user, or for an address and its subject'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, adopted);
+    IF NOT p_count_only THEN
+        PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, adopted);
+    END IF;
     SELECT max(s.id) INTO newest
     FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s
     JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link
@@ -682,6 +692,12 @@ BEGIN
     SELECT coalesce(sum(s.wrong_codes), 0) INTO others
     FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s
     WHERE s.id <> newest AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp();
+    IF p_count_only AND others < 5 AND EXISTS (SELECT FROM public.tokens t WHERE t.id = newest AND t.code = p_code)
+    THEN
+        outcome := 'right_code';
+        RETURN NEXT;
+        RETURN;
+    END IF;
     SELECT * INTO outcome, account, codes_left, token, subject, email, data
     FROM mailroom.consume_locked(newest, CASE WHEN others < 5 THEN p_code END);
     IF outcome = 'wrong_code' THEN
@@ -694,7 +710,8 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.consume_code IS
     'Consumes the newest token that was not held back, of an action whose mails have a code and no link: for an '
-    'account, for a user of an adopted table, or for an address and its subject. Returns what mailroom.consume does.';
+    'account, for a user of an adopted table, or for an address and its subject. Returns what mailroom.consume does. '
+    'With p_count_only it counts a wrong code and consumes nothing; the outcome of a right code is right_code.';
 
 -- A sibling that is locked is being consumed at this moment. It is skipped, because waiting for it could
 -- deadlock.
