@@ -1,6 +1,6 @@
-"""Sign-up, activation and recovery in FastAPI, with only what Mailroom needs.
+"""Sign-up, activation and recovery in FastAPI with SQLAlchemy, with only what Mailroom needs.
 
-    pip install fastapi python-multipart uvicorn psycopg[binary]
+    pip install fastapi python-multipart uvicorn sqlalchemy[asyncio] psycopg[binary]
     uvicorn app:app --port 8000
 
 It has no passwords and no sessions; `examples/signup` is an application with both.
@@ -11,23 +11,21 @@ import os
 from typing import Annotated
 
 import psycopg
-from fastapi import Depends, FastAPI, Form, Request
+from fastapi import FastAPI, Form, Request
 from fastapi.responses import HTMLResponse, JSONResponse
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 import mailroom
+from mailroom.contrib.sqlalchemy import consume
 
 KEYS = os.environ["MAILROOM_SECRET_KEY"]
 app = FastAPI()
-
-
-async def connect():
-    # With autocommit, `consume` commits by itself, so a wrong code stays counted.
-    url = os.environ["MAILROOM_DATABASE_URL"]
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        yield connection
-
-
-Connection = Annotated[psycopg.AsyncConnection, Depends(connect)]
+engine = create_async_engine(
+    "postgresql+psycopg://",
+    async_creator=lambda: psycopg.AsyncConnection.connect(os.environ["MAILROOM_DATABASE_URL"]),
+)
+sessions = async_sessionmaker(engine)
 Field = Annotated[str, Form()]
 
 
@@ -44,10 +42,12 @@ async def keep_to_yourself(request: Request, call_next):
 
 
 @app.post("/sign-up")
-async def sign_up(connection: Connection, email: Field, login: Field):
-    await connection.execute(
-        "INSERT INTO accounts (email, login) VALUES (%s, %s) ON CONFLICT DO NOTHING", [email, login]
-    )
+async def sign_up(email: Field, login: Field):
+    async with sessions.begin() as session:
+        await session.execute(
+            text("INSERT INTO accounts (email, login) VALUES (:email, :login) ON CONFLICT DO NOTHING"),
+            {"email": email, "login": login},
+        )
     return {"message": "If that address is new, a mail is on its way."}
 
 
@@ -59,23 +59,28 @@ async def show_activation(token: str):
 
 
 @app.post("/activate")
-async def activate(connection: Connection, token: Field):
-    used = await mailroom.consume(connection, token, "activation", keys=KEYS)
+async def activate(token: Field):
+    async with sessions.begin() as session:
+        used = await consume(session, token, "activation", keys=KEYS)
     return {"active": used.account}
 
 
 @app.post("/forgot")
-async def forgot(connection: Connection, email: Field):
-    await connection.execute(
-        "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts"
-        " WHERE lower(email) = lower(%s) AND status = 'active'",
-        [email],
-    )
+async def forgot(email: Field):
+    async with sessions.begin() as session:
+        await session.execute(
+            text(
+                "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts"
+                " WHERE lower(email) = lower(:email) AND status = 'active'"
+            ),
+            {"email": email},
+        )
     return {"message": "If there is such an account, a mail is on its way."}
 
 
 @app.post("/recover")
-async def recover(connection: Connection, token: Field, code: Field):
-    used = await mailroom.consume(connection, token, "password_recovery", keys=KEYS, code=code)
-    # Here: store the hash of the new password of used.account, and end its sessions.
+async def recover(token: Field, code: Field):
+    async with sessions.begin() as session:  # a wrong code is counted although this rolls back
+        used = await consume(session, token, "password_recovery", keys=KEYS, code=code)
+        # Here: store the hash of the new password of used.account, and end its sessions.
     return {"recovered": used.account}

@@ -1,6 +1,6 @@
-"""Sign-up, activation and recovery in Flask, with only what Mailroom needs.
+"""Sign-up, activation and recovery in Flask with SQLAlchemy, with only what Mailroom needs.
 
-    pip install flask psycopg[binary]
+    pip install flask sqlalchemy psycopg[binary]
     flask --app app run --port 8000
 
 It has no passwords and no sessions; `examples/signup` is an application with both.
@@ -10,19 +10,21 @@ import os
 
 import flask
 import psycopg
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
 
 import mailroom
+from mailroom.contrib.sqlalchemy import consume
 
 app = flask.Flask(__name__)
 KEYS = os.environ["MAILROOM_SECRET_KEY"]
 PAGE = """\
 <form method="post"><input type="hidden" name="token" value="{{ token }}"><button>Activate</button></form>
 """
-
-
-def connect():
-    # With autocommit, `consume` commits by itself, so a wrong code stays counted.
-    return psycopg.connect(os.environ["MAILROOM_DATABASE_URL"], autocommit=True)
+engine = create_engine(
+    "postgresql+psycopg://", creator=lambda: psycopg.connect(os.environ["MAILROOM_DATABASE_URL"])
+)
+sessions = sessionmaker(engine)
 
 
 @app.errorhandler(mailroom.TokenError)
@@ -38,9 +40,9 @@ def keep_to_yourself(response):
 
 @app.post("/sign-up")
 def sign_up():
-    with connect() as connection:
-        connection.execute(
-            "INSERT INTO accounts (email, login) VALUES (%(email)s, %(login)s) ON CONFLICT DO NOTHING",
+    with sessions.begin() as session:
+        session.execute(
+            text("INSERT INTO accounts (email, login) VALUES (:email, :login) ON CONFLICT DO NOTHING"),
             flask.request.form.to_dict(),
         )
     return {"message": "If that address is new, a mail is on its way."}
@@ -55,18 +57,20 @@ def show_activation():
 
 @app.post("/activate")
 def activate():
-    with connect() as connection:
-        account = mailroom.consume(connection, flask.request.form["token"], "activation", keys=KEYS).account
-    return {"active": account}
+    with sessions.begin() as session:
+        used = consume(session, flask.request.form["token"], "activation", keys=KEYS)
+    return {"active": used.account}
 
 
 @app.post("/forgot")
 def forgot():
-    with connect() as connection:
-        connection.execute(
-            "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts"
-            " WHERE lower(email) = lower(%s) AND status = 'active'",
-            [flask.request.form["email"]],
+    with sessions.begin() as session:
+        session.execute(
+            text(
+                "INSERT INTO tokens (action, account) SELECT 'password_recovery', id FROM accounts"
+                " WHERE lower(email) = lower(:email) AND status = 'active'"
+            ),
+            flask.request.form.to_dict(),
         )
     return {"message": "If there is such an account, a mail is on its way."}
 
@@ -74,7 +78,7 @@ def forgot():
 @app.post("/recover")
 def recover():
     form = flask.request.form
-    with connect() as connection:
-        used = mailroom.consume(connection, form["token"], "password_recovery", keys=KEYS, code=form["code"])
+    with sessions.begin() as session:  # a wrong code is counted although this rolls back
+        used = consume(session, form["token"], "password_recovery", keys=KEYS, code=form["code"])
         # Here: store the hash of the new password of used.account, and end its sessions.
     return {"recovered": used.account}

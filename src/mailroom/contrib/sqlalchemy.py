@@ -1,9 +1,9 @@
 """Consumes tokens in the transaction of a SQLAlchemy session, with any driver for PostgreSQL.
 
 ``consume`` and ``consume_code`` do not commit: if the session rolls back, the token is not consumed. A wrong
-code is counted even then, because the count is committed first, on a second connection of the same engine. The
-engine's pool must have one to spare, unless it is the session's first statement: the second connection is
-returned before the session takes its own. A wrong code needs it, and each call of ``consume_code``.
+code is counted even then, because the count is committed first, on a second connection of the same engine.
+The engine's pool must have one to spare, unless it is the session's first statement: the second connection
+is returned before the session takes its own. A wrong code needs it, and each call of ``consume_code``.
 
 An object that the session loaded before, such as the account, keeps its old status until it is refreshed.
 """
