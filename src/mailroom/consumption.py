@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple, overload
+from uuid import UUID
 
 from mailroom.actions import Action, action_named
 from mailroom.errors import (
@@ -45,7 +46,8 @@ CONSUME: Final = (
 )
 CONSUME_CODE: Final = (
     "SELECT outcome, account, codes_left, token, subject, email, data::text FROM "
-    "mailroom.consume_code(%(action)s, %(code)s, %(account)s, %(email)s, %(subject)s)"
+    "mailroom.consume_code(%(action)s, %(code)s, %(account)s, %(email)s, %(subject)s, %(user_id)s,"
+    " %(user_table)s)"
 )
 COUNT_CODE: Final = CONSUME_CODE[:-1] + ", p_count_only => true)"
 # Before Request.counting: the caller's own transaction may have locked the token.
@@ -115,6 +117,8 @@ def consume_code(
     account: int | None = None,
     email: str | None = None,
     subject: str | None = None,
+    user_id: str | int | UUID | None = None,
+    user_table: str | None = None,
 ) -> Consumed: ...
 @overload
 def consume_code(
@@ -125,6 +129,8 @@ def consume_code(
     account: int | None = None,
     email: str | None = None,
     subject: str | None = None,
+    user_id: str | int | UUID | None = None,
+    user_table: str | None = None,
 ) -> Awaitable[Consumed]: ...
 def consume_code(
     connection: Connection[Any] | AsyncConnection[Any],
@@ -134,11 +140,14 @@ def consume_code(
     account: int | None = None,
     email: str | None = None,
     subject: str | None = None,
+    user_id: str | int | UUID | None = None,
+    user_table: str | None = None,
 ) -> Consumed | Awaitable[Consumed]:
     """Consume the newest token of an action without a link; with an asynchronous connection, ``await`` it.
 
-    The recipient is an account, or an address and the subject that was given to ``mailroom.send``. The caller
-    has to know who it is, as from a session, since five digits alone prove nothing.
+    The recipient is an account, a user of an adopted table, or an address and the subject that was given to
+    ``mailroom.send``. The caller has to know who it is, as from a session, since five digits alone prove
+    nothing.
 
     Args:
         connection: psycopg's, synchronous or asynchronous.
@@ -147,14 +156,16 @@ def consume_code(
         account: the account's id.
         email: the address, for a recipient without an account.
         subject: the application's key, for a recipient without an account.
+        user_id: the key of a user of an adopted table.
+        user_table: that table's name, if several are adopted.
 
     Raises:
         MalformedToken: the code is not five digits.
         WrongCode, CodesExhausted: the code is not the one that was mailed; the try was counted.
         UnknownToken, TokenUsed, TokenExpired, AccountSuspended, AccountIneligible: the database refused it.
-        ValueError: the action has a link or no code, or not one of account and email is given.
+        ValueError: the action has a link or no code, or not one of account, email and user_id is given.
     """
-    return _ask(connection, code_request(code, action, account, email, subject))
+    return _ask(connection, code_request(code, action, account, email, subject, user_id, user_table))
 
 
 class Request(NamedTuple):
@@ -193,16 +204,30 @@ def token_request(token: str, action: Action | str, keys: Keys, code: str | None
 
 
 def code_request(
-    code: str, action: Action | str, account: int | None, email: str | None, subject: str | None
+    code: str,
+    action: Action | str,
+    account: int | None = None,
+    email: str | None = None,
+    subject: str | None = None,
+    user_id: str | int | UUID | None = None,
+    user_table: str | None = None,
 ) -> Request:
     """Check the arguments of ``consume_code``, and return what to ask the database."""
     action = action if isinstance(action, Action) else action_named(action)
     if action.has_link or not action.needs_code:
         raise ValueError(f"{action.name} is not an action with a code and no link; consume its token")
-    if (account is None) == (email is None):
-        raise ValueError("give the account, or the email of a recipient without an account")
+    if (account, email, user_id).count(None) != 2:
+        raise ValueError("give one of account, email and user_id")
     check_code(code)
-    parameters = {"action": action.name, "code": code, "account": account, "email": email, "subject": subject}
+    parameters = {
+        "action": action.name,
+        "code": code,
+        "account": account,
+        "email": email,
+        "subject": subject,
+        "user_id": None if user_id is None else str(user_id),
+        "user_table": user_table,
+    }
     return Request(action.name, CONSUME_CODE, parameters, COUNT_CODE)
 
 

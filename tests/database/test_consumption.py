@@ -157,9 +157,9 @@ def test_a_code_alone_needs_an_action_without_a_link_and_one_recipient(
     for action in (PASSWORD_RECOVERY, own["join"], "activation"):
         with pytest.raises(ValueError, match="is not an action with a code and no link"):
             mailroom.consume_code(db, "12345", action, account=1)
-    recipients: list[dict[str, Any]] = [{}, {"account": 1, "email": "a@b"}]
+    recipients: list[dict[str, Any]] = [{}, {"account": 1, "email": "a@b"}, {"user_id": 7, "email": "a@b"}]
     for recipient in recipients:
-        with pytest.raises(ValueError, match="give the account, or the email"):
+        with pytest.raises(ValueError, match="give one of account, email and user_id"):
             mailroom.consume_code(db, "12345", own["confirm"], **recipient)
     with pytest.raises(errors.MalformedToken):
         mailroom.consume_code(db, "1234", own["confirm"], account=1)

@@ -18,9 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import mailroom
+from database.test_adopt import DEVISE, adopt
 from database.test_consumption import Mail, activation, recovery, status, wrong
 from mailroom import errors
 from mailroom.contrib.sqlalchemy import consume, consume_code
+from mailroom.operations import adoption
 from support.processes import KEY
 
 Db = psycopg.Connection[Any]
@@ -339,3 +341,44 @@ def test_a_try_that_cannot_be_counted_is_an_error_of_the_database(
         consume(session, sent.token, "password_recovery", keys=KEY, code=sent.code)
         session.commit()
     assert 0 == wrong_codes(db, sent)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_user_of_an_adopted_table_has_five_tries_while_the_session_locks_the_row(
+    database: str, db: Db, code: str, kind: str
+) -> None:
+    db.execute(DEVISE)
+    adopt(db, "users", adoption.PRESETS["devise"][1])
+    db.execute("INSERT INTO users (email, confirmed_at) VALUES ('a@example.com', now())")
+    db.execute("SELECT mailroom.send('password_recovery', user_id => '1')")
+    db.execute("""SELECT mailroom.send('confirm', user_id => '1', data => '{"place": "Rome"}')""")
+    rows = db.execute(
+        "SELECT id, secret, code FROM tokens WHERE user_table IS NOT NULL ORDER BY id"
+    ).fetchall()
+    (linked, secret, linked_code), (plain, _, plain_code) = rows
+    token = mailroom.sign(secret, "password_recovery", keys=KEY, code=linked_code)
+    sent = Mail(linked, token, linked_code, 0)
+
+    async def attempt(session: Any, given: str, given_plain: str) -> list[str | None]:
+        await settled(session.execute(text("UPDATE users SET updated_at = now()")))
+        subjects = [(await recover(session, sent, given)).subject]
+        used = await settled(consume_code(session, given_plain, CONFIRM, user_id=1, user_table="users"))
+        return [*subjects, used.subject]
+
+    async def run() -> None:
+        async with opened(database, kind) as session:
+            assert ["1", "1"] == await attempt(session, linked_code, plain_code)
+            await settled(session.rollback())
+            for _ in range(4):
+                with pytest.raises(errors.WrongCode):
+                    await attempt(session, wrong(linked_code), plain_code)
+                with pytest.raises(errors.WrongCode):
+                    await attempt(session, linked_code, wrong(plain_code))
+                await settled(session.rollback())
+            with pytest.raises(errors.CodesExhausted):
+                await attempt(session, linked_code, wrong(plain_code))
+            await settled(session.rollback())
+
+    asyncio.run(run())
+    counts = db.execute("SELECT id, wrong_codes FROM tokens WHERE user_table IS NOT NULL ORDER BY id")
+    assert [(linked, 4), (plain, 5)] == counts.fetchall()

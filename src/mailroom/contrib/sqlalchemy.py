@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable
 from typing import Any, Final, overload
+from uuid import UUID
 
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -79,6 +80,8 @@ def consume_code(
     account: int | None = None,
     email: str | None = None,
     subject: str | None = None,
+    user_id: str | int | UUID | None = None,
+    user_table: str | None = None,
 ) -> Consumed: ...
 @overload
 def consume_code(
@@ -89,6 +92,8 @@ def consume_code(
     account: int | None = None,
     email: str | None = None,
     subject: str | None = None,
+    user_id: str | int | UUID | None = None,
+    user_table: str | None = None,
 ) -> Awaitable[Consumed]: ...
 def consume_code(
     session: Synchronous | Asynchronous,
@@ -98,6 +103,8 @@ def consume_code(
     account: int | None = None,
     email: str | None = None,
     subject: str | None = None,
+    user_id: str | int | UUID | None = None,
+    user_table: str | None = None,
 ) -> Consumed | Awaitable[Consumed]:
     """Consume the newest token of an action without a link; with an asynchronous session, ``await`` it.
 
@@ -110,12 +117,14 @@ def consume_code(
         account: the account's id.
         email: the address, for a recipient without an account.
         subject: the application's key, for a recipient without an account.
+        user_id: the key of a user of an adopted table.
+        user_table: that table's name, if several are adopted.
 
     Raises:
         TokenError: as ``mailroom.consume_code`` does.
-        ValueError: the action has a link or no code, or not one of account and email is given.
+        ValueError: the action has a link or no code, or not one of account, email and user_id is given.
     """
-    return _run(session, code_request(code, action, account, email, subject))
+    return _run(session, code_request(code, action, account, email, subject, user_id, user_table))
 
 
 def _run(session: Synchronous | Asynchronous, request: Request) -> Consumed | Awaitable[Consumed]:

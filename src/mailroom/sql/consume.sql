@@ -49,14 +49,12 @@ DECLARE
 BEGIN
     SELECT * INTO named FROM public.tokens t WHERE t.id = p_token;
     SELECT * INTO rule FROM mailroom.actions k WHERE k.action = named.action;
-    -- A wrong code is counted without the recipient's lock, whatever the status.
+    -- A wrong code is counted without a lock on the recipient, whatever the status.
     wrong := rule.needs_code AND named.code IS DISTINCT FROM p_code;
-    IF wrong THEN
-        NULL;
-    ELSIF named.user_table IS NOT NULL THEN
-        status := (mailroom.lock_user(named.user_table, named.subject)).status;
-    ELSE
+    IF named.user_table IS NULL THEN
         SELECT a.status INTO status FROM public.accounts a WHERE a.id = named.account;
+    ELSIF NOT wrong THEN
+        status := (mailroom.lock_user(named.user_table, named.subject)).status;
     END IF;
     outcome := CASE
         WHEN named.id IS NULL OR rule.action IS NULL OR NOT (rule.has_link OR rule.needs_code)
@@ -98,7 +96,7 @@ BEGIN
     END IF;
     RETURN NEXT;
 END $$;
-COMMENT ON FUNCTION mailroom.consume_locked IS 'Consumes a token whose recipient the transaction has locked.';
+COMMENT ON FUNCTION mailroom.consume_locked IS 'Consumes a token whose recipient the transaction has locked, or counts a wrong code.';
 
 CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
