@@ -22,6 +22,7 @@ import mailroom
 from mailroom import actions, consumption, errors, tokens
 from mailroom.answers import Answer, Result
 from mailroom.cli.main import cli
+from mailroom.contrib import sqlalchemy
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
 from mailroom.settings.collector import CollectorSettings, KeySettings
@@ -237,8 +238,8 @@ def _sql_page(connection: psycopg.Connection) -> str:
 def python_page() -> str:
     """The public functions, the errors and the actions, with their docstrings."""
     page = MADE + (
-        "# Python\n\nThis page lists what an application imports with `import mailroom`. `keys` is the"
-        " value of `MAILROOM_SECRET_KEY` as text, or a list of bytes.\n"
+        "# Python\n\nThis page lists what an application imports from `mailroom` and `mailroom.contrib`."
+        " `keys` is the value of `MAILROOM_SECRET_KEY` as text, or a list of bytes.\n"
     )
     for function in (
         tokens.verify,
@@ -246,12 +247,15 @@ def python_page() -> str:
         consumption.consume_code,
         actions.load_actions,
         tokens.sign,
+        sqlalchemy.consume,
+        sqlalchemy.consume_code,
     ):
         given = [
             part.replace(annotation=part.empty) for part in inspect.signature(function).parameters.values()
         ]
         signature = inspect.Signature(given)
-        page += f"\n## `mailroom.{function.__name__}{signature}`\n\n{_prose(function)}"
+        where = function.__module__ if ".contrib." in function.__module__ else "mailroom"
+        page += f"\n## `{where}.{function.__name__}{signature}`\n\n{_prose(function)}"
     page += (
         "\n## Errors\n\nEach is a `mailroom.MailroomError`. Its text says what happened, and its `hint` says"
         " what to do. Commands exit with its exit code.\n\n"

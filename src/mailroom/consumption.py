@@ -92,6 +92,9 @@ def consume(
 ) -> Consumed | Awaitable[Consumed]:
     """Consume a token; with an asynchronous connection, ``await`` it.
 
+    It commits nothing, except that each statement in autocommit mode is a transaction of its own. Commit your
+    transaction after ``WrongCode`` too: the count of the tries is part of it.
+
     Args:
         connection: psycopg's, synchronous or asynchronous.
         token: what the link carried.
@@ -147,7 +150,7 @@ def consume_code(
 
     The recipient is an account, a user of an adopted table, or an address and the subject that was given to
     ``mailroom.send``. The caller has to know who it is, as from a session, since five digits alone prove
-    nothing.
+    nothing. It commits no more than ``consume`` does.
 
     Args:
         connection: psycopg's, synchronous or asynchronous.
