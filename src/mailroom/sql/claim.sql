@@ -89,6 +89,9 @@ DECLARE
     lowest     bigint;
     highest    bigint;
     alone      boolean;
+    doubtful   boolean;
+    now        timestamptz;
+    soon       timestamptz;
     doubts     bigint[];
     passed     bigint[];
     final      mailroom.message;
@@ -232,6 +235,10 @@ BEGIN
             waited_since := cursor.low_at;
             lowest := NULL;
             highest := NULL;
+            doubtful := false;
+            -- Read once, since the clock costs time. screen reads it again, so soon is a second more than it needs.
+            now := clock_timestamp();
+            soon := now + interval '3 seconds';
             wanted := least(p_lease_tokens - cardinality(ready), room, max_skipped - skipped[n]);
             <<fill>>
             LOOP
@@ -262,15 +269,15 @@ BEGIN
                         after_txid := span.first;
                         after_id := -9223372036854775808;
                     END IF;
-                    SELECT array_agg(s.message), least(lowest, min(s.account)), greatest(highest, max(s.account))
-                    INTO part, lowest, highest
+                    SELECT array_agg(s.message), least(lowest, min(s.account)), greatest(highest, max(s.account)),
+                           doubtful OR coalesce(bool_or((s.message).doubtful OR s.account IS NULL), false)
+                    INTO part, lowest, highest, doubtful
                     FROM (
                         SELECT ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code,
                                    coalesce(t.locale, ''), t.data,
                                    mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
                                    t.txid, t.account,
-                                   k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
-                                   OR t.expires_at <= clock_timestamp() + interval '2 seconds'
+                                   k.action IS NULL OR coalesce(t.send_at > now, false) OR t.expires_at <= soon
                                    OR k.limit_mails IS NOT NULL
                                )::mailroom.message AS message, t.account
                         FROM public.tokens t
@@ -305,7 +312,7 @@ BEGIN
                 AND (SELECT count(*) < 4 * wanted AND count(*) = count(DISTINCT o.account)
                      FROM (SELECT x.account FROM public.tokens x WHERE x.account BETWEEN lowest AND highest
                            ORDER BY x.account LIMIT 4 * wanted) o);
-            doubts := ARRAY(
+            doubts := CASE WHEN doubtful OR alone IS NOT TRUE THEN ARRAY(
                 SELECT m.token FROM unnest(messages) m
                 WHERE m.doubtful
                    OR m.account IS NOT NULL AND alone IS NOT TRUE
@@ -313,7 +320,7 @@ BEGIN
                    OR m.account IS NULL
                       AND EXISTS (SELECT FROM public.tokens o
                                   WHERE lower(o.email) = lower(m.email)
-                                    AND o.action = m.action::public.token_action AND o.id > m.token));
+                                    AND o.action = m.action::public.token_action AND o.id > m.token)) END;
             IF cardinality(doubts) > 0 THEN
                 passed := mailroom.screen(cursor.lane, doubts, 0, p_worker, waited_since);
                 skipped[n] := skipped[n] + cardinality(doubts) - cardinality(passed);
