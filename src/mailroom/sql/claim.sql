@@ -66,7 +66,7 @@ DECLARE
     first_turn boolean;
     label      text;                -- what the worker takes it for
     labels     text[] := '{urgent,normal,bulk}';
-    ended      boolean[] := '{f,f,f}';  -- the lane has nothing more, or was left early
+    ended      boolean[];           -- the lane has nothing more, or was left early
     leased     boolean[] := '{f,f,f}';  -- no lease of the lane is left that is due
     handed     integer[] := '{0,0,0}';
     skipped    integer[] := '{0,0,0}';
@@ -124,7 +124,18 @@ BEGIN
 
     began := clock_timestamp();
     sweeps := NOT p_only_new AND job.swept_at NOT BETWEEN began - sweep_every AND began;
-    shares := ARRAY(SELECT greatest((c.owed + p_tokens) / 10, 0) FROM unnest(cursors) c ORDER BY c.lane);
+    -- A lane that has nothing is left alone, and keeps no share.
+    ended := ARRAY(
+        SELECT c.last_txid = '0'
+           AND NOT EXISTS (SELECT FROM public.tokens t
+                           WHERE t.lane = c.lane AND t.txid >= pg_snapshot_xmin(c.low))
+           AND (p_only_new
+                OR NOT EXISTS (SELECT FROM mailroom.leases l
+                               WHERE l.lane = c.lane AND l.due_at <= began
+                                 AND l.due_at >= CASE WHEN sweeps THEN '-infinity' ELSE c.due_floor END))
+        FROM unnest(cursors) c ORDER BY c.lane);
+    shares := ARRAY(SELECT CASE WHEN ended[s] THEN 0 ELSE greatest((cursors[s].owed + p_tokens) / 10, 0) END
+                    FROM generate_series(1, 3) s ORDER BY s);
 
     FOR turn IN 1..6 LOOP
         first_turn := turn <= 3;
@@ -136,6 +147,8 @@ BEGIN
             room := room - CASE n WHEN 1 THEN shares[2] + shares[3] WHEN 2 THEN shares[3] ELSE 0 END;
             IF sweeps THEN
                 cursor.due_floor := '-infinity';
+            ELSIF ended[n] AND NOT p_only_new AND cursor.due_floor = '-infinity' THEN
+                cursor.due_floor := began - late_commit;
             END IF;
             -- A worker whose urgent mails never end must not hold back what the lane is owed.
             IF n > 1 AND NOT ended[1] OR n > 2 AND NOT ended[2] THEN
