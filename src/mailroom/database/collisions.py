@@ -70,10 +70,10 @@ SELECT t.typname, 'c' FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespa
 WHERE n.nspname = %(schema)s AND t.typname = ANY (%(names)s) AND t.typrelid = 0
 ORDER BY 1, 2
 """
-# Other tables of golang-migrate's form that this user may read.
+# Tables of golang-migrate's form with another name, one of which may be Mailroom's, that this user may read.
 TWINS: Final = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND (n.nspname, c.relname) <> (%s, %s) AND n.nspname <> ALL ('{pg_catalog,pg_toast}')
+WHERE c.relkind = 'r' AND c.relname <> %s
   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
   AND ARRAY['version bigint', 'dirty boolean'] =
       (SELECT array_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum)
@@ -216,9 +216,7 @@ def version_faults(
             )
         )
     if form:
-        faults.append(
-            Fault(f"{where} is no table of versions as golang-migrate makes it: it is {form}", way_out)
-        )
+        faults.append(Fault(f"{where} is not golang-migrate's table of versions, but {form}", way_out))
     elif len(rows) > 1:
         faults.append(
             Fault(f"{where} has {len(rows)} rows, and golang-migrate's table of versions has one", way_out)
@@ -259,10 +257,10 @@ def name_faults(connection: psycopg.Connection, schema: str, wanted: Sequence[st
 
 
 def twins(connection: psycopg.Connection, where: Place, version: int) -> list[str]:
-    """Other tables of versions that are at this version too."""
+    """Tables of versions with another name that are at this version too."""
     found = []
     with catalog(connection):
-        for table in connection.execute(TWINS, where.table).fetchall():
+        for table in connection.execute(TWINS, where.table[1:]).fetchall():
             query = sql.SQL("SELECT version FROM {}").format(sql.Identifier(*table))
             if connection.execute(query).fetchall() == [(version,)]:
                 found.append(".".join(table))

@@ -28,7 +28,7 @@ DROP FUNCTION mailroom.check_data;
 DROP TABLE tokens;
 DROP FUNCTION mailroom.random_code;
 DROP FUNCTION mailroom.random_secret;
-DROP FUNCTION mailroom.qualify_bodies;
+DROP FUNCTION mailroom.finish_migration;
 DROP FUNCTION mailroom.user_schema;
 DROP FUNCTION mailroom.known_actions;
 DROP FUNCTION mailroom.fits;

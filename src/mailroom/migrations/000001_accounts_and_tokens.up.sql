@@ -115,7 +115,8 @@ CREATE TABLE mailroom.actions (
     CONSTRAINT actions_number   CHECK (number BETWEEN 1 AND 99),
     CONSTRAINT actions_prefix   CHECK (prefix ~ '^/[!-~]{1,62}$'),
     CONSTRAINT actions_lifetime CHECK (lifetime > '0'),
-    CONSTRAINT actions_fields   CHECK (array_position(fields, NULL) IS NULL AND NOT (activates AND fields <> '{}')),
+    CONSTRAINT actions_fields   CHECK (pg_catalog.array_position(fields, NULL) IS NULL
+                                       AND NOT (activates AND fields OPERATOR(pg_catalog.<>) '{}')),
     CONSTRAINT actions_limit    CHECK ((limit_mails IS NULL) = (limit_within IS NULL)
                                        AND limit_mails > 0 AND limit_within > '0')
 );
@@ -191,25 +192,43 @@ COMMENT ON FUNCTION mailroom.user_schema IS
     'Returns the quoted name of the schema that has accounts, tokens and jobs.';
 
 -- CREATE OR REPLACE keeps the owner, the rights and the comment, and the definition has the SET clauses.
-CREATE FUNCTION mailroom.qualify_bodies() RETURNS void
+--
+-- While a migration runs, PostgreSQL's own functions and operators come first, but one in the schema of accounts may
+-- match the types of a call better. What the migration bound to it, such as a constraint, would run it for ever.
+CREATE FUNCTION mailroom.finish_migration() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET check_function_bodies = on AS $$
 DECLARE
     written    CONSTANT text := 'public' || '.';
     named      CONSTANT text := mailroom.user_schema() || '.';
     definition text;
+    bound      record;
 BEGIN
-    IF named = written THEN
-        RETURN;
+    IF named <> written THEN
+        FOR definition IN
+            SELECT replace(pg_get_functiondef(p.oid), written, named) FROM pg_proc p
+            WHERE p.pronamespace = 'mailroom'::regnamespace AND strpos(p.prosrc, written) > 0
+        LOOP
+            EXECUTE definition;
+        END LOOP;
     END IF;
-    FOR definition IN
-        SELECT replace(pg_get_functiondef(p.oid), written, named) FROM pg_proc p
-        WHERE p.pronamespace = 'mailroom'::regnamespace AND strpos(p.prosrc, written) > 0
+    FOR bound IN
+        SELECT pg_describe_object(d.classid, d.objid, d.objsubid) AS object,
+               pg_describe_object(d.refclassid, d.refobjid, 0) AS foreigner
+        FROM pg_depend d
+        LEFT JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+        LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+        WHERE d.xmin = pg_current_xact_id()::xid
+          AND coalesce(p.pronamespace, o.oprnamespace)
+              NOT IN ('pg_catalog'::regnamespace, 'mailroom'::regnamespace)
     LOOP
-        EXECUTE definition;
+        RAISE EXCEPTION 'mailroom: % would use % in place of PostgreSQL''s own', bound.object, bound.foreigner
+            USING ERRCODE = 'duplicate_function',
+                  HINT = 'Rename it during the migration, or install Mailroom in a schema of its own.';
     END LOOP;
 END $$;
-COMMENT ON FUNCTION mailroom.qualify_bodies IS
-    'Writes the name of the schema of accounts, tokens and jobs into the bodies of the functions, which say ';
+COMMENT ON FUNCTION mailroom.finish_migration IS
+    'Writes the name of the schema of accounts, tokens and jobs into the bodies of functions, which say public. Fails '
+    'if this transaction bound something to a function or an operator of another schema.';
 
 -- Tokens: each row is one mail to one recipient, and what its link or code is worth.
 
@@ -856,7 +875,7 @@ RETURN 1;
 COMMENT ON FUNCTION mailroom.schema_version IS
     'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
 
-SELECT mailroom.qualify_bodies();
+SELECT mailroom.finish_migration();
 
 -- A trigger does not check who may call its function, but any user that may can attach it to a table.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;

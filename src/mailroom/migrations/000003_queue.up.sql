@@ -50,7 +50,7 @@ CREATE TABLE mailroom.cursors (
 
 -- The windows are open to the left, so that tokens from before the queue existed are pending too.
 INSERT INTO mailroom.cursors (lane, low)
-SELECT l, '1:1:' FROM unnest(enum_range(NULL::mailroom.lane)) l;
+SELECT l, '1:1:' FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::mailroom.lane)) l;
 
 COMMENT ON TABLE mailroom.cursors IS
     'For each lane the cursor that says which tokens were handed out. A token is pending if the snapshot high sees '
@@ -1062,7 +1062,7 @@ RETURN 3;
 COMMENT ON FUNCTION mailroom.schema_version IS
     'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
 
-SELECT mailroom.qualify_bodies();
+SELECT mailroom.finish_migration();
 
 -- A trigger does not check who may call its function, but any user that may can attach it to a table.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;

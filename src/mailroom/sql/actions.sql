@@ -22,7 +22,8 @@ CREATE TABLE mailroom.actions (
     CONSTRAINT actions_number   CHECK (number BETWEEN 1 AND 99),
     CONSTRAINT actions_prefix   CHECK (prefix ~ '^/[!-~]{1,62}$'),
     CONSTRAINT actions_lifetime CHECK (lifetime > '0'),
-    CONSTRAINT actions_fields   CHECK (array_position(fields, NULL) IS NULL AND NOT (activates AND fields <> '{}')),
+    CONSTRAINT actions_fields   CHECK (pg_catalog.array_position(fields, NULL) IS NULL
+                                       AND NOT (activates AND fields OPERATOR(pg_catalog.<>) '{}')),
     CONSTRAINT actions_limit    CHECK ((limit_mails IS NULL) = (limit_within IS NULL)
                                        AND limit_mails > 0 AND limit_within > '0')
 );

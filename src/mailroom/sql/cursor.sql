@@ -45,7 +45,7 @@ CREATE TABLE mailroom.cursors (
 
 -- The windows are open to the left, so that tokens from before the queue existed are pending too.
 INSERT INTO mailroom.cursors (lane, low)
-SELECT l, '1:1:' FROM unnest(enum_range(NULL::mailroom.lane)) l;
+SELECT l, '1:1:' FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::mailroom.lane)) l;
 
 COMMENT ON TABLE mailroom.cursors IS
     'For each lane the cursor that says which tokens were handed out. A token is pending if the snapshot high sees '
