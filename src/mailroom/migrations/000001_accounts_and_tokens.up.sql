@@ -207,6 +207,7 @@ BEGIN
         FOR definition IN
             SELECT replace(pg_get_functiondef(p.oid), written, named) FROM pg_proc p
             WHERE p.pronamespace = 'mailroom'::regnamespace AND strpos(p.prosrc, written) > 0
+              AND age(p.xmin) <= 0  -- of this transaction: others may name an application's tables in public
         LOOP
             EXECUTE definition;
         END LOOP;
@@ -227,8 +228,8 @@ BEGIN
     END LOOP;
 END $$;
 COMMENT ON FUNCTION mailroom.finish_migration IS
-    'Writes the name of the schema of accounts, tokens and jobs into the bodies of functions, which say public. Fails '
-    'if this transaction bound something to a function or an operator of another schema.';
+    'Writes the name of the schema of accounts, tokens and jobs into the bodies of the functions that this transaction '
+    'defined, which say public. Fails if this transaction bound something to a function or an operator of another schema.';
 
 -- Tokens: each row is one mail to one recipient, and what its link or code is worth.
 

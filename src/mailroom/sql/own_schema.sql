@@ -29,6 +29,7 @@ BEGIN
         FOR definition IN
             SELECT replace(pg_get_functiondef(p.oid), written, named) FROM pg_proc p
             WHERE p.pronamespace = 'mailroom'::regnamespace AND strpos(p.prosrc, written) > 0
+              AND age(p.xmin) <= 0  -- of this transaction: others may name an application's tables in public
         LOOP
             EXECUTE definition;
         END LOOP;
@@ -49,5 +50,5 @@ BEGIN
     END LOOP;
 END $$;
 COMMENT ON FUNCTION mailroom.finish_migration IS
-    'Writes the name of the schema of accounts, tokens and jobs into the bodies of functions, which say public. Fails '
-    'if this transaction bound something to a function or an operator of another schema.';
+    'Writes the name of the schema of accounts, tokens and jobs into the bodies of the functions that this transaction '
+    'defined, which say public. Fails if this transaction bound something to a function or an operator of another schema.';
