@@ -26,6 +26,7 @@ from mailroom.contrib import sqlalchemy
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
 from mailroom.settings.collector import CollectorSettings, KeySettings
+from mailroom.settings.migrations import MigrationSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import MAX_MS, variables
 from mailroom.settings.worker import HealthSettings
@@ -103,12 +104,17 @@ def settings_page() -> str:
         "Database, queue and keys": CollectorSettings,
         "Sending": SenderSettings,
         "Health": HealthSettings,
+        "Migrations": MigrationSettings,
     }
     by_variable = readers()
+    shown = set()
     for title, settings in sections.items():
         page += f"\n## {title}\n\n"
         page += _row("variable", "default", "range", "meaning", "read by") + _row(*["---"] * 5)
         for variable in variables(settings):
+            if variable.name in shown:
+                continue
+            shown.add(variable.name)
             least, most = variable.bounds or (0, 0)
             names = f"`{variable.name}`" + (f", or `{variable.name}_FILE`" if variable.secret else "")
             default = {None: "required", "": "optional"}.get(variable.default, f"`{variable.default}`")

@@ -25,30 +25,37 @@ SQL: Final = Path(mailroom.__file__).parent / "sql"
 MIGRATIONS: Final = SQL.parent / "migrations"
 # What each migration holds, in the order of creation.
 FILES: Final = {
-    "accounts_and_tokens": ("accounts", "actions", "tokens", "consume", "ring"),
+    "accounts_and_tokens": ("accounts", "actions", "own_schema", "tokens", "consume", "ring"),
     "ledger": ("ledger",),
     "queue": ("cursor", "lease", "screen", "claim", "rate", "workers"),
     "operations": ("status", "why", "dead", "traffic", "prune", "restore", "adopt"),
 }
 HEAD: Final = "-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.\n"
+# Names without a schema are those of accounts, tokens and jobs. Bodies name tables that may lie elsewhere.
+FIRST_PATH: Final = "pg_catalog.format('%I, pg_temp', pg_catalog.current_schema())"
+LATER_PATH: Final = "pg_catalog.format('%s, pg_temp', mailroom.user_schema())"
+SET_UP: Final = """SELECT pg_catalog.set_config('search_path', {}, true),
+       pg_catalog.set_config('check_function_bodies', 'off', true);
+"""
 VERSION: Final = re.compile(r"(?<=^RETURN )\d+(?=;$)", re.MULTILINE)
 CREATED: Final = re.compile(
     r"^CREATE (?:(SCHEMA|TYPE|TABLE|FUNCTION) ([\w.]+)|TRIGGER (\w+) .*\bON ([\w.]+))", re.MULTILINE
 )
 
 FUNCTIONS: Final = """
-SELECT (pg_identify_object('pg_proc'::regclass, p.oid, 0)).identity, pg_get_functiondef(p.oid),
-       pg_get_function_result(p.oid)
+SELECT replace((pg_identify_object('pg_proc'::regclass, p.oid, 0)).identity, 'public.', ''),
+       pg_get_functiondef(p.oid), pg_get_function_result(p.oid)
 FROM pg_proc p
 WHERE p.pronamespace = 'mailroom'::regnamespace AND p.proname <> 'schema_version' ORDER BY 1
 """
 TRIGGERS: Final = """
-SELECT format('%I ON %s', t.tgname, t.tgrelid::regclass), pg_get_triggerdef(t.oid)
+SELECT format('%I ON %s', t.tgname, t.tgrelid::regclass),
+       replace(pg_get_triggerdef(t.oid), ' ON public.', ' ON ')
 FROM pg_trigger t WHERE NOT t.tgisinternal ORDER BY 1
 """
 COMMENTS: Final = """
-SELECT CASE o.type WHEN 'table column' THEN 'COLUMN' ELSE upper(o.type) END || ' ' || o.identity,
-       quote_literal(d.description)
+SELECT CASE o.type WHEN 'table column' THEN 'COLUMN' ELSE upper(o.type) END || ' '
+       || replace(o.identity, 'public.', ''), quote_literal(d.description)
 FROM pg_description d, pg_identify_object(d.classoid, d.objoid, d.objsubid) o
 WHERE o.schema IN ('mailroom', 'public') OR (o.type, o.identity) = ('schema', 'mailroom') ORDER BY 1
 """
@@ -108,12 +115,13 @@ def copied(name: str) -> tuple[str, str]:
     if version == 1:
         dropped.insert(1, "DROP FUNCTION mailroom.schema_version;")
     after = "" if version == 1 else "\n" + ending(version - 1)
-    return "\n".join([HEAD, *files, ending(version)]), "\n".join([HEAD, *dropped[::-1], after])
+    up = [HEAD, SET_UP.format(FIRST_PATH if version == 1 else LATER_PATH), *files, ending(version)]
+    return "\n".join(up), "\n".join([HEAD, SET_UP.format(LATER_PATH), *dropped[::-1], after])
 
 
 def catalogue(connection: psycopg.Connection) -> Catalogue:
     """What a database has."""
-    connection.execute("SET search_path = ''")
+    connection.execute("SET search_path = public, pg_temp")
     functions = connection.execute(FUNCTIONS).fetchall()
     return Catalogue(
         {name: text for name, text, _ in functions},
@@ -161,8 +169,9 @@ def compared(migrated: str, edited: str) -> tuple[int, str, str]:
     with sync.connected(edited) as connection:
         connection.execute(whole_schema().encode())
         after = catalogue(connection)
-    up = f"{difference(before, after)}\n{ending(version + 1)}"
-    return version + 1, up, f"{difference(after, before)}\n{ending(version)}"
+    begin = SET_UP.format(LATER_PATH)
+    up = f"{begin}\n{difference(before, after)}\n{ending(version + 1)}"
+    return version + 1, up, f"{begin}\n{difference(after, before)}\n{ending(version)}"
 
 
 def write(version: int, name: str, up: str, down: str) -> None:

@@ -189,7 +189,7 @@ def test_they_never_migrate_at_the_same_time(
     with contextlib.ExitStack() as stack:
         others: list[subprocess.Popen[bytes]] = []
 
-        def meanwhile(connection: psycopg.Connection) -> int:
+        def meanwhile(connection: psycopg.Connection, *_: object) -> int:
             others.append(stack.enter_context(golang.start("up")))
             waiting = (
                 "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database"

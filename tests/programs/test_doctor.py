@@ -35,6 +35,7 @@ from mailroom.inbox import ses as inbox_actions
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.inbox.ses_protocol import Refusal
+from mailroom.queue.start_check import CALLED
 from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.collector import CollectorSettings
 from mailroom.settings.sender import SenderSettings
@@ -55,7 +56,7 @@ ACCESS_KEY, SECRET_ACCESS_KEY = "AKIAEXAMPLE31337", "awssecret-31337"
 SECRETS = (KEY, DB_PASSWORD, SMTP_PASSWORD, ACCESS_KEY, SECRET_ACCESS_KEY)
 NAMES = {"app_name": "Example", "app_url": "https://example.com"}
 DATABASE = [
-    "collector-settings", "keys", "server", "encoding", "writable", "two-phase", "clock", "migrations",
+    "collector-settings", "keys", "server", "encoding", "writable", "two-phase", "clock",
     "functions",
     "row-security", "queue", "cursor",
     "pause", "tokens-trigger", "accounts-trigger", "other-triggers",
@@ -192,7 +193,10 @@ def test_a_table_and_exit_code_0(database: str, collector: Db, box: Inbox, sendi
     assert (0, "") == (done.returncode, done.stderr)
     lines = done.stdout.splitlines()
     assert f"0 faults, 0 warnings, {sum(map(is_ok, lines))} ok, 1 skipped" == lines[-1]
-    assert f"ok       migrations          up to date, version {NEWEST}" in lines
+    assert (
+        f"ok       functions           version {NEWEST}, and this user may call its {len(CALLED)} functions"
+        in lines
+    )
     assert "\x1b" not in done.stdout
 
 
@@ -216,7 +220,7 @@ def test_json(database: str, box: Inbox, sending: dict[str, str]) -> None:
     assert ["faults", "warnings", "checks"] == list(told)
     assert (1, 1) == (told["faults"], told["warnings"])
     by_name = {check.pop("name"): check for check in told["checks"]}
-    assert {"state": "ok", "detail": f"up to date, version {NEWEST}", "remedy": ""} == by_name["migrations"]
+    assert {"state": "ok", "detail": "UTF8", "remedy": ""} == by_name["encoding"]
     assert "fault" == by_name["templates"]["state"]
     assert "`mailroom templates push`" in by_name["templates"]["remedy"]
 
@@ -363,7 +367,7 @@ def test_a_database_without_an_encoding(server_url: str) -> None:
             findings = the_database(database_of(server_url, name))
         finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-    assert ["encoding", "migrations"] == faults(findings)
+    assert ["encoding", "functions"] == faults(findings)
     assert "ENCODING 'UTF8'" in findings["encoding"].remedy
 
 
@@ -515,12 +519,10 @@ def test_a_standby_is_distinguished_from_a_read_only_primary(
 
 def test_no_schema(empty_database: str) -> None:
     findings = the_database(empty_database)
-    assert ["migrations"] == faults(findings)
-    assert "the database does not have Mailroom's schema" == findings["migrations"].detail
-    assert "`mailroom migrate up`" in findings["migrations"].remedy
-    assert {SKIPPED} == {
-        findings[name].state for name in ("functions", "queue", "pause", "tokens-trigger", "backlog")
-    }
+    assert ["functions"] == faults(findings)
+    assert "the database lacks Mailroom's schema" == findings["functions"].detail
+    assert "`mailroom migrate up`" in findings["functions"].remedy
+    assert {SKIPPED} == {findings[name].state for name in ("queue", "pause", "tokens-trigger", "backlog")}
     assert OK is findings["notifications"].state
 
 
@@ -528,35 +530,18 @@ def test_a_migration_is_pending(database: str) -> None:
     with sync.connected(database) as connection:
         migrate.down(connection, 1, lambda _: None)
     findings = the_database(database)
-    assert ["migrations"] == faults(findings)
+    assert ["functions"] == faults(findings)
     assert (
         f"the schema is at version {NEWEST - 1}, and this Mailroom needs {NEWEST}"
-        == findings["migrations"].detail
+        == findings["functions"].detail
     )
 
 
-def test_a_dirty_schema(database: str, db: Db) -> None:
-    db.execute("UPDATE schema_migrations SET dirty = true")
+def test_a_newer_schema(database: str, db: Db) -> None:
+    db.execute("CREATE OR REPLACE FUNCTION mailroom.schema_version() RETURNS integer LANGUAGE sql RETURN 999")
     findings = the_database(database)
-    assert ["migrations"] == faults(findings)
-    assert findings["migrations"].detail.startswith("dirty: ")
-
-
-def test_a_newer_schema(database: str, db: Db, collector: Db) -> None:
-    db.execute("UPDATE schema_migrations SET version = 99")
-    findings = the_database(database)
-    assert ["migrations"] == not_ok(findings)
-    assert (WARNING, True) == (
-        findings["migrations"].state,
-        "update Mailroom" in findings["migrations"].remedy,
-    )
-
-
-def test_bookkeeping_of_another_tool(database: str, db: Db) -> None:
-    db.execute("INSERT INTO schema_migrations VALUES (1, false)")
-    findings = the_database(database)
-    assert ["migrations"] == faults(findings)
-    assert "2 rows" in findings["migrations"].detail
+    assert ["functions"] == faults(findings)
+    assert "use the Mailroom that migrated it" in findings["functions"].remedy
 
 
 def test_a_function_is_missing(database: str, db: Db) -> None:
@@ -581,7 +566,6 @@ def test_a_role_without_privileges(stranger: str, db: Db) -> None:
     assert ["functions"] == faults(findings)
     assert "permission denied" in findings["functions"].detail
     assert "GRANT" in findings["functions"].remedy
-    assert (WARNING, True) == (findings["migrations"].state, "GRANT SELECT" in findings["migrations"].remedy)
     db.execute("GRANT USAGE ON SCHEMA mailroom TO PUBLIC")
     findings = the_database(stranger)
     assert ["functions"] == faults(findings)
@@ -591,18 +575,8 @@ def test_a_role_without_privileges(stranger: str, db: Db) -> None:
 def test_a_role_that_may_collect_and_no_more(stranger: str, db: Db, collector: Db) -> None:
     db.execute("GRANT USAGE ON SCHEMA mailroom TO PUBLIC")
     db.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom TO PUBLIC")
-    findings = the_database(stranger)
-    assert ["migrations"] == not_ok(findings)
-    assert WARNING is findings["migrations"].state
-
-
-def test_a_role_that_cannot_see_the_migrations(stranger: str, db: Db, collector: Db) -> None:
-    db.execute("GRANT USAGE ON SCHEMA mailroom TO PUBLIC")
-    db.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom TO PUBLIC")
     db.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
-    findings = the_database(stranger)
-    assert ["migrations"] == not_ok(findings)
-    assert (WARNING, True) == (findings["migrations"].state, "GRANT USAGE" in findings["migrations"].remedy)
+    assert [] == not_ok(the_database(stranger))
 
 
 def test_another_queue(database: str) -> None:

@@ -15,6 +15,7 @@ SOURCES: Final = Path(mailroom.__file__).parent
 SPEAKERS: Final = {
     "consumption.py",
     "console/ledger.py",
+    "database/collisions.py",
     "demo/signup/accounts.py",
     "demo/signup/links.py",
     "demo/signup/mails.py",
@@ -36,7 +37,7 @@ SPEAKERS: Final = {
 }
 KEYWORD: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|LOCK|TRUNCATE|ALTER|CALL)\b")
 CREATED: Final = re.compile(
-    r"^CREATE (?:OR REPLACE )?(?:FUNCTION|TABLE|TYPE) (mailroom|public)\.(\w+)", re.MULTILINE
+    r"^CREATE (?:OR REPLACE )?(?:FUNCTION|TABLE|TYPE) (mailroom\.)?(\w+)", re.MULTILINE
 )
 
 
@@ -65,8 +66,8 @@ def named() -> re.Pattern[str]:
     created = [
         found for path in (SOURCES / "sql").glob("*.sql") for found in CREATED.findall(path.read_text())
     ]
-    ours = "|".join(name for place, name in created if place == "mailroom")
-    public = "|".join(name for place, name in created if place == "public")
+    ours = "|".join(name for place, name in created if place)
+    public = "|".join(name for place, name in created if not place)
     return re.compile(rf"\bmailroom\.({ours})\b|\b(FROM|JOIN|INTO|UPDATE|TABLE) (public\.)?({public})\b")
 
 

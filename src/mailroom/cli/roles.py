@@ -13,10 +13,9 @@ from mailroom.settings.collector import DatabaseSettings
 def roles(is_applied: bool) -> None:
     """Print or run the SQL that makes three roles with the least rights they need.
 
-    mailroom_worker claims and settles, and reads no table but schema_migrations. mailroom_app signs up and
-    consumes, and reads no secret. mailroom_oncall is for status, why, dead, console, pause, resume and
-    prune. Run it as often as you like; it creates or updates the roles. Run it again after each
-    `mailroom migrate up`:
+    mailroom_worker claims and settles, and reads no table. mailroom_app signs up and consumes, and reads no
+    secret. mailroom_oncall is for status, why, dead, console, pause, resume and prune. Run it as often as
+    you like; it creates or updates the roles. Run it again after each `mailroom migrate up`:
 
     \b
       mailroom roles --apply

@@ -42,11 +42,8 @@ class Probe:
         return self.opened
 
     @contextmanager
-    def transaction(self, *, keep_path: bool = False) -> Iterator[psycopg.Connection]:
+    def transaction(self) -> Iterator[psycopg.Connection]:
         """A transaction in which every statement has a time limit and finds PostgreSQL's own catalog.
-
-        Args:
-            keep_path: keep the search_path of the database or the user.
 
         Raises:
             DatabaseError, DatabaseUnavailable: PostgreSQL refused something, or did not answer.
@@ -55,8 +52,7 @@ class Probe:
             self.connection.execute(
                 "SELECT pg_catalog.set_config('statement_timeout', %s, true)", [str(STATEMENT_LIMIT_MS)]
             )
-            if not keep_path:
-                self.connection.execute(SET_PATH, [CATALOG_ONLY])
+            self.connection.execute(SET_PATH, [CATALOG_ONLY])
             yield self.connection
 
     @contextmanager

@@ -1,28 +1,17 @@
-"""Checks the database server, the keys, and the schema's version."""
+"""Checks the database server, and the keys."""
 
 from __future__ import annotations
 
 from time import time
 from typing import Final
 
-import psycopg
-
-from mailroom.database import migrate
 from mailroom.database.connection import refuse_no_encoding
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.probe import Probe, connect
-from mailroom.doctor.report import Finding, NotKnown, fault, ok, warning
-from mailroom.errors import MigrationError
+from mailroom.doctor.report import Finding, fault, ok, warning
 
 OLDEST_VERSION: Final = 14
 CLOCK: Final = "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::pg_catalog.float8"
-
-# Names in a schema that the user may not use are not found.
-IS_HIDDEN: Final = """
-SELECT pg_catalog.to_regnamespace('mailroom') IS NOT NULL
-   AND pg_catalog.to_regclass(
-       pg_catalog.quote_ident(pg_catalog.current_schema()) || '.schema_migrations') IS NULL
-"""
 
 
 def server(probe: Probe) -> Finding:
@@ -85,48 +74,6 @@ def clock(probe: Probe) -> Finding:
         rows = connection.execute(CLOCK).fetchall()
         answered_at = time()
     return compared("the database", rows[0][0], asked_at, answered_at)
-
-
-def migrations(probe: Probe) -> Finding:
-    """The schema has the version that this Mailroom needs."""
-    newest = max(migration.version for migration in migrate.shipped())
-    with probe.transaction(keep_path=True) as connection:
-        ((is_hidden,),) = connection.execute(IS_HIDDEN).fetchall()
-    if is_hidden:
-        raise NotKnown(
-            f"not known: this user cannot see {migrate.TABLE}, and Mailroom's schema exists",
-            f"run `mailroom roles --apply`, or GRANT USAGE ON SCHEMA public and SELECT ON {migrate.TABLE} TO"
-            " this user",
-        )
-    try:
-        with probe.transaction(keep_path=True) as connection:
-            state = migrate.state(connection)
-    except MigrationError as error:
-        if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-            raise NotKnown(
-                f"not known: this user may not read {migrate.TABLE}",
-                f"run the doctor as the schema's owner, or GRANT SELECT ON {migrate.TABLE} TO this user",
-            ) from error
-        raise
-    if state.dirty:
-        return fault(
-            f"dirty: a migration to or from version {state.version} failed halfway",
-            "find out which of its statements were applied, and complete or undo them; then set"
-            f" version accordingly, and dirty = false, in {migrate.TABLE}",
-        )
-    if state.version < newest:
-        return fault(
-            f"the schema is at version {state.version}, and this Mailroom needs {newest}"
-            if state.version
-            else "the database does not have Mailroom's schema",
-            "run `mailroom migrate up` with the same MAILROOM_DATABASE_URL",
-        )
-    if state.version > newest:
-        return warning(
-            f"the schema is at version {state.version}, and this Mailroom knows up to {newest}",
-            "update Mailroom on this machine to the version that migrated the schema",
-        )
-    return ok(f"up to date, version {state.version}")
 
 
 def keys(probe: Probe) -> Finding:

@@ -1,5 +1,8 @@
 -- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
 
+SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
+       pg_catalog.set_config('check_function_bodies', 'off', true);
+
 DROP FUNCTION mailroom.record_skipped;
 DROP FUNCTION mailroom.why_not_mailable;
 DROP FUNCTION mailroom.not_mailable;
@@ -16,6 +19,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN 1;
 COMMENT ON FUNCTION mailroom.schema_version IS
     'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+SELECT mailroom.finish_migration();
 
 -- A trigger does not check who may call its function, but any user that may can attach it to a table.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;

@@ -1,5 +1,8 @@
 -- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
 
+SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
+       pg_catalog.set_config('check_function_bodies', 'off', true);
+
 -- The ledger: one row for each attempt to send, and for each decision of a person.
 --
 -- `mailroom run` settles a lease when the transport has answered, with an outcome for each of its tokens. A
@@ -128,6 +131,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN 2;
 COMMENT ON FUNCTION mailroom.schema_version IS
     'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+SELECT mailroom.finish_migration();
 
 -- A trigger does not check who may call its function, but any user that may can attach it to a table.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;

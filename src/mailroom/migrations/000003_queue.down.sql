@@ -1,5 +1,8 @@
 -- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
 
+SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
+       pg_catalog.set_config('check_function_bodies', 'off', true);
+
 DROP FUNCTION mailroom.recent_workers;
 DROP FUNCTION mailroom.leave;
 DROP FUNCTION mailroom.heartbeat;
@@ -26,11 +29,11 @@ DROP FUNCTION mailroom.settle;
 DROP TABLE mailroom.leases;
 DROP FUNCTION mailroom.restart_cursor;
 DROP FUNCTION mailroom.with_own_running;
-DROP TRIGGER tokens_keep_lane ON public.tokens;
+DROP TRIGGER tokens_keep_lane ON tokens;
 DROP FUNCTION mailroom.keep_lane;
 DROP TABLE mailroom.cursors;
-DROP TABLE public.jobs;
-DROP TYPE public.job_type;
+DROP TABLE jobs;
+DROP TYPE job_type;
 
 -- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
 
@@ -39,6 +42,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN 2;
 COMMENT ON FUNCTION mailroom.schema_version IS
     'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+SELECT mailroom.finish_migration();
 
 -- A trigger does not check who may call its function, but any user that may can attach it to a table.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;

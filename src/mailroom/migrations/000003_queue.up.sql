@@ -1,5 +1,8 @@
 -- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
 
+SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
+       pg_catalog.set_config('check_function_bodies', 'off', true);
+
 -- The cursors: which tokens were handed out, one cursor for each lane.
 --
 -- A cursor is a window (low, high] of two snapshots and a position (last_txid, last_seq) in it. A token of its lane
@@ -7,10 +10,10 @@
 -- high) moves on to the current snapshot. Ids and clocks say in which order rows were made; only a snapshot says
 -- which were visible. So a transaction that commits late is found when it commits, and delays no other.
 
-CREATE TYPE public.job_type AS ENUM ('mailroom');
+CREATE TYPE job_type AS ENUM ('mailroom');
 
-CREATE TABLE public.jobs (
-    job_type          public.job_type PRIMARY KEY,
+CREATE TABLE jobs (
+    job_type          job_type PRIMARY KEY,
     system_identifier bigint      NOT NULL DEFAULT (pg_control_system()).system_identifier,
     moved_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     swept_at          timestamptz NOT NULL DEFAULT '-infinity',
@@ -20,18 +23,18 @@ CREATE TABLE public.jobs (
     CONSTRAINT jobs_one_queue_per_database CHECK (job_type = 'mailroom')
 ) WITH (fillfactor = 10);
 
-INSERT INTO public.jobs (job_type) VALUES ('mailroom');
+INSERT INTO jobs (job_type) VALUES ('mailroom');
 
-COMMENT ON TABLE public.jobs IS
+COMMENT ON TABLE jobs IS
     'The queue, which is one row. A claim locks it, so that one claim at a time moves the cursors. A database has '
     'one queue.';
-COMMENT ON COLUMN public.jobs.job_type IS 'The queue''s name, which is mailroom.';
-COMMENT ON COLUMN public.jobs.system_identifier IS
+COMMENT ON COLUMN jobs.job_type IS 'The queue''s name, which is mailroom.';
+COMMENT ON COLUMN jobs.system_identifier IS
     'The cluster whose transaction ids the cursors name. In another cluster the next claim restarts them.';
-COMMENT ON COLUMN public.jobs.moved_at IS 'When a claim last moved the cursors.';
-COMMENT ON COLUMN public.jobs.swept_at IS 'When a claim last checked all leases.';
-COMMENT ON COLUMN public.jobs.paused_at IS 'When a person paused the queue; NULL if it is not paused.';
-COMMENT ON COLUMN public.jobs.pause_reason IS 'The reason that this person gave.';
+COMMENT ON COLUMN jobs.moved_at IS 'When a claim last moved the cursors.';
+COMMENT ON COLUMN jobs.swept_at IS 'When a claim last checked all leases.';
+COMMENT ON COLUMN jobs.paused_at IS 'When a person paused the queue; NULL if it is not paused.';
+COMMENT ON COLUMN jobs.pause_reason IS 'The reason that this person gave.';
 
 CREATE TABLE mailroom.cursors (
     lane      mailroom.lane PRIMARY KEY,
@@ -47,7 +50,7 @@ CREATE TABLE mailroom.cursors (
 
 -- The windows are open to the left, so that tokens from before the queue existed are pending too.
 INSERT INTO mailroom.cursors (lane, low)
-SELECT l, '1:1:' FROM unnest(enum_range(NULL::mailroom.lane)) l;
+SELECT l, '1:1:' FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::mailroom.lane)) l;
 
 COMMENT ON TABLE mailroom.cursors IS
     'For each lane the cursor that says which tokens were handed out. A token is pending if the snapshot high sees '
@@ -76,7 +79,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.keep_lane IS 'Refuses to change the lane of a token, which its cursor may have passed.';
 
-CREATE TRIGGER tokens_keep_lane BEFORE UPDATE OF lane ON public.tokens
+CREATE TRIGGER tokens_keep_lane BEFORE UPDATE OF lane ON tokens
     FOR EACH ROW WHEN (OLD.lane IS DISTINCT FROM NEW.lane) EXECUTE FUNCTION mailroom.keep_lane();
 
 -- PostgreSQL leaves the current transaction out of the list of running ones, so pg_visible_in_snapshot may call
@@ -303,7 +306,7 @@ COMMENT ON FUNCTION mailroom.release IS
 
 CREATE TABLE mailroom.granted (
     token     bigint PRIMARY KEY,
-    action    public.token_action NOT NULL,
+    action    token_action NOT NULL,
     recipient text        NOT NULL,
     at        timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -327,7 +330,7 @@ COMMENT ON FUNCTION mailroom.limited_as IS
     'Returns an address in the spelling that limits count: in lower case, in plain letters.';
 
 -- A token that was ended before its time must not be mailed.
-CREATE FUNCTION mailroom.renewable(p_token public.tokens) RETURNS boolean
+CREATE FUNCTION mailroom.renewable(p_token tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     RETURN p_token.consumed_at IS NULL AND p_token.ended_at IS NULL AND p_token.wrong_codes < 5
@@ -370,7 +373,7 @@ CREATE TRIGGER actions_after_longer_lifetime AFTER UPDATE OF lifetime ON mailroo
     EXECUTE FUNCTION mailroom.after_longer_lifetime();
 
 -- A mail must not arrive when its token has just expired. A life that somebody shortened counts to its end.
-CREATE FUNCTION mailroom.is_over(p_token public.tokens, p_lifetime interval, p_now timestamptz) RETURNS boolean
+CREATE FUNCTION mailroom.is_over(p_token tokens, p_lifetime interval, p_now timestamptz) RETURNS boolean
 LANGUAGE sql STABLE
 RETURN (p_token).expires_at <= p_now
        OR (p_token).expires_at <= p_now + least(interval '2 seconds', p_lifetime / 10)
@@ -381,7 +384,7 @@ COMMENT ON FUNCTION mailroom.is_over IS
 -- A newer one that is not sent for good, such as a limited one, takes no token's place, and none that waits in a
 -- slower lane does. Only the next hundred are
 -- looked at, so that thousands for one recipient hold up no claim.
-CREATE FUNCTION mailroom.has_newer(p_token public.tokens) RETURNS boolean
+CREATE FUNCTION mailroom.has_newer(p_token tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
@@ -430,7 +433,7 @@ COMMENT ON FUNCTION mailroom.has_newer IS
 
 CREATE TYPE mailroom.doubt AS (
     token        bigint,
-    action       public.token_action,
+    action       token_action,
     recipient    text,
     fingerprint  bytea,
     verdict      text,
@@ -1078,6 +1081,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN 3;
 COMMENT ON FUNCTION mailroom.schema_version IS
     'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+SELECT mailroom.finish_migration();
 
 -- A trigger does not check who may call its function, but any user that may can attach it to a table.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;

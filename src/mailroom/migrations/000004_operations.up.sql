@@ -1,8 +1,11 @@
 -- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
 
+SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
+       pg_catalog.set_config('check_function_bodies', 'off', true);
+
 -- The state of the queue, and pausing it. Nothing here returns a secret or a code.
 
-CREATE FUNCTION mailroom.sendable(p_token public.tokens, p_rule mailroom.actions) RETURNS boolean
+CREATE FUNCTION mailroom.sendable(p_token tokens, p_rule mailroom.actions) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN (p_token).consumed_at IS NULL
        AND ((p_token).expires_at > clock_timestamp()
@@ -665,7 +668,7 @@ CREATE TYPE mailroom.adopted_user AS (
     email  text,
     login  text,
     locale text,
-    status public.account_status
+    status account_status
 );
 
 -- A user of whom something changed. was is NULL for a new user, and status for one that is gone.
@@ -674,8 +677,8 @@ CREATE TYPE mailroom.user_change AS (
     email           text,
     login           text,
     locale          text,
-    status          public.account_status,
-    was             public.account_status,
+    status          account_status,
+    was             account_status,
     address_changed boolean
 );
 
@@ -879,6 +882,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN 4;
 COMMENT ON FUNCTION mailroom.schema_version IS
     'Returns the number of the last migration. Mailroom''s programs compare it with the one that they need.';
+
+SELECT mailroom.finish_migration();
 
 -- A trigger does not check who may call its function, but any user that may can attach it to a table.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;

@@ -23,14 +23,22 @@ from mailroom.database.sync import translated
 from mailroom.errors import ActionsError, DatabaseError
 from mailroom.queue.known_actions import KNOWN_ACTIONS, read_action
 
+# The type, in whichever schema the first migration created it.
+TYPE: Final = """
+SELECT n.nspname::pg_catalog.text, t.typname::pg_catalog.text FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
+JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
+WHERE a.attrelid OPERATOR(pg_catalog.=) 'mailroom.actions'::pg_catalog.regclass
+      AND a.attname OPERATOR(pg_catalog.=) 'action'
+"""
 LABELS: Final = """
 SELECT e.enumlabel FROM pg_catalog.pg_enum e
-JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) e.enumtypid
-JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
-WHERE n.nspname OPERATOR(pg_catalog.=) 'public' AND t.typname OPERATOR(pg_catalog.=) 'token_action'
+JOIN pg_catalog.pg_attribute a ON a.atttypid OPERATOR(pg_catalog.=) e.enumtypid
+WHERE a.attrelid OPERATOR(pg_catalog.=) 'mailroom.actions'::pg_catalog.regclass
+      AND a.attname OPERATOR(pg_catalog.=) 'action'
 ORDER BY e.enumsortorder
 """
-ADD_LABEL: Final = "ALTER TYPE public.token_action ADD VALUE IF NOT EXISTS {}"
+ADD_LABEL: Final = "ALTER TYPE {} ADD VALUE IF NOT EXISTS {}"
 # Readers go on; of two that write, one waits.
 LOCK: Final = "LOCK TABLE mailroom.actions IN SHARE ROW EXCLUSIVE MODE"
 # Only one action may activate accounts, so the one that no longer does is written first.
@@ -41,7 +49,7 @@ CLEAR_ACTIVATES: Final = (
 WRITE: Final = """
 INSERT INTO mailroom.actions (action, number, prefix, account_status, has_link, needs_code, lifetime, fields,
                               lane, limit_mails, limit_within, renews, activates)
-VALUES (%(name)s::public.token_action, %(number)s, %(prefix)s, %(account)s::public.account_status,
+VALUES (%(name)s, %(number)s, %(prefix)s, %(account)s,
         %(has_link)s, %(needs_code)s, pg_catalog.make_interval(secs => %(lifetime_s)s),
         %(fields)s::pg_catalog.text[], %(lane)s::mailroom.lane, %(mails)s::pg_catalog.int4,
         pg_catalog.make_interval(secs => %(within_s)s::pg_catalog.float8), %(renews)s, %(activates)s)
@@ -162,9 +170,11 @@ def apply(connection: psycopg.Connection, wanted: Mapping[str, Action]) -> None:
     """
     check_applicable(planned := compare(connection, wanted))
     with translated(connection), _as_owner():
+        (type_name,) = connection.execute(TYPE).fetchall()
         for one in planned.differences:
             if one.is_new:
-                connection.execute(sql.SQL(ADD_LABEL).format(sql.Literal(one.action.name)))
+                label = sql.Literal(one.action.name)
+                connection.execute(sql.SQL(ADD_LABEL).format(sql.Identifier(*type_name), label))
         with connection.transaction():
             connection.execute(LOCK)
             check_applicable(planned := compare(connection, wanted))  # another may have written meanwhile

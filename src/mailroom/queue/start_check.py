@@ -77,7 +77,9 @@ JOIN pg_roles r ON r.oid = p.proowner AND NOT r.rolsuper AND NOT r.rolbypassrls
 JOIN pg_class c ON c.relrowsecurity AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))
 WHERE p.proname = 'claim' AND p.pronamespace = to_regnamespace('mailroom')
   AND (c.relnamespace = to_regnamespace('mailroom')
-       OR c.relnamespace = to_regnamespace('public') AND c.relname IN ('accounts', 'tokens', 'jobs'))
+       OR c.relname IN ('accounts', 'tokens', 'jobs')
+          AND c.relnamespace = (SELECT t.typnamespace FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                                WHERE a.attrelid = to_regclass('mailroom.actions') AND a.attname = 'action'))
 ORDER BY 1
 """
 

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from mailroom.actions import load_actions
 from mailroom.logs import EventLogger
+from mailroom.settings.migrations import MigrationSettings
 from mailroom.settings.variables import EACH_ACTION, Variable, variables
 from mailroom.settings.worker import RunSettings
 
@@ -38,7 +39,8 @@ class UnknownVariable(NamedTuple):
 
 def known() -> set[str]:
     """The name of every variable that a command reads."""
-    found = [one for variable in variables(RunSettings) for one in _each(variable)]
+    read = (*variables(RunSettings), *variables(MigrationSettings))
+    found = [one for variable in read for one in _each(variable)]
     files = (f"{variable.name}_FILE" for variable in found if variable.secret)
     return {*(variable.name for variable in found), *files, *LOG_VARIABLES}
 

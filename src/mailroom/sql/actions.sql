@@ -1,15 +1,15 @@
 -- Actions: the kinds of mail. `mailroom actions apply` writes a value of the type and a row here.
 
-CREATE TYPE public.token_action AS ENUM ('activation', 'password_recovery');
+CREATE TYPE token_action AS ENUM ('activation', 'password_recovery');
 
 -- In this order mails leave the queue.
 CREATE TYPE mailroom.lane AS ENUM ('urgent', 'normal', 'bulk');
 
 CREATE TABLE mailroom.actions (
-    action         public.token_action PRIMARY KEY,
+    action         token_action PRIMARY KEY,
     number         smallint      NOT NULL,
     prefix         text          NOT NULL,
-    account_status public.account_status,
+    account_status account_status,
     has_link       boolean       NOT NULL DEFAULT true,
     needs_code     boolean       NOT NULL DEFAULT false,
     lifetime       interval      NOT NULL DEFAULT '15 minutes',
@@ -22,7 +22,8 @@ CREATE TABLE mailroom.actions (
     CONSTRAINT actions_number   CHECK (number BETWEEN 1 AND 99),
     CONSTRAINT actions_prefix   CHECK (prefix ~ '^/[!-~]{1,62}$'),
     CONSTRAINT actions_lifetime CHECK (lifetime > '0'),
-    CONSTRAINT actions_fields   CHECK (array_position(fields, NULL) IS NULL AND NOT (activates AND fields <> '{}')),
+    CONSTRAINT actions_fields   CHECK (pg_catalog.array_position(fields, NULL) IS NULL
+                                       AND NOT (activates AND fields OPERATOR(pg_catalog.<>) '{}')),
     CONSTRAINT actions_limit    CHECK ((limit_mails IS NULL) = (limit_within IS NULL)
                                        AND limit_mails > 0 AND limit_within > '0')
 );
@@ -60,7 +61,7 @@ COMMENT ON COLUMN mailroom.actions.renews IS
 COMMENT ON COLUMN mailroom.actions.activates IS
     'Whether each new provisioned account gets a token of the action, and consuming it activates the account.';
 
-CREATE FUNCTION mailroom.fits(p_account bigint, p_status public.account_status, p_needed public.account_status)
+CREATE FUNCTION mailroom.fits(p_account bigint, p_status account_status, p_needed account_status)
 RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN p_account IS NULL THEN true

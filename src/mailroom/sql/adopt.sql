@@ -39,7 +39,7 @@ CREATE TYPE mailroom.adopted_user AS (
     email  text,
     login  text,
     locale text,
-    status public.account_status
+    status account_status
 );
 
 -- A user of whom something changed. was is NULL for a new user, and status for one that is gone.
@@ -48,8 +48,8 @@ CREATE TYPE mailroom.user_change AS (
     email           text,
     login           text,
     locale          text,
-    status          public.account_status,
-    was             public.account_status,
+    status          account_status,
+    was             account_status,
     address_changed boolean
 );
 

@@ -2,7 +2,7 @@
 
 CREATE FUNCTION mailroom.siblings(p_action text, p_account bigint, p_email text, p_subject text,
                                   p_user_table regclass)
-RETURNS SETOF public.tokens
+RETURNS SETOF tokens
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF p_account IS NOT NULL THEN
@@ -201,6 +201,6 @@ COMMENT ON FUNCTION mailroom.after_consumption IS
     'Activates the account or user whose token of the activating action was consumed, and expires the token''s unconsumed '
     'siblings.';
 
-CREATE TRIGGER tokens_after_consumption AFTER UPDATE OF consumed_at ON public.tokens
+CREATE TRIGGER tokens_after_consumption AFTER UPDATE OF consumed_at ON tokens
     FOR EACH ROW WHEN (OLD.consumed_at IS NULL AND NEW.consumed_at IS NOT NULL)
     EXECUTE FUNCTION mailroom.after_consumption();

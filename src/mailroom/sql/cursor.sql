@@ -5,10 +5,10 @@
 -- high) moves on to the current snapshot. Ids and clocks say in which order rows were made; only a snapshot says
 -- which were visible. So a transaction that commits late is found when it commits, and delays no other.
 
-CREATE TYPE public.job_type AS ENUM ('mailroom');
+CREATE TYPE job_type AS ENUM ('mailroom');
 
-CREATE TABLE public.jobs (
-    job_type          public.job_type PRIMARY KEY,
+CREATE TABLE jobs (
+    job_type          job_type PRIMARY KEY,
     system_identifier bigint      NOT NULL DEFAULT (pg_control_system()).system_identifier,
     moved_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     swept_at          timestamptz NOT NULL DEFAULT '-infinity',
@@ -18,18 +18,18 @@ CREATE TABLE public.jobs (
     CONSTRAINT jobs_one_queue_per_database CHECK (job_type = 'mailroom')
 ) WITH (fillfactor = 10);
 
-INSERT INTO public.jobs (job_type) VALUES ('mailroom');
+INSERT INTO jobs (job_type) VALUES ('mailroom');
 
-COMMENT ON TABLE public.jobs IS
+COMMENT ON TABLE jobs IS
     'The queue, which is one row. A claim locks it, so that one claim at a time moves the cursors. A database has '
     'one queue.';
-COMMENT ON COLUMN public.jobs.job_type IS 'The queue''s name, which is mailroom.';
-COMMENT ON COLUMN public.jobs.system_identifier IS
+COMMENT ON COLUMN jobs.job_type IS 'The queue''s name, which is mailroom.';
+COMMENT ON COLUMN jobs.system_identifier IS
     'The cluster whose transaction ids the cursors name. In another cluster the next claim restarts them.';
-COMMENT ON COLUMN public.jobs.moved_at IS 'When a claim last moved the cursors.';
-COMMENT ON COLUMN public.jobs.swept_at IS 'When a claim last checked all leases.';
-COMMENT ON COLUMN public.jobs.paused_at IS 'When a person paused the queue; NULL if it is not paused.';
-COMMENT ON COLUMN public.jobs.pause_reason IS 'The reason that this person gave.';
+COMMENT ON COLUMN jobs.moved_at IS 'When a claim last moved the cursors.';
+COMMENT ON COLUMN jobs.swept_at IS 'When a claim last checked all leases.';
+COMMENT ON COLUMN jobs.paused_at IS 'When a person paused the queue; NULL if it is not paused.';
+COMMENT ON COLUMN jobs.pause_reason IS 'The reason that this person gave.';
 
 CREATE TABLE mailroom.cursors (
     lane      mailroom.lane PRIMARY KEY,
@@ -45,7 +45,7 @@ CREATE TABLE mailroom.cursors (
 
 -- The windows are open to the left, so that tokens from before the queue existed are pending too.
 INSERT INTO mailroom.cursors (lane, low)
-SELECT l, '1:1:' FROM unnest(enum_range(NULL::mailroom.lane)) l;
+SELECT l, '1:1:' FROM pg_catalog.unnest(pg_catalog.enum_range(NULL::mailroom.lane)) l;
 
 COMMENT ON TABLE mailroom.cursors IS
     'For each lane the cursor that says which tokens were handed out. A token is pending if the snapshot high sees '
@@ -74,7 +74,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.keep_lane IS 'Refuses to change the lane of a token, which its cursor may have passed.';
 
-CREATE TRIGGER tokens_keep_lane BEFORE UPDATE OF lane ON public.tokens
+CREATE TRIGGER tokens_keep_lane BEFORE UPDATE OF lane ON tokens
     FOR EACH ROW WHEN (OLD.lane IS DISTINCT FROM NEW.lane) EXECUTE FUNCTION mailroom.keep_lane();
 
 -- PostgreSQL leaves the current transaction out of the list of running ones, so pg_visible_in_snapshot may call

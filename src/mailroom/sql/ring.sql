@@ -59,6 +59,6 @@ END $$;
 COMMENT ON FUNCTION mailroom.ring IS
     'Notifies the channel, its argument, of how many tokens a statement inserted, if a worker is idle.';
 
-CREATE TRIGGER tokens_ring AFTER INSERT ON public.tokens
+CREATE TRIGGER tokens_ring AFTER INSERT ON tokens
     REFERENCING NEW TABLE AS inserted
     FOR EACH STATEMENT EXECUTE FUNCTION mailroom.ring('token_insert');

@@ -3,10 +3,11 @@
 --     mailroom roles | psql "$MAILROOM_DATABASE_URL"
 --
 -- Run it as the owner of Mailroom's schema, with the right to create roles (CREATEROLE), and again after each
--- `mailroom migrate up`. If USAGE on the schema public was revoked from PUBLIC, its owner or a superuser has to run it.
+-- `mailroom migrate up`. If USAGE on the schema of the tables was revoked from PUBLIC, its owner or a superuser has to
+-- run it.
 -- None of the three roles can log in. Grant them to users that can: GRANT mailroom_worker TO acme_worker.
 --
---   mailroom_worker  mailroom run, collector, doctor: claims, settles, reads no table but schema_migrations
+--   mailroom_worker  mailroom run, collector, doctor: claims, settles, reads no table
 --   mailroom_app     your application: signs people up, requests mails, consumes tokens, reads no secret
 --   mailroom_oncall  mailroom status, why, dead, console, pause, resume, prune: no claim, no table, no secret
 BEGIN;
@@ -27,15 +28,18 @@ DECLARE
     routine record;
 BEGIN
     FOR entry IN SELECT key AS role, value AS names FROM jsonb_each(called) LOOP
-        BEGIN
-            EXECUTE format('CREATE ROLE %I NOLOGIN', entry.role);
-        EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL;  -- roles belong to the cluster: another database or an earlier run has created it
-        END;
+        -- Roles belong to the cluster: an administrator, another database or an earlier run may have created it.
+        IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = entry.role) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', entry.role);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;  -- meanwhile
+            END;
+        END IF;
         -- Revoke what an older version of this file granted and this one does not.
         EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA mailroom FROM %I', entry.role);
         EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA mailroom FROM %I', entry.role);
-        EXECUTE format('REVOKE ALL ON public.accounts, public.tokens FROM %I', entry.role);
+        EXECUTE format('REVOKE ALL ON %1$s.accounts, %1$s.tokens FROM %2$I', mailroom.user_schema(), entry.role);
         EXECUTE format('GRANT USAGE ON SCHEMA mailroom TO %I', entry.role);
         FOR routine IN
             SELECT p.oid::regprocedure AS signature FROM pg_proc p
@@ -46,49 +50,28 @@ BEGIN
     END LOOP;
 END $$;
 
--- The table of the migrations is where the user's search_path puts it.
-SET LOCAL search_path TO DEFAULT;
-DO $$
-BEGIN
-    PERFORM pg_catalog.set_config('mailroom.migrations', coalesce(
-        pg_catalog.to_regclass('schema_migrations')::pg_catalog.oid, 0::pg_catalog.oid)::pg_catalog.text, true);
-END $$;
-SET LOCAL search_path = pg_catalog, pg_temp;
-
+-- Only the application names tables: the worker and the on-call call functions.
 DO $$
 DECLARE
-    versions record;
-    entry record;
+    tables CONSTANT text := mailroom.user_schema();
 BEGIN
-    SELECT n.nspname::text AS schema, c.relname INTO versions
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = current_setting('mailroom.migrations')::oid;
-    -- The doctor compares the version that was applied with the one that it knows.
-    IF FOUND THEN
-        EXECUTE format('GRANT SELECT ON %I.%I TO mailroom_worker', versions.schema, versions.relname);
+    IF NOT has_schema_privilege('mailroom_app', tables::regnamespace, 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %s TO mailroom_app', tables);
     END IF;
-    FOR entry IN
-        SELECT 'mailroom_app' AS role, 'public' AS schema
-        UNION SELECT 'mailroom_worker', versions.schema WHERE versions.schema IS NOT NULL
-    LOOP
-        IF NOT has_schema_privilege(entry.role, entry.schema, 'USAGE') THEN
-            EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', entry.schema, entry.role);
-        END IF;
-        IF NOT has_schema_privilege(entry.role, entry.schema, 'USAGE') THEN
-            RAISE EXCEPTION '% may not use the schema %, and this user may not grant that', entry.role, entry.schema
-                USING ERRCODE = 'insufficient_privilege',
-                      HINT = 'Run it as the owner of that schema or as a superuser.';
-        END IF;
-    END LOOP;
+    IF NOT has_schema_privilege('mailroom_app', tables::regnamespace, 'USAGE') THEN
+        RAISE EXCEPTION 'mailroom_app may not use the schema %, and this user may not grant that', tables
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'Run it as the owner of that schema or as a superuser.';
+    END IF;
+    -- The application owns its users: it may read them all, and change the columns that no trigger sets. Grant what
+    -- yours needs besides, such as DELETE on accounts.
+    EXECUTE format('GRANT SELECT, INSERT (email, login, status, locale), UPDATE (email, login, status, locale) '
+                   'ON %s.accounts TO mailroom_app', tables);
+    -- The database sets a token's secret, code and times. Only the mail may carry the secret.
+    EXECUTE format('GRANT INSERT (action, account, subject, email, login, locale, data, key, lane, send_at), '
+                   'SELECT (id, action, account, subject, email, key, lane, send_at, created_at, expires_at, '
+                           'consumed_at) '
+                   'ON %s.tokens TO mailroom_app', tables);
 END $$;
-
--- The application owns its users: it may read them all, and change the columns that no trigger sets. Grant what
--- yours needs besides, such as DELETE on accounts.
-GRANT SELECT, INSERT (email, login, status, locale), UPDATE (email, login, status, locale)
-    ON public.accounts TO mailroom_app;
--- The database sets a token's secret, code and times. Only the mail may carry the secret.
-GRANT INSERT (action, account, subject, email, login, locale, data, key, lane, send_at),
-      SELECT (id, action, account, subject, email, key, lane, send_at, created_at, expires_at, consumed_at)
-    ON public.tokens TO mailroom_app;
 
 COMMIT;

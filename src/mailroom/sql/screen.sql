@@ -2,7 +2,7 @@
 
 CREATE TABLE mailroom.granted (
     token     bigint PRIMARY KEY,
-    action    public.token_action NOT NULL,
+    action    token_action NOT NULL,
     recipient text        NOT NULL,
     at        timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -26,7 +26,7 @@ COMMENT ON FUNCTION mailroom.limited_as IS
     'Returns an address in the spelling that limits count: in lower case, in plain letters.';
 
 -- A token that was ended before its time must not be mailed.
-CREATE FUNCTION mailroom.renewable(p_token public.tokens) RETURNS boolean
+CREATE FUNCTION mailroom.renewable(p_token tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     RETURN p_token.consumed_at IS NULL AND p_token.ended_at IS NULL AND p_token.wrong_codes < 5
@@ -69,7 +69,7 @@ CREATE TRIGGER actions_after_longer_lifetime AFTER UPDATE OF lifetime ON mailroo
     EXECUTE FUNCTION mailroom.after_longer_lifetime();
 
 -- A mail must not arrive when its token has just expired. A life that somebody shortened counts to its end.
-CREATE FUNCTION mailroom.is_over(p_token public.tokens, p_lifetime interval, p_now timestamptz) RETURNS boolean
+CREATE FUNCTION mailroom.is_over(p_token tokens, p_lifetime interval, p_now timestamptz) RETURNS boolean
 LANGUAGE sql STABLE
 RETURN (p_token).expires_at <= p_now
        OR (p_token).expires_at <= p_now + least(interval '2 seconds', p_lifetime / 10)
@@ -80,7 +80,7 @@ COMMENT ON FUNCTION mailroom.is_over IS
 -- A newer one that is not sent for good, such as a limited one, takes no token's place, and none that waits in a
 -- slower lane does. Only the next hundred are
 -- looked at, so that thousands for one recipient hold up no claim.
-CREATE FUNCTION mailroom.has_newer(p_token public.tokens) RETURNS boolean
+CREATE FUNCTION mailroom.has_newer(p_token tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
@@ -129,7 +129,7 @@ COMMENT ON FUNCTION mailroom.has_newer IS
 
 CREATE TYPE mailroom.doubt AS (
     token        bigint,
-    action       public.token_action,
+    action       token_action,
     recipient    text,
     fingerprint  bytea,
     verdict      text,

@@ -1,6 +1,6 @@
 -- The state of the queue, and pausing it. Nothing here returns a secret or a code.
 
-CREATE FUNCTION mailroom.sendable(p_token public.tokens, p_rule mailroom.actions) RETURNS boolean
+CREATE FUNCTION mailroom.sendable(p_token tokens, p_rule mailroom.actions) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN (p_token).consumed_at IS NULL
        AND ((p_token).expires_at > clock_timestamp()

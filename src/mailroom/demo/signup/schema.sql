@@ -6,7 +6,7 @@ CREATE SCHEMA IF NOT EXISTS example;
 -- Each session holds the stamp, so a new stamp ends all sessions. Without a hash there is no password yet: the
 -- account came from elsewhere, and its user signed in with a link.
 CREATE TABLE IF NOT EXISTS example.passwords (
-    account bigint PRIMARY KEY REFERENCES public.accounts ON DELETE CASCADE,
+    account bigint PRIMARY KEY REFERENCES accounts ON DELETE CASCADE,
     hash    text,
     stamp   uuid   NOT NULL DEFAULT gen_random_uuid(),
     set_at  timestamptz NOT NULL DEFAULT statement_timestamp()
