@@ -33,14 +33,14 @@ from mailroom.logs import EventLogger
 from mailroom.queue.connect import keep_renewing, open_worker
 from mailroom.queue.known_actions import KnownActions
 from mailroom.queue.lease import LEASE_MS, Lease
+from mailroom.runner import health, ledger
+from mailroom.runner.delivery import LeaseDelivery
+from mailroom.runner.metrics import Metrics
+from mailroom.runner.readiness import SILENCE_S, Readiness
+from mailroom.runner.shared_rate import SharedRate
 from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
-from mailroom.worker import health, ledger
-from mailroom.worker.delivery import LeaseDelivery
-from mailroom.worker.metrics import Metrics
-from mailroom.worker.readiness import SILENCE_S, Readiness
-from mailroom.worker.shared_rate import SharedRate
 
 HEARTBEAT_S: Final = 5.0
 GIVE_BACK_S: Final = 5.0
