@@ -485,7 +485,9 @@ def test_the_daily_quota_is_a_pause_and_no_throttle(
     ses.inbox.faults.add(Fault("error", calls=3, code="Throttling", message="Daily message quota exceeded."))
     sent = send(settings(tmp_path, SEND_RATE=1000), TEN)
     assert {"sent": 10} == sent.count()
-    assert [logging.ERROR] == [record.levelno for record in caplog.records if "paused" in vars(record)["event"]]
+    assert [logging.ERROR] == [
+        record.levelno for record in caplog.records if "paused" in vars(record)["event"]
+    ]
 
 
 def test_a_template_that_comes_later_is_checked_too(
