@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import psycopg
 import pytest
 
 import mailroom
@@ -19,7 +18,7 @@ from support.runs import UNSETTLED, ledger, wait_until
 def environ(
     database: str, ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
-    """The settings of a worker on the test's database and SES; botocore's are in the process's environment."""
+    """A worker's settings; botocore's are in the process's environment."""
     for name, value in senders.aws(ses.url).items():
         monkeypatch.setenv(name, value)
     return processes.environment(database, BATCH_TIMEOUT=0) | senders.environment(

@@ -41,6 +41,10 @@ class Worker:
         """Whether it runs. While the database or the provider does not answer, it runs and tries again."""
         return not self._task.done()
 
+    async def ended(self) -> None:
+        """Wait until it no longer runs."""
+        await asyncio.wait({self._task})
+
     @property
     def error(self) -> BaseException | None:
         """The error that ended it, if one did."""
@@ -66,7 +70,8 @@ async def worker(environ: Mapping[str, str] | None = None) -> AsyncIterator[Work
         MailroomError: at the start, the settings, the schema, a privilege or the transport cannot be used.
             At the end, the error that ended the worker, unless the context ends with an exception of its own.
     """
-    async with _runs(await in_thread(_opened, os.environ if environ is None else environ)) as running:
+    opened = await in_thread(_opened, os.environ if environ is None else environ)
+    async with working(*opened) as running:
         yield running
 
 
@@ -84,10 +89,11 @@ def _opened(environ: Mapping[str, str]) -> tuple[RunSettings, Transport]:
 
 
 @asynccontextmanager
-async def _runs(opened: tuple[RunSettings, Transport]) -> AsyncIterator[Worker]:
+async def working(settings: RunSettings, transport: Transport) -> AsyncIterator[Worker]:
+    """Run a worker that sends over this transport; see ``worker``."""
     from mailroom.runner.program import Runner
 
-    stop, runner = asyncio.Event(), Runner(*opened)
+    stop, runner = asyncio.Event(), Runner(settings, transport)
     task = asyncio.create_task(runner.run(stop), name="mailroom.worker")
     try:
         await _start(task, runner.started)
