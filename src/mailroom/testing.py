@@ -12,11 +12,9 @@ SMTP to the inbox of the same process, whatever the environment says, and so nev
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -24,6 +22,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from mailroom.answers import Answer
     from mailroom.inbox.mails import KeptMail
     from mailroom.settings.worker import RunSettings
@@ -185,6 +185,9 @@ def running_inbox(database_url: str, environ: Mapping[str, str]) -> Iterator[Mai
     Raises:
         MailroomError: the worker cannot start, or has ended.
     """
+    import asyncio
+    from concurrent.futures import Future
+
     from mailroom.inbox.inbox import Inbox
     from mailroom.inbox.server import InboxServer
     from mailroom.settings.variables import read_settings
@@ -211,6 +214,8 @@ def running_inbox(database_url: str, environ: Mapping[str, str]) -> Iterator[Mai
 
 async def _work(settings: RunSettings, inbox: MailroomInbox, started: Future[Callable[[], object]]) -> None:
     """Run the worker until the function that ``started`` returns is called."""
+    import asyncio
+
     from mailroom.runner.embedded import working
 
     loop, stop = asyncio.get_running_loop(), asyncio.Event()

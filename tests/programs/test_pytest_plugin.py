@@ -70,6 +70,5 @@ def run(
 
 def test_the_test_of_a_sign_up_is_five_lines(database: str, tmp_path: Path) -> None:
     done = run(tmp_path, FIVE_LINES, MAILROOM_DATABASE_URL=database)
-    print(done.stdout)
     assert 0 == done.returncode, done.stdout
     assert len(FIVE_LINES.strip().splitlines()) <= 5
