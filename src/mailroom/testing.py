@@ -115,7 +115,7 @@ class MailroomInbox:
             if mail := found():
                 self._waiting.remove(mail)
                 return mail
-        raise NoMail(self._explained(to, action, timeout_s)) from self.error
+        raise NoMail(self._explained(to, action, timeout_s)) from None
 
     def keep(self, mail: KeptMail) -> None:
         """Keep a mail that arrived over SMTP, until the worker knows that it was accepted."""
@@ -162,7 +162,7 @@ class MailroomInbox:
     def _why(self, to: str) -> str:
         from mailroom.database import sync
         from mailroom.errors import MailroomError
-        from mailroom.operations.reports import stories
+        from mailroom.operations.reports import UnknownPerson, stories
 
         try:
             with (
@@ -170,8 +170,10 @@ class MailroomInbox:
                 sync.answering_within(connection, WHY_S),
             ):
                 return "\n\n".join(story.text() for story in stories(connection, to))
-        except MailroomError as error:
+        except UnknownPerson as error:
             return f"{error}; has the test committed, and to this database?"
+        except MailroomError as error:
+            return str(error)
 
 
 @contextmanager
