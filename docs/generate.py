@@ -25,6 +25,7 @@ from mailroom.cli.main import cli
 from mailroom.contrib import sqlalchemy
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
+from mailroom.runner import embedded
 from mailroom.runner.ledger import Recorded
 from mailroom.runner.metrics import Metrics
 from mailroom.settings.collector import CollectorSettings, KeySettings
@@ -245,6 +246,7 @@ def python_page() -> str:
         tokens.verify,
         consumption.consume,
         consumption.consume_code,
+        embedded.worker,
         actions.load_actions,
         tokens.sign,
         sqlalchemy.consume,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import psycopg
 import pytest
 
 import mailroom
-from mailroom.demo.postgres import PostgresServer
+from mailroom.demo.postgres import PostgresServer, free_port
 from mailroom.errors import DatabaseError, SettingsError, TemplateError
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
@@ -27,8 +28,9 @@ from mailroom.runner.program import CLOSE_S, Runner
 from support import processes, senders
 from support.processes import PATIENCE_S
 from support.queue_sql import Db, sign_up, sign_up_many
-from support.runs import UNSETTLED, ledger, wait_until
+from support.runs import UNSETTLED, fetch, ledger, wait_until
 from support.smtp import HANG, mail_server
+from support.web import wait_until_served
 
 Make = Callable[..., dict[str, str]]
 WORKERS = "SELECT count(*) FROM mailroom.workers"
@@ -76,7 +78,7 @@ def logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
 def renamed(db: Db) -> None:
     """Take away a function that the next claim calls, as a wrong migration would."""
     db.execute("ALTER FUNCTION mailroom.claim RENAME TO claim_of_old")
-    sign_up(db, "zoe")
+    sign_up(db, "max")
 
 
 def test_an_application_mails_while_the_context_lasts(settings: Make, db: Db, ses: InboxServer) -> None:
@@ -371,6 +373,43 @@ def test_a_mail_server_that_is_slow_to_answer_does_not_block_the_applications_lo
         took_s = asyncio.run(application(server.port))
     assert CLOSE_S + 10 > took_s
     assert CLOSE_S > longest_s
+
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
+
+
+@pytest.mark.slow
+def test_the_guides_application_runs_a_worker_in_its_lifespan(
+    settings: Make, db: Db, ses: InboxServer, tmp_path: Path
+) -> None:
+    (application,) = re.findall(r"```python\n(.*?)```", DEPLOY.read_text(), re.DOTALL)
+    (tmp_path / "app.py").write_text(application)
+    port, log = free_port(), tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)],
+            cwd=tmp_path,
+            env=settings() | senders.aws(ses.url),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_until_served(port, process, log)
+        assert (200, '{"mail":true}') == fetch(port, "/healthz")
+        sign_up(db, "zoe")
+        ses.wait_for(lambda inbox: inbox.counts.accepted == 1)
+        wait_until(db, WORKERS, 1)
+        renamed(db)
+        deadline = time.monotonic() + PATIENCE_S
+        while (503, '{"mail":false}') != fetch(port, "/healthz"):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+    assert "run.failed reason=" in log.read_text()
+    assert [(0,)] == db.execute(WORKERS).fetchall()
 
 
 KILLED = """

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from support.actions import add_actions
 from support.processes import KEY, PATIENCE_S
@@ -168,6 +171,38 @@ def test_the_worker_has_ended(mailroom_inbox):
 def test_the_worker_cannot_start(mailroom_inbox):
     pass
 """
+
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "how-to" / "testing-your-sign-up.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_guide_works_in_two_processes_at_a_time(server_url: str, tmp_path: Path) -> None:
+    conftest, sign_up, recovery = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    (body,) = re.findall(r"^def test_.*", sign_up, re.DOTALL | re.MULTILINE)
+    assert 5 == len(body.strip().splitlines())
+    server = make_conninfo(server_url, dbname="postgres")
+    with psycopg.connect(server, autocommit=True) as connection:
+        names = [f"app_test_{name}" for name in ("gw0", "gw1")]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        application = (ROOT / "examples" / "fastapi" / "app.py").read_text()
+        (tmp_path / "app.py").write_text(application)
+        try:
+            done = run(
+                tmp_path,
+                f"{sign_up}\n\n{recovery}",
+                *("--dist", "each", "-n", "2", "-W", "ignore"),
+                conftest=conftest,
+                TEST_SERVER=server,
+                PATH=path,
+            )
+        finally:
+            for name in names:
+                drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+                connection.execute(drop.format(sql.Identifier(name)))
+    assert 0 == done.returncode, done.stdout
+    assert "4 passed" in done.stdout
 
 
 @pytest.mark.slow

@@ -55,12 +55,12 @@ class Worker:
 async def worker(environ: Mapping[str, str] | None = None) -> AsyncIterator[Worker]:
     """Run the worker of `mailroom run` within this event loop, while the context is entered.
 
-    It returns a worker with two attributes: `is_running`, and `error`, the exception that ended it. It takes
-    no signals and leaves logging alone. At the end it finishes the mails in hand within
-    MAILROOM_SHUTDOWN_TIMEOUT, and releases its leases.
+    It returns a worker with two attributes: `is_running`, and `error`, the exception that ended it. Its
+    method `ended()` waits until it no longer runs. It takes no signals and leaves logging alone. When the
+    context ends, it finishes the mails in hand within MAILROOM_SHUTDOWN_TIMEOUT, and releases its leases.
 
     If the database does not answer within 5 seconds, the context is entered without it, and the worker tries
-    again for as long as the context lasts. A worker that ends before the context logs `run.failed`.
+    again for as long as the context lasts. A worker that ends before the context does logs `run.failed`.
 
     Args:
         environ: the settings of `mailroom run` by the names of their variables; None for the process's
