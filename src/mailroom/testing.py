@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import pytest
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mailroom.answers import Answer
     from mailroom.inbox.mails import KeptMail
+    from mailroom.settings.sender import SmtpServer
     from mailroom.settings.worker import RunSettings
     from mailroom.transports.transport import Transport
     from mailroom.wire import Message
@@ -241,7 +242,6 @@ async def _work(settings: RunSettings, inbox: MailroomInbox, started: Future[Cal
 
 def _transport(settings: RunSettings, inbox: MailroomInbox) -> Transport:
     """SMTP, which tells the inbox the action of each mail: a notice has no link that would show it."""
-    from mailroom.settings.sender import SmtpServer
     from mailroom.transports.smtp import SmtpTransport
 
     class NotingTransport(SmtpTransport):
@@ -250,9 +250,7 @@ def _transport(settings: RunSettings, inbox: MailroomInbox) -> Transport:
             inbox.note(messages, answers)
             return answers
 
-    server = settings.sender.transport
-    assert isinstance(server, SmtpServer)  # noqa: S101
-    return NotingTransport(settings.sender, server)
+    return NotingTransport(settings.sender, cast("SmtpServer", settings.sender.transport))
 
 
 def _received(message: Message, kept: KeptMail) -> ReceivedMail:
