@@ -110,24 +110,36 @@ def test_the_settings_are_the_processs_own_by_default(
     asyncio.run(application())
 
 
-def test_signals_logging_and_the_collection_of_garbage_stay_the_applications(settings: Make) -> None:
+def test_signals_logging_and_the_collection_of_garbage_stay_the_applications(
+    settings: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, access = free_port(), logging.getLogger("uvicorn.access")
+    caplog.set_level(logging.INFO, "uvicorn.access")
+
     def state() -> list[object]:
         root, ours, botocore = (logging.getLogger(name) for name in ("", "mailroom", "botocore"))
         return [
             *(signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)),
             *((one.level, one.propagate, tuple(one.handlers)) for one in (root, ours)),
             (botocore.level, botocore.propagate),
+            (access.level, access.propagate, tuple(access.handlers)),
             (gc.get_threshold(), gc.get_freeze_count(), sys.excepthook, threading.excepthook),
             asyncio.get_running_loop().get_exception_handler(),
         ]
 
     async def application() -> None:
         before = state()
-        async with mailroom.worker(settings()):
+        async with mailroom.worker(settings(HTTP=port)):
+            assert await asyncio.to_thread(fetch, port, "/livez") == (200, '{"alive":true}')
             assert before == state()
         assert before == state()
 
-    asyncio.run(application())
+    access.addHandler(caplog.handler)
+    try:
+        asyncio.run(application())
+    finally:
+        access.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.name == "uvicorn.access"]
 
 
 @pytest.mark.parametrize(
