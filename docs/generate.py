@@ -25,13 +25,14 @@ from mailroom.cli.main import cli
 from mailroom.contrib import sqlalchemy
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
+from mailroom.runner import embedded
+from mailroom.runner.ledger import Recorded
+from mailroom.runner.metrics import Metrics
 from mailroom.settings.collector import CollectorSettings, KeySettings
 from mailroom.settings.migrations import MigrationSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import MAX_MS, variables
 from mailroom.settings.worker import HealthSettings
-from mailroom.worker.ledger import Recorded
-from mailroom.worker.metrics import Metrics
 
 FOLDER: Final = Path(__file__).parent / "reference"
 MADE: Final = (
@@ -251,6 +252,7 @@ def python_page() -> str:
         tokens.verify,
         consumption.consume,
         consumption.consume_code,
+        embedded.worker,
         actions.load_actions,
         tokens.sign,
         sqlalchemy.consume,

@@ -128,7 +128,7 @@ def ses() -> Iterator[InboxServer]:
 def start(database: str, ses: InboxServer, tmp_path: Path) -> Iterator[Start]:
     """Starts ``mailroom run`` on the test's database and SES; variables without MAILROOM_.
 
-    ``constants`` replaces constants of its modules, such as ``mailroom.worker.readiness.READY_AGE_S``.
+    ``constants`` replaces constants of its modules, such as ``mailroom.runner.readiness.READY_AGE_S``.
     """
     with contextlib.ExitStack() as stack:
 

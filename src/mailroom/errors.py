@@ -18,6 +18,8 @@ class MailroomError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"Try: {hint}")  # for a traceback in an application
 
 
 class SettingsError(MailroomError):
@@ -26,10 +28,10 @@ class SettingsError(MailroomError):
     exit_code = 78
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n  ".join(["the environment is not usable:", *faults]))
-        self.hint = "correct it and start again; the command's --help lists every setting"
+        hint = "correct it and start again; the command's --help lists every setting"
         if any(fault.startswith("MAILROOM_SECRET_KEY: ") for fault in faults):
-            self.hint += ", and `mailroom key new` makes a key"
+            hint += ", and `mailroom key new` makes a key"
+        super().__init__("\n  ".join(["the environment is not usable:", *faults]), hint=hint)
         self.faults = tuple(faults)
 
 

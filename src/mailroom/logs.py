@@ -40,9 +40,18 @@ class EventLogger:
         """Log an event that needs a person."""
         self._emit(logging.ERROR, event, fields)
 
-    def _emit(self, level: int, event: str, fields: dict[str, object]) -> None:
+    def failure(self, event: str, error: BaseException) -> None:
+        """Log an error that ends the work, with its traceback."""
+        self._emit(logging.ERROR, event, {"reason": type(error).__name__}, error)
+
+    def _emit(
+        self, level: int, event: str, fields: dict[str, object], error: BaseException | None = None
+    ) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, f"{self._name}.{event}", extra={"fields": fields})
+            name = f"{self._name}.{event}"
+            # The message has the fields too, for the formatters of an application.
+            message = " ".join([name, *_words(fields)])
+            self._logger.log(level, message, exc_info=error, extra={"event": name, "fields": fields})
 
 
 def without_addresses(text: str) -> str:
@@ -58,13 +67,15 @@ def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("mailroom").setLevel(level.upper())
+    # botocore would log every failed refresh of credentials, with a traceback.
+    logging.getLogger("botocore").setLevel(logging.CRITICAL)
     logging.captureWarnings(capture=True)
 
 
 def _parts(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
     fields = getattr(record, "fields", None)
     if fields is not None:
-        return record.getMessage(), fields
+        return getattr(record, "event", record.getMessage()), fields
     return record.name, {"message": record.getMessage()}
 
 
@@ -76,7 +87,7 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         event, fields = _parts(record)
         words = [_time(record), record.levelname.lower(), event]
-        words += [f"{name}={_word(value)}" for name, value in fields.items()]
+        words += _words(fields)
         if record.exc_info:
             words.append("\n" + self.formatException(record.exc_info))
         return " ".join(words)
@@ -89,6 +100,10 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def _words(fields: dict[str, object]) -> list[str]:
+    return [f"{name}={_word(value)}" for name, value in fields.items()]
 
 
 def _word(value: object) -> str:

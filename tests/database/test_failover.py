@@ -18,7 +18,7 @@ from mailroom.operations.dead import dead_letters
 from mailroom.operations.reports import stories
 from mailroom.queue.client import Queue
 from mailroom.queue.lease import Lease
-from mailroom.worker import ledger
+from mailroom.runner import ledger
 from support.postgres import DURABLE, copy_of
 from support.queue_sql import Db, claim, claimed_tokens, expire_leases, sign_up
 

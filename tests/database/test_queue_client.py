@@ -17,7 +17,7 @@ from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseError
 from mailroom.queue.client import Queue
 from mailroom.queue.lease import LEASE_MS, Lease
-from mailroom.worker.ledger import record
+from mailroom.runner.ledger import record
 from support.proxy import Proxy
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 from support.runs import ledger

@@ -131,8 +131,8 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
             "queue/pulse.py",
             "queue/leader.py",
             "queue/listener.py",
-            "worker/ledger.py",
-            "worker/shared_rate.py",
+            "runner/ledger.py",
+            "runner/shared_rate.py",
         )
         - NOT_CALLED
     )

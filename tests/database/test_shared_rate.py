@@ -17,7 +17,7 @@ from mailroom.concurrency import RankedLock
 from mailroom.database.connection import Database
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.client import Queue
-from mailroom.worker.shared_rate import MAX_S, SharedRate
+from mailroom.runner.shared_rate import MAX_S, SharedRate
 from support.queue_sql import Db, reserve, sign_up_many
 from support.runs import Start
 from support.throttling import Account, Clock, send
@@ -180,8 +180,8 @@ def test_it_settles_near_what_the_provider_lets_through(
     database: str, monkeypatch: pytest.MonkeyPatch, ceiling: float, share: float, other: float, least: float
 ) -> None:
     clock, seconds = Clock(), 240.0
-    monkeypatch.setattr("mailroom.worker.shared_rate.asyncio", clock.asyncio)
-    monkeypatch.setattr("mailroom.worker.shared_rate.time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr("mailroom.runner.shared_rate.asyncio", clock.asyncio)
+    monkeypatch.setattr("mailroom.runner.shared_rate.time", SimpleNamespace(monotonic=clock))
     account = Account(clock, ceiling, share=share, other=other)
 
     async def scenario() -> None:

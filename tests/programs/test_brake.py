@@ -81,7 +81,7 @@ def test_the_pipes_sender_rejects_nobody_for_a_fault_of_the_sender(tmp_path: Pat
 QUICK = {
     "mailroom.sender.breaker.BACK_OFF_S": "{key: (first / 10, longest / 10) for key, (first, longest) in"
     " mailroom.sender.breaker.BACK_OFF_S.items()}",
-    "mailroom.worker.delivery.BACK_OFF_S": "(0.05, 6.0)",
+    "mailroom.runner.delivery.BACK_OFF_S": "(0.05, 6.0)",
 }
 
 

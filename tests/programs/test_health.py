@@ -17,9 +17,9 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.pulse import FRESH_S, LIMIT_S
+from mailroom.runner.metrics import Metrics
 from mailroom.settings.variables import read_settings
 from mailroom.settings.worker import HealthSettings, RunSettings
-from mailroom.worker.metrics import Metrics
 from support import processes, senders
 from support.proxy import Proxy
 from support.queue_sql import Db, sign_up, sign_up_many
@@ -37,8 +37,8 @@ from support.runs import (
 REFERENCE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
 # What "within seconds" is here, on a machine that does other things as well.
 SECONDS = 15.0
-READY_AGE = "mailroom.worker.readiness.READY_AGE_S"
-READY_PAUSE = "mailroom.worker.readiness.READY_PAUSE_S"
+READY_AGE = "mailroom.runner.readiness.READY_AGE_S"
+READY_PAUSE = "mailroom.runner.readiness.READY_PAUSE_S"
 
 
 def metric(port: int, name: str) -> float:

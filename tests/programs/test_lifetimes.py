@@ -22,7 +22,7 @@ WORKERS = 4
 BREAKER = "mailroom.sender.breaker.BACK_OFF_S"
 SOON = {
     BREAKER: f"dict.fromkeys({BREAKER}, (0.2, 0.5))",
-    "mailroom.worker.delivery.BACK_OFF_S": "(0.2, 0.5)",
+    "mailroom.runner.delivery.BACK_OFF_S": "(0.2, 0.5)",
 }
 REQUESTS = 1000
 

@@ -74,7 +74,7 @@ def test_an_unexpected_error_of_the_transport_is_narrowed_down_to_its_mail(
     db: Db, ses: InboxServer, start: Start
 ) -> None:
     tokens = {login: sign_up(db, login) for login in ("zoe", "poison", "yan", "xia")}
-    retries = {"mailroom.worker.delivery.RETRY_LIMIT": 2}
+    retries = {"mailroom.runner.delivery.RETRY_LIMIT": 2}
     worker = start(constants=UNEXPECTED | retries)
     assert "ZeroDivisionError" in rejection(db, tokens["poison"])
     ses.wait_for(lambda inbox: inbox.counts.accepted == 3)

@@ -18,7 +18,7 @@ from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.queue.lease import LEASE_MS
-from mailroom.worker.delivery import MAX_AT_BREAKER_S
+from mailroom.runner.delivery import MAX_AT_BREAKER_S
 from support import commands, processes, senders
 from support.queue_sql import Db, expire_leases, sign_up, sign_up_many
 from support.runs import UNSETTLED, RunProcess, Start, ledger, wait_until
@@ -51,7 +51,7 @@ def test_each_recipient_has_its_own_outcome(db: Db, ses: InboxServer, start: Sta
     ses.inbox.faults.add(Fault("status", recipient="u3@example.com", status="TransientFailure", calls=2))
     ses.inbox.faults.add(Fault("status", recipient="u4@example.com", status="Failed"))
     sign_up_many(db, 5)
-    start(constants={"mailroom.worker.delivery.RETRY_LIMIT": 2})
+    start(constants={"mailroom.runner.delivery.RETRY_LIMIT": 2})
     wait_until(db, "SELECT count(*) FROM mailroom.deliveries WHERE outcome IN ('sent', 'rejected')", 5)
     wait_until(db, UNSETTLED, 0)
     found = db.execute(
@@ -277,7 +277,7 @@ def test_kills_at_random_moments_lose_nothing(
     signed_up = 0
     in_flight: set[tuple[str, int]] = set()  # at a kill: whose mail, accepted how often
     for kill in range(30):
-        worker = start(BATCH_TIMEOUT=0, constants={"mailroom.worker.delivery.RETRY_LIMIT": 1000})
+        worker = start(BATCH_TIMEOUT=0, constants={"mailroom.runner.delivery.RETRY_LIMIT": 1000})
         while signed_up < 100 * (kill + 1):
             sign_up_many(db, 10, f"k{signed_up}-")
             signed_up += 10

@@ -27,7 +27,7 @@ from mailroom.errors import DatabaseUnavailable
 from mailroom.operations.reports import overview
 from mailroom.operations.story import span
 from mailroom.queue.client import Queue
-from mailroom.worker import ledger
+from mailroom.runner import ledger
 from support import commands
 from support.processes import PATIENCE_S, environment
 from support.proxy import Proxy

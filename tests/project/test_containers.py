@@ -12,9 +12,9 @@ import click
 import yaml
 
 from mailroom.cli.main import cli
+from mailroom.runner.program import GIVE_BACK_S
 from mailroom.settings.variables import variables
 from mailroom.settings.worker import RunSettings
-from mailroom.worker.program import GIVE_BACK_S
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = re.sub(r"(?m)^\s*#.*\n", "", (ROOT / "Dockerfile").read_text()).replace("\\\n", " ")

@@ -59,10 +59,10 @@ def test_the_collector_loads_neither_botocore_nor_a_web_framework() -> None:
     assert not {name.split(".")[0] for name in loaded} & HEAVY
 
 
-def test_verifying_loads_no_database_driver() -> None:
-    loaded = loaded_by("-c", "import mailroom; mailroom.verify")
-    assert "mailroom.tokens" in loaded
-    assert "psycopg" not in loaded
+def test_verifying_and_naming_the_worker_load_no_database_driver() -> None:
+    loaded = loaded_by("-c", "import mailroom; mailroom.verify; mailroom.worker")
+    assert {"mailroom.tokens", "mailroom.runner.embedded"} <= loaded
+    assert not {"psycopg", "botocore"} & loaded
 
 
 def test_help_loads_no_database_driver() -> None:

@@ -32,8 +32,8 @@ SPEAKERS: Final = {
     "queue/leader.py",
     "queue/pulse.py",
     "queue/start_check.py",
-    "worker/ledger.py",
-    "worker/shared_rate.py",
+    "runner/ledger.py",
+    "runner/shared_rate.py",
 }
 KEYWORD: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|LOCK|TRUNCATE|ALTER|CALL)\b")
 CREATED: Final = re.compile(

@@ -16,12 +16,12 @@ import yaml
 
 from mailroom.cli.main import cli
 from mailroom.errors import DatabaseError
+from mailroom.runner import health
+from mailroom.runner.program import GIVE_BACK_S
 from mailroom.settings import misspelt
 from mailroom.settings.variables import read_settings
 from mailroom.settings.variables import variables as settings_variables
 from mailroom.settings.worker import HealthSettings, RunSettings
-from mailroom.worker import health
-from mailroom.worker.program import GIVE_BACK_S
 from project.test_containers import IMAGE, last
 from project.test_site import blocks, run
 

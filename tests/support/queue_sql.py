@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import psycopg
 
-from mailroom.worker.shared_rate import POLICY, RESERVE
+from mailroom.runner.shared_rate import POLICY, RESERVE
 
 Db = psycopg.Connection
 

@@ -232,13 +232,19 @@ class Watch:
     def _watch_events(self, patch: pytest.MonkeyPatch) -> None:
         emit, handler, logger = EventLogger._emit, _Events(self._here), logging.getLogger("mailroom")
 
-        def emitted(events: EventLogger, level: int, event: str, fields: dict[str, object]) -> None:
+        def emitted(
+            events: EventLogger,
+            level: int,
+            event: str,
+            fields: dict[str, object],
+            error: BaseException | None = None,
+        ) -> None:
             if not events._logger.isEnabledFor(level):  # which a process may show, on another level
                 name = f"{events._name}.{event}"
                 record = logging.LogRecord(f"mailroom.{name}", level, __file__, 0, name, (), None)
                 record.fields = fields
                 handler.handle(record)
-            emit(events, level, event, fields)
+            emit(events, level, event, fields, error)
 
         patch.setattr(EventLogger, "_emit", emitted)
         patch.setattr(logger, "handlers", [*logger.handlers, handler])

@@ -250,7 +250,7 @@ def far(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 def wait_for_pause(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
     deadline = time.monotonic() + PATIENCE_S
-    while not (found := [one for one in caplog.records if one.getMessage() == "sender.paused"]):
+    while not (found := [one for one in caplog.records if vars(one).get("event") == "sender.paused"]):
         assert time.monotonic() < deadline, caplog.text
         time.sleep(0.01)
     return found[0]

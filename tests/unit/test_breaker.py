@@ -34,7 +34,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> BreakerClock:
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str, Any]]:
-    return [(record.levelno, record.getMessage(), vars(record)["fields"]) for record in caplog.records]
+    return [
+        (record.levelno, str(vars(record).get("event")), vars(record)["fields"]) for record in caplog.records
+    ]
 
 
 def test_a_breaker_that_is_not_tripped_lets_all_calls_through() -> None:

@@ -13,10 +13,10 @@ import pytest
 from mailroom.actions import Action
 from mailroom.answers import Answer, Result, Scope
 from mailroom.queue.lease import Claimed, Lease
+from mailroom.runner.delivery import PUT_OFF_S, SOON_S, LeaseDelivery
+from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import Attempt
 from mailroom.wire import Message
-from mailroom.worker.delivery import PUT_OFF_S, SOON_S, LeaseDelivery
-from mailroom.worker.metrics import Metrics
 from support.messages import CATALOGUE
 
 BLAMED = Answer(Result.REJECTED, "for one of them", scope=Scope.CALL)
@@ -80,7 +80,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> Settled:
         recorded.update(answers)
         return {}
 
-    monkeypatch.setattr("mailroom.worker.delivery.record", record)
+    monkeypatch.setattr("mailroom.runner.delivery.record", record)
 
     def deliver(answers: dict[str, list[Answer]]) -> dict[int, Answer | None]:
         delivery = delivered_over(ScriptedCalls(answers))
@@ -116,7 +116,7 @@ def retry_s(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
         found.append(retry_ms)
         return {}
 
-    monkeypatch.setattr("mailroom.worker.delivery.record", record)
+    monkeypatch.setattr("mailroom.runner.delivery.record", record)
 
     def deliver(delivery: LeaseDelivery, lease: Lease) -> float:
         asyncio.run(delivery.deliver(lease, 0.0))

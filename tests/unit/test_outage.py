@@ -19,7 +19,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    found = [(record.getMessage(), vars(record)["fields"]["reason"]) for record in caplog.records]
+    found = [(str(vars(record).get("event")), vars(record)["fields"]["reason"]) for record in caplog.records]
     caplog.clear()
     return found
 

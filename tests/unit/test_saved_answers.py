@@ -67,7 +67,7 @@ def test_the_oldest_go_when_there_are_too_many(
         seen += [name for name in names(tmp_path) if name not in seen]
     assert seen[2:] == names(tmp_path)
     assert (tmp_path / "rejected.csv").exists()
-    assert ["answers.removed"] * 2 == [record.getMessage() for record in caplog.records]
+    assert ["answers.removed"] * 2 == [vars(record).get("event") for record in caplog.records]
 
 
 def test_the_oldest_go_when_they_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_a_folder_that_takes_nothing_costs_the_file_and_no_more(
     keeper = SavedAnswers(tmp_path / "file" / "output", "ses")
     keeper.save("activation", 500, {}, b"")
     keeper.save("activation", 500, {}, b"")
-    assert ["answers.not_saved"] == [record.getMessage() for record in caplog.records]
+    assert ["answers.not_saved"] == [vars(record).get("event") for record in caplog.records]
 
 
 def test_a_huge_answer_is_cut_and_says_so(tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_several_threads_may_save(
     for thread in threads:
         thread.join()
     assert 5 == len(names(tmp_path))
-    assert {"answers.removed"} == {record.getMessage() for record in caplog.records}
+    assert {"answers.removed"} == {vars(record).get("event") for record in caplog.records}

@@ -359,7 +359,7 @@ def test_where_ses_lacks_a_translation_the_plain_template_is_used(
         rendered = ses.inbox.render(mail)
         assert rendered
         assert ("activationv1", True) == (mail.template.name, "for 15 minutes" in rendered.text)
-    assert ["ses.translation_missing"] == [record.getMessage() for record in caplog.records]
+    assert ["ses.translation_missing"] == [vars(record).get("event") for record in caplog.records]
 
     ses.inbox.publish([with_constants()["activation.de"]])
     now = time.monotonic()

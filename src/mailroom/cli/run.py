@@ -28,9 +28,9 @@ def run() -> None:
     """
     import asyncio
 
+    from mailroom.runner.program import Runner
     from mailroom.settings import misspelt
     from mailroom.transports.transport import open_transport
-    from mailroom.worker.program import Runner
 
     misspelt.warn(os.environ)
     settings = from_environment(RunSettings)

@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mailroom.inbox.app import create_app
 from mailroom.inbox.changes import Changes
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.smtp import SmtpInbox
-from mailroom.web.server import Server, stop_accepting
+from mailroom.web.server import HttpProtocol, Server, stop_accepting
 
 TASKS_END_S: Final = 5.0
 
 
-class InboxHttpProtocol(H11Protocol):
+class InboxHttpProtocol(HttpProtocol):
     """Puts the connection into each request's state, as ``transport``."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

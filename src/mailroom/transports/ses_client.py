@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -46,8 +45,6 @@ def open_client(
         TransportError: botocore's configuration is incomplete.
     """
     session = session or botocore.session.get_session()
-    # botocore would log every failed refresh, with a traceback.
-    logging.getLogger("botocore").setLevel(logging.CRITICAL)
     config = Config(
         retries={"total_max_attempts": 1},
         connect_timeout=connect_timeout_s,

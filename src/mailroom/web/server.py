@@ -14,9 +14,23 @@ from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PATIENCE_S: Final = 30.0
 TURNS_TO_ACCEPT: Final = 3  # of the loop, from a connection's arrival to its protocol
+
+
+class HttpProtocol(H11Protocol):
+    """Logs no request, whatever uvicorn's loggers do in this process."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.access_log = False
+
+
+class _Config(uvicorn.Config):
+    def configure_logging(self) -> None:
+        """Leave logging to the program: uvicorn would take the handlers of another server in it."""
 
 
 class Server(uvicorn.Server):
@@ -31,17 +45,16 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, *, ends_in_s: int, **options: Any) -> None:
         defaults: dict[str, Any] = {
             "loop": "asyncio",
-            "http": "h11",
+            "http": HttpProtocol,
             "ws": "none",
             "lifespan": "off",
             "interface": "asgi3",
             "log_config": None,
-            "access_log": False,
             "server_header": False,
             "date_header": False,
             "timeout_graceful_shutdown": ends_in_s,
         }
-        super().__init__(uvicorn.Config(app, **(defaults | options)))
+        super().__init__(_Config(app, **(defaults | options)))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._is_up = threading.Event()

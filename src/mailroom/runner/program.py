@@ -25,25 +25,28 @@ import asyncio
 import socket
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from mailroom.concurrency import before, end, first
+from mailroom.concurrency import before, end, first, in_thread
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.queue.connect import keep_renewing, open_worker
 from mailroom.queue.known_actions import KnownActions
 from mailroom.queue.lease import LEASE_MS, Lease
+from mailroom.runner import health, ledger
+from mailroom.runner.delivery import LeaseDelivery
+from mailroom.runner.metrics import Metrics
+from mailroom.runner.readiness import SILENCE_S, Readiness
+from mailroom.runner.shared_rate import SharedRate
 from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
-from mailroom.worker import health, ledger
-from mailroom.worker.delivery import LeaseDelivery
-from mailroom.worker.metrics import Metrics
-from mailroom.worker.readiness import SILENCE_S, Readiness
-from mailroom.worker.shared_rate import SharedRate
 
 HEARTBEAT_S: Final = 5.0
 GIVE_BACK_S: Final = 5.0
+# A mail server may be slow to answer QUIT.
+CLOSE_S: Final = 2.0
 MAX_CLAIMED: Final = 1000
 # If no call has tried a breaker for this time after a try was due, no mail is left that could try it.
 UNTRIED_S: Final = 120.0
@@ -54,7 +57,11 @@ log = EventLogger("run")
 
 
 class Runner:
-    """One worker of a queue that sends over ``transport``."""
+    """One worker of a queue that sends over ``transport``.
+
+    Attributes:
+        started: is set once the database and the transport were checked.
+    """
 
     def __init__(self, settings: RunSettings, transport: Transport) -> None:
         collector, sender = settings.collector, settings.sender
@@ -85,7 +92,7 @@ class Runner:
         self._tries_new = False  # the last claim of a time of trouble
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._retrying = asyncio.Event()
-        self._started = False
+        self.started = asyncio.Event()
         self._stopping = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -113,15 +120,17 @@ class Runner:
             self._stopping.set()
             await end(working, stopping)
             await end(*self._deliveries)
-            self._calls.close()
             await self._give_back()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await in_thread(self._calls.close)
             await end(*serving)
             await self._readiness.close()
 
     async def _work(self) -> None:
         """Work until the signal has come and nothing is in hand."""
         await self._unless_stopping(self._start())
-        if self._started:
+        if self.started.is_set():
             await first(
                 self._mail(),
                 keep_renewing(self._queue),
@@ -135,7 +144,7 @@ class Runner:
         await self._queue.check()
         await self._known.refresh()
         await self._calls.start()
-        self._started = True
+        self.started.set()
         log.info("started", worker=self._queue.worker)
 
     async def _mail(self) -> None:
@@ -255,12 +264,12 @@ class Runner:
     def _state(self) -> str:
         if self._stopping.is_set():
             return "it is stopping"
-        return "" if self._started else "it has not started yet"
+        return "" if self.started.is_set() else "it has not started yet"
 
     async def _give_back(self) -> None:
         try:
             # Before the start was over nothing was claimed, and no heartbeat was sent.
-            if self._started and not self._database.is_down:
+            if self.started.is_set() and not self._database.is_down:
                 async with asyncio.timeout(GIVE_BACK_S):
                     await ledger.leave(self._queue)
                     cut_off = await self._delivery.give_back()

@@ -23,7 +23,7 @@ from mailroom import __version__
 from mailroom.action_table import LANES
 from mailroom.answers import Answer, Result
 from mailroom.queue.pulse import COUNT_LIMIT, Pulse
-from mailroom.worker.ledger import Recorded
+from mailroom.runner.ledger import Recorded
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 CALL_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

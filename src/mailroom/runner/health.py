@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
+from mailroom.runner.metrics import CONTENT_TYPE
 from mailroom.web.listening import authority, extra_installed, listen
-from mailroom.worker.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

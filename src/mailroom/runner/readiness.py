@@ -9,8 +9,8 @@ from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
 from mailroom.queue.connect import WorkerParts
 from mailroom.queue.pulse import Pulses
+from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import ACCOUNT, Calls
-from mailroom.worker.metrics import Metrics
 
 # Where health is served, the listener's connections are checked in this interval, and may be late.
 SILENCE_S: Final = 2.0

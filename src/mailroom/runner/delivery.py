@@ -26,10 +26,10 @@ from mailroom.outage import back_off_s
 from mailroom.queue.client import Queue
 from mailroom.queue.known_actions import KnownActions
 from mailroom.queue.lease import Lease, sign_claimed
+from mailroom.runner.ledger import record
+from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import Calls
 from mailroom.wire import Message, checked
-from mailroom.worker.ledger import record
-from mailroom.worker.metrics import Metrics
 
 # A mail that waits longer at a tripped breaker is claimed again, and the claim checks again whether it may be
 # sent.
