@@ -650,6 +650,7 @@ DECLARE
     lease_id   bigint;
     lease_key  uuid;
     up_to_date boolean;
+    fresh      pg_snapshot;
 BEGIN
     IF p_tokens < 1 OR p_lease_tokens < 1 OR p_lease_ms < 1 THEN
         RAISE EXCEPTION 'mailroom: a claim needs at least one token, for at least one millisecond'
@@ -675,7 +676,8 @@ BEGIN
 
     began := clock_timestamp();
     sweeps := NOT p_only_new AND job.swept_at NOT BETWEEN began - sweep_every AND began;
-    -- A lane that has nothing is left alone, and keeps no share.
+    -- A lane that has nothing has no turn, and keeps no share.
+    fresh := mailroom.with_own_running(pg_current_snapshot());
     ended := ARRAY(
         SELECT c.last_txid = '0'
            AND NOT EXISTS (SELECT FROM public.tokens t
@@ -698,8 +700,14 @@ BEGIN
             room := room - CASE n WHEN 1 THEN shares[2] + shares[3] WHEN 2 THEN shares[3] ELSE 0 END;
             IF sweeps THEN
                 cursor.due_floor := '-infinity';
-            ELSIF ended[n] AND NOT p_only_new AND cursor.due_floor = '-infinity' THEN
+            ELSIF ended[n] AND NOT p_only_new THEN
                 cursor.due_floor := began - late_commit;
+            END IF;
+            IF ended[n] THEN
+                cursor.low := fresh;
+                cursor.high := fresh;
+                cursor.low_at := began;
+                cursor.high_at := began;
             END IF;
             -- A worker whose urgent mails never end must not hold back what the lane is owed.
             IF n > 1 AND NOT ended[1] OR n > 2 AND NOT ended[2] THEN
