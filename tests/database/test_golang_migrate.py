@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mailroom.actions import load_actions
 from mailroom.database import migrate, sync
@@ -63,9 +63,9 @@ def program() -> Path:
 class Migrate:
     """golang-migrate's command line on one database."""
 
-    def __init__(self, program: Path, url: str) -> None:
+    def __init__(self, program: Path, url: str, **options: str) -> None:
         given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-        query = urlencode({"sslmode": "disable", "host": given["host"], "port": given["port"]})
+        query = urlencode({"sslmode": "disable", "host": given["host"], "port": given["port"]} | options)
         password = f":{given['password']}" if "password" in given else ""
         self._command = [
             str(program),
@@ -215,3 +215,39 @@ def test_a_dirty_state_of_its_is_refused(golang: Migrate, ours: psycopg.Connecti
     ours.execute("DROP FUNCTION mailroom.leave")
     golang("force", "2")
     assert NEWEST - 2 == migrate.up(ours, None, silent)
+
+
+@pytest.mark.parametrize("options", [{"search_path": "mail"}, {"options": "-csearch_path=mail"}])
+def test_it_puts_everything_into_a_schema_of_its_own(
+    program: Path, empty_database: str, options: dict[str, str]
+) -> None:
+    golang = Migrate(program, empty_database, **options)
+    with psycopg.connect(empty_database, autocommit=True) as admin:
+        admin.execute("CREATE SCHEMA mail; CREATE TABLE accounts (id uuid); CREATE TABLE tokens (id uuid)")
+        golang("up")
+        in_public = (
+            "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace ORDER BY 1"
+        )
+        assert [("accounts",), ("tokens",)] == admin.execute(in_public).fetchall()
+        with sync.connected(make_conninfo(empty_database, options="-csearch_path=mail")) as ours:
+            assert migrate.State(NEWEST, dirty=False) == migrate.state(ours)
+            assert [sign_up(ours, "zoe")] == claimed_tokens(ours)
+            assert 1 == migrate.down(ours, 1, silent)
+        golang("up")
+        golang("down", "-all")
+        assert [("accounts",), ("tokens",)] == admin.execute(in_public).fetchall()
+        left = admin.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'mail'").fetchall()
+        assert [("schema_migrations",)] == left
+
+
+def test_both_use_another_table_of_versions(program: Path, empty_database: str) -> None:
+    golang = Migrate(program, empty_database, **{"x-migrations-table": "mailroom_migrations"})
+    with sync.connected(empty_database) as ours:
+        ours.execute("CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty boolean NOT NULL)")
+        ours.execute("INSERT INTO schema_migrations VALUES (3, false)")
+        golang("up", "2")
+        assert NEWEST - 2 == migrate.up(ours, None, silent, table="mailroom_migrations")
+        assert "no change" in golang("up")
+        golang("down", "1")
+        assert NEWEST - 1 == migrate.down(ours, 99, silent, table="mailroom_migrations")
+        assert [(3, False)] == ours.execute("SELECT version, dirty FROM schema_migrations").fetchall()

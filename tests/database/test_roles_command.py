@@ -71,17 +71,6 @@ def test_without_the_option_it_prints_and_asks_no_database() -> None:
     assert "CREATE ROLE" in done.output
 
 
-def test_an_owner_who_may_not_make_roles_gets_an_error_and_changes_nothing(owned_database: str) -> None:
-    done = roles(migrated(owned_database), "--apply")
-    assert (78, "") == (done.returncode, done.stdout)
-    assert "Error: the roles were not created: permission denied" in done.stderr
-    assert "CREATEROLE" in done.stderr
-    assert "Traceback" not in done.stderr
-    query = "SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee::regrole::text ~ '^mailroom_'"
-    with psycopg.connect(owned_database) as owner:
-        assert [] == owner.execute(query).fetchall()
-
-
 def test_they_may_use_a_schema_that_public_may_not(cleaned: str, db: Db) -> None:
     db.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
     assert 0 == roles(cleaned, "--apply").returncode

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from mailroom.cli.common import connected_as_owner, environment_help
 from mailroom.settings.collector import DatabaseSettings
+
+ROLES: Final = ("mailroom_app", "mailroom_oncall", "mailroom_worker")
+MISSING: Final = """
+SELECT r.name FROM pg_catalog.unnest(%s::pg_catalog.text[]) AS r (name)
+WHERE pg_catalog.to_regrole(r.name) IS NULL ORDER BY r.name
+"""
 
 
 @click.command(epilog=environment_help(DatabaseSettings))
@@ -21,8 +29,8 @@ def roles(is_applied: bool) -> None:
       mailroom roles --apply
       psql "$MAILROOM_DATABASE_URL" -c "GRANT mailroom_worker TO acme_worker"
 
-    It must run as the owner of Mailroom's schema, with the right to create roles (CREATEROLE), or as a
-    superuser. Only --apply reads MAILROOM_DATABASE_URL.
+    It must run as the owner of Mailroom's schema, with the right to create roles (CREATEROLE) unless they
+    exist, or as a superuser. Only --apply reads MAILROOM_DATABASE_URL.
     """
     from importlib.resources import files
 
@@ -53,6 +61,15 @@ def _apply(script: str) -> None:
                 raise DatabaseUnavailable(
                     f"the connection to PostgreSQL was lost, and the roles may be missing: {reason(error)}",
                     hint="run it again when the server is back; running it twice does no harm",
+                ) from error
+            connection.rollback()
+            names = connection.execute(MISSING, [list(ROLES)]).fetchall()
+            if names and isinstance(error, psycopg.errors.InsufficientPrivilege):
+                asked = "; ".join(f"CREATE ROLE {name}" for (name,) in names)
+                raise MigrationError(
+                    f"the roles were not created: {reason(error)}",
+                    hint="nothing was changed; connect as the owner of Mailroom's schema with the right to"
+                    f" create roles (CREATEROLE) or as a superuser, or ask the administrator to run: {asked}",
                 ) from error
             raise MigrationError(
                 f"the roles were not created: {reason(error)}",

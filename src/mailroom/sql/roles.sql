@@ -2,8 +2,8 @@
 --
 --     mailroom roles | psql "$MAILROOM_DATABASE_URL"
 --
--- Run it as the owner of Mailroom's schema, with the right to create roles (CREATEROLE), and again after each
--- `mailroom migrate up`. If USAGE on the schema of the tables was revoked from PUBLIC, its owner or a superuser has to
+-- Run it as the owner of Mailroom's schema, with the right to create roles (CREATEROLE) unless they exist, and again
+-- after each `mailroom migrate up`. If USAGE on the schema of the tables was revoked from PUBLIC, its owner or a superuser has to
 -- run it.
 -- None of the three roles can log in. Grant them to users that can: GRANT mailroom_worker TO acme_worker.
 --
