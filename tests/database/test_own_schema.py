@@ -136,8 +136,13 @@ def test_a_sign_up_ends_as_a_mail(own: str, owner: Db, ses: InboxServer, tmp_pat
     run("roles", "--apply")
 
 
-def test_the_pipe_works_too(own: str, owner: Db, tmp_path: Path) -> None:
-    with CollectorProcess(own, log=tmp_path / "log") as collector:
+def test_only_migrations_need_the_path(own: str, owner: Db, tmp_path: Path) -> None:
+    plain = make_conninfo(own, options="")
+    variables = processes.environment(plain)
+    for arguments in (("roles", "--apply"), ("actions", "apply", "--yes", "invitation"), ("status",)):
+        done = commands.run(*arguments, env=variables)
+        assert 0 == done.returncode, done.stderr
+    with CollectorProcess(plain, log=tmp_path / "log") as collector:
         owner.execute("INSERT INTO accounts (email, login) VALUES ('zoe@example.com', 'zoe')")
         assert ["zoe"] == [message.username for message in collector.wait_for_messages(1)]
         wait_until(owner, UNSETTLED, 0)
