@@ -136,6 +136,27 @@ def test_a_sign_up_ends_as_a_mail(own: str, owner: Db, ses: InboxServer, tmp_pat
     run("roles", "--apply")
 
 
+def test_a_table_of_users_in_public_is_adopted(own: str, owner: Db) -> None:
+    owner.execute(
+        "CREATE TABLE public.users (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), email text,"
+        " confirmed_at timestamptz)"
+    )
+    owner.execute("INSERT INTO public.users (email) VALUES ('early@example.com')")
+    meaning = ("--pending-when", "confirmed_at IS NULL", "--active-when", "confirmed_at IS NOT NULL")
+    assignment = ("--on-activation", "confirmed_at = now()")
+    variables = processes.environment(own)
+    for options in (("--email", "email", *meaning, *assignment, "--apply"), ("--mail-existing", "--yes")):
+        done = commands.run("adopt", "public.users", *options, env=variables)
+        assert 0 == done.returncode, done.stderr
+    owner.execute("INSERT INTO public.users (email) VALUES ('zoe@example.com')")
+    for (secret,) in owner.execute("SELECT secret FROM tokens ORDER BY id").fetchall():
+        ((outcome,),) = owner.execute(
+            "SELECT outcome FROM mailroom.consume(%s, 'activation')", [secret]
+        ).fetchall()
+        assert "consumed" == outcome
+    assert [(2,)] == owner.execute("SELECT count(confirmed_at) FROM public.users").fetchall()
+
+
 def test_only_migrations_need_the_path(own: str, owner: Db, tmp_path: Path) -> None:
     plain = make_conninfo(own, options="")
     variables = processes.environment(plain)

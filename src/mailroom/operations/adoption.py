@@ -31,6 +31,11 @@ SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS name, n.nspname::te
        pg_catalog.quote_ident(current_user) AS me,
        (SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(m.nspowner)) FROM pg_catalog.pg_namespace m
         WHERE m.nspname = 'mailroom') AS mailroom_owner,
+       (SELECT pg_catalog.format('%%I.%%I', s.nspname, y.typname)
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+        JOIN pg_catalog.pg_namespace s ON s.oid = y.typnamespace
+        WHERE a.attrelid = pg_catalog.to_regclass('mailroom.actions') AND a.attname = 'account_status')
+           AS status_type,
        (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(p.name), ', ' ORDER BY p.first DESC, p.n)
         FROM (SELECT n.nspname AS name, true AS first, 0 AS n
               UNION ALL SELECT x.name, false, x.n
@@ -74,7 +79,10 @@ LEFT JOIN pg_catalog.pg_class c ON c.oid = a.user_table
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 ORDER BY a.adopted_at
 """
-FACTS: Final = "SELECT mailroom.user_facts(a) FROM mailroom.adopted a WHERE a.user_table = %s::regclass"
+FACTS: Final = """
+SELECT mailroom.user_facts(a), mailroom.user_schema() FROM mailroom.adopted a
+WHERE a.user_table = %s::regclass
+"""
 SET_LOCAL: Final = "SELECT pg_catalog.set_config(%s, %s, true)"
 # It waits for a transaction that changes one of the users, and then sees the change.
 MAIL_BATCH: Final = """
@@ -85,7 +93,7 @@ WITH batch AS (
                                 ::mailroom.user_change) AS users
     FROM batch b
     WHERE b.status = 'provisioned'
-      AND NOT EXISTS (SELECT FROM public.tokens x
+      AND NOT EXISTS (SELECT FROM {schema}.tokens x
                       JOIN mailroom.actions k ON k.action = x.action AND k.activates
                       WHERE x.subject = b.id AND x.user_table = {name}::regclass)
 )
@@ -259,13 +267,13 @@ def mail_existing(
     after: sql.Composable = sql.SQL("true")
     with translated(connection):
         one = _named(connection, name)
-        ((facts,),) = connection.execute(FACTS, [one.user_table]).fetchall()
+        ((facts, schema),) = connection.execute(FACTS, [one.user_table]).fetchall()
         kinds = {column.name: column.type for column in _columns(connection, one.user_table)}
         key = sql.Identifier(one.key_column)
         while True:
             query = sql.SQL(MAIL_BATCH).format(
-                facts=sql.SQL(facts), table=sql.SQL(one.user_table), name=sql.Literal(one.user_table),
-                key=key, after=after, rows=sql.Literal(BATCH_ROWS),
+                facts=sql.SQL(facts), schema=sql.SQL(schema), table=sql.SQL(one.user_table),
+                name=sql.Literal(one.user_table), key=key, after=after, rows=sql.Literal(BATCH_ROWS),
             )  # fmt: skip
             with connection.transaction():
                 connection.execute(SET_LOCAL, ["search_path", one.search_path])

@@ -31,6 +31,7 @@ class UserTable:
         alias: the relation, quoted where SQL needs it.
         kind: PostgreSQL's letter for it: r for a table, p for a partitioned one, v for a view.
         owner, me, mailroom_owner: the roles that own the table, run this, and own Mailroom's schema; quoted.
+        status_type: the type of an account's status, with its schema; None without Mailroom's schema.
         search_path: with which expressions are evaluated: the table's schema, then the session's.
     """
 
@@ -42,6 +43,7 @@ class UserTable:
     owner: str
     me: str
     mailroom_owner: str | None
+    status_type: str | None
     search_path: str
 
     @property
@@ -98,7 +100,7 @@ CREATE OR REPLACE FUNCTION mailroom.lock_{name}(key text) RETURNS mailroom.adopt
 LANGUAGE sql SECURITY DEFINER SET search_path = {path} SET row_security = off AS $mailroom$
     SELECT {columns.key}::text, ({columns.email})::text, ({columns.login})::text, ({columns.locale})::text,
            CASE WHEN ({columns.pending_when}) THEN 'provisioned' WHEN ({columns.active_when}) THEN 'active'
-                ELSE 'suspended' END::public.account_status
+                ELSE 'suspended' END::{table.status_type}
     FROM {table.name} AS {table.alias} WHERE {columns.key} = $1::{columns.key_type} FOR NO KEY UPDATE
 $mailroom$;""",
         *_owned(table, f"mailroom.lock_{name}(text)"),
