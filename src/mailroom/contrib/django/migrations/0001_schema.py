@@ -1,0 +1,14 @@
+"""Makes Mailroom's schema up to its migration 4, or newer."""
+
+from django.conf import settings
+from django.db import migrations
+
+from mailroom.contrib.django.adoption import drop_schema, make_schema
+
+
+class Migration(migrations.Migration):
+    """Mailroom's own migrations."""
+
+    initial = True
+    dependencies = [migrations.swappable_dependency(settings.AUTH_USER_MODEL)]
+    operations = [migrations.RunPython(make_schema, drop_schema)]
