@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
@@ -39,9 +40,9 @@ class Project:
         with (self.folder / path).open("a") as file:
             file.write(f"\n{text}\n")
 
-    def manage(self, *arguments: str, expected: int = 0) -> str:
+    def manage(self, *arguments: str, expected: int = 0, **variables: str) -> str:
         """Run ``manage.py`` and return what it printed."""
-        return self._run("manage.py", *arguments, expected=expected)
+        return self._run("manage.py", *arguments, expected=expected, **variables)
 
     def run(self, code: str) -> str:
         """Run code in the project's shell, and return what it printed."""
@@ -74,11 +75,11 @@ class Project:
         """The variables of the project's programs."""
         return os.environ | {"MAILROOM_SECRET_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def _run(self, *command: str, expected: int = 0) -> str:
+    def _run(self, *command: str, expected: int = 0, **variables: str) -> str:
         done = subprocess.run(
             [sys.executable, *command],
             cwd=self.folder,
-            env=self.environment,
+            env=self.environment | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -90,8 +91,42 @@ class Project:
         return done.stdout
 
 
-def submit(browser: httpx.Client, path: str, **data: str) -> httpx.Response:
-    """Open a page with a form, fill it in and submit it."""
+def submit(browser: httpx.Client, path: str, without: str = "", **data: str) -> httpx.Response:
+    """Open a page with a form, fill it in and submit it; ``without`` is a box that is unchecked."""
     page = browser.get(path)
     assert page.is_success, page.text
-    return browser.post(page.url, data={"csrfmiddlewaretoken": browser.cookies["csrftoken"], **data})
+    form = _Form()
+    form.feed(page.text)
+    form.fields.pop(without, None)
+    return browser.post(page.url, data=form.fields | data)
+
+
+class _Form(HTMLParser):
+    """The fields of a page's forms, with the values that a browser would submit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+        self._select = ""
+        self._text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        name, kind = given.get("name", ""), given.get("type", "text")
+        if tag == "select":
+            self._select = name
+        elif tag == "option" and "selected" in given:
+            self.fields[self._select] = given.get("value", "")
+        elif tag == "textarea":
+            self._text = name
+            self.fields[name] = ""
+        elif tag == "input" and name and (kind not in {"checkbox", "radio", "submit"} or "checked" in given):
+            self.fields[name] = given.get("value", "on" if kind == "checkbox" else "")
+
+    def handle_data(self, data: str) -> None:
+        if self._text:
+            self.fields[self._text] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea":
+            self._text = ""

@@ -11,13 +11,14 @@ from typing import Any
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth import get_user_model
-from django.db import connections, transaction
+from django.db import DatabaseError, connections, transaction
 from django.utils.html import format_html
 from django.utils.module_loading import module_has_submodule
 
 from mailroom.contrib.django.configuration import users_database
+from mailroom.contrib.django.tokens import last_tokens
 from mailroom.errors import MailroomError
-from mailroom.operations.reports import stories
+from mailroom.operations.reports import MAX_TOKENS, stories
 
 FIELD = "mailroom_mails"
 
@@ -48,11 +49,12 @@ def _mails(user: Any) -> str:
     try:
         # If a statement fails, the rest of the page still needs the transaction.
         with transaction.atomic(using=alias):
-            connections[alias].ensure_connection()
-            found = stories(connections[alias].connection, getattr(user, user.get_email_field_name()))
-    except MailroomError as error:
+            tokens = last_tokens(user, MAX_TOKENS)
+            below = connections[alias].connection
+            found = [story.text() for token in tokens for story in stories(below, str(token))]
+    except (DatabaseError, MailroomError) as error:
         return str(error)
-    return "\n\n".join(story.text() for story in reversed(found))
+    return "\n\n".join(found) or "No mail was requested yet, or all were pruned."
 
 
 def _extend() -> None:

@@ -7,9 +7,7 @@ from typing import Any
 from django import forms
 from django.contrib.auth import forms as auth_forms
 from django.contrib.auth import get_user_model
-from django.db import transaction
 
-from mailroom.contrib.django.configuration import users_database
 from mailroom.contrib.django.tokens import send
 
 User = get_user_model()
@@ -68,8 +66,10 @@ class SignUpForm(auth_forms.UserCreationForm):
     def save(self, commit: bool = True) -> Any:
         """The new user; None if a user has the address already."""
         self.instance.is_active = False
-        with transaction.atomic(using=users_database()):
-            known = User._base_manager.using(users_database())
-            if known.filter(**{f"{EMAIL}__iexact": self.cleaned_data[EMAIL]}).exists():
-                return None
-            return super().save(commit)
+        # It hashes the password, so that the answer takes as long for a known address.
+        user = super().save(commit=False)
+        if User._base_manager.filter(**{f"{EMAIL}__iexact": self.cleaned_data[EMAIL]}).exists():
+            return None
+        if commit:
+            user.save()
+        return user

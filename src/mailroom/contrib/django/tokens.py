@@ -8,7 +8,7 @@ further try. In an asynchronous view, call both through ``asgiref.sync.sync_to_a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,15 +19,18 @@ from mailroom.consumption import LIMIT_WAIT, Consumed, answer, refuse_wrong_code
 from mailroom.contrib.django.configuration import keys, users_database
 
 SEND: Final = "SELECT mailroom.send(%s, user_id => %s, user_table => %s::regclass)"
+LAST: Final = (
+    "SELECT id FROM tokens WHERE subject = %s AND user_table = %s::regclass ORDER BY created_at DESC, id DESC"
+    " LIMIT %s"
+)
 
 
-def send(action: str, user: Any, *, using: str | None = None) -> int:
+def send(action: str, user: Any) -> int:
     """Request a mail to a user, in the current transaction.
 
     Args:
         action: the action's name.
         user: an instance of the user model.
-        using: the alias of the database; by default the one where users are written.
 
     Returns:
         The id of the mail's token.
@@ -35,24 +38,22 @@ def send(action: str, user: Any, *, using: str | None = None) -> int:
     Raises:
         django.db.Error: the database refuses it, as for an action that it does not have.
     """
-    connection = connections[using or users_database()]
-    table = connection.ops.quote_name(user._meta.db_table)
-    with connection.cursor() as cursor:
-        cursor.execute(SEND, [action, str(user.pk), table])
-        ((token,),) = cursor.fetchall()
-    return int(token)
+    (token,) = _rows(SEND, [action, *_key_and_table(user)])
+    return token
 
 
-def consume(
-    token: str, action: Action | str, *, code: str | None = None, using: str | None = None
-) -> Consumed:
+def last_tokens(user: Any, most: int) -> list[int]:
+    """The ids of the tokens of a user's last mails, newest first."""
+    return _rows(LAST, [*_key_and_table(user), most])
+
+
+def consume(token: str, action: Action | str, *, code: str | None = None) -> Consumed:
     """Consume a token in the current transaction. A wrong code is counted even if it is rolled back.
 
     Args:
         token: what the link carried.
         action: an action, or the name of one in the catalogue.
         code: what the user typed, for an action that needs it.
-        using: the alias of the database; by default the one where users are written.
 
     Returns:
         The consumed token. Its ``subject`` is the primary key of the user, as text. An instance of the user
@@ -63,13 +64,24 @@ def consume(
         SettingsError: the keys are missing or not valid.
         django.db.Error: the database fails.
     """
-    connection = connections[using or users_database()]
+    connection = connections[users_database()]
     request = token_request(token, action, keys(), code)
     if request.counting and not connection.get_autocommit():
         with _second(connection) as other:
             row = _row(other, request.counting, request.parameters)
         refuse_wrong_code(request, row)
     return answer(request, _row(connection, request.query, request.parameters))
+
+
+def _key_and_table(user: Any) -> tuple[str, str]:
+    table = user._meta.concrete_model._meta.db_table
+    return str(user.pk), connections[users_database()].ops.quote_name(table)
+
+
+def _rows(query: str, parameters: Sequence[object]) -> list[int]:
+    with connections[users_database()].cursor() as cursor:
+        cursor.execute(query, parameters)
+        return [number for (number,) in cursor.fetchall()]
 
 
 def _row(connection: Any, query: str, parameters: Mapping[str, object]) -> tuple[Any, ...] | None:

@@ -15,7 +15,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
-from django.urls import reverse_lazy
+from django.urls import is_valid_path, reverse_lazy
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
@@ -42,7 +42,8 @@ class PageView(auth_views.PasswordContextMixin, TemplateView):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         """The page's variables."""
         context: dict[str, Any] = super().get_context_data(**kwargs)
-        return context | {"login_url": resolve_url(settings.LOGIN_URL)}
+        login = resolve_url(settings.LOGIN_URL)
+        return context | {"login_url": login if is_valid_path(login) else ""}
 
 
 @method_decorator(login_not_required, name="dispatch")
@@ -124,7 +125,7 @@ class PasswordResetConfirmView(LinkView):
     def _recover(self, form: Any) -> None:
         alias, (token, code) = users_database(), (form.cleaned_data[name] for name in ("token", "code"))
         with transaction.atomic(using=alias):
-            used = consume(token, self.action, code=code, using=alias)
+            used = consume(token, self.action, code=code)
             form.user = get_user_model()._base_manager.using(alias).get(pk=used.subject)
             form.full_clean()
             if form.is_valid():

@@ -1,4 +1,4 @@
-"""Makes Mailroom's schema up to its migration 4, or newer."""
+"""Applies Mailroom's own migrations, of which this version has four."""
 
 from django.conf import settings
 from django.db import migrations
@@ -7,7 +7,7 @@ from mailroom.contrib.django.adoption import drop_schema, make_schema
 
 
 class Migration(migrations.Migration):
-    """Mailroom's own migrations."""
+    """The schema."""
 
     initial = True
     dependencies = [migrations.swappable_dependency(settings.AUTH_USER_MODEL)]
