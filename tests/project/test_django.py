@@ -178,9 +178,9 @@ def test_the_users_of_a_project_get_their_mails(site: Site) -> None:
         assert "max@example.com" == mail.recipient
 
         # The admin changes the address: the old link is dead, and a new one is mailed there.
-        password = {"DJANGO_SUPERUSER_PASSWORD": PASSWORD}
         name = ["--username", "admin"] if known else []
-        site.project.manage("createsuperuser", "--noinput", "--email", "admin@x.example", *name, **password)
+        create = ["createsuperuser", "--noinput", "--email", "admin@x.example", *name]
+        site.project.manage(*create, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
         login = {"username": "admin" if known else "admin@x.example", "password": PASSWORD}
         assert "/password_reset/" in browser.get("/admin/").text
         assert "Site administration" in submit(browser, "/admin/", **login).text

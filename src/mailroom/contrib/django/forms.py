@@ -8,6 +8,7 @@ from django import forms
 from django.contrib.auth import forms as auth_forms
 from django.contrib.auth import get_user_model
 
+from mailroom.contrib.django.configuration import setting
 from mailroom.contrib.django.tokens import send
 
 User = get_user_model()
@@ -65,7 +66,8 @@ class SignUpForm(auth_forms.UserCreationForm):
 
     def save(self, commit: bool = True) -> Any:
         """The new user; None if a user has the address already."""
-        self.instance.is_active = False
+        if setting("PENDING_WHEN") is None:
+            self.instance.is_active = False
         # It hashes the password, so that the answer takes as long for a known address.
         user = super().save(commit=False)
         if User._base_manager.filter(**{f"{EMAIL}__iexact": self.cleaned_data[EMAIL]}).exists():
