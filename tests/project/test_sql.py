@@ -15,6 +15,7 @@ SOURCES: Final = Path(mailroom.__file__).parent
 SPEAKERS: Final = {
     "consumption.py",
     "console/ledger.py",
+    "contrib/django/tokens.py",
     "database/collisions.py",
     "demo/signup/accounts.py",
     "demo/signup/links.py",

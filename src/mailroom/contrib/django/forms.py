@@ -1,0 +1,77 @@
+"""The forms behind links, and those that request mails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib.auth import forms as auth_forms
+from django.contrib.auth import get_user_model
+
+from mailroom.contrib.django.configuration import setting
+from mailroom.contrib.django.tokens import send
+
+User = get_user_model()
+EMAIL = User.get_email_field_name()
+
+
+class PasswordResetForm(auth_forms.PasswordResetForm):
+    """Takes an address, and requests a mail to each active user who has it."""
+
+    def save(self, *, action: str) -> None:
+        """Request the mails; nothing happens for an unknown address."""
+        for user in self.get_users(self.cleaned_data["email"]):
+            send(action, user)
+
+
+class TokenForm(forms.Form):
+    """Carries the token of a link."""
+
+    token = forms.CharField(widget=forms.HiddenInput)
+
+
+class PasswordRecoveryForm(auth_forms.SetPasswordForm):
+    """Carries the token of a link, and takes the code of the same mail and the new password, twice."""
+
+    token = forms.CharField(widget=forms.HiddenInput)
+    code = forms.RegexField(
+        r"\A[0-9]{5}\Z",
+        label="Code",
+        error_messages={"invalid": "Type the five digits from the mail."},
+        widget=forms.TextInput(
+            attrs={"autocomplete": "one-time-code", "inputmode": "numeric", "autofocus": True}
+        ),
+    )
+    field_order = ("token", "code", "new_password1", "new_password2")
+
+
+class SignUpForm(auth_forms.UserCreationForm):
+    """Makes a pending user, which requests the activation mail in the same transaction.
+
+    A known address is not an error, since that would tell who has an account: then no user is made.
+    """
+
+    class Meta(auth_forms.UserCreationForm.Meta):
+        """The fields that every user needs."""
+
+        model = User
+        fields = tuple(dict.fromkeys([User.USERNAME_FIELD, EMAIL, *User.REQUIRED_FIELDS]))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields[EMAIL].required = True
+
+    def _get_validation_exclusions(self) -> set[str]:
+        return {*super()._get_validation_exclusions(), EMAIL}
+
+    def save(self, commit: bool = True) -> Any:
+        """The new user; None if a user has the address already."""
+        if setting("PENDING_WHEN") is None:
+            self.instance.is_active = False
+        # It hashes the password, so that the answer takes as long for a known address.
+        user = super().save(commit=False)
+        if User._base_manager.filter(**{f"{EMAIL}__iexact": self.cleaned_data[EMAIL]}).exists():
+            return None
+        if commit:
+            user.save()
+        return user

@@ -1,0 +1,1 @@
+"""Mailroom's schema and the adoption of the users, as migrations of Django's."""

@@ -1,0 +1,108 @@
+"""Sends mails to Django's users and consumes their tokens, in the transaction of Django's ORM.
+
+``consume`` commits nothing of the caller's: if the block of ``atomic``, or the request under
+``ATOMIC_REQUESTS``, is rolled back, the token was not consumed. A wrong code is counted all the same, since
+it is committed first, on a second connection. So an exception that rolls the request back gives nobody a
+further try. In an asynchronous view, call both through ``asgiref.sync.sync_to_async``, as the ORM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from django.db import connections
+
+from mailroom.actions import Action
+from mailroom.consumption import LIMIT_WAIT, Consumed, answer, refuse_wrong_code, token_request
+from mailroom.contrib.django.configuration import keys, users_database
+
+SEND: Final = "SELECT mailroom.send(%s, user_id => %s, user_table => %s::regclass)"
+LAST: Final = (
+    "SELECT id FROM tokens WHERE subject = %s AND user_table = %s::regclass ORDER BY created_at DESC, id DESC"
+    " LIMIT %s"
+)
+
+
+def send(action: str, user: Any) -> int:
+    """Request a mail to a user, in the current transaction.
+
+    Args:
+        action: the action's name.
+        user: an instance of the user model.
+
+    Returns:
+        The id of the mail's token.
+
+    Raises:
+        django.db.Error: the database refuses it, as for an action that it does not have.
+    """
+    (token,) = _rows(SEND, [action, *_key_and_table(user)])
+    return token
+
+
+def last_tokens(user: Any, most: int) -> list[int]:
+    """The ids of the tokens of a user's last mails, newest first."""
+    return _rows(LAST, [*_key_and_table(user), most])
+
+
+def consume(token: str, action: Action | str, *, code: str | None = None) -> Consumed:
+    """Consume a token in the current transaction. A wrong code is counted even if it is rolled back.
+
+    Args:
+        token: what the link carried.
+        action: an action, or the name of one in the catalogue.
+        code: what the user typed, for an action that needs it.
+
+    Returns:
+        The consumed token. Its ``subject`` is the primary key of the user, as text. An instance of the user
+        that was loaded before keeps its old values until ``refresh_from_db``.
+
+    Raises:
+        TokenError: as ``mailroom.consume`` does.
+        SettingsError: the keys are missing or not valid.
+        django.db.Error: the database fails.
+    """
+    connection = connections[users_database()]
+    request = token_request(token, action, keys(), code)
+    if request.counting and not connection.get_autocommit():
+        with _second(connection) as other:
+            row = _row(other, request.counting, request.parameters)
+        refuse_wrong_code(request, row)
+    return answer(request, _row(connection, request.query, request.parameters))
+
+
+def _key_and_table(user: Any) -> tuple[str, str]:
+    table = user._meta.concrete_model._meta.db_table
+    return str(user.pk), connections[users_database()].ops.quote_name(table)
+
+
+def _rows(query: str, parameters: Sequence[object]) -> list[int]:
+    with connections[users_database()].cursor() as cursor:
+        cursor.execute(query, parameters)
+        return [number for (number,) in cursor.fetchall()]
+
+
+def _row(connection: Any, query: str, parameters: Mapping[str, object]) -> tuple[Any, ...] | None:
+    with connection.cursor() as cursor:
+        cursor.execute(query, parameters)
+        return cursor.fetchone()
+
+
+@contextmanager
+def _second(connection: Any) -> Iterator[Any]:
+    """Another connection to the same database, whose transaction is committed at the end.
+
+    It is not the pool's. Requests that hold one of its connections each might wait for a second one for ever.
+    """
+    other = connection.copy()
+    other.settings_dict["OPTIONS"].pop("pool", None)
+    try:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute(LIMIT_WAIT)
+        yield other
+        other.commit()
+    finally:
+        other.close()
