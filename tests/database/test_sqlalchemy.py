@@ -18,11 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import mailroom
-from database.test_adopt import DEVISE, adopt
 from database.test_consumption import Mail, activation, recovery, status, wrong
 from mailroom import errors
 from mailroom.contrib.sqlalchemy import consume, consume_code
 from mailroom.operations import adoption
+from support.adopting import DEVISE
 from support.processes import KEY
 
 Db = psycopg.Connection[Any]
@@ -347,8 +347,8 @@ def test_a_try_that_cannot_be_counted_is_an_error_of_the_database(
 def test_a_user_of_an_adopted_table_has_five_tries_while_the_session_locks_the_row(
     database: str, db: Db, code: str, kind: str
 ) -> None:
-    db.execute(DEVISE)
-    adopt(db, "users", adoption.PRESETS["devise"][1])
+    db.execute(DEVISE.encode())
+    adoption.apply(db, adoption.plan(db, "users", adoption.PRESETS["devise"][1]))
     db.execute("INSERT INTO users (email, confirmed_at) VALUES ('a@example.com', now())")
     db.execute("SELECT mailroom.send('password_recovery', user_id => '1')")
     db.execute("""SELECT mailroom.send('confirm', user_id => '1', data => '{"place": "Rome"}')""")
