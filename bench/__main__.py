@@ -36,6 +36,7 @@ BENCHES: Final = {
     "peers": "bench.peers.measure",
     "reference": "bench.reference",
     "producers": "bench.producers",
+    "adopted": "bench.adopted",
     "latency": "bench.latency",
     "lanes": "bench.lanes",
     "memory": "bench.memory",

@@ -121,19 +121,27 @@ def measure_one(
 ) -> tuple[float, float]:
     """Commits per second, and the share that the collector had handed out when the clients ended."""
     before = reader.count if reader else 0
+    rate, commits = run_clients(server, variant, clients, seconds, script)
+    found = reader.count - before if reader else 0
+    if reader and not reader.wait_for(before + commits, CATCH_UP_S):
+        raise TimeoutError(f"{reader.count - before} of {commits} tokens came within {CATCH_UP_S:.0f} s")
+    return rate, found / commits
+
+
+def run_clients(
+    server: PostgresServer, name: str, clients: int, seconds: int, script: Path
+) -> tuple[float, int]:
+    """Run pgbench on a database. Returns its commits per second, and their number."""
     done = server.run_tool(
         "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={clients}",
         f"--jobs={min(clients, 2)}", f"--time={seconds}", f"--file={script}",
-        f"--port={server.port}", f"--host={server.folder}", "--username=postgres", variant,
+        f"--port={server.port}", f"--host={server.folder}", "--username=postgres", name,
     ).decode()  # fmt: skip
-    found = reader.count - before if reader else 0
     (rate,) = re.findall(r"^tps = ([0-9.]+)", done, re.MULTILINE)
     (commits,) = re.findall(r"transactions actually processed: ([0-9]+)", done)
-    if reader and not reader.wait_for(before + int(commits), CATCH_UP_S):
-        raise TimeoutError(f"{reader.count - before} of {commits} tokens came within {CATCH_UP_S:.0f} s")
-    with database.connected(server.url(variant)) as connection:
+    with database.connected(server.url(name)) as connection:
         connection.execute("CHECKPOINT")
-    return float(rate), found / int(commits)
+    return float(rate), int(commits)
 
 
 @contextlib.contextmanager

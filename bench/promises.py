@@ -44,6 +44,12 @@ def judge_producers() -> Iterator[Promise]:
             )
 
 
+def judge_adopted() -> Iterator[Promise]:
+    for row in rows("adopted"):
+        if row["unit"] == "commits/s":
+            yield at_least(f"an adopted table, {row['what']}: share of the table's alone", row["ratio"], 0.9)
+
+
 def judge_latency() -> Iterator[Promise]:
     for row in rows("latency"):
         if row["what"].startswith("collector") and row["per_s"] < 100:
@@ -88,6 +94,7 @@ JUDGES: Final = (
     judge_drain,
     judge_peers,
     judge_producers,
+    judge_adopted,
     judge_latency,
     judge_lanes,
     judge_tablesize,

@@ -30,6 +30,7 @@ HEADINGS: Final = {
     "peers": "Compared with other queues on PostgreSQL",
     "reference": "Compared with the reference",
     "producers": "Effect on producers",
+    "adopted": "An adopted table",
     "latency": "From the commit to the line",
     "lanes": "A recovery beside an import",
     "memory": "Memory",
@@ -79,6 +80,14 @@ COLUMNS: Final[dict[str, list[Column]]] = {
             "handed out meanwhile",
             lambda row: "" if row["drained"] is None else f"{row['drained']:.1%}",
         ),
+    ],
+    "adopted": [
+        Column(
+            "", lambda row: f"{row['what']}, {row['unit']}" if row["unit"] != "commits/s" else row["what"]
+        ),
+        column("the table alone", "alone"),
+        column("adopted", "adopted"),
+        column("ratio", "ratio", ".2f"),
     ],
     "latency": [
         Column("", lambda row: row["what"]),
