@@ -46,7 +46,8 @@ CREATE TABLE users (
 CREATE UNIQUE INDEX users_email_index ON users (email);
 CREATE TABLE users_tokens (
     id bigserial PRIMARY KEY, user_id bigint NOT NULL REFERENCES users ON DELETE CASCADE,
-    token bytea NOT NULL, context varchar(255) NOT NULL, sent_to varchar(255), inserted_at timestamp(0) NOT NULL DEFAULT now());
+    token bytea NOT NULL, context varchar(255) NOT NULL, sent_to varchar(255),
+    inserted_at timestamp(0) NOT NULL DEFAULT now());
 """
 PRISMA = """
 CREATE TABLE "User" (
