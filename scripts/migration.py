@@ -30,6 +30,20 @@ FILES: Final = {
     "queue": ("cursor", "lease", "screen", "claim", "rate", "workers"),
     "operations": ("status", "why", "dead", "traffic", "prune", "restore", "adopt"),
 }
+# Nothing is dropped while an application's table has Mailroom's triggers.
+GUARDS: Final = {
+    "operations": """\
+DO $$
+DECLARE
+    tables text := (SELECT string_agg(a.user_table::text, ', ') FROM mailroom.adopted a);
+BEGIN
+    IF tables IS NOT NULL THEN
+        RAISE EXCEPTION 'mailroom: tables of users are adopted: %', tables
+            USING ERRCODE = 'object_in_use', HINT = 'Run `mailroom adopt TABLE --drop` for each first.';
+    END IF;
+END $$;
+"""
+}
 HEAD: Final = "-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.\n"
 # Names without a schema are those of accounts, tokens and jobs. Bodies name tables that may lie elsewhere.
 FIRST_PATH: Final = "pg_catalog.format('%I, pg_temp', pg_catalog.current_schema())"
@@ -116,7 +130,8 @@ def copied(name: str) -> tuple[str, str]:
         dropped.insert(1, "DROP FUNCTION mailroom.schema_version;")
     after = "" if version == 1 else "\n" + ending(version - 1)
     up = [HEAD, SET_UP.format(FIRST_PATH if version == 1 else LATER_PATH), *files, ending(version)]
-    return "\n".join(up), "\n".join([HEAD, SET_UP.format(LATER_PATH), *dropped[::-1], after])
+    down = [HEAD, GUARDS.get(name, "") + SET_UP.format(LATER_PATH), *dropped[::-1], after]
+    return "\n".join(up), "\n".join(down)
 
 
 def catalogue(connection: psycopg.Connection) -> Catalogue:

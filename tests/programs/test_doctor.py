@@ -44,6 +44,7 @@ from mailroom.templates import sources
 from mailroom.templates.mails import for_ses
 from mailroom.templates.sources import load
 from support import commands
+from support.adopting import adopt
 from support.queue_sql import Db, sign_up
 from support.smtp import MailServer, mail_server
 
@@ -60,7 +61,7 @@ DATABASE = [
     "functions",
     "row-security", "queue", "cursor",
     "pause", "tokens-trigger", "accounts-trigger", "other-triggers",
-    "replication-role", "subscriptions", "notifications", "backlog", "collectors",
+    "adopted-tables", "replication-role", "subscriptions", "notifications", "backlog", "collectors",
     "workers", "actions",
 ]  # fmt: skip
 SENDING = ["sender-settings", "output-folder", "set-aside"]
@@ -379,6 +380,35 @@ def test_any_disabled_trigger_is_reported(database: str, db: Db, collector: Db) 
     for remedy in findings["other-triggers"].remedy.split("; "):
         db.execute(remedy.encode())
     assert [] == faults(the_database(database))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said", "remedy"),
+    [
+        ("ALTER TABLE people DROP COLUMN email", "\"email\" does not exist", "mailroom adopt public.people"),
+        ("ALTER TABLE people RENAME ok TO done", 'column "ok" does not exist', "--apply` again"),
+        ("ALTER TABLE people DISABLE TRIGGER USER", "is disabled", "ENABLE TRIGGER mailroom_insert"),
+        ("DROP TRIGGER mailroom_update ON people", "lacks the trigger mailroom_update", "--apply` again"),
+        ("DROP FUNCTION mailroom.lock_people", "lock_people(text) does not exist", "--apply` again"),
+        ("DROP TABLE people", "was dropped, and is adopted", "--drop`"),
+        ("CREATE TABLE x PARTITION OF people FOR VALUES IN (2)", "x lacks the trigger", "--apply` again"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_adopted_table(
+    database: str, db: Db, collector: Db, break_it: str, said: str, remedy: str
+) -> None:
+    db.execute(
+        "CREATE TABLE people (id int PRIMARY KEY, email text, ok boolean) PARTITION BY LIST (id);"
+        " CREATE TABLE people_1 PARTITION OF people FOR VALUES IN (1)"
+    )
+    adopt(db, "people", pending_when="NOT ok", on_activation="ok = true")
+    findings = the_database(database)
+    assert ([], "1 table adopted, in order") == (faults(findings), findings["adopted-tables"].detail)
+    db.execute(break_it.encode())
+    findings = the_database(database)
+    assert ["adopted-tables"] == faults(findings)
+    assert said in findings["adopted-tables"].detail
+    assert remedy in findings["adopted-tables"].remedy
 
 
 @pytest.mark.parametrize(

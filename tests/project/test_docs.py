@@ -22,6 +22,7 @@ from mailroom.answers import Result, Scope
 from mailroom.cli.main import cli
 from mailroom.consumption import CONSUME, CONSUME_CODE
 from mailroom.demo.postgres import embedded_binaries, free_port
+from mailroom.doctor.triggers import ADOPTED, ADOPTED_COUNT
 from mailroom.inbox.server import InboxServer
 from mailroom.operations.pause import PAUSE, RESUME
 from mailroom.queue.pulse import PULSE
@@ -293,7 +294,7 @@ def test_every_function_of_the_queue_is_in_the_reference() -> None:
     functions |= set(re.findall(r"mailroom\.\w+", CONSUME + CONSUME_CODE)) | {"mailroom.send"}
     functions |= {f"mailroom.{name}" for name in re.findall(r"FROM mailroom\.(\w+)\(", ONCALL)}
     functions |= {f"mailroom.{name}" for name in re.findall(r"SELECT mailroom\.(\w+)\(", ONCALL)}
-    functions |= set(re.findall(r"mailroom\.\w+", PULSE + PAUSE + RESUME))
+    functions |= set(re.findall(r"mailroom\.\w+", PULSE + PAUSE + RESUME + ADOPTED + ADOPTED_COUNT))
     for_roles = "".join(
         re.findall(r"^## Called by `mailroom_\w+`\n.*?(?=^## )", SQL, re.DOTALL | re.MULTILINE)
     )

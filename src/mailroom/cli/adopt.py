@@ -10,6 +10,7 @@ import click
 
 from mailroom.cli.common import as_table, confirm, connected_as_owner, environment_help, json_option
 from mailroom.settings.collector import DatabaseSettings
+from mailroom.wording import counted
 
 if TYPE_CHECKING:
     import psycopg
@@ -52,6 +53,7 @@ def adopt(
     It prints SQL for a migration of the application, which --apply runs instead. From then on an INSERT of a
     pending user requests the activation mail in the same transaction, and a change of the address or of the
     status ends what is pending. Users who were there before get no mail, unless --mail-existing asks for it.
+    Repeated for an adopted table, it keeps what no option names. Run it as the owner of Mailroom's schema.
 
     \b
     Examples:
@@ -66,6 +68,8 @@ def adopt(
     if preset:
         name, wish = adoption.PRESETS[preset]
         table, given = table or name, given.over(wish)
+    if apply + mail_existing + drop > 1:
+        raise click.UsageError("--apply, --mail-existing and --drop exclude each other")
     with connected_as_owner() as connection:
         if table is None:
             if apply or mail_existing or drop or given != adoption.Wish():
@@ -114,7 +118,7 @@ def _mail_existing(connection: psycopg.Connection, table: str, *, yes: bool) -> 
         confirm(
             f"Mail the pending users of {table} who had no activation yet?", "--mail-existing needs --yes"
         )
-    read, mailed = mail_existing(
-        connection, table, lambda read, mailed: click.echo(f"{read} users read, {mailed} mails", err=True)
+    mailed = mail_existing(
+        connection, table, lambda mailed: click.echo(f"{mailed} mails requested so far", err=True)
     )
-    click.echo(f"{mailed} mails requested for {read} users")
+    click.echo(f"{counted(mailed, 'mail')} requested")

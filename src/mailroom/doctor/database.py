@@ -27,6 +27,7 @@ CHECKS: Final[tuple[Check[Probe], ...]] = (
     Check("tokens-trigger", queue.tokens_trigger, ("functions", "MAILROOM_CHANNEL_NAME")),
     Check("accounts-trigger", queue.accounts_trigger, ("functions",)),
     Check("other-triggers", triggers.disabled, ("functions",)),
+    Check("adopted-tables", triggers.adopted, ("functions",)),
     Check("replication-role", triggers.replication_role, ("server",)),
     Check("subscriptions", triggers.subscriptions, ("functions",)),
     Check("notifications", queue.notifications, ("writable",)),

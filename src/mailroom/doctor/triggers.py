@@ -7,12 +7,14 @@ from typing import Final
 from mailroom.doctor.probe import Probe
 from mailroom.doctor.report import Finding, fault, ok
 from mailroom.queue.start_check import RING_FUNCTION
+from mailroom.wording import counted
 
 ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
+ADOPTED_FUNCTION: Final = "mailroom.after_user_change()"
 DISABLED: Final = """
 SELECT t.tgrelid::regclass::text, quote_ident(t.tgname) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE p.pronamespace = to_regnamespace('mailroom') AND t.tgenabled NOT IN ('O', 'A')
-  AND t.tgfoid <> ALL (ARRAY[to_regprocedure(%s), to_regprocedure(%s)]::oid[])
+  AND t.tgfoid <> ALL (ARRAY[to_regprocedure(%s), to_regprocedure(%s), to_regprocedure(%s)]::oid[])
 ORDER BY 1, 2
 """
 # Of this session, and of the roles and databases whose sessions begin with it here.
@@ -35,14 +37,16 @@ WHERE (s.setdatabase = 0 OR d.datname = current_database())
 SUBSCRIBED: Final = """
 SELECT c.oid::regclass::text FROM pg_subscription_rel r JOIN pg_class c ON c.oid = r.srrelid
 WHERE c.oid IN (SELECT t.tgrelid FROM pg_trigger t
-                WHERE t.tgfoid IN (to_regprocedure(%s), to_regprocedure(%s)))
+                WHERE t.tgfoid IN (to_regprocedure(%s), to_regprocedure(%s), to_regprocedure(%s)))
 ORDER BY 1
 """
+ADOPTED: Final = "SELECT user_table, fault, remedy FROM mailroom.adoption_faults()"
+ADOPTED_COUNT: Final = "SELECT mailroom.adopted_count()"
 
 
 def disabled(probe: Probe) -> Finding:
     """The other triggers of Mailroom's are enabled."""
-    found = probe.ask(DISABLED, RING_FUNCTION, ISSUE_FUNCTION)
+    found = probe.ask(DISABLED, RING_FUNCTION, ISSUE_FUNCTION, ADOPTED_FUNCTION)
     if found:
         names = ", ".join(f"{name} on {table}" for table, name in found)
         remedy = "; ".join(f"ALTER TABLE {table} ENABLE TRIGGER {name}" for table, name in found)
@@ -64,7 +68,7 @@ def replication_role(probe: Probe) -> Finding:
 
 def subscriptions(probe: Probe) -> Finding:
     """No subscription fills the tables, since PostgreSQL fires no statement-level trigger for it."""
-    tables = [table for (table,) in probe.ask(SUBSCRIBED, RING_FUNCTION, ISSUE_FUNCTION)]
+    tables = [table for (table,) in probe.ask(SUBSCRIBED, RING_FUNCTION, ISSUE_FUNCTION, ADOPTED_FUNCTION)]
     if tables:
         return fault(
             f"a subscription fills {' and '.join(tables)}: PostgreSQL fires none of the triggers for its"
@@ -72,3 +76,15 @@ def subscriptions(probe: Probe) -> Finding:
             "run Mailroom on the publisher; see docs/how-to/isolation-and-replication.md",
         )
     return ok("no subscription fills the tables")
+
+
+def adopted(probe: Probe) -> Finding:
+    """Adopted tables have the columns, triggers and rights that they had."""
+    found = probe.ask(ADOPTED)
+    if found:
+        return fault(
+            "; ".join(fault for _, fault, _ in found) + ", so users may get no mail",
+            "; ".join(dict.fromkeys(remedy for _, _, remedy in found)),
+        )
+    ((tables,),) = probe.ask(ADOPTED_COUNT)
+    return ok(f"{counted(tables, 'table')} adopted, in order" if tables else "none")

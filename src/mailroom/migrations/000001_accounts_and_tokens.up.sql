@@ -435,6 +435,14 @@ BEGIN
             RAISE EXCEPTION 'mailroom: % has no user %', NEW.user_table, quote_nullable(NEW.subject)
                 USING ERRCODE = 'foreign_key_violation';
         END IF;
+        IF NEW.email IS NULL AND mailroom.user_fault(person.id, person.email) IS NOT NULL THEN
+            RAISE EXCEPTION 'mailroom: no mail can go to the user % of %: %', person.id, NEW.user_table,
+                mailroom.user_fault(person.id, person.email) USING ERRCODE = 'invalid_parameter_value';
+        ELSIF person.status = 'suspended' OR person.status <> rule.account_status::text THEN
+            NEW.ended_at := clock_timestamp();
+            NEW.expires_at := NEW.ended_at;
+            NEW.ended_as := CASE person.status WHEN 'suspended' THEN 'suspended' ELSE 'ineligible' END;
+        END IF;
         NEW.subject := person.id;
         NEW.email := coalesce(NEW.email, person.email);
         NEW.login := coalesce(NEW.login, person.login);
@@ -727,7 +735,7 @@ RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, s
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
-    person  CONSTANT text := coalesce(p_user_id, p_subject);
+    person  text := p_subject;
     adopted CONSTANT regclass := CASE WHEN p_user_id IS NOT NULL THEN mailroom.adopted_table(p_user_table) END;
     newest bigint;
     others bigint;
@@ -736,8 +744,12 @@ BEGIN
         RAISE EXCEPTION 'mailroom: a code is consumed for an account, for a user, or for an address and its subject'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF NOT p_count_only THEN
-        PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, adopted);
+    IF p_count_only THEN
+        person := coalesce(p_user_id, p_subject);
+    ELSIF adopted IS NOT NULL THEN
+        person := (mailroom.lock_user(adopted, p_user_id)).id;
+    ELSE
+        PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, NULL);
     END IF;
     SELECT max(s.id) INTO newest
     FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s

@@ -503,7 +503,7 @@ BEGIN
         -- A locked token is being ended at this moment, or soon free again: a claim waits for none.
         WITH free AS (
             SELECT t.id FROM public.tokens t
-            WHERE t.id = ANY (renewing) AND t.consumed_at IS NULL
+            WHERE t.id = ANY (renewing) AND t.consumed_at IS NULL AND t.ended_at IS NULL
               AND t.expires_at <= now + interval '2 seconds'
             FOR NO KEY UPDATE SKIP LOCKED
         ), lives AS (

@@ -1,15 +1,33 @@
 -- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
 
+DO $$
+DECLARE
+    tables text := (SELECT string_agg(a.user_table::text, ', ') FROM mailroom.adopted a);
+BEGIN
+    IF tables IS NOT NULL THEN
+        RAISE EXCEPTION 'mailroom: tables of users are adopted: %', tables
+            USING ERRCODE = 'object_in_use', HINT = 'Run `mailroom adopt TABLE --drop` for each first.';
+    END IF;
+END $$;
 SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
        pg_catalog.set_config('check_function_bodies', 'off', true);
 
+DROP FUNCTION mailroom.adopted_count;
+DROP FUNCTION mailroom.adoption_faults;
+DROP FUNCTION mailroom.check_facts;
+DROP FUNCTION mailroom.adopted_below;
+DROP FUNCTION mailroom.lacks_activation;
 DROP FUNCTION mailroom.adopted_table;
 DROP FUNCTION mailroom.activate_user;
 DROP FUNCTION mailroom.lock_user;
 DROP FUNCTION mailroom.end_users;
 DROP FUNCTION mailroom.after_user_change;
-DROP FUNCTION mailroom.users_changed;
-DROP FUNCTION mailroom.address_fault;
+DROP FUNCTION mailroom.request_activations;
+DROP FUNCTION mailroom.end_unfit;
+DROP FUNCTION mailroom.user_fault;
+DROP FUNCTION mailroom.mailable_locale;
+DROP FUNCTION mailroom.mailable_text;
+DROP FUNCTION mailroom.adoption_of;
 DROP FUNCTION mailroom.user_facts;
 DROP TYPE mailroom.user_change;
 DROP TYPE mailroom.adopted_user;

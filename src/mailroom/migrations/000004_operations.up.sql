@@ -224,7 +224,8 @@ CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
 RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
                why_not_mailable text, lane text, send_at timestamptz, waits boolean, lease_worker text,
-               lease_generation integer, lease_due_at timestamptz, lease_is_due boolean)
+               lease_generation integer, lease_due_at timestamptz, lease_is_due boolean,
+               subject text, user_table text, ended_at timestamptz, ended_as text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -236,7 +237,9 @@ BEGIN
         named := p_who::bigint;
         IF EXISTS (SELECT FROM public.tokens t WHERE t.id = named)
            OR EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = named) THEN
-            wanted := ARRAY[named];
+            wanted := named || ARRAY(SELECT t.id FROM public.tokens t
+                                     WHERE t.subject = p_who AND t.user_table IS NOT NULL AND t.id <> named
+                                     ORDER BY t.id DESC LIMIT p_limit - 1);
         END IF;
     END IF;
     IF wanted IS NULL THEN
@@ -265,7 +268,7 @@ BEGIN
                         AND NOT (pg_visible_in_snapshot(t.txid, c.high)
                                  AND (t.txid, t.id) <= (c.last_txid, c.last_seq)), false),
                CASE WHEN l.worker = 'paused' THEN '' ELSE l.worker END, l.generation, l.due_at,
-               l.due_at <= clock_timestamp()
+               l.due_at <= clock_timestamp(), t.subject, t.user_table::text, t.ended_at, t.ended_as
         FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
         LEFT JOIN public.tokens t ON t.id = w.id
         LEFT JOIN public.accounts a ON a.id = CASE WHEN t.id IS NULL THEN owner ELSE t.account END
@@ -668,96 +671,132 @@ CREATE TYPE mailroom.adopted_user AS (
     email  text,
     login  text,
     locale text,
-    status account_status
+    status text
 );
 
--- A user of whom something changed. was is NULL for a new user, and status for one that is gone.
+-- A user whom a statement inserted, changed or deleted. was is NULL for a new user, and status for one that is gone.
 CREATE TYPE mailroom.user_change AS (
-    id              text,
-    email           text,
-    login           text,
-    locale          text,
-    status          account_status,
-    was             account_status,
-    address_changed boolean
+    id        text,
+    email     text,
+    login     text,
+    locale    text,
+    status    text,
+    was       text,
+    was_email text
 );
 
+-- Texts are cut where more of them is of no use, since a part of a statement's users is held in memory.
 CREATE FUNCTION mailroom.user_facts(p_table mailroom.adopted) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('%I::text AS id, (%s)::text AS email, (%s)::text AS login, (%s)::text AS locale, '
-                  'CASE WHEN (%s) THEN ''provisioned'' WHEN (%s) THEN ''active'' ELSE ''suspended'' '
-                  'END::public.account_status AS status',
+    SELECT format('left(%I::text, 256) AS id, left((%s)::text, 255) AS email, left((%s)::text, 255) AS login, '
+                  'left((%s)::text, 36) AS locale, '
+                  'CASE WHEN (%s) THEN ''provisioned'' WHEN (%s) THEN ''active'' ELSE ''suspended'' END AS status',
                   p_table.key_column, p_table.email, p_table.login, p_table.locale, p_table.pending_when,
                   p_table.active_when)
 $$;
 COMMENT ON FUNCTION mailroom.user_facts IS
     'Returns the select list that makes a mailroom.adopted_user of a row of an adopted table.';
 
-CREATE FUNCTION mailroom.address_fault(p_email text) RETURNS text
+CREATE FUNCTION mailroom.adoption_of(p_table regclass) RETURNS mailroom.adopted
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    WITH RECURSIVE above (id, n) AS (
+        SELECT p_table::oid, 0
+        UNION ALL
+        SELECT i.inhparent, a.n + 1 FROM above a JOIN pg_inherits i ON i.inhrelid = a.id)
+    SELECT a.* FROM above JOIN mailroom.adopted a ON a.user_table = above.id ORDER BY above.n LIMIT 1
+$$;
+COMMENT ON FUNCTION mailroom.adoption_of IS
+    'Returns the row of an adopted table, or of the one that a partition belongs to; NULL if there is none.';
+
+CREATE FUNCTION mailroom.mailable_text(p_text text, p_length integer) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN coalesce(p_email, '') = ''  THEN 'the user has no address'
+RETURN nullif(left(regexp_replace(p_text, '[\u0001-\u001f\u007f-\u009f]', '', 'g'), p_length), '');
+COMMENT ON FUNCTION mailroom.mailable_text IS
+    'Returns a text without control characters, cut to a length; NULL if nothing is left.';
+
+CREATE FUNCTION mailroom.mailable_locale(p_locale text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN p_locale ~ '^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$' AND char_length(p_locale) <= 35
+            THEN p_locale END;
+COMMENT ON FUNCTION mailroom.mailable_locale IS 'Returns a language that is a BCP 47 tag, and NULL for any other text.';
+
+CREATE FUNCTION mailroom.user_fault(p_id text, p_email text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN coalesce(p_email, '') = '' THEN 'the user has no address'
             WHEN char_length(p_email) > 254 THEN 'the address has more than 254 characters'
             WHEN p_email ~ '[\u0001-\u001f\u007f-\u009f]' THEN 'the address has a control character'
             WHEN p_email !~ '^[^@]+@[^@]+$' THEN 'the address does not have exactly one @, with something on both sides'
+            WHEN p_id = '' THEN 'the user''s key is empty'
+            WHEN char_length(p_id) > 255 THEN 'the user''s key has more than 255 characters'
+            WHEN p_id ~ '[\u0001-\u001f\u007f-\u009f]' THEN 'the user''s key has a control character'
        END;
-COMMENT ON FUNCTION mailroom.address_fault IS 'Returns why no mail can go to an address; NULL if one can.';
+COMMENT ON FUNCTION mailroom.user_fault IS 'Returns why a user of an adopted table cannot be mailed; NULL if one can.';
+
+-- Tokens are locked in the order of their ids, so that two statements with the same users cannot deadlock.
+CREATE FUNCTION mailroom.end_unfit(p_table regclass, p_users mailroom.user_change[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    now CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    WITH unfit AS (
+        SELECT t.id, CASE WHEN u.status IS NULL THEN 'user deleted'
+                          WHEN u.email IS DISTINCT FROM u.was_email AND (k.has_link OR k.needs_code) THEN 'address changed'
+                          WHEN u.status = 'suspended' THEN 'suspended'
+                          WHEN u.status = 'active' THEN 'activated'
+                          ELSE 'ineligible' END AS why
+        FROM unnest(p_users) u
+        JOIN public.tokens t ON t.subject = u.id AND t.user_table = p_table
+        JOIN mailroom.actions k ON k.action = t.action
+        WHERE t.consumed_at IS NULL AND t.ended_at IS NULL
+          AND (u.status IS NULL
+               OR u.email IS DISTINCT FROM u.was_email AND (k.has_link OR k.needs_code)
+               OR u.status = 'suspended' OR u.status <> k.account_status::text)
+        ORDER BY t.id FOR NO KEY UPDATE OF t)
+    UPDATE public.tokens t SET expires_at = least(t.expires_at, now), ended_at = now, ended_as = u.why
+    FROM unfit u WHERE t.id = u.id;
+END $$;
+COMMENT ON FUNCTION mailroom.end_unfit IS
+    'Ends the tokens that no longer fit their users. Notices do not depend on the address.';
 
 -- A token to an address that cannot be mailed has ended from the start, so that no claim looks at it.
-CREATE FUNCTION mailroom.users_changed(p_table regclass, p_users mailroom.user_change[], p_are_many boolean)
+CREATE FUNCTION mailroom.request_activations(p_table regclass, p_users mailroom.user_change[], p_are_many boolean)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     now CONSTANT timestamptz := clock_timestamp();
 BEGIN
-    UPDATE public.tokens t
-    SET expires_at = least(t.expires_at, now), ended_at = now,
-        ended_as = CASE WHEN u.status IS NULL THEN 'user deleted'
-                        WHEN u.address_changed THEN 'address changed'
-                        WHEN u.status = 'active' THEN 'activated'
-                        WHEN u.status = 'suspended' THEN 'suspended'
-                        ELSE 'ineligible' END
-    FROM unnest(p_users) u, mailroom.actions k
-    WHERE u.was IS NOT NULL AND t.subject = u.id AND t.user_table = p_table AND k.action = t.action
-      AND t.consumed_at IS NULL AND t.ended_at IS NULL
-      AND (u.status IS NULL
-           OR u.address_changed AND (k.has_link OR k.needs_code)
-           OR u.status = 'suspended' OR u.status <> k.account_status);
     WITH new AS (
         INSERT INTO public.tokens (action, user_table, subject, email, login, locale, lane, expires_at, ended_at,
                                    ended_as)
-        SELECT k.action, p_table, u.id, left(coalesce(u.email, ''), 254),
-               nullif(left(regexp_replace(u.login, '[\u0001-\u001f\u007f-\u009f]', '', 'g'), 254), ''),
-               CASE WHEN u.locale ~ '^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$' AND char_length(u.locale) <= 35
-                    THEN u.locale END,
-               CASE WHEN p_are_many THEN 'bulk' ELSE k.lane END,
-               CASE WHEN u.fault IS NULL THEN statement_timestamp() + k.lifetime ELSE 'epoch' END,
-               CASE WHEN u.fault IS NOT NULL THEN now END, u.fault
+        SELECT k.action, p_table, coalesce(mailroom.mailable_text(u.id, 255), '?'),
+               coalesce(mailroom.mailable_text(u.email, 254), ''), mailroom.mailable_text(u.login, 254),
+               mailroom.mailable_locale(u.locale), CASE WHEN p_are_many THEN 'bulk' ELSE k.lane END,
+               CASE WHEN f.fault IS NULL THEN statement_timestamp() + k.lifetime ELSE 'epoch' END,
+               CASE WHEN f.fault IS NOT NULL THEN now END, f.fault
         FROM mailroom.actions k,
-             (SELECT c.*, mailroom.address_fault(c.email) AS fault
-              FROM unnest(p_users) WITH ORDINALITY AS c (id, email, login, locale, status, was, address_changed, n)) u
+             unnest(p_users) WITH ORDINALITY AS u (id, email, login, locale, status, was, was_email, n),
+             LATERAL mailroom.user_fault(u.id, u.email) AS f (fault)
         WHERE k.activates AND u.status = 'provisioned'
           AND (u.was IS NULL
-               OR u.address_changed
-                  AND (u.was <> 'provisioned'
-                       OR EXISTS (SELECT FROM public.tokens t
-                                  WHERE t.subject = u.id AND t.user_table = p_table AND t.action = k.action
-                                    AND t.consumed_at IS NULL))
-               OR NOT u.address_changed AND u.was = 'suspended'
+               OR u.was = 'active' AND u.email IS DISTINCT FROM u.was_email
+               OR (u.was = 'suspended' OR u.email IS DISTINCT FROM u.was_email)
                   AND EXISTS (SELECT FROM public.tokens t
                               WHERE t.subject = u.id AND t.user_table = p_table AND t.action = k.action
-                                AND t.consumed_at IS NULL AND t.ended_as = 'suspended'))
+                                AND t.consumed_at IS NULL))
         ORDER BY u.n
         RETURNING id, secret, ended_as)
     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail)
     SELECT n.id, mailroom.fingerprint(n.secret), 0, 'rejected', n.ended_as FROM new n WHERE n.ended_as IS NOT NULL;
 END $$;
-COMMENT ON FUNCTION mailroom.users_changed IS
-    'Ends the tokens that no longer fit their users, and creates the activation tokens of new pending users, of '
-    'pending ones whose address changed, and of those that a suspension took theirs from. An address that cannot be '
-    'mailed is a rejection in the ledger.';
+COMMENT ON FUNCTION mailroom.request_activations IS
+    'Creates the activation tokens of new pending users, and of pending ones who had one and whose address changed or '
+    'who are not suspended any more. A user that cannot be mailed is a rejection in the ledger.';
 
 -- No failure in here may fail the application's statement. What may fail reads only, so that its subtransaction gets
 -- no transaction id. Large statements are handled in parts, since PostgreSQL holds a part in memory.
+--
+-- Where a trigger of the application's updates the users of the statement that fired it, this one fires first for the
+-- inner statement, and then for the outer one with rows that are out of date. So it reads them again.
 CREATE FUNCTION mailroom.after_user_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
@@ -772,57 +811,69 @@ DECLARE
 BEGIN
     SELECT * INTO rule FROM mailroom.adopted a WHERE a.user_table = TG_RELID;
     IF NOT FOUND THEN
+        rule := mailroom.adoption_of(TG_RELID);
+    END IF;
+    IF rule.user_table IS NULL THEN
         RAISE WARNING 'mailroom: % is not adopted, and has its triggers', TG_RELID::regclass
             USING HINT = 'Run `mailroom doctor`.';
         RETURN NULL;
-    END IF;
-    IF TG_OP = 'TRUNCATE' THEN
-        PERFORM mailroom.end_users(TG_RELID);
+    ELSIF TG_OP = 'TRUNCATE' THEN
+        PERFORM mailroom.end_users(rule.user_table, 'user deleted');
         RETURN NULL;
     END IF;
-    changed := CASE TG_OP
+    IF pg_trigger_depth() > 1 THEN
+        PERFORM set_config('mailroom.inner_change', 'on', true);
+    END IF;
+    changed := format(
+        CASE TG_OP
         WHEN 'INSERT' THEN
-            format('SELECT n.*, NULL::public.account_status AS was, false AS address_changed '
-                   'FROM (SELECT %s FROM new_users AS %I) n WHERE n.status = ''provisioned''',
-                   mailroom.user_facts(rule), TG_TABLE_NAME)
+            'SELECT n.*, NULL AS was, NULL AS was_email FROM (SELECT %1$s FROM new_users AS %2$I) n '
+            'WHERE n.status = ''provisioned'''
         WHEN 'UPDATE' THEN
-            format('SELECT o.id, n.email, n.login, n.locale, n.status, o.status AS was, '
-                          'n.email IS DISTINCT FROM o.email AS address_changed '
-                   'FROM (SELECT %1$s FROM old_users AS %2$I) o LEFT JOIN (SELECT %1$s FROM new_users AS %2$I) n USING (id) '
-                   'WHERE n.status IS DISTINCT FROM o.status OR n.email IS DISTINCT FROM o.email ORDER BY o.id',
-                   mailroom.user_facts(rule), TG_TABLE_NAME)
+            'SELECT o.id, n.email, n.login, n.locale, n.status, o.status AS was, o.email AS was_email '
+            'FROM (SELECT %1$s FROM old_users AS %2$I) o LEFT JOIN (SELECT %1$s FROM new_users AS %2$I) n USING (id) '
+            'WHERE n.status IS DISTINCT FROM o.status OR n.email IS DISTINCT FROM o.email ORDER BY o.id'
         ELSE
-            format('SELECT o.id, o.email, o.login, o.locale, NULL::public.account_status AS status, o.status AS was, '
-                          'false AS address_changed '
-                   'FROM (SELECT %s FROM old_users AS %I) o ORDER BY o.id',
-                   mailroom.user_facts(rule), TG_TABLE_NAME) END;
+            'SELECT o.id, o.email, o.login, o.locale, NULL AS status, o.status AS was, o.email AS was_email '
+            'FROM (SELECT %1$s FROM old_users AS %2$I) o ORDER BY o.id' END,
+        mailroom.user_facts(rule), (SELECT c.relname FROM pg_class c WHERE c.oid = rule.user_table));
     LOOP
         BEGIN
             PERFORM set_config('search_path', rule.search_path, true);
             EXECUTE format('SELECT array_agg(c::mailroom.user_change) FROM (%s LIMIT %s OFFSET %s) c',
                            changed, part_rows, done) INTO users;
+            PERFORM set_config('search_path', pinned, true);
+            IF TG_OP <> 'DELETE' AND current_setting('mailroom.inner_change', true) = 'on' THEN
+                SELECT array_agg(ROW(u.id, l.email, l.login, l.locale, l.status, u.was, u.was_email)
+                                 ::mailroom.user_change)
+                INTO users FROM unnest(users) u, LATERAL mailroom.lock_user(rule.user_table, u.id) l;
+            END IF;
         EXCEPTION WHEN OTHERS THEN
-            RAISE WARNING 'mailroom: the users of % cannot be read: %', TG_RELID::regclass, SQLERRM
+            RAISE WARNING 'mailroom: the users of % cannot be read: %', rule.user_table, SQLERRM
                 USING HINT = 'Run `mailroom doctor`.';
             RETURN NULL;
         END;
         EXIT WHEN users IS NULL;
-        PERFORM set_config('search_path', pinned, true);
         are_many := coalesce(are_many, cardinality(users) > import_rows);
-        PERFORM mailroom.users_changed(TG_RELID, users, are_many);
+        IF TG_OP <> 'INSERT' THEN
+            PERFORM mailroom.end_unfit(rule.user_table, users);
+        END IF;
+        IF TG_OP <> 'DELETE' THEN
+            PERFORM mailroom.request_activations(rule.user_table, users, are_many);
+        END IF;
         EXIT WHEN cardinality(users) < part_rows;
         done := done + part_rows;
     END LOOP;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_user_change IS
-    'Looks at the users whom a statement inserted, updated or deleted, for mailroom.users_changed. If they cannot be '
-    'read, as after a column was dropped, it warns.';
+    'Ends and creates tokens for the users whom a statement inserted, updated or deleted. If they cannot be read, as '
+    'after a column was dropped, it warns.';
 
-CREATE FUNCTION mailroom.end_users(p_table regclass) RETURNS void
+CREATE FUNCTION mailroom.end_users(p_table regclass, p_why text) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     UPDATE public.tokens t SET expires_at = least(t.expires_at, clock_timestamp()), ended_at = clock_timestamp(),
-                               ended_as = 'user deleted'
+                               ended_as = p_why
     WHERE t.user_table = p_table AND t.consumed_at IS NULL AND t.ended_at IS NULL
 $$;
 COMMENT ON FUNCTION mailroom.end_users IS 'Ends the tokens of all users of an adopted table.';
@@ -833,9 +884,12 @@ DECLARE
     name   text;
     person mailroom.adopted_user;
 BEGIN
-    SELECT a.name INTO name FROM mailroom.adopted a WHERE a.user_table = p_table;
+    SELECT a.name INTO name FROM mailroom.adopted a JOIN pg_class c ON c.oid = a.user_table
+    WHERE a.user_table = p_table;
     IF name IS NOT NULL THEN
         EXECUTE format('SELECT u.* FROM mailroom.%I($1) u', 'lock_' || name) INTO person USING p_key;
+        person.login := mailroom.mailable_text(person.login, 254);
+        person.locale := mailroom.mailable_locale(person.locale);
     END IF;
     RETURN person;
 END $$;
@@ -874,6 +928,108 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.adopted_table IS
     'Returns this adopted table, or the only one if it is NULL; an error if there is none or several.';
+
+CREATE FUNCTION mailroom.lacks_activation(p_table regclass, p_key text) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT NOT EXISTS (SELECT FROM public.tokens t JOIN mailroom.actions k ON k.action = t.action AND k.activates
+                       WHERE t.subject = p_key AND t.user_table = p_table)
+$$;
+COMMENT ON FUNCTION mailroom.lacks_activation IS
+    'Returns whether a user of an adopted table never had an activation, for `mailroom adopt --mail-existing`.';
+
+CREATE FUNCTION mailroom.adopted_below(p_table regclass) RETURNS SETOF regclass
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE below (id) AS (
+        SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = p_table
+        UNION
+        SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.id)
+    SELECT b.id::regclass FROM below b JOIN pg_class c ON c.oid = b.id WHERE c.relkind IN ('r', 'p') ORDER BY b.id
+$$;
+COMMENT ON FUNCTION mailroom.adopted_below IS
+    'Returns the partitions of a table, and the tables that inherit from it. Each needs triggers of its own for the '
+    'statements that name it.';
+
+-- A trigger sees neither a column that is generated when it is read, nor ctid and its like.
+CREATE FUNCTION mailroom.check_facts(p_table mailroom.adopted) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    columns text := (SELECT string_agg(format('NULL::%s AS %I', format_type(a.atttypid, a.atttypmod), a.attname), ', '
+                                       ORDER BY a.attnum)
+                     FROM pg_attribute a
+                     WHERE a.attrelid = p_table.user_table AND a.attnum > 0 AND NOT a.attisdropped
+                       AND a.attgenerated <> 'v');
+    pinned  CONSTANT text := current_setting('search_path');
+BEGIN
+    PERFORM set_config('search_path', p_table.search_path, true);
+    EXECUTE format('SELECT %s FROM (SELECT %s LIMIT 0) AS %I', mailroom.user_facts(p_table), columns,
+                   (SELECT c.relname FROM pg_class c WHERE c.oid = p_table.user_table));
+    PERFORM set_config('search_path', pinned, true);
+END $$;
+COMMENT ON FUNCTION mailroom.check_facts IS
+    'Evaluates the expressions of an adopted table as its triggers do, on no row; an error if they do not fit.';
+
+CREATE FUNCTION mailroom.adoption_faults() RETURNS TABLE (user_table text, fault text, remedy text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_column
+DECLARE
+    adopted mailroom.adopted;
+    again   text;
+BEGIN
+    FOR adopted IN SELECT a.* FROM mailroom.adopted a ORDER BY a.adopted_at LOOP
+        user_table := adopted.user_table::text;
+        again := format('run `mailroom adopt %s --apply` again', user_table);
+        IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = adopted.user_table) THEN
+            fault := format('the table with the number %s was dropped, and is adopted', user_table);
+            remedy := format('run `mailroom adopt %s --drop`', user_table);
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        FOR fault, remedy IN
+            SELECT CASE WHEN t.oid IS NULL THEN format('%s lacks the trigger %s', o.id, o.trigger)
+                        ELSE format('the trigger %s on %s is disabled', o.trigger, o.id) END,
+                   CASE WHEN t.oid IS NULL THEN again
+                        ELSE format('ALTER TABLE %s ENABLE TRIGGER %s', o.id, o.trigger) END
+            FROM (SELECT b.id, 'mailroom_' || e.event AS trigger
+                  FROM (SELECT adopted.user_table AS id UNION ALL SELECT mailroom.adopted_below(adopted.user_table)) b,
+                       unnest('{insert,update,delete,truncate}'::text[]) e (event)
+                  WHERE e.event <> 'truncate' OR b.id = adopted.user_table) o
+            LEFT JOIN pg_trigger t ON t.tgrelid = o.id AND t.tgname = o.trigger
+                AND t.tgfoid = 'mailroom.after_user_change'::regproc
+            WHERE t.oid IS NULL OR t.tgenabled NOT IN ('O', 'A')
+        LOOP
+            RETURN NEXT;
+        END LOOP;
+        BEGIN
+            PERFORM mailroom.check_facts(adopted);
+            IF current_setting('transaction_read_only') = 'off' THEN
+                PERFORM mailroom.lock_user(adopted.user_table, NULL);
+            END IF;
+            IF adopted.on_activation IS NOT NULL
+               AND NOT has_function_privilege(format('mailroom.%I(text)', 'activate_' || adopted.name), 'EXECUTE') THEN
+                RAISE insufficient_privilege USING MESSAGE = format('permission denied for function activate_%s',
+                                                                    adopted.name);
+            END IF;
+        EXCEPTION
+            WHEN insufficient_privilege THEN
+                fault := format('%s: %s', user_table, SQLERRM);
+                remedy := format('grant it again to %s, the owner of Mailroom''s schema, or to the owner of the table; '
+                                 'or %s', current_user, again);
+                RETURN NEXT;
+            WHEN OTHERS THEN
+                fault := format('%s: %s', user_table, SQLERRM);
+                remedy := again || ', with the options that name what changed';
+                RETURN NEXT;
+        END;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION mailroom.adoption_faults IS
+    'Returns why an adopted table does not work any more: a column, a trigger, a right or the table itself is gone.';
+
+CREATE FUNCTION mailroom.adopted_count() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT count(*) FROM mailroom.adopted
+$$;
+COMMENT ON FUNCTION mailroom.adopted_count IS 'Returns how many tables are adopted.';
 
 -- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +32,8 @@ class UserTable:
         alias: the relation, quoted where SQL needs it.
         kind: PostgreSQL's letter for it: r for a table, p for a partitioned one, v for a view.
         owner, me, mailroom_owner: the roles that own the table, run this, and own Mailroom's schema; quoted.
-        status_type: the type of an account's status, with its schema; None without Mailroom's schema.
+        can_own: this user may give functions to the table's owner. The user runs them otherwise.
+        may_create: the table's owner may have functions in Mailroom's schema.
         search_path: with which expressions are evaluated: the table's schema, then the session's.
     """
 
@@ -43,17 +45,19 @@ class UserTable:
     owner: str
     me: str
     mailroom_owner: str | None
-    status_type: str | None
+    can_own: bool
+    may_create: bool
+    is_partition: bool
     search_path: str
 
     @property
     def short_name(self) -> str:
         """What the names of the table's functions end with: short enough for PostgreSQL, and distinct."""
-        name = self.relation if self.schema == "public" else f"{self.schema}_{self.relation}"
-        if SIMPLE_NAME.fullmatch(name) and (self.schema == "public" or "_" not in self.schema):
-            return name
-        digest = hashlib.sha256(f"{self.schema}.{self.relation}".encode()).hexdigest()[:8]
-        return f"{re.sub('[^a-z0-9]+', '_', name.lower())[:30]}_{digest}"
+        if self.schema == "public" and SIMPLE_NAME.fullmatch(self.relation):
+            return self.relation
+        digest = hashlib.sha256(f"{self.schema}\0{self.relation}".encode()).hexdigest()[:8]
+        name = f"{self.schema}_{self.relation}".lower()
+        return f"{re.sub('[^a-z0-9]+', '_', name)[:30].strip('_')}_{digest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +83,35 @@ class Columns:
     on_activation: str | None
 
 
-def functions(table: UserTable, columns: Columns) -> list[str]:
-    """The row of ``mailroom.adopted`` and the table's functions."""
+def functions(table: UserTable, columns: Columns, name_before: str | None = None) -> list[str]:
+    """The row of ``mailroom.adopted`` and the table's functions.
+
+    Args:
+        table: the table.
+        columns: what its columns mean.
+        name_before: the name of its functions so far, if it is adopted: it may have been renamed.
+    """
     name, path = table.short_name, table.search_path
     values = (columns.email, columns.login, columns.locale, columns.pending_when, columns.active_when)
     assignments = columns.on_activation
-    written = [
+    written = dropped(name_before) if name_before not in {None, name} else []
+    written += [
         f"""\
 INSERT INTO mailroom.adopted (user_table, name, key_column, email, login, locale, pending_when, active_when,
                               on_activation, search_path)
 VALUES ({literal(table.name)}, {literal(name)}, {literal(columns.key_column)},
         {", ".join(map(literal, values))},
         {literal(assignments) if assignments else "NULL"}, {literal(path)})
-ON CONFLICT (user_table) DO UPDATE SET key_column = excluded.key_column, email = excluded.email,
-    login = excluded.login, locale = excluded.locale, pending_when = excluded.pending_when,
-    active_when = excluded.active_when, on_activation = excluded.on_activation,
-    search_path = excluded.search_path;""",
+ON CONFLICT (user_table) DO UPDATE SET name = excluded.name, key_column = excluded.key_column,
+    email = excluded.email, login = excluded.login, locale = excluded.locale,
+    pending_when = excluded.pending_when, active_when = excluded.active_when,
+    on_activation = excluded.on_activation, search_path = excluded.search_path;""",
         f"""\
 CREATE OR REPLACE FUNCTION mailroom.lock_{name}(key text) RETURNS mailroom.adopted_user
 LANGUAGE sql SECURITY DEFINER SET search_path = {path} SET row_security = off AS $mailroom$
     SELECT {columns.key}::text, ({columns.email})::text, ({columns.login})::text, ({columns.locale})::text,
            CASE WHEN ({columns.pending_when}) THEN 'provisioned' WHEN ({columns.active_when}) THEN 'active'
-                ELSE 'suspended' END::{table.status_type}
+                ELSE 'suspended' END
     FROM {table.name} AS {table.alias} WHERE {columns.key} = $1::{columns.key_type} FOR NO KEY UPDATE
 $mailroom$;""",
         *_owned(table, f"mailroom.lock_{name}(text)"),
@@ -117,24 +128,31 @@ $mailroom$;""",
     return written
 
 
-def triggers(table: UserTable) -> list[str]:
-    """The table's triggers."""
+def triggers(name: str, below: Sequence[str]) -> list[str]:
+    """The triggers of a table and of the tables below it: partitions, and those that inherit from it."""
     return [
-        f"CREATE OR REPLACE TRIGGER mailroom_{event.lower()} AFTER {event} ON {table.name}\n"
+        f"CREATE OR REPLACE TRIGGER mailroom_{event.lower()} AFTER {event} ON {one}\n"
         f"    {transition}FOR EACH STATEMENT EXECUTE FUNCTION mailroom.after_user_change();"
-        for event, transition in TRIGGERS.items()
+        for one, event, transition in _events(name, below)
     ]
 
 
-def reverse(name: str, short_name: str, *, exists: bool = True) -> list[str]:
+def reverse(name: str, short_name: str, below: Sequence[str], *, exists: bool = True) -> list[str]:
     """What takes a table back, which may have been dropped since."""
+    drops = [
+        f"DROP TRIGGER IF EXISTS mailroom_{event.lower()} ON {one};" for one, event, _ in _events(name, below)
+    ]
     return [
-        *(f"DROP TRIGGER IF EXISTS mailroom_{event.lower()} ON {name};" for event in TRIGGERS if exists),
-        f"DROP FUNCTION IF EXISTS mailroom.activate_{short_name}(text);",
-        f"DROP FUNCTION IF EXISTS mailroom.lock_{short_name}(text);",
-        f"SELECT mailroom.end_users({literal(name)});",
+        *(drops if exists else ()),
+        *dropped(short_name),
+        f"SELECT mailroom.end_users({literal(name)}, 'not adopted any more');",
         f"DELETE FROM mailroom.adopted WHERE user_table = {literal(name)}::regclass;",
     ]
+
+
+def dropped(short_name: str | None) -> list[str]:
+    """What drops a table's functions."""
+    return [f"DROP FUNCTION IF EXISTS mailroom.{verb}_{short_name}(text);" for verb in ("activate", "lock")]
 
 
 def literal(text: str) -> str:
@@ -143,11 +161,27 @@ def literal(text: str) -> str:
     return f"'{quoted}'" if "\\" not in text else "E'" + quoted.replace("\\", "\\\\") + "'"
 
 
+def _events(name: str, below: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """The triggers: table, event, transition tables. No TRUNCATE of a part tells whose tokens to end."""
+    for one in (name, *below):
+        for event, transition in TRIGGERS.items():
+            if one == name or event != "TRUNCATE":
+                yield one, event, transition
+
+
 def _owned(table: UserTable, function: str) -> list[str]:
-    """Who may call a function, and with whose rights it runs: those of the table's owner."""
-    written = [f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;"]
-    if table.mailroom_owner and table.owner != table.mailroom_owner:
+    """With whose rights a function runs, those of the table's owner, and who may call it."""
+    written = []
+    owner = table.owner if table.can_own else table.me
+    if owner != table.me:
+        written.append(f"ALTER FUNCTION {function} OWNER TO {owner};")
+        if not table.may_create:
+            written = [
+                f"GRANT CREATE ON SCHEMA mailroom TO {owner};",
+                *written,
+                f"REVOKE CREATE ON SCHEMA mailroom FROM {owner};",
+            ]
+    written.append(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;")
+    if table.mailroom_owner and owner != table.mailroom_owner:
         written.append(f"GRANT EXECUTE ON FUNCTION {function} TO {table.mailroom_owner};")
-    if table.owner != table.me:
-        written.append(f"ALTER FUNCTION {function} OWNER TO {table.owner};")
     return written

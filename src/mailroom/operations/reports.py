@@ -53,7 +53,7 @@ PAUSED: Final = "SELECT paused_at, pause_reason FROM mailroom.paused()"
 TOKENS_OF: Final = (
     "SELECT token, action, email, login, status, status_changed_at, needed_status, created_at, expires_at,"
     " consumed_at, why_not_mailable, lane, send_at, waits, lease_worker, lease_generation, lease_due_at,"
-    " lease_is_due"
+    " lease_is_due, subject, user_table, ended_at, ended_as"
     " FROM mailroom.tokens_of(%s, %s)"
 )
 DELIVERIES_OF: Final = (

@@ -20,6 +20,15 @@ SCHEDULED: Final = "scheduled"
 # The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
 NO_WORKER_ALIVE: Final = "no `mailroom run` is alive (a collector in a pipe does not show here)"
+# What ended a token, by tokens.ended_as. Any other text there is itself the reason.
+ENDED: Final = {
+    "address changed": "the address changed",
+    "activated": "the user was activated by other means",
+    "suspended": "the user was suspended",
+    "ineligible": "the user's status did not fit the action",
+    "user deleted": "the user was deleted",
+    "not adopted any more": "the table is not adopted any more",
+}
 PIPE: Final = "to a pipe (`mailroom collector`); see its sender's log and rejected.csv"
 
 
@@ -70,7 +79,7 @@ class TokenDelivery:
     @property
     def is_attempt(self) -> bool:
         """Whether it is the result of an attempt to send."""
-        return self.outcome in ATTEMPTED and not self.by_hand
+        return self.outcome in ATTEMPTED and not self.by_hand and bool(self.attempt or self.worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,18 @@ class MailState:
     lease_generation: int | None
     lease_due_at: datetime | None
     lease_is_due: bool | None
+    subject: str | None = None
+    user_table: str | None = None
+    ended_at: datetime | None = None
+    ended_as: str | None = None
     deliveries: tuple[TokenDelivery, ...] = ()
+
+    @property
+    def whose(self) -> str:
+        """Whose mail it is, beside the address."""
+        if self.user_table:
+            return f"user {self.subject} of {self.user_table}"
+        return f"whose account is {self.status}" if self.status else "without an account"
 
     @property
     def changed_since(self) -> bool:
@@ -135,7 +155,7 @@ class Story:
         about = f"token {mail.token}"
         if mail.action:
             about += f": {mail.action} for " + (f"{mail.login} " if mail.login else "") + f"<{mail.email}>"
-            about += f", whose account is {mail.status}" if mail.status else ", without an account"
+            about += f", {mail.whose}"
         lines = [f"  {utc(at)}  {text}" for at, text in self.events]
         return "\n".join([f"{self.verdict}: {self.conclusion}", f"  {about}", *lines])
 
@@ -176,6 +196,7 @@ def masked(mail: MailState, written: Sequence[TokenDelivery]) -> MailState:
     return replace(
         mail,
         email=mail.email and plain(mask(mail.email, address)),
+        subject=mail.subject and plain(mask(mail.subject, address)),
         login=mail.login and plain(mask(mail.login, address)),
         deliveries=tuple(
             replace(one, detail=plain(mask(one.detail, address)), message_id=plain(one.message_id))
@@ -203,8 +224,10 @@ def tell_story(mail: MailState, pause: Pause, *, alive: int, troubles: Sequence[
 def _events(mail: MailState) -> list[tuple[datetime, str]]:
     events = []
     if mail.created_at:
-        life = f"it expires at {utc(mail.expires_at)}" if mail.expires_at else "it never expires"
-        events.append((mail.created_at, f"made; {life}"))
+        life = f"; it expires at {utc(mail.expires_at)}" if mail.expires_at else "; it never expires"
+        if mail.ended_at and mail.expires_at and mail.expires_at < mail.created_at:
+            life = ""  # it had ended when it was made
+        events.append((mail.created_at, f"made{life}"))
     attempts = 0
     for one in mail.deliveries:
         attempts += one.is_attempt
@@ -216,11 +239,14 @@ def _events(mail: MailState) -> list[tuple[datetime, str]]:
         said = f" as {one.message_id}" if one.message_id else f": {one.why}"
         if one.why == one.outcome and not one.message_id:
             said = ""
-        events.append((one.at, f"{what}, {plain(one.worker)}: {one.outcome}{said}"))
+        by = f", {plain(one.worker)}" if one.worker else ""
+        events.append((one.at, f"{what}{by}: {one.outcome}{said}"))
     if mail.consumed_at:
         events.append((mail.consumed_at, "consumed"))
-    if mail.why_not_mailable == "address changed" and mail.expires_at:
+    if mail.why_not_mailable == "address changed" and mail.expires_at and not mail.user_table:
         events.append((mail.expires_at, "ended: the account's address changed"))
+    if mail.user_table and mail.ended_at and mail.ended_as in ENDED:
+        events.append((mail.ended_at, f"ended: {ENDED[mail.ended_as]}"))
     if mail.changed_since and mail.status_changed_at:
         events.append((mail.status_changed_at, f"the account became {mail.status}"))
     if mail.lease_due_at:
@@ -342,6 +368,8 @@ def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tu
     )
     waited = f", after attempt {tried} failed" if tried else " while it waited"
     turn = f" when its turn came, at {utc(row.at)}" if row else ""
+    if mail.user_table and mail.ended_at and why in ENDED:
+        return StoryVerdict.NOT_SENT, f"{ENDED[why]} at {utc(mail.ended_at)}, which ended the token"
     match why:
         case "expired":
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""

@@ -129,7 +129,7 @@ RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, s
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
-    person  CONSTANT text := coalesce(p_user_id, p_subject);
+    person  text := p_subject;
     adopted CONSTANT regclass := CASE WHEN p_user_id IS NOT NULL THEN mailroom.adopted_table(p_user_table) END;
     newest bigint;
     others bigint;
@@ -138,8 +138,12 @@ BEGIN
         RAISE EXCEPTION 'mailroom: a code is consumed for an account, for a user, or for an address and its subject'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF NOT p_count_only THEN
-        PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, adopted);
+    IF p_count_only THEN
+        person := coalesce(p_user_id, p_subject);
+    ELSIF adopted IS NOT NULL THEN
+        person := (mailroom.lock_user(adopted, p_user_id)).id;
+    ELSE
+        PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, NULL);
     END IF;
     SELECT max(s.id) INTO newest
     FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s

@@ -202,6 +202,14 @@ BEGIN
             RAISE EXCEPTION 'mailroom: % has no user %', NEW.user_table, quote_nullable(NEW.subject)
                 USING ERRCODE = 'foreign_key_violation';
         END IF;
+        IF NEW.email IS NULL AND mailroom.user_fault(person.id, person.email) IS NOT NULL THEN
+            RAISE EXCEPTION 'mailroom: no mail can go to the user % of %: %', person.id, NEW.user_table,
+                mailroom.user_fault(person.id, person.email) USING ERRCODE = 'invalid_parameter_value';
+        ELSIF person.status = 'suspended' OR person.status <> rule.account_status::text THEN
+            NEW.ended_at := clock_timestamp();
+            NEW.expires_at := NEW.ended_at;
+            NEW.ended_as := CASE person.status WHEN 'suspended' THEN 'suspended' ELSE 'ineligible' END;
+        END IF;
         NEW.subject := person.id;
         NEW.email := coalesce(NEW.email, person.email);
         NEW.login := coalesce(NEW.login, person.login);

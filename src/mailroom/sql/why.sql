@@ -4,7 +4,8 @@ CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
 RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
                why_not_mailable text, lane text, send_at timestamptz, waits boolean, lease_worker text,
-               lease_generation integer, lease_due_at timestamptz, lease_is_due boolean)
+               lease_generation integer, lease_due_at timestamptz, lease_is_due boolean,
+               subject text, user_table text, ended_at timestamptz, ended_as text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -16,7 +17,9 @@ BEGIN
         named := p_who::bigint;
         IF EXISTS (SELECT FROM public.tokens t WHERE t.id = named)
            OR EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = named) THEN
-            wanted := ARRAY[named];
+            wanted := named || ARRAY(SELECT t.id FROM public.tokens t
+                                     WHERE t.subject = p_who AND t.user_table IS NOT NULL AND t.id <> named
+                                     ORDER BY t.id DESC LIMIT p_limit - 1);
         END IF;
     END IF;
     IF wanted IS NULL THEN
@@ -45,7 +48,7 @@ BEGIN
                         AND NOT (pg_visible_in_snapshot(t.txid, c.high)
                                  AND (t.txid, t.id) <= (c.last_txid, c.last_seq)), false),
                CASE WHEN l.worker = 'paused' THEN '' ELSE l.worker END, l.generation, l.due_at,
-               l.due_at <= clock_timestamp()
+               l.due_at <= clock_timestamp(), t.subject, t.user_table::text, t.ended_at, t.ended_as
         FROM unnest(wanted) WITH ORDINALITY AS w (id, n)
         LEFT JOIN public.tokens t ON t.id = w.id
         LEFT JOIN public.accounts a ON a.id = CASE WHEN t.id IS NULL THEN owner ELSE t.account END
