@@ -243,7 +243,7 @@ def test_a_code_alone_is_consumed_for_the_user(db: Db, framework: Framework) -> 
 
 def test_a_code_alone_is_consumed_for_the_user_in_python(db: Db, framework: Framework) -> None:
     run(db, "UPDATE mailroom.actions SET has_link = false WHERE action = 'password_recovery'")
-    action = replace(mailroom.load_actions()["password_recovery"], link=None)
+    action = replace(mailroom.load_actions()["password_recovery"], has_link=False)
     key = sign_up(db, framework.table, "a@example.com")
     run(db, f"UPDATE {framework.table} SET {framework.confirmed}")
     recover(db, key)
