@@ -18,11 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import mailroom
-from database.test_adopt import DEVISE, adopt
 from database.test_consumption import Mail, activation, recovery, status, wrong
 from mailroom import errors
 from mailroom.contrib.sqlalchemy import consume, consume_code
-from mailroom.operations import adoption
+from support.adopting import DEVISE, adopt
 from support.processes import KEY
 
 Db = psycopg.Connection[Any]
@@ -348,7 +347,7 @@ def test_a_user_of_an_adopted_table_has_five_tries_while_the_session_locks_the_r
     database: str, db: Db, code: str, kind: str
 ) -> None:
     db.execute(DEVISE)
-    adopt(db, "users", adoption.PRESETS["devise"][1])
+    adopt(db, "users", pending_when="confirmed_at IS NULL", on_activation="confirmed_at = now()")
     db.execute("INSERT INTO users (email, confirmed_at) VALUES ('a@example.com', now())")
     db.execute("SELECT mailroom.send('password_recovery', user_id => '1')")
     db.execute("""SELECT mailroom.send('confirm', user_id => '1', data => '{"place": "Rome"}')""")
