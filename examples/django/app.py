@@ -4,8 +4,8 @@
     python app.py migrate
     python app.py runserver 8000
 
-It reads MAILROOM_DATABASE_URL and MAILROOM_SECRET_KEY, as Mailroom does. A project of your own needs the lines
-with mailroom.contrib.django: see docs/how-to/django.md.
+It reads MAILROOM_DATABASE_URL and MAILROOM_SECRET_KEY, as Mailroom does. What your own project needs are the
+lines with mailroom.contrib.django: see docs/how-to/django.md.
 """
 
 import os
