@@ -137,8 +137,11 @@ class Installed:
 
 @contextmanager
 def catalog(connection: psycopg.Connection) -> Iterator[None]:
-    """A transaction in which unqualified names are PostgreSQL's own."""
-    with connection.transaction():
+    """A transaction in which unqualified names are PostgreSQL's own. It reads only, and is rolled back.
+
+    So in a transaction of the caller's, search_path is the former afterwards.
+    """
+    with connection.transaction(force_rollback=True):
         connection.execute(SET_PATH, [CATALOG_ONLY])
         yield
 
