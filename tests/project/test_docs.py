@@ -32,6 +32,7 @@ from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.variables import variables
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
+from support.adopting import DEVISE
 from support.messages import ACTIVATION, decoded, message
 from support.postgres import bindir
 from support.senders import send, settings
@@ -136,6 +137,18 @@ def test_the_commands_for_ones_own_database_work(database: str, tmp_path: Path) 
     assert [b"nothing to apply: the schema is up to date\n", b"INSERT 0 1\n"] == lines[:-1]
     (message,) = decoded(lines[-1])
     assert (ACTIVATION, "zoe@example.com", "zoe") == message[:3]
+
+
+def test_the_commands_that_adopt_a_table_work(database: str, db: psycopg.Connection, tmp_path: Path) -> None:
+    db.execute(DEVISE.encode())
+    script = block(README, "sh", "mailroom adopt users")
+    with shell(f"export MAILROOM_DATABASE_URL='{database}'\n{script}", tmp_path) as process:
+        assert process.stdout
+        output = process.stdout.read().decode()
+    assert "CREATE OR REPLACE TRIGGER" in output
+    assert "confirmed_at = now()" in output.splitlines()[-1]
+    db.execute("INSERT INTO users (email) VALUES ('zoe@example.com')")
+    assert [("zoe@example.com",)] == db.execute("SELECT email FROM tokens").fetchall()
 
 
 @pytest.mark.slow
