@@ -133,6 +133,7 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
             "queue/listener.py",
             "runner/ledger.py",
             "runner/shared_rate.py",
+            "doctor/triggers.py",
         )
         - NOT_CALLED
     )

@@ -72,7 +72,7 @@ def over_ses(output: Path, patch: pytest.MonkeyPatch, _: pytest.CaptureFixture[s
             return found.text, found.html
 
         yield Rig(
-            open_transport(settings(output, SEND_TIMEOUT=700)),
+            open_transport(settings(output, SEND_TIMEOUT=2000)),
             lambda: list(Counter(counts.by_recipient).elements()),
             rendered,
             lambda one: faults.add(Fault("status", recipient=one.email, status="MessageRejected")),
