@@ -171,6 +171,15 @@ def test_taking_a_partitioned_table_back(partitioned: Db) -> None:
     assert [] == run(partitioned, "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'mailroom%%'")
 
 
+def test_a_detached_partition_is_no_part_any_more(partitioned: Db) -> None:
+    db = partitioned
+    run(db, "ALTER TABLE people DETACH PARTITION people_us")
+    run(db, "INSERT INTO people_us (id, region, email) VALUES (1, 'us', 'a@example.com')")
+    assert [] == tokens(db)
+    adoption.drop(db, "people")
+    assert [] == run(db, "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'mailroom%%'")
+
+
 def test_tables_that_inherit(db: Db) -> None:
     run(db, f"CREATE TABLE people (id serial PRIMARY KEY, {COLUMNS})")
     run(db, "CREATE TABLE staff (office text) INHERITS (people)")
@@ -180,6 +189,20 @@ def test_tables_that_inherit(db: Db) -> None:
     assert ["b@example.com"] == live(db, "1")
     assert ("consumed", "1") == consume(db, "1")
     assert [(True,)] == run(db, "SELECT confirmed FROM staff")
+
+
+def test_a_table_that_inherits_is_adopted_itself(db: Db) -> None:
+    run(db, f"CREATE TABLE people (id serial PRIMARY KEY, {COLUMNS})")
+    run(db, "CREATE TABLE staff (office text, PRIMARY KEY (id)) INHERITS (people)")
+    adopt(db, "people", **CONFIRMED)
+    adopt(db, "staff", email="office", **CONFIRMED)
+    adopt(db, "people")
+    run(db, "INSERT INTO staff (office) VALUES ('a@example.com')")
+    assert ["a@example.com"] == live(db, "1")
+    for table in ("people", "staff"):
+        assert [] == run(db, "SELECT * FROM mailroom.adoption_faults()")
+        adoption.drop(db, table)
+    assert [] == run(db, "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'mailroom%%'")
 
 
 def test_a_view_is_refused_and_its_tables_named(db: Db) -> None:
@@ -249,7 +272,7 @@ def test_a_renamed_table_is_adopted_again_with_what_was_said(db: Db) -> None:
     run(db, "ALTER TABLE persons RENAME email TO address")
     adopt(db, "persons", email="address")
     assert ("consumed", "1") == consume(db, "1")
-    assert [("activate_persons",), ("lock_persons",)] == run(
+    assert [("activate_persons",), ("lock_persons",), ("watch_persons",)] == run(
         db,
         "SELECT proname FROM pg_proc WHERE proname LIKE '%%_persons' OR proname LIKE '%%_people' ORDER BY 1",
     )

@@ -390,6 +390,7 @@ def test_any_disabled_trigger_is_reported(database: str, db: Db, collector: Db) 
         ("ALTER TABLE people DISABLE TRIGGER USER", "is disabled", "ENABLE TRIGGER mailroom_insert"),
         ("DROP TRIGGER mailroom_update ON people", "lacks the trigger mailroom_update", "--apply` again"),
         ("DROP FUNCTION mailroom.lock_people", "lock_people(text) does not exist", "--apply` again"),
+        ("DROP FUNCTION mailroom.watch_people CASCADE", "people_1 lacks the trigger", "--apply` again"),
         ("DROP TABLE people", "was dropped, and is adopted", "--drop`"),
         ("CREATE TABLE x PARTITION OF people FOR VALUES IN (2)", "x lacks the trigger", "--apply` again"),
     ],

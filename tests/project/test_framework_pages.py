@@ -188,7 +188,7 @@ def traces(db: Db, table: str) -> list[tuple[str]]:
     return db.execute(
         "SELECT tgname::text FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal"
         " UNION ALL SELECT proname::text FROM pg_proc WHERE pronamespace = 'mailroom'::regnamespace"
-        " AND proname ~ '^(lock|activate)_' AND proname NOT IN"
+        " AND proname ~ '^(lock|activate|watch)_' AND proname NOT IN"
         " ('lock_user', 'lock_recipient', 'activate_user')"
         " UNION ALL SELECT name FROM mailroom.adopted",
         [table],
@@ -274,9 +274,7 @@ def test_supabases_migration_works_without_owning_the_table(supabase: Supabase) 
     key = signed_up(supabase.auth, SUPABASE_PAGE)
     consume(supabase.postgres, key)
     assert [(True,)] == supabase.postgres.execute(SUPABASE_PAGE.is_active.encode()).fetchall()
-    # supautils lets the customer drop triggers; here their owner does.
-    for statement in down.split("\n"):
-        run(supabase.auth if statement.startswith("DROP TRIGGER") else supabase.postgres, [statement])
+    run(supabase.postgres, down.split("\n"))
     assert before == traces(supabase.postgres, "auth.users")
 
 

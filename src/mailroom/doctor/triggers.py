@@ -10,11 +10,10 @@ from mailroom.queue.start_check import RING_FUNCTION
 from mailroom.wording import counted
 
 ISSUE_FUNCTION: Final = "mailroom.issue_activation()"
-ADOPTED_FUNCTION: Final = "mailroom.after_user_change()"
 DISABLED: Final = """
 SELECT t.tgrelid::regclass::text, quote_ident(t.tgname) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE p.pronamespace = to_regnamespace('mailroom') AND t.tgenabled NOT IN ('O', 'A')
-  AND t.tgfoid <> ALL (ARRAY[to_regprocedure(%s), to_regprocedure(%s), to_regprocedure(%s)]::oid[])
+  AND t.tgfoid <> ALL (ARRAY[to_regprocedure(%s), to_regprocedure(%s)]::oid[]) AND p.proname !~ '^watch_'
 ORDER BY 1, 2
 """
 # Of this session, and of the roles and databases whose sessions begin with it here.
@@ -36,8 +35,9 @@ WHERE (s.setdatabase = 0 OR d.datname = current_database())
 """
 SUBSCRIBED: Final = """
 SELECT c.oid::regclass::text FROM pg_subscription_rel r JOIN pg_class c ON c.oid = r.srrelid
-WHERE c.oid IN (SELECT t.tgrelid FROM pg_trigger t
-                WHERE t.tgfoid IN (to_regprocedure(%s), to_regprocedure(%s), to_regprocedure(%s)))
+WHERE c.oid IN (SELECT t.tgrelid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+                WHERE p.oid IN (to_regprocedure(%s), to_regprocedure(%s))
+                   OR p.pronamespace = to_regnamespace('mailroom') AND p.proname ~ '^watch_')
 ORDER BY 1
 """
 ADOPTED: Final = "SELECT user_table, fault, remedy FROM mailroom.adoption_faults()"
@@ -46,7 +46,7 @@ ADOPTED_COUNT: Final = "SELECT mailroom.adopted_count()"
 
 def disabled(probe: Probe) -> Finding:
     """The other triggers of Mailroom's are enabled."""
-    found = probe.ask(DISABLED, RING_FUNCTION, ISSUE_FUNCTION, ADOPTED_FUNCTION)
+    found = probe.ask(DISABLED, RING_FUNCTION, ISSUE_FUNCTION)
     if found:
         names = ", ".join(f"{name} on {table}" for table, name in found)
         remedy = "; ".join(f"ALTER TABLE {table} ENABLE TRIGGER {name}" for table, name in found)
@@ -68,7 +68,7 @@ def replication_role(probe: Probe) -> Finding:
 
 def subscriptions(probe: Probe) -> Finding:
     """No subscription fills the tables, since PostgreSQL fires no statement-level trigger for it."""
-    tables = [table for (table,) in probe.ask(SUBSCRIBED, RING_FUNCTION, ISSUE_FUNCTION, ADOPTED_FUNCTION)]
+    tables = [table for (table,) in probe.ask(SUBSCRIBED, RING_FUNCTION, ISSUE_FUNCTION)]
     if tables:
         return fault(
             f"a subscription fills {' and '.join(tables)}: PostgreSQL fires none of the triggers for its"

@@ -21,7 +21,7 @@ DROP FUNCTION mailroom.adopted_table;
 DROP FUNCTION mailroom.activate_user;
 DROP FUNCTION mailroom.lock_user;
 DROP FUNCTION mailroom.end_users;
-DROP FUNCTION mailroom.after_user_change;
+DROP FUNCTION mailroom.users_changed;
 DROP FUNCTION mailroom.request_activations;
 DROP FUNCTION mailroom.end_unfit;
 DROP FUNCTION mailroom.user_fault;

@@ -137,9 +137,9 @@ def plan(connection: psycopg.Connection, name: str, wish: Wish) -> Plan:
         below = tables_below(connection, table.name)
         planned = Plan(
             table,
-            functions(table, columns, before.name if before else None),
-            triggers(table.name, below),
-            reverse(table.name, table.short_name, below),
+            functions(table, columns),
+            triggers(table, below, before.name if before else None),
+            reverse(table.name, table.short_name),
         )
         # Triggers would wait for everybody who uses the table.
         with _explained(table.name), connection.transaction(force_rollback=True):
@@ -168,9 +168,8 @@ def drop(connection: psycopg.Connection, name: str) -> None:
     """
     with translated(connection):
         one = _named(connection, name)
-        below = tables_below(connection, one.user_table)
         with _explained(one.user_table):
-            _in_one_go(connection, reverse(one.user_table, one.name, below, exists=one.exists))
+            _in_one_go(connection, reverse(one.user_table, one.name))
 
 
 def mail_existing(connection: psycopg.Connection, name: str, report: Callable[[int], None]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,19 +83,12 @@ class Columns:
     on_activation: str | None
 
 
-def functions(table: UserTable, columns: Columns, name_before: str | None = None) -> list[str]:
-    """The row of ``mailroom.adopted`` and the table's functions.
-
-    Args:
-        table: the table.
-        columns: what its columns mean.
-        name_before: the name of its functions so far, if it is adopted: it may have been renamed.
-    """
+def functions(table: UserTable, columns: Columns) -> list[str]:
+    """The row of ``mailroom.adopted`` and the table's functions."""
     name, path = table.short_name, table.search_path
     values = (columns.email, columns.login, columns.locale, columns.pending_when, columns.active_when)
     assignments = columns.on_activation
-    written = dropped(name_before) if name_before not in {None, name} else []
-    written += [
+    written = [
         f"""\
 INSERT INTO mailroom.adopted (user_table, name, key_column, email, login, locale, pending_when, active_when,
                               on_activation, search_path)
@@ -125,48 +118,130 @@ LANGUAGE sql SECURITY DEFINER SET search_path = {path} SET row_security = on AS 
 $mailroom$;""",
             *_owned(table, f"mailroom.activate_{name}(text)"),
         ]
+    return [*written, *_watch(table, columns)]
+
+
+def _watch(table: UserTable, columns: Columns) -> list[str]:
+    """The function of the triggers. Its queries stand in it, so that a session plans them once.
+
+    A plan that was made for one row has to do for many too. So old and new rows are grouped, not joined.
+    It has no percent sign, which some migration tools take for a parameter.
+    """
+    name, alias, indent = table.short_name, table.alias, " " * 20
+    facts = (
+        f"left({columns.key}::text, 256) AS id, left(({columns.email})::text, 255) AS email,"
+        f"\n{indent}left(({columns.login})::text, 255) AS login,"
+        f" left(({columns.locale})::text, 36) AS locale,"
+        f"\n{indent}CASE WHEN ({columns.pending_when}) THEN 'provisioned' WHEN ({columns.active_when})"
+        f" THEN 'active'\n{indent}     ELSE 'suspended' END AS status"
+    )
+    function = f"mailroom.watch_{name}()"
+    owner = table.mailroom_owner or table.me
+    return [
+        f"""\
+CREATE OR REPLACE FUNCTION {function} RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = {table.search_path} SET row_security = off AS $mailroom$
+#variable_conflict use_column
+DECLARE
+    mailroom_users mailroom.user_change[];
+    mailroom_done  integer := 0;
+BEGIN
+    IF pg_trigger_depth() > 1 THEN
+        PERFORM set_config('mailroom.inner_change', 'on', true);
+    END IF;
+    LOOP
+        BEGIN
+            IF TG_OP = 'INSERT' THEN
+                mailroom_users := ARRAY(
+                    SELECT ROW(n.*, NULL, NULL)::mailroom.user_change FROM (SELECT
+                    {facts}
+                    FROM new_users AS {alias}) n
+                    WHERE n.status = 'provisioned' LIMIT 10000 OFFSET mailroom_done);
+            ELSIF TG_OP = 'UPDATE' THEN
+                mailroom_users := ARRAY(
+                    SELECT ROW(
+                        c.id, max(c.email) FILTER (WHERE c.is_new), max(c.login) FILTER (WHERE c.is_new),
+                        max(c.locale) FILTER (WHERE c.is_new), max(c.status) FILTER (WHERE c.is_new),
+                        max(c.status) FILTER (WHERE NOT c.is_new), max(c.email) FILTER (WHERE NOT c.is_new)
+                    )::mailroom.user_change
+                    FROM (SELECT false AS is_new,
+                    {facts}
+                    FROM old_users AS {alias} UNION ALL SELECT true,
+                    {facts}
+                    FROM new_users AS {alias}) c
+                    GROUP BY c.id
+                    HAVING NOT bool_and(c.is_new)
+                       AND (count(DISTINCT c.status) > 1 OR NOT bool_or(c.is_new)
+                            OR max(c.email) FILTER (WHERE c.is_new)
+                               IS DISTINCT FROM max(c.email) FILTER (WHERE NOT c.is_new))
+                    ORDER BY c.id LIMIT 10000 OFFSET mailroom_done);
+            ELSIF TG_OP = 'DELETE' THEN
+                mailroom_users := ARRAY(
+                    SELECT ROW(o.id, o.email, o.login, o.locale, NULL, o.status, o.email)
+                           ::mailroom.user_change FROM (SELECT
+                    {facts}
+                    FROM old_users AS {alias}) o
+                    ORDER BY o.id LIMIT 10000 OFFSET mailroom_done);
+            END IF;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING USING
+                MESSAGE = concat('mailroom: the users of ', TG_RELID::regclass, ' cannot be read: ', SQLERRM),
+                HINT = 'Run `mailroom doctor`.';
+            RETURN NULL;
+        END;
+        IF TG_OP = 'TRUNCATE' OR mailroom_users <> '{{}}' THEN
+            PERFORM mailroom.users_changed(TG_RELID, TG_OP, mailroom_users, mailroom_done > 0);
+        END IF;
+        EXIT WHEN TG_OP = 'TRUNCATE' OR cardinality(mailroom_users) < 10000;
+        mailroom_done := mailroom_done + 10000;
+    END LOOP;
+    RETURN NULL;
+END $mailroom$;""",
+        *([f"ALTER FUNCTION {function} OWNER TO {owner};"] if owner != table.me else []),
+        f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;",
+    ]
+
+
+def triggers(table: UserTable, below: Sequence[str], name_before: str | None = None) -> list[str]:
+    """The triggers of a table and of the tables below it: partitions, and those that inherit from it.
+
+    Args:
+        table: the table.
+        below: the tables below it.
+        name_before: what its functions were called so far, if it is adopted: it may have been renamed.
+    """
+    written = [
+        f"CREATE OR REPLACE TRIGGER mailroom_{event.lower()} AFTER {event} ON {one}\n"
+        f"    {transition}FOR EACH STATEMENT EXECUTE FUNCTION mailroom.watch_{table.short_name}();"
+        for one in (table.name, *below)
+        for event, transition in TRIGGERS.items()
+        # No TRUNCATE of a part tells whose tokens to end.
+        if one == table.name or event != "TRUNCATE"
+    ]
+    if name_before is not None and name_before != table.short_name:
+        written += dropped(name_before)
     return written
 
 
-def triggers(name: str, below: Sequence[str]) -> list[str]:
-    """The triggers of a table and of the tables below it: partitions, and those that inherit from it."""
-    return [
-        f"CREATE OR REPLACE TRIGGER mailroom_{event.lower()} AFTER {event} ON {one}\n"
-        f"    {transition}FOR EACH STATEMENT EXECUTE FUNCTION mailroom.after_user_change();"
-        for one, event, transition in _events(name, below)
-    ]
-
-
-def reverse(name: str, short_name: str, below: Sequence[str], *, exists: bool = True) -> list[str]:
+def reverse(name: str, short_name: str) -> list[str]:
     """What takes a table back, which may have been dropped since."""
-    drops = [
-        f"DROP TRIGGER IF EXISTS mailroom_{event.lower()} ON {one};" for one, event, _ in _events(name, below)
-    ]
     return [
-        *(drops if exists else ()),
         *dropped(short_name),
         f"SELECT mailroom.end_users({literal(name)}, 'not adopted any more');",
         f"DELETE FROM mailroom.adopted WHERE user_table = {literal(name)}::regclass;",
     ]
 
 
-def dropped(short_name: str | None) -> list[str]:
-    """What drops a table's functions."""
-    return [f"DROP FUNCTION IF EXISTS mailroom.{verb}_{short_name}(text);" for verb in ("activate", "lock")]
+def dropped(short_name: str) -> list[str]:
+    """What drops a table's functions and triggers, also those of a partition that was detached."""
+    signatures = (f"watch_{short_name}() CASCADE", f"activate_{short_name}(text)", f"lock_{short_name}(text)")
+    return [f"DROP FUNCTION IF EXISTS mailroom.{signature};" for signature in signatures]
 
 
 def literal(text: str) -> str:
     """A text as SQL."""
     quoted = text.replace("'", "''")
     return f"'{quoted}'" if "\\" not in text else "E'" + quoted.replace("\\", "\\\\") + "'"
-
-
-def _events(name: str, below: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """The triggers: table, event, transition tables. No TRUNCATE of a part tells whose tokens to end."""
-    for one in (name, *below):
-        for event, transition in TRIGGERS.items():
-            if one == name or event != "TRUNCATE":
-                yield one, event, transition
 
 
 def _owned(table: UserTable, function: str) -> list[str]:

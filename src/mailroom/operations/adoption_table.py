@@ -58,7 +58,7 @@ WHERE r.ev_class = %s::regclass ORDER BY 1
 OURS: Final = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
                WHERE t.tgrelid = %(table)s::regclass AND p.pronamespace = 'mailroom'::regnamespace
-                 AND p.proname <> 'after_user_change')
+                 AND p.proname !~ '^watch_')
 """
 PARENT: Final = "SELECT pg_catalog.pg_partition_root(%s::regclass)::text"
 BELOW_TABLE: Final = """

@@ -1,4 +1,4 @@
--- Adopted tables: an application's own table of users. `mailroom adopt` writes its row here, its triggers and two
+-- Adopted tables: an application's own table of users. `mailroom adopt` writes its row here, its triggers and
 -- functions. A token of its users has the table in user_table and the user's key in subject.
 
 CREATE TABLE mailroom.adopted (
@@ -19,8 +19,8 @@ COMMENT ON TABLE mailroom.adopted IS
     'The application''s own tables of users. `mailroom adopt` writes it, beside the triggers of each table.';
 COMMENT ON COLUMN mailroom.adopted.user_table IS 'The table.';
 COMMENT ON COLUMN mailroom.adopted.name IS
-    'The end of the names of its two functions: mailroom.lock_NAME reads and locks a user, and mailroom.activate_NAME '
-    'runs the assignments.';
+    'The end of the names of its functions: mailroom.watch_NAME is the function of the triggers, mailroom.lock_NAME reads '
+    'and locks a user, and mailroom.activate_NAME runs the assignments.';
 COMMENT ON COLUMN mailroom.adopted.key_column IS 'The column that is unique, whose text is the subject of tokens.';
 COMMENT ON COLUMN mailroom.adopted.email IS 'An expression of the table''s columns: the address.';
 COMMENT ON COLUMN mailroom.adopted.login IS 'An expression: the name that templates show.';
@@ -65,16 +65,16 @@ $$;
 COMMENT ON FUNCTION mailroom.user_facts IS
     'Returns the select list that makes a mailroom.adopted_user of a row of an adopted table.';
 
-CREATE FUNCTION mailroom.adoption_of(p_table regclass) RETURNS mailroom.adopted
+CREATE FUNCTION mailroom.adoption_of(p_table regclass) RETURNS regclass
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH RECURSIVE above (id, n) AS (
         SELECT p_table::oid, 0
         UNION ALL
         SELECT i.inhparent, a.n + 1 FROM above a JOIN pg_inherits i ON i.inhrelid = a.id)
-    SELECT a.* FROM above JOIN mailroom.adopted a ON a.user_table = above.id ORDER BY above.n LIMIT 1
+    SELECT a.user_table FROM above JOIN mailroom.adopted a ON a.user_table = above.id ORDER BY above.n LIMIT 1
 $$;
 COMMENT ON FUNCTION mailroom.adoption_of IS
-    'Returns the row of an adopted table, or of the one that a partition belongs to; NULL if there is none.';
+    'Returns an adopted table, or the one that a partition belongs to; NULL if there is none.';
 
 CREATE FUNCTION mailroom.mailable_text(p_text text, p_length integer) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -131,7 +131,8 @@ CREATE FUNCTION mailroom.request_activations(p_table regclass, p_users mailroom.
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
-    now CONSTANT timestamptz := clock_timestamp();
+    now      CONSTANT timestamptz := clock_timestamp();
+    rejected bigint[];
 BEGIN
     WITH new AS (
         INSERT INTO public.tokens (action, user_table, subject, email, login, locale, lane, expires_at, ended_at,
@@ -152,91 +153,65 @@ BEGIN
                               WHERE t.subject = u.id AND t.user_table = p_table AND t.action = k.action
                                 AND t.consumed_at IS NULL))
         ORDER BY u.n
-        RETURNING id, secret, ended_as)
-    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail)
-    SELECT n.id, mailroom.fingerprint(n.secret), 0, 'rejected', n.ended_as FROM new n WHERE n.ended_as IS NOT NULL;
+        RETURNING id, ended_as)
+    SELECT array_agg(n.id) INTO rejected FROM new n WHERE n.ended_as IS NOT NULL;
+    IF rejected IS NOT NULL THEN
+        INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail)
+        SELECT t.id, mailroom.fingerprint(t.secret), 0, 'rejected', t.ended_as
+        FROM public.tokens t WHERE t.id = ANY (rejected);
+    END IF;
 END $$;
 COMMENT ON FUNCTION mailroom.request_activations IS
     'Creates the activation tokens of new pending users, and of pending ones who had one and whose address changed or '
     'who are not suspended any more. A user that cannot be mailed is a rejection in the ledger.';
 
--- No failure in here may fail the application's statement. What may fail reads only, so that its subtransaction gets
--- no transaction id. Large statements are handled in parts, since PostgreSQL holds a part in memory.
+-- The function of the triggers, mailroom.watch_NAME, reads the users of a statement and calls this. It handles large
+-- statements in parts, since PostgreSQL holds a part in memory. No failure may fail the application's statement. What
+-- may fail reads only, so that its subtransaction gets no transaction id.
 --
--- Where a trigger of the application's updates the users of the statement that fired it, this one fires first for the
--- inner statement, and then for the outer one with rows that are out of date. So it reads them again.
-CREATE FUNCTION mailroom.after_user_change() RETURNS trigger
+-- Where a trigger of the application's updates the users of the statement that fired it, Mailroom's fires first for the
+-- inner statement, and then for the outer one with rows that are out of date. So this reads them again.
+CREATE FUNCTION mailroom.users_changed(p_table regclass, p_event text, p_users mailroom.user_change[],
+                                       p_are_many boolean) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
-    part_rows   CONSTANT integer := 10000;
     import_rows CONSTANT integer := 50;
-    pinned      CONSTANT text := current_setting('search_path');
-    rule        mailroom.adopted;
-    changed     text;
-    users       mailroom.user_change[];
-    are_many    boolean;
-    done        integer := 0;
+    adopted     regclass;
+    users       mailroom.user_change[] := p_users;
 BEGIN
-    SELECT * INTO rule FROM mailroom.adopted a WHERE a.user_table = TG_RELID;
+    SELECT a.user_table INTO adopted FROM mailroom.adopted a WHERE a.user_table = p_table;
     IF NOT FOUND THEN
-        rule := mailroom.adoption_of(TG_RELID);
+        adopted := mailroom.adoption_of(p_table);
     END IF;
-    IF rule.user_table IS NULL THEN
-        RAISE WARNING 'mailroom: % is not adopted, and has its triggers', TG_RELID::regclass
+    IF adopted IS NULL THEN
+        RAISE WARNING 'mailroom: % is not adopted, and has its triggers', p_table
             USING HINT = 'Run `mailroom doctor`.';
-        RETURN NULL;
-    ELSIF TG_OP = 'TRUNCATE' THEN
-        PERFORM mailroom.end_users(rule.user_table, 'user deleted');
-        RETURN NULL;
+        RETURN;
+    ELSIF p_event = 'TRUNCATE' THEN
+        PERFORM mailroom.end_users(adopted, 'user deleted');
+        RETURN;
     END IF;
-    IF pg_trigger_depth() > 1 THEN
-        PERFORM set_config('mailroom.inner_change', 'on', true);
-    END IF;
-    changed := format(
-        CASE TG_OP
-        WHEN 'INSERT' THEN
-            'SELECT n.*, NULL AS was, NULL AS was_email FROM (SELECT %1$s FROM new_users AS %2$I) n '
-            'WHERE n.status = ''provisioned'''
-        WHEN 'UPDATE' THEN
-            'SELECT o.id, n.email, n.login, n.locale, n.status, o.status AS was, o.email AS was_email '
-            'FROM (SELECT %1$s FROM old_users AS %2$I) o LEFT JOIN (SELECT %1$s FROM new_users AS %2$I) n USING (id) '
-            'WHERE n.status IS DISTINCT FROM o.status OR n.email IS DISTINCT FROM o.email ORDER BY o.id'
-        ELSE
-            'SELECT o.id, o.email, o.login, o.locale, NULL AS status, o.status AS was, o.email AS was_email '
-            'FROM (SELECT %1$s FROM old_users AS %2$I) o ORDER BY o.id' END,
-        mailroom.user_facts(rule), (SELECT c.relname FROM pg_class c WHERE c.oid = rule.user_table));
-    LOOP
+    IF p_event <> 'DELETE' AND current_setting('mailroom.inner_change', true) = 'on' THEN
         BEGIN
-            PERFORM set_config('search_path', rule.search_path, true);
-            EXECUTE format('SELECT array_agg(c::mailroom.user_change) FROM (%s LIMIT %s OFFSET %s) c',
-                           changed, part_rows, done) INTO users;
-            PERFORM set_config('search_path', pinned, true);
-            IF TG_OP <> 'DELETE' AND current_setting('mailroom.inner_change', true) = 'on' THEN
-                SELECT array_agg(ROW(u.id, l.email, l.login, l.locale, l.status, u.was, u.was_email)
-                                 ::mailroom.user_change)
-                INTO users FROM unnest(users) u, LATERAL mailroom.lock_user(rule.user_table, u.id) l;
-            END IF;
+            users := ARRAY(
+                SELECT ROW(u.id, l.email, l.login, l.locale, l.status, u.was, u.was_email)::mailroom.user_change
+                FROM unnest(p_users) u, LATERAL mailroom.lock_user(adopted, u.id) l);
         EXCEPTION WHEN OTHERS THEN
-            RAISE WARNING 'mailroom: the users of % cannot be read: %', rule.user_table, SQLERRM
+            RAISE WARNING 'mailroom: the users of % cannot be read: %', adopted, SQLERRM
                 USING HINT = 'Run `mailroom doctor`.';
-            RETURN NULL;
+            RETURN;
         END;
-        EXIT WHEN users IS NULL;
-        are_many := coalesce(are_many, cardinality(users) > import_rows);
-        IF TG_OP <> 'INSERT' THEN
-            PERFORM mailroom.end_unfit(rule.user_table, users);
-        END IF;
-        IF TG_OP <> 'DELETE' THEN
-            PERFORM mailroom.request_activations(rule.user_table, users, are_many);
-        END IF;
-        EXIT WHEN cardinality(users) < part_rows;
-        done := done + part_rows;
-    END LOOP;
-    RETURN NULL;
+    END IF;
+    IF p_event <> 'INSERT' THEN
+        PERFORM mailroom.end_unfit(adopted, users);
+    END IF;
+    IF p_event <> 'DELETE' THEN
+        PERFORM mailroom.request_activations(adopted, users, p_are_many OR cardinality(users) > import_rows);
+    END IF;
 END $$;
-COMMENT ON FUNCTION mailroom.after_user_change IS
-    'Ends and creates tokens for the users whom a statement inserted, updated or deleted. If they cannot be read, as '
-    'after a column was dropped, it warns.';
+COMMENT ON FUNCTION mailroom.users_changed IS
+    'Ends and creates tokens for users whom a statement inserted, updated or deleted. If they cannot be read, as after '
+    'a column was dropped, it warns.';
 
 CREATE FUNCTION mailroom.end_users(p_table regclass, p_why text) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
@@ -311,11 +286,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = p_table
         UNION
         SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.id)
-    SELECT b.id::regclass FROM below b JOIN pg_class c ON c.oid = b.id WHERE c.relkind IN ('r', 'p') ORDER BY b.id
+    SELECT b.id::regclass FROM below b JOIN pg_class c ON c.oid = b.id
+    WHERE c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM mailroom.adopted a WHERE a.user_table = b.id)
+    ORDER BY b.id
 $$;
 COMMENT ON FUNCTION mailroom.adopted_below IS
-    'Returns the partitions of a table, and the tables that inherit from it. Each needs triggers of its own for the '
-    'statements that name it.';
+    'Returns the partitions of a table, and the tables that inherit from it, except those that are adopted themselves. '
+    'Each needs triggers of its own for the statements that name it.';
 
 -- A trigger sees neither a column that is generated when it is read, nor ctid and its like.
 CREATE FUNCTION mailroom.check_facts(p_table mailroom.adopted) RETURNS void
@@ -362,7 +339,7 @@ BEGIN
                        unnest('{insert,update,delete,truncate}'::text[]) e (event)
                   WHERE e.event <> 'truncate' OR b.id = adopted.user_table) o
             LEFT JOIN pg_trigger t ON t.tgrelid = o.id AND t.tgname = o.trigger
-                AND t.tgfoid = 'mailroom.after_user_change'::regproc
+                AND t.tgfoid = to_regprocedure(format('mailroom.%I()', 'watch_' || adopted.name))
             WHERE t.oid IS NULL OR t.tgenabled NOT IN ('O', 'A')
         LOOP
             RETURN NEXT;
