@@ -43,7 +43,7 @@ HOSTILE = {
     "idle_in_transaction_session_timeout": "300ms",
     "transaction_timeout": "300ms",
 }
-# In a schema before pg_catalog: functions that have the names of PostgreSQL's own.
+# In a schema before pg_catalog, which is not Mailroom's: functions that have the names of PostgreSQL's own.
 FUNCTIONS = {
     "set_config(text, text, boolean)": "text",
     "current_setting(text)": "text",
@@ -83,7 +83,7 @@ def shadow(db: Db, url: str) -> None:
     for relation in ("pg_settings", "pg_proc", "pg_trigger", "pg_stat_activity"):
         db.execute(f"CREATE VIEW shadows.{relation} AS SELECT 1 / 0 AS oid".encode())
     name = sql.Identifier(str(conninfo_to_dict(url)["dbname"]))
-    db.execute(sql.SQL("ALTER DATABASE {} SET search_path = shadows, pg_catalog, public").format(name))
+    db.execute(sql.SQL("ALTER DATABASE {} SET search_path = public, shadows, pg_catalog").format(name))
 
 
 @pytest.fixture
