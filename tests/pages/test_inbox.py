@@ -265,6 +265,13 @@ def test_a_call_beyond_the_rate_is_throttled_whole() -> None:
         assert (1, 1, 1) == (counts.accepted, counts.throttled, counts.refused)
 
 
+def test_a_calls_time_is_when_the_rate_was_charged() -> None:
+    inbox = filled(Inbox())
+    with InboxServer(inbox=inbox) as server:
+        bulk(ses_client(server.url), people(50))
+    assert inbox.limits.taken_at_s == inbox.calls[-1].at_s
+
+
 def test_the_bucket_holds_a_second_and_fills_at_the_rate() -> None:
     now = 0.0
     limits = Limits(10, clock=lambda: now)

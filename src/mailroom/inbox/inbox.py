@@ -201,8 +201,9 @@ class Inbox:
         counts.calls += 1
         counts.recipients += call.recipients
         counts.accepted += accepted
+        at_s = self.limits.taken_at_s if statuses else time.monotonic()
         self.calls.append(
-            CallRecord(counts.calls, time.monotonic(), datetime.now(UTC), call.recipients, accepted, verdict)
+            CallRecord(counts.calls, at_s, datetime.now(UTC), call.recipients, accepted, verdict)
         )
 
 

@@ -23,6 +23,9 @@ class Limits:
         rate: recipients a second.
         quota_24h: recipients in 24 hours; None for no limit.
         clock: a monotonic clock, in seconds.
+
+    Attributes:
+        taken_at_s: when recipients were last taken from the bucket, or refused.
     """
 
     def __init__(
@@ -47,13 +50,13 @@ class Limits:
     def rate(self, rate: float) -> None:
         self._rate = rate
         self._level = max(rate, 1.0)
-        self._filled_at = self._clock()
+        self.taken_at_s = self._clock()
 
     def take(self, recipients: int) -> bool:
         """Take this many recipients from the bucket if it holds them, and return whether it did."""
         now = self._clock()
-        self._level = min(self._level + (now - self._filled_at) * self._rate, max(self._rate, 1.0))
-        self._filled_at = now
+        self._level = min(self._level + (now - self.taken_at_s) * self._rate, max(self._rate, 1.0))
+        self.taken_at_s = now
         if recipients > self._level:
             return False
         self._level -= recipients

@@ -20,7 +20,7 @@ class CallRecord(NamedTuple):
 
     Attributes:
         number: counts calls from 1.
-        at_s: seconds on the monotonic clock.
+        at_s: seconds on the monotonic clock: when the rate was charged, or the call was refused.
         verdict: if the answer was lost, the fault's kind; otherwise the error's code, the status that
             all destinations share, or ``mixed``.
     """

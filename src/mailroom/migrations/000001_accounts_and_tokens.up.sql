@@ -702,7 +702,8 @@ BEGIN
     END IF;
     RETURN NEXT;
 END $$;
-COMMENT ON FUNCTION mailroom.consume_locked IS 'Consumes a token whose recipient the transaction has locked, or counts a wrong code.';
+COMMENT ON FUNCTION mailroom.consume_locked IS
+    'Consumes a token whose recipient the transaction has locked, or counts a wrong code.';
 
 CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
 RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
@@ -808,8 +809,8 @@ BEGIN
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_consumption IS
-    'Activates the account or user whose token of the activating action was consumed, and expires the token''s unconsumed '
-    'siblings.';
+    'Activates the account or user whose token of the activating action was consumed, and expires the token''s '
+    'unconsumed siblings.';
 
 CREATE TRIGGER tokens_after_consumption AFTER UPDATE OF consumed_at ON tokens
     FOR EACH ROW WHEN (OLD.consumed_at IS NULL AND NEW.consumed_at IS NOT NULL)
