@@ -18,9 +18,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from mailroom.cli.prune import prune as prune_command
+from mailroom.operations.mail_state import mask, plain
 from mailroom.operations.prune import prune
 from mailroom.operations.reports import UnknownPerson, overview, stories
-from mailroom.operations.story import mask, plain
 from support import commands
 from support.processes import environment
 from support.queue_sql import (

@@ -24,8 +24,8 @@ from mailroom.database.connection import Database
 from mailroom.database.sync import answering_within
 from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseUnavailable
+from mailroom.operations.mail_state import span
 from mailroom.operations.reports import overview
-from mailroom.operations.story import span
 from mailroom.queue.client import Queue
 from mailroom.runner import ledger
 from support import commands

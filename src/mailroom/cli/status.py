@@ -47,8 +47,8 @@ def _watch() -> NoReturn:
     """Refresh until interrupted. While the connection is lost, show the last state and the error."""
     from mailroom.database.sync import answering_within
     from mailroom.errors import DatabaseUnavailable
+    from mailroom.operations.mail_state import utc
     from mailroom.operations.reports import overview
-    from mailroom.operations.story import utc
 
     text, lost_at = "", None
     while True:

@@ -16,8 +16,8 @@ from mailroom.console.reader import ConsoleReader, Question, Value
 from mailroom.console.snapshot import Snapshots
 from mailroom.logs import EventLogger
 from mailroom.operations.dead import Decided, drop, retry
+from mailroom.operations.mail_state import plain
 from mailroom.operations.pause import pause, resume
-from mailroom.operations.story import plain
 from mailroom.settings.collector import QueueSettings
 from mailroom.web.bodies import read_form
 

@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from mailroom.database.sync import one, rows
-from mailroom.operations.story import PROVIDERS, mask, plain
+from mailroom.operations.mail_state import PROVIDERS, mask, plain
 
 PAGE: Final = 50
 # The number of rows in which an outcome is searched for at a time.

@@ -17,8 +17,8 @@ from mailroom.console.ledger import LOOK, MINUTE, STEP_S, Interval, Recent, rece
 from mailroom.console.reader import ConsoleReader
 from mailroom.console.snapshot import Look, Snapshot, Snapshots
 from mailroom.operations.dead import NEWEST, WHY_NOT, Decided, dead_letters
+from mailroom.operations.mail_state import span, utc
 from mailroom.operations.reports import UnknownPerson, stories
-from mailroom.operations.story import span, utc
 from mailroom.operations.verdicts import Outcome, StoryVerdict
 from mailroom.queue.pulse import COUNT_LIMIT
 from mailroom.settings.sender import MAX_RATE

@@ -18,8 +18,8 @@ from mailroom.database.sync import one
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.operations.dead import DeadCount, count
+from mailroom.operations.mail_state import Pause
 from mailroom.operations.reports import WorkerStatus, paused, workers
-from mailroom.operations.story import Pause
 from mailroom.operations.verdicts import Outcome
 from mailroom.outage import Outage
 from mailroom.queue.pulse import COUNT_LIMIT, PULSE, Pulse

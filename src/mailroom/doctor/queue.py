@@ -15,7 +15,7 @@ from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warnin
 from mailroom.doctor.triggers import ISSUE_FUNCTION
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
-from mailroom.operations.story import utc
+from mailroom.operations.mail_state import utc
 from mailroom.queue.client import BACKLOG, NEXT_DUE, RING, Backlog
 from mailroom.queue.start_check import (
     CALLED,

@@ -22,8 +22,9 @@ import psycopg
 
 from mailroom.database.sync import one, rows
 from mailroom.errors import MailroomError
+from mailroom.operations.mail_state import mask, plain, span, utc
 from mailroom.operations.reports import DEAD_COUNT, MAX_COUNTED, UnknownPerson, stories
-from mailroom.operations.story import Story, mask, plain, span, utc
+from mailroom.operations.story import Story
 
 PAGE: Final = 500
 NEWEST: Final = (datetime.max.replace(tzinfo=UTC), 2**63 - 1)

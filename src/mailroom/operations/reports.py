@@ -17,19 +17,8 @@ import psycopg
 
 from mailroom.database.sync import one, rows
 from mailroom.errors import DatabaseError, MailroomError
-from mailroom.operations.story import (
-    NO_WORKER_ALIVE,
-    MailState,
-    Pause,
-    Story,
-    TokenDelivery,
-    mask,
-    masked,
-    plain,
-    span,
-    tell_story,
-    utc,
-)
+from mailroom.operations.mail_state import MailState, Pause, TokenDelivery, mask, masked, plain, span, utc
+from mailroom.operations.story import NO_WORKER_ALIVE, Story, tell_story
 from mailroom.wording import counted
 
 RowT = TypeVar("RowT")
