@@ -419,6 +419,7 @@ def test_a_missing_privilege_is_told(database: str, db: Db, tmp_path: Path) -> N
         db.execute("DROP ROLE mailroom_half")
 
 
+@pytest.mark.slow
 def test_a_killed_session_of_the_bell_comes_back(db: Db, start_collector: Starts) -> None:
     collector = start_collector(BATCH_TIMEOUT=0)
     for number in range(3):

@@ -100,6 +100,7 @@ def test_down_leaves_only_the_table_of_versions(own: str, owner: Db) -> None:
     assert TABLES | TYPES == made_in(owner, schema)
 
 
+@pytest.mark.slow
 def test_a_sign_up_ends_as_a_mail(own: str, owner: Db, ses: InboxServer, tmp_path: Path) -> None:
     """From the sign-up to the click, with every program's own command and the same address."""
     variables = processes.environment(own)

@@ -335,6 +335,7 @@ def test_no_interleaving_loses_or_repeats_a_token(database: str, db: psycopg.Con
     )
 
 
+@pytest.mark.slow
 def test_racing_writers_and_workers_lose_and_repeat_nothing(database: str, db: psycopg.Connection) -> None:
     """Real concurrency: twelve writers with cached ids, savepoints and roll-backs; three workers."""
     db.execute("ALTER TABLE tokens ALTER COLUMN id SET CACHE 20")

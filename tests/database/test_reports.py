@@ -535,6 +535,7 @@ def test_watch_is_refused_without_a_terminal(database: str) -> None:
     assert "--watch needs a terminal" in done.stderr
 
 
+@pytest.mark.slow
 def test_watch_shows_it_until_interrupted(database: str) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

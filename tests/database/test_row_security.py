@@ -113,6 +113,7 @@ def test_a_program_does_not_start(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", [start_run, start_collector])
 def test_no_mail_is_lost_when_it_begins_later(
     owned: str, owner: Db, ses: InboxServer, tmp_path: Path, begin: Program

@@ -40,6 +40,7 @@ def prepare(db: Db, login: str) -> None:
     db.execute("PREPARE TRANSACTION 'sign-up'")
 
 
+@pytest.mark.slow
 def test_postgresql_refuses_it_while_all_workers_are_idle(
     server: PostgresServer, db: Db, tmp_path: Path
 ) -> None:

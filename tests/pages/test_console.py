@@ -592,6 +592,7 @@ def test_an_outage_is_shown_the_picture_stays_and_it_comes_back(own_server: Post
         assert 'class="board"' in page(server)
 
 
+@pytest.mark.slow
 def test_a_deaf_database_keeps_nobody_waiting(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailroom.console.snapshot.PATIENCE_S", 0.3)
     monkeypatch.setattr("mailroom.console.reader.LIMIT_S", 1.5)

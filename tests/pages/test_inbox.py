@@ -725,6 +725,7 @@ def test_data_that_is_nested_without_end_is_refused() -> None:
         read_data('{"a":' * 100_000 + "1" + "}" * 100_000)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.dictionaries(

@@ -129,6 +129,7 @@ def test_one_mail_is_deleted(server: InboxServer) -> None:
     assert ["b@example.com"] == wait(server)
 
 
+@pytest.mark.slow
 def test_the_example_in_the_documentation_is_a_test_that_passes(server: InboxServer, tmp_path: Path) -> None:
     start = DOCUMENT.index("```python\n") + len("```python\n")
     (tmp_path / "test_signing_up.py").write_text(DOCUMENT[start : DOCUMENT.index("```", start)])

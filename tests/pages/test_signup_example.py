@@ -44,6 +44,7 @@ from support.signup import (
 )
 
 
+@pytest.mark.slow
 def test_a_user_signs_up_activates_forgets_and_comes_back(site: Site) -> None:
     site.sign_up()
     assert "a mail is on its way" in site.get("/sent/signup").text

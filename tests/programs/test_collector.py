@@ -168,6 +168,7 @@ def test_two_collectors_share_a_queue_and_repeat_nothing(db: Db, start: Start) -
     assert (0, 0) == backlog(db)
 
 
+@pytest.mark.slow
 def test_a_sleeper_takes_over_what_another_worker_left(db: Db, start: Start) -> None:
     """Nobody rings when a lease falls due: the sleeper knows the time from its last look."""
     sign_up(db, "caught up")
@@ -179,6 +180,7 @@ def test_a_sleeper_takes_over_what_another_worker_left(db: Db, start: Start) -> 
     assert "left behind" == collector.wait_for_messages(2)[1].username
 
 
+@pytest.mark.slow
 def test_a_busy_channel_needs_no_sign_of_life(db: Db, start: Start) -> None:
     """A notification shows that the connection is alive."""
     collector = start(BATCH_TIMEOUT=0, HEALTHCHECK_INTERVAL=3000).wait_until_listening()
@@ -193,6 +195,7 @@ def test_a_busy_channel_needs_no_sign_of_life(db: Db, start: Start) -> None:
     assert 'LISTEN "token_insert"' in {query for _, query in sessions(db)}
 
 
+@pytest.mark.slow
 def test_a_quiet_collector_asks_nothing(db: Db, start: Start) -> None:
     """No polling: with nothing to do, no statement reaches PostgreSQL."""
     collector = start(BATCH_TIMEOUT=0).wait_until_listening()
@@ -373,6 +376,7 @@ def piped(database: str, tmp_path: Path) -> Iterator[Callable[..., Piped]]:
         yield start_one
 
 
+@pytest.mark.slow
 def test_a_slow_reader_blocks_it_without_a_transaction_and_keeps_its_leases(
     db: Db, piped: Callable[..., Piped]
 ) -> None:

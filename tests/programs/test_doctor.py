@@ -259,6 +259,7 @@ def test_one_checks_bug_hides_no_other_check() -> None:
     assert (OK, "fine \ufffd[31m") == (good.state, good.detail)
 
 
+@pytest.mark.slow
 def test_who_does_not_answer_does_not_keep_us(
     sending: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,6 +224,7 @@ def test_a_signal_ends_a_collector_that_waits_for_postgresql(
         assert 0 == collector.stop()
 
 
+@pytest.mark.slow
 def test_a_deaf_network_is_noticed_within_the_health_check_interval(database: str, tmp_path: Path) -> None:
     interval_s = 3.0
     parameters = conninfo_to_dict(database)
@@ -250,6 +251,7 @@ def test_a_deaf_network_is_noticed_within_the_health_check_interval(database: st
             assert (2, 2) == (collector.log().count("database.lost"), collector.log().count("database.back"))
 
 
+@pytest.mark.slow
 def test_it_follows_a_failover_to_another_host(own_server: PostgresServer, tmp_path: Path) -> None:
     needs("pg_basebackup")
     standby = PostgresServer(bindir=bindir(), settings=DURABLE, password=own_server.password, below=below())

@@ -80,6 +80,7 @@ def test_the_metrics_are_those_in_the_reference() -> None:
     assert exposed == set(re.findall(r"^\| `(mailroom_\w+)` \| ([a-z]+) \|", REFERENCE, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_backlog_is_shown(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     ses.inbox.account.paused = True
@@ -121,6 +122,7 @@ def test_red_when_the_listener_is_killed_and_cannot_come_back(
     assert 1 == metric(port, "mailroom_database_outages_total")
 
 
+@pytest.mark.slow
 def test_red_when_the_provider_refuses_for_longer_than_the_limit(
     db: Db, ses: InboxServer, start: Start
 ) -> None:
@@ -259,6 +261,7 @@ def test_red_while_the_network_is_deaf(own_server: PostgresServer, tmp_path: Pat
             assert 200 == fetch(port, "/livez")[0]
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_reported(db: Db, start: Start) -> None:
     port = free_port()
     start(HTTP=port)

@@ -280,6 +280,7 @@ def test_debug_mode_prints_the_calls_and_needs_no_account(tmp_path: Path) -> Non
     } == data
 
 
+@pytest.mark.slow
 def test_the_whole_pipe_against_an_independent_ses(
     database: str, db: Db, collect: Callable[..., PipedCollector], tmp_path: Path, start: Start
 ) -> None:
@@ -423,6 +424,7 @@ def test_an_outage_of_ses_loses_nothing_and_the_queue_stays_in_the_database(
     assert "sender.resumed" in sender.log()
 
 
+@pytest.mark.slow
 def test_a_killed_sender_ends_the_collector_and_what_it_had_not_read_is_sent(
     db: Db, ses: InboxServer, collect: Callable[..., PipedCollector], start: Start
 ) -> None:
@@ -472,6 +474,7 @@ def test_nothing_is_read_while_the_account_is_paused(ses: InboxServer, start: St
     assert "sender.resumed breaker=account" in sender.log()
 
 
+@pytest.mark.slow
 def test_a_signal_lets_it_finish_what_it_has_and_leaves_the_rest_in_the_pipe(
     ses: InboxServer, start: Start, tmp_path: Path
 ) -> None:
@@ -513,6 +516,7 @@ def test_a_line_that_never_ends_is_set_aside(ses: InboxServer, start: Start, tmp
     assert [b"1,half"] == [row.line for row in set_aside(tmp_path / "output")]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_finished_in_time_is_set_aside_and_replayed(
     ses: InboxServer, start: Start, tmp_path: Path
 ) -> None:
@@ -673,6 +677,7 @@ def test_an_output_folder_that_cannot_be_written_is_told_at_the_start(start: Sta
     assert "MAILROOM_SES_OUTPUT_PATH" in sender.log()
 
 
+@pytest.mark.slow
 def test_a_template_that_would_lose_mail_pauses_its_action_alone(ses: InboxServer, start: Start) -> None:
     ses.inbox.account.put_template("activationv1", ("Hello {{name}}", "{{secret}}", "{{secret}}"), new=False)
     sender = start()

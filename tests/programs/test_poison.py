@@ -82,6 +82,7 @@ def test_an_unexpected_error_of_the_transport_is_narrowed_down_to_its_mail(
     assert 0 == worker.stop()
 
 
+@pytest.mark.slow
 def test_a_reply_that_the_database_cannot_hold_is_recorded(
     own_server: PostgresServer, ses: InboxServer, tmp_path: Path
 ) -> None:

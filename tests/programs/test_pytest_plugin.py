@@ -71,6 +71,7 @@ def run(
     )
 
 
+@pytest.mark.slow
 def test_the_test_of_a_sign_up_is_five_lines(database: str, tmp_path: Path) -> None:
     done = run(tmp_path, FIVE_LINES, MAILROOM_DATABASE_URL=database)
     assert 0 == done.returncode, done.stdout

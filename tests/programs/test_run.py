@@ -36,6 +36,7 @@ def test_a_committed_account_is_mailed_and_written_down(db: Db, ses: InboxServer
     assert 0 == worker.stop()
 
 
+@pytest.mark.slow
 def test_a_backlog_goes_out_in_full_calls(db: Db, ses: InboxServer, start: Start) -> None:
     sign_up_many(db, 1000)
     worker = start(BATCH_LIMIT=10)
@@ -46,6 +47,7 @@ def test_a_backlog_goes_out_in_full_calls(db: Db, ses: InboxServer, start: Start
     wait_until(db, UNSETTLED, 0)
 
 
+@pytest.mark.slow
 def test_each_recipient_has_its_own_outcome(db: Db, ses: InboxServer, start: Start) -> None:
     ses.inbox.faults.add(Fault("status", recipient="u2@example.com", status="MessageRejected"))
     ses.inbox.faults.add(Fault("status", recipient="u3@example.com", status="TransientFailure", calls=2))
@@ -110,6 +112,7 @@ def test_a_superseded_token_is_called_so(db: Db, ses: InboxServer, start: Start)
     assert ("sibling consumed",) in ledger(db, "detail")
 
 
+@pytest.mark.slow
 def test_what_expires_during_an_outage_is_written_down_and_never_sent(
     db: Db, ses: InboxServer, start: Start
 ) -> None:
@@ -141,6 +144,7 @@ def test_pause_and_resume(db: Db, database: str, ses: InboxServer, start: Start)
     assert "it was not paused\n" == mailroom("resume")
 
 
+@pytest.mark.slow
 def test_a_signal_gives_back_what_cannot_be_finished(db: Db, ses: InboxServer, start: Start) -> None:
     ses.inbox.faults.add(Fault("hang", accept=False))
     worker = start(SHUTDOWN_TIMEOUT=300, SEND_TIMEOUT=60_000)

@@ -100,6 +100,7 @@ def test_idle_workers_hold_no_snapshot_and_log_no_wait(
     assert 0 == logging_server.log.read_text().count("still waiting")
 
 
+@pytest.mark.slow
 def test_one_that_falls_asleep_holds_no_snapshot_for_long_and_logs_no_wait(
     logging_server: PostgresServer, tmp_path: Path
 ) -> None:

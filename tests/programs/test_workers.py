@@ -150,6 +150,7 @@ def test_a_queue_says_it(database: str, db: Db) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_run_says_that_it_lives_and_that_it_ends(db: Db, start: Start) -> None:
     killed, stopped = start(), start()
     for worker in (killed, stopped):

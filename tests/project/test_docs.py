@@ -171,6 +171,7 @@ def test_the_commands_for_mailing_through_ses_work(database: str, tmp_path: Path
         assert "https://acme.example/activate?token=" in rendered.text
 
 
+@pytest.mark.slow
 def test_the_commands_for_templates_work(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "templates.md").read_text()
     script = block(text, "sh", "templates init") + block(text, "sh", "templates push")
@@ -187,6 +188,7 @@ def test_the_commands_for_templates_work(tmp_path: Path) -> None:
         assert "Zoë &lt;zoe&gt;" in (tmp_path / "mail.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_commands_for_the_inbox_work(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "inbox.md").read_text()
     port = free_port()

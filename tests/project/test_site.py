@@ -122,6 +122,7 @@ def test_what_is_written_as_a_list_a_table_or_code_is_shown_as_one(site: Path) -
         assert [] == re.findall(r"^ *(?:\d+\. |- |\||```).*", shown, re.MULTILINE), page
 
 
+@pytest.mark.slow
 def test_the_generated_pages_are_what_the_code_says() -> None:
     done = subprocess.run(
         [sys.executable, DOCS / "generate.py", "--check"], capture_output=True, text=True, check=False

@@ -320,6 +320,7 @@ def test_a_recipient_that_is_refused_alone_is_given_up_after_a_few_tries(
     assert "paused" not in caplog.text
 
 
+@pytest.mark.slow
 def test_one_that_ends_every_call_does_not_keep_its_neighbours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

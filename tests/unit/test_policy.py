@@ -192,6 +192,7 @@ def test_the_accounts_own_switch_pauses(ses: InboxServer, tmp_path: Path) -> Non
     assert {} == ses.inbox.counts.by_recipient
 
 
+@pytest.mark.slow
 def test_a_missing_template_stops_its_own_action_only(ses: InboxServer, tmp_path: Path) -> None:
     del ses.inbox.account.templates["passwordrecoveryv1"]
     batch = mixed(90)
@@ -569,6 +570,7 @@ def test_nobodys_address_can_pause_the_account(ses: InboxServer, tmp_path: Path)
     assert {"sent": 1, "rejected": 1} == send(settings(tmp_path, SEND_RATE=1000), batch).count()
 
 
+@pytest.mark.slow
 def test_a_template_that_iam_does_not_allow_stops_its_own_action_alone(
     ses: InboxServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

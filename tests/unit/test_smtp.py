@@ -224,6 +224,7 @@ def test_an_address_that_is_none_is_rejected_and_no_other(
     assert [BATCH[0].email, BATCH[2].email] == [mail.recipient for mail in server.mails]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.builds("{}@{}".format, TEXT, TEXT | st.just("example.com")) | TEXT)
 def test_any_address_that_the_line_can_hold_has_an_outcome(

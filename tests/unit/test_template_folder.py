@@ -127,6 +127,7 @@ def test_a_lifetime_is_in_the_largest_unit_that_divides_it(seconds: int, languag
     assert text == duration(seconds, language)
 
 
+@pytest.mark.slow
 def test_each_language_that_babel_knows_has_durations() -> None:
     languages = {identifier for identifier in locale_identifiers() if Locale.parse(identifier).language}
     for language in sorted(languages):

@@ -417,6 +417,7 @@ def test_what_is_pushed_is_fetched(client: Any, environment: dict[str, str]) -> 
     assert "<p>{{login_html}} {{secret}}</p>" == parts["HtmlPart"]
 
 
+@pytest.mark.slow
 def test_push_and_diff_tell_what_changes(environment: dict[str, str], client: Any, tmp_path: Path) -> None:
     one, two = (environment[f"MAILROOM_TEMPLATE_{name.upper()}"] for name in NAMES[:2])
     folder = folder_with(tmp_path)

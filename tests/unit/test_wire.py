@@ -139,6 +139,7 @@ def test_json_at_fault_names_the_mail_and_the_key(line: bytes, fault: str) -> No
     assert fault == str(refused.value)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(rich | messages, min_size=1, max_size=5))
 def test_a_line_can_be_divided_into_its_messages(batch: list[Message]) -> None:
