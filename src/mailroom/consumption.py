@@ -41,14 +41,15 @@ if TYPE_CHECKING:
 
 # data as text, since drivers and frameworks differ in what they make of jsonb.
 CONSUME: Final = (
-    "SELECT outcome, account, codes_left, token, subject, email, data::text FROM "
+    "SELECT outcome, account, codes_left, token, subject, email, data::text, user_table FROM "
     "mailroom.consume(%(secret)s, %(action)s, %(code)s)"
 )
 CONSUME_CODE: Final = (
-    "SELECT outcome, account, codes_left, token, subject, email, data::text FROM "
+    "SELECT outcome, account, codes_left, token, subject, email, data::text, user_table FROM "
     "mailroom.consume_code(%(action)s, %(code)s, %(account)s, %(email)s, %(subject)s, %(user_id)s,"
     " %(user_table)s)"
 )
+COUNT: Final = CONSUME[:-1] + ", p_count_only => true)"
 COUNT_CODE: Final = CONSUME_CODE[:-1] + ", p_count_only => true)"
 # Before Request.counting: the caller's own transaction may have locked the token.
 LIMIT_WAIT: Final = "SET LOCAL lock_timeout = '10s'"
@@ -64,6 +65,7 @@ class Consumed(NamedTuple):
         subject: the application's key, as it was given to ``mailroom.send``; None if none was.
         email: the address that the mail went to.
         data: the action's own fields.
+        user_table: the adopted table that has the user, whose key is ``subject``; None for anybody else.
     """
 
     account: int | None
@@ -72,6 +74,7 @@ class Consumed(NamedTuple):
     subject: str | None
     email: str
     data: Mapping[str, Any]
+    user_table: str | None = None
 
 
 @overload
@@ -202,7 +205,7 @@ def token_request(token: str, action: Action | str, keys: Keys, code: str | None
     except ForgedToken:
         if not action.needs_code:
             raise
-        secret, known, counting = split(token)[0], None, CONSUME
+        secret, known, counting = split(token)[0], None, COUNT
     return Request(action.name, CONSUME, {"secret": secret, "action": action.name, "code": known}, counting)
 
 
@@ -242,10 +245,11 @@ def refuse_wrong_code(request: Request, row: Sequence[Any] | None) -> None:
 
 def answer(request: Request, row: Sequence[Any] | None) -> Consumed:
     """What the row of ``request.query`` says: the consumed token, or an error."""
-    outcome, account, codes_left, token, subject, email, data = row or ("unknown", *[None] * 6)
+    outcome, account, codes_left, token, subject, email, data, user_table = row or ("unknown", *[None] * 7)
     match outcome:
         case "consumed":
-            return Consumed(account, request.action, token, subject, email, json.loads(data or "{}"))
+            fields = json.loads(data or "{}")
+            return Consumed(account, request.action, token, subject, email, fields, user_table)
         case "wrong_code":
             raise WrongCode(
                 f"the code is wrong; {counted(codes_left or 0, 'more try', 'more tries')}",

@@ -55,6 +55,7 @@ def test_an_address_that_no_mail_can_reach(people: Db, address: str | None) -> N
     db = people
     run(db, "SELECT setval('people_id_seq', 700)")
     run(db, "INSERT INTO people (email) VALUES (%s)", address)
+    assert [(0,)] == run(db, "SELECT deleted FROM mailroom.prune_tokens(0, '1 hour', 1000)")
     (story,) = reports.stories(db, "701")
     assert ("rejected", BAD[address]) == (story.verdict, story.conclusion.split(": ", 1)[1])
     assert "user 701 of public.people" in story.text()

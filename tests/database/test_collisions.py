@@ -186,6 +186,18 @@ def test_a_schema_mailroom_of_others_is_found(empty_database: str) -> None:
     assert before == dump(empty_database)
 
 
+def test_no_function_of_a_schema_mailroom_of_others_is_called(empty_database: str) -> None:
+    write(
+        empty_database,
+        "CREATE SCHEMA mailroom; CREATE TYPE verb AS ENUM ('go');"
+        " CREATE TABLE mailroom.actions (action verb);"
+        " CREATE FUNCTION mailroom.schema_version() RETURNS integer LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'it was called'; END $$",
+    )
+    refused = run(empty_database, "up")
+    assert (78, True) == (refused.returncode, "Mailroom did not make it" in refused.stderr)
+
+
 def test_a_name_that_a_later_migration_needs_is_found(empty_database: str, db: Db) -> None:
     assert 0 == run(empty_database, "up", "2").returncode
     write(empty_database, "CREATE TABLE jobs (id bigint)")

@@ -64,11 +64,21 @@ def status(db: Db, account: int) -> str:
     return str(row[0])
 
 
+def test_a_wrong_code_locks_the_account(db: Db, database: str) -> None:
+    """So two transactions that count and then update the account wait, and end in no deadlock."""
+    sent = recovery(db)
+    with psycopg.connect(database) as connection:
+        with pytest.raises(errors.WrongCode):
+            mailroom.consume(connection, sent.token, "password_recovery", keys=KEY, code=wrong(sent.code))
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            db.execute("SELECT FROM accounts FOR NO KEY UPDATE NOWAIT")
+
+
 def test_an_activation_token_activates_once(db: Db) -> None:
     sent = activation(db)
     consumed = mailroom.consume(db, sent.token, "activation", keys=KEY)
     ((token,),) = db.execute("SELECT id FROM tokens WHERE consumed_at IS NOT NULL").fetchall()
-    assert (sent.account, "activation", token, None, "a@example.com", {}) == consumed
+    assert (sent.account, "activation", token, None, "a@example.com", {}, None) == consumed
     assert "active" == status(db, sent.account)
     with pytest.raises(errors.TokenUsed):
         mailroom.consume(db, sent.token, "activation", keys=KEY)
@@ -125,7 +135,7 @@ def test_consuming_an_action_of_ones_own_returns_what_was_sent(
     ((token_id, secret),) = db.execute("SELECT id, secret FROM tokens").fetchall()
     token = mailroom.sign(secret, own["join"], keys=KEY)
     consumed = mailroom.consume(db, token, own["join"], keys=KEY)
-    assert (None, "join", token_id, "team-7", "bob@example.org", {"inviter": "Anna"}) == consumed
+    assert (None, "join", token_id, "team-7", "bob@example.org", {"inviter": "Anna"}, None) == consumed
 
 
 def test_a_code_without_a_link_is_consumed_once(

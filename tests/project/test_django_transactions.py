@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from mailroom import sign
+from mailroom.operations import adoption
 from project.test_django import SETTINGS, URLS, other
 from support.django_project import Project, submit
 from support.processes import KEY
@@ -104,6 +105,26 @@ def test_nothing_is_consumed_when_the_block_is_rolled_back(
     with psycopg.connect(empty_database, autocommit=True) as db:
         token = activation(db)
         assert "used" in project.run(ROLLED_BACK.format(before=before, token=token))
+
+
+def test_a_link_of_another_adopted_table_recovers_nobody(empty_database: str, tmp_path: Path) -> None:
+    project = project_with(tmp_path, empty_database)
+    with psycopg.connect(empty_database, autocommit=True) as db:
+        activation(db)
+        db.execute("UPDATE auth_user SET is_active = true")
+        db.execute("CREATE TABLE customers (id serial PRIMARY KEY, email text)")
+        adoption.apply(db, adoption.plan(db, "customers", adoption.Wish()))
+        db.execute("INSERT INTO customers (email) VALUES ('mallory@example.com')")
+        db.execute("SELECT mailroom.send('password_recovery', user_id => '1', user_table => 'customers')")
+        ((secret, code),) = db.execute(
+            "SELECT secret, code FROM tokens WHERE user_table = 'customers'::regclass"
+        ).fetchall()
+        token = sign(secret, "password_recovery", keys=KEY, code=code)
+        words = {"new_password1": "mallorys-Pass-99", "new_password2": "mallorys-Pass-99"}
+        with project.served() as browser:
+            answer = submit(browser, f"/recover?token={token}", code=code, **words)
+        assert 403 == answer.status_code
+        assert [("!",)] == db.execute("SELECT password FROM auth_user").fetchall()
 
 
 @pytest.mark.parametrize(

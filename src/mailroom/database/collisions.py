@@ -49,7 +49,8 @@ _CREATED: Final = re.compile(
 
 WHERE: Final = "SELECT pg_catalog.current_database(), pg_catalog.current_schemas(false)"
 INSTALLED: Final = """
-SELECT EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = n.oid AND p.proname = 'schema_version'),
+SELECT (SELECT substring(pg_get_function_sqlbody(p.oid) FROM '^RETURN ([0-9]{1,9})$')::int4 FROM pg_proc p
+        WHERE p.pronamespace = n.oid AND p.proname = 'schema_version' AND p.pronargs = 0),
        (SELECT s.nspname FROM pg_class c
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'action'
         JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace s ON s.oid = t.typnamespace
@@ -174,10 +175,9 @@ def installed(connection: psycopg.Connection) -> Installed:
         rows = connection.execute(INSTALLED).fetchall()
         if not rows:
             return Installed()
-        has_version, schema = rows[0]
-        if not has_version or schema is None:
+        version, schema = rows[0]
+        if version is None or schema is None:
             return Installed(exists=True)
-        ((version,),) = connection.execute("SELECT mailroom.schema_version()").fetchall()
         return Installed(exists=True, version=version, schema=schema)
 
 

@@ -644,7 +644,8 @@ COMMENT ON FUNCTION mailroom.lock_recipient IS
     'address without either.';
 
 CREATE FUNCTION mailroom.consume_locked(p_token bigint, p_code text)
-RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb,
+               user_table text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -687,6 +688,7 @@ BEGIN
         WHERE t.id = named.id AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp() AND t.wrong_codes < 5;
         IF FOUND THEN
             subject := named.subject;
+            user_table := named.user_table::text;
             email := named.email;
             data := named.data;
         ELSE
@@ -705,41 +707,49 @@ END $$;
 COMMENT ON FUNCTION mailroom.consume_locked IS
     'Consumes a token whose recipient the transaction has locked, or counts a wrong code.';
 
-CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL)
-RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
+CREATE FUNCTION mailroom.consume(p_secret bytea, p_action text, p_code text DEFAULT NULL,
+                                 p_count_only boolean DEFAULT false)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb,
+               user_table text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     named public.tokens;
 BEGIN
     SELECT * INTO named FROM public.tokens t WHERE t.secret = p_secret AND t.action::text = p_action;
-    -- A wrong code consumes nothing. It can be counted while another transaction of the caller's locks the recipient.
-    IF FOUND AND NOT EXISTS (SELECT FROM mailroom.actions k WHERE k.action = named.action AND k.needs_code
-                                                              AND named.code IS DISTINCT FROM p_code) THEN
+    IF FOUND AND NOT p_count_only THEN
         PERFORM mailroom.lock_recipient(named.account, p_action, named.email, named.subject, named.user_table);
     END IF;
-    RETURN QUERY SELECT * FROM mailroom.consume_locked(named.id, p_code);
+    RETURN QUERY
+        SELECT c.* FROM mailroom.consume_locked(
+            CASE WHEN NOT p_count_only OR EXISTS (SELECT FROM mailroom.actions k
+                                                  WHERE k.action = named.action AND k.needs_code)
+                 THEN named.id END,
+            CASE WHEN NOT p_count_only THEN p_code END) c;
 END $$;
 COMMENT ON FUNCTION mailroom.consume IS
     'Consumes a token whose signature was verified and returns the outcome: consumed, unknown, used (consumed '
     'before), exhausted (five wrong codes), expired (or ended by a consumed sibling or a change of the address), '
     'suspended, ineligible (the account''s status does not fit the action), wrong_code. A wrong code is counted: '
-    'commit the transaction. subject, email and data are the token''s, if it was consumed. The token of a notice is '
-    'unknown.';
+    'commit the transaction. subject, user_table, email and data are the token''s, if it was consumed; subject is a '
+    'user''s key only in user_table. The token of a notice is unknown. With p_count_only it counts a wrong code, '
+    'without a lock on the recipient, and consumes nothing.';
 
 -- Wrong codes for all open tokens of a recipient count together, so that a new request grants no further tries.
 CREATE FUNCTION mailroom.consume_code(p_action text, p_code text, p_account bigint DEFAULT NULL,
                                       p_email text DEFAULT NULL, p_subject text DEFAULT NULL,
                                       p_user_id text DEFAULT NULL, p_user_table regclass DEFAULT NULL,
                                       p_count_only boolean DEFAULT false)
-RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb)
+RETURNS TABLE (outcome text, account bigint, codes_left integer, token bigint, subject text, email text, data jsonb,
+               user_table text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     person  text := p_subject;
     adopted CONSTANT regclass := CASE WHEN p_user_id IS NOT NULL THEN mailroom.adopted_table(p_user_table) END;
-    newest bigint;
-    others bigint;
+    newest  bigint;
+    others  bigint;
+    may_try boolean;
 BEGIN
     IF num_nonnulls(p_account, p_email, p_user_id) <> 1 THEN
         RAISE EXCEPTION 'mailroom: a code is consumed for an account, for a user, or for an address and its subject'
@@ -748,7 +758,8 @@ BEGIN
     IF p_count_only THEN
         person := coalesce(p_user_id, p_subject);
     ELSIF adopted IS NOT NULL THEN
-        person := (mailroom.lock_user(adopted, p_user_id)).id;
+        -- Another spelling of the key would be counted as nobody's.
+        SELECT u.id INTO person FROM mailroom.lock_user(adopted, p_user_id) u WHERE u.id = p_user_id;
     ELSE
         PERFORM mailroom.lock_recipient(p_account, p_action, p_email, person, NULL);
     END IF;
@@ -759,17 +770,18 @@ BEGIN
       AND NOT EXISTS (SELECT FROM mailroom.deliveries d
                       WHERE d.token = s.id AND d.outcome IN ('skipped', 'rejected', 'expired')
                         AND mailroom.is_of(d.fingerprint, s.secret));
-    SELECT coalesce(sum(s.wrong_codes), 0) INTO others
+    SELECT coalesce(sum(s.wrong_codes) FILTER (WHERE s.id <> newest), 0), coalesce(sum(s.wrong_codes), 0) < 5
+    INTO others, may_try
     FROM mailroom.siblings(p_action, p_account, p_email, person, adopted) s
-    WHERE s.id <> newest AND s.consumed_at IS NULL AND s.expires_at > clock_timestamp();
-    IF p_count_only AND others < 5 AND EXISTS (SELECT FROM public.tokens t WHERE t.id = newest AND t.code = p_code)
+    WHERE s.consumed_at IS NULL AND s.expires_at > clock_timestamp();
+    IF p_count_only AND may_try AND EXISTS (SELECT FROM public.tokens t WHERE t.id = newest AND t.code = p_code)
     THEN
         outcome := 'right_code';
         RETURN NEXT;
         RETURN;
     END IF;
-    SELECT * INTO outcome, account, codes_left, token, subject, email, data
-    FROM mailroom.consume_locked(newest, CASE WHEN others < 5 THEN p_code END);
+    SELECT * INTO outcome, account, codes_left, token, subject, email, data, user_table
+    FROM mailroom.consume_locked(newest, CASE WHEN may_try THEN p_code END);
     IF outcome = 'wrong_code' THEN
         codes_left := greatest(codes_left - others, 0);
         IF codes_left = 0 THEN

@@ -47,6 +47,7 @@ DROP FUNCTION mailroom.dead_count;
 DROP FUNCTION mailroom.dead_letters;
 DROP FUNCTION mailroom.is_dead;
 DROP FUNCTION mailroom.deliveries_of;
+DROP FUNCTION mailroom.last_tokens;
 DROP FUNCTION mailroom.tokens_of;
 DROP FUNCTION mailroom.resume;
 DROP FUNCTION mailroom.pause;

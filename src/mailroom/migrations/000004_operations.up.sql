@@ -285,6 +285,14 @@ COMMENT ON FUNCTION mailroom.tokens_of IS
     ' reached it. An account without tokens is a row whose token is NULL. A deleted token that is still in the '
     'ledger or in a lease has no action. A token that never expires has no expires_at.';
 
+CREATE FUNCTION mailroom.last_tokens(p_user_table regclass, p_user_id text, p_limit integer) RETURNS SETOF bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT t.id FROM public.tokens t WHERE t.user_table = p_user_table AND t.subject = p_user_id
+    ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit
+$$;
+COMMENT ON FUNCTION mailroom.last_tokens IS
+    'Returns the ids of the last tokens of a user of an adopted table, newest first.';
+
 CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
                detail text, worker text, at timestamptz)
@@ -575,7 +583,9 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET
     ), old AS (
         SELECT t.id FROM public.tokens t
         WHERE t.id = ANY (ARRAY(SELECT s.id FROM seen s))
-          AND (t.expires_at < statement_timestamp() - greatest(p_older_than, '0')
+          -- One to an address that cannot be mailed never had a life. Correcting the address needs it.
+          AND (coalesce(nullif(t.expires_at, 'epoch'), t.created_at)
+                   < statement_timestamp() - greatest(p_older_than, '0')
                OR t.consumed_at < statement_timestamp() - greatest(p_older_than, '0'))
           AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
         FOR UPDATE SKIP LOCKED

@@ -22,7 +22,9 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET
     ), old AS (
         SELECT t.id FROM public.tokens t
         WHERE t.id = ANY (ARRAY(SELECT s.id FROM seen s))
-          AND (t.expires_at < statement_timestamp() - greatest(p_older_than, '0')
+          -- One to an address that cannot be mailed never had a life. Correcting the address needs it.
+          AND (coalesce(nullif(t.expires_at, 'epoch'), t.created_at)
+                   < statement_timestamp() - greatest(p_older_than, '0')
                OR t.consumed_at < statement_timestamp() - greatest(p_older_than, '0'))
           AND t.id NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
         FOR UPDATE SKIP LOCKED

@@ -21,7 +21,7 @@ DECLARE
                             "request_sleep", "paused", "recent_workers", "misplaced_tokens", "known_actions",
                             "adoption_faults", "adopted_count"],
         "mailroom_app":    ["send", "consume", "consume_code", "random_secret", "random_code"],
-        "mailroom_oncall": ["overview", "known_actions", "paused", "recent_workers", "tokens_of", "deliveries_of",
+        "mailroom_oncall": ["overview", "known_actions", "paused", "recent_workers", "tokens_of", "last_tokens", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
                             "traffic", "ledger_ends", "recent_deliveries", "pulse",
                             "pause", "resume", "prune_deliveries", "prune_tokens"]}';

@@ -65,6 +65,14 @@ COMMENT ON FUNCTION mailroom.tokens_of IS
     ' reached it. An account without tokens is a row whose token is NULL. A deleted token that is still in the '
     'ledger or in a lease has no action. A token that never expires has no expires_at.';
 
+CREATE FUNCTION mailroom.last_tokens(p_user_table regclass, p_user_id text, p_limit integer) RETURNS SETOF bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT t.id FROM public.tokens t WHERE t.user_table = p_user_table AND t.subject = p_user_id
+    ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit
+$$;
+COMMENT ON FUNCTION mailroom.last_tokens IS
+    'Returns the ids of the last tokens of a user of an adopted table, newest first.';
+
 CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
                detail text, worker text, at timestamptz)

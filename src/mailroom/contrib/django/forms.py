@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from django import forms
 from django.contrib.auth import forms as auth_forms
 from django.contrib.auth import get_user_model
+from django.db import DataError, IntegrityError, transaction
 
-from mailroom.contrib.django.configuration import setting
+from mailroom.contrib.django.configuration import setting, users_database
 from mailroom.contrib.django.tokens import send
+
+log = logging.getLogger(__name__)
 
 User = get_user_model()
 EMAIL = User.get_email_field_name()
@@ -21,7 +25,13 @@ class PasswordResetForm(auth_forms.PasswordResetForm):
     def save(self, *, action: str) -> None:
         """Request the mails; nothing happens for an unknown address."""
         for user in self.get_users(self.cleaned_data["email"]):
-            send(action, user)
+            try:
+                with transaction.atomic(using=users_database()):
+                    send(action, user)
+            except (DataError, IntegrityError):
+                # Django takes addresses that no mail can go to. The answer must not tell who has an account,
+                # and the error's text has the token's secret.
+                log.warning("no mail can go to the address of the user %s", user.pk)
 
 
 class TokenForm(forms.Form):

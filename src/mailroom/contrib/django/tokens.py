@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from django.contrib.auth import get_user_model
 from django.db import connections
 
 from mailroom.actions import Action
@@ -19,10 +20,8 @@ from mailroom.consumption import LIMIT_WAIT, Consumed, answer, refuse_wrong_code
 from mailroom.contrib.django.configuration import keys, users_database
 
 SEND: Final = "SELECT mailroom.send(%s, user_id => %s, user_table => %s::regclass)"
-LAST: Final = (
-    "SELECT id FROM tokens WHERE subject = %s AND user_table = %s::regclass ORDER BY created_at DESC, id DESC"
-    " LIMIT %s"
-)
+SAME: Final = "SELECT %s::regclass = %s::regclass"
+LAST: Final = "SELECT mailroom.last_tokens(p_user_id => %s, p_user_table => %s::regclass, p_limit => %s)"
 
 
 def send(action: str, user: Any) -> int:
@@ -45,6 +44,13 @@ def send(action: str, user: Any) -> int:
 def last_tokens(user: Any, most: int) -> list[int]:
     """The ids of the tokens of a user's last mails, newest first."""
     return _rows(LAST, [*_key_and_table(user), most])
+
+
+def is_of_the_user_model(used: Consumed) -> bool:
+    """Whether a consumed token was for a user of the user model. Other tables may be adopted too."""
+    table = get_user_model()._meta.concrete_model._meta.db_table
+    name = connections[users_database()].ops.quote_name(table)
+    return bool(used.user_table) and _rows(SAME, [used.user_table, name]) == [True]
 
 
 def consume(token: str, action: Action | str, *, code: str | None = None) -> Consumed:
@@ -78,10 +84,10 @@ def _key_and_table(user: Any) -> tuple[str, str]:
     return str(user.pk), connections[users_database()].ops.quote_name(table)
 
 
-def _rows(query: str, parameters: Sequence[object]) -> list[int]:
+def _rows(query: str, parameters: Sequence[object]) -> list[Any]:
     with connections[users_database()].cursor() as cursor:
         cursor.execute(query, parameters)
-        return [number for (number,) in cursor.fetchall()]
+        return [value for (value,) in cursor.fetchall()]
 
 
 def _row(connection: Any, query: str, parameters: Mapping[str, object]) -> tuple[Any, ...] | None:

@@ -24,8 +24,8 @@ from django.views.generic import FormView, TemplateView
 
 from mailroom.contrib.django import forms
 from mailroom.contrib.django.configuration import keys, users_database
-from mailroom.contrib.django.tokens import consume
-from mailroom.errors import TokenError, WrongCode
+from mailroom.contrib.django.tokens import consume, is_of_the_user_model
+from mailroom.errors import TokenError, UnknownToken, WrongCode
 from mailroom.tokens import split, verify
 from mailroom.wording import counted
 
@@ -126,6 +126,8 @@ class PasswordResetConfirmView(LinkView):
         alias, (token, code) = users_database(), (form.cleaned_data[name] for name in ("token", "code"))
         with transaction.atomic(using=alias):
             used = consume(token, self.action, code=code)
+            if not is_of_the_user_model(used):
+                raise UnknownToken("the token is not for a user of this site", hint="ask for a new mail")
             form.user = get_user_model()._base_manager.using(alias).get(pk=used.subject)
             form.full_clean()
             if form.is_valid():
