@@ -16,7 +16,6 @@ SPEAKERS: Final = {
     "consumption.py",
     "console/ledger.py",
     "contrib/django/tokens.py",
-    "database/collisions.py",
     "demo/signup/accounts.py",
     "demo/signup/links.py",
     "demo/signup/mails.py",
