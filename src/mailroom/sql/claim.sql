@@ -66,7 +66,7 @@ DECLARE
     first_turn boolean;
     label      text;                -- what the worker takes it for
     labels     text[] := '{urgent,normal,bulk}';
-    ended      boolean[] := '{f,f,f}';  -- the lane has nothing more, or was left early
+    ended      boolean[];           -- the lane has nothing more, or was left early
     leased     boolean[] := '{f,f,f}';  -- no lease of the lane is left that is due
     handed     integer[] := '{0,0,0}';
     skipped    integer[] := '{0,0,0}';
@@ -89,6 +89,9 @@ DECLARE
     lowest     bigint;
     highest    bigint;
     alone      boolean;
+    doubtful   boolean;
+    now        timestamptz;
+    soon       timestamptz;
     doubts     bigint[];
     passed     bigint[];
     final      mailroom.message;
@@ -96,6 +99,7 @@ DECLARE
     lease_id   bigint;
     lease_key  uuid;
     up_to_date boolean;
+    fresh      pg_snapshot;
 BEGIN
     IF p_tokens < 1 OR p_lease_tokens < 1 OR p_lease_ms < 1 THEN
         RAISE EXCEPTION 'mailroom: a claim needs at least one token, for at least one millisecond'
@@ -121,7 +125,19 @@ BEGIN
 
     began := clock_timestamp();
     sweeps := NOT p_only_new AND job.swept_at NOT BETWEEN began - sweep_every AND began;
-    shares := ARRAY(SELECT greatest((c.owed + p_tokens) / 10, 0) FROM unnest(cursors) c ORDER BY c.lane);
+    -- A lane that has nothing has no turn, and keeps no share.
+    fresh := mailroom.with_own_running(pg_current_snapshot());
+    ended := ARRAY(
+        SELECT c.last_txid = '0'
+           AND NOT EXISTS (SELECT FROM public.tokens t
+                           WHERE t.lane = c.lane AND t.txid >= pg_snapshot_xmin(c.low))
+           AND (p_only_new
+                OR NOT EXISTS (SELECT FROM mailroom.leases l
+                               WHERE l.lane = c.lane AND l.due_at <= began
+                                 AND l.due_at >= CASE WHEN sweeps THEN '-infinity' ELSE c.due_floor END))
+        FROM unnest(cursors) c ORDER BY c.lane);
+    shares := ARRAY(SELECT CASE WHEN ended[s] THEN 0 ELSE greatest((cursors[s].owed + p_tokens) / 10, 0) END
+                    FROM generate_series(1, 3) s ORDER BY s);
 
     FOR turn IN 1..6 LOOP
         first_turn := turn <= 3;
@@ -133,6 +149,14 @@ BEGIN
             room := room - CASE n WHEN 1 THEN shares[2] + shares[3] WHEN 2 THEN shares[3] ELSE 0 END;
             IF sweeps THEN
                 cursor.due_floor := '-infinity';
+            ELSIF ended[n] AND NOT p_only_new THEN
+                cursor.due_floor := began - late_commit;
+            END IF;
+            IF ended[n] THEN
+                cursor.low := fresh;
+                cursor.high := fresh;
+                cursor.low_at := began;
+                cursor.high_at := began;
             END IF;
             -- A worker whose urgent mails never end must not hold back what the lane is owed.
             IF n > 1 AND NOT ended[1] OR n > 2 AND NOT ended[2] THEN
@@ -232,6 +256,10 @@ BEGIN
             waited_since := cursor.low_at;
             lowest := NULL;
             highest := NULL;
+            doubtful := false;
+            -- Read once, since the clock costs time. screen reads it again, so soon is a second more than it needs.
+            now := clock_timestamp();
+            soon := now + interval '3 seconds';
             wanted := least(p_lease_tokens - cardinality(ready), room, max_skipped - skipped[n]);
             <<fill>>
             LOOP
@@ -262,15 +290,15 @@ BEGIN
                         after_txid := span.first;
                         after_id := -9223372036854775808;
                     END IF;
-                    SELECT array_agg(s.message), least(lowest, min(s.account)), greatest(highest, max(s.account))
-                    INTO part, lowest, highest
+                    SELECT array_agg(s.message), least(lowest, min(s.account)), greatest(highest, max(s.account)),
+                           doubtful OR coalesce(bool_or((s.message).doubtful OR s.account IS NULL), false)
+                    INTO part, lowest, highest, doubtful
                     FROM (
                         SELECT ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code,
                                    coalesce(t.locale, ''), t.data,
                                    mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
                                    t.txid, t.account,
-                                   k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
-                                   OR t.expires_at <= clock_timestamp() + interval '2 seconds'
+                                   k.action IS NULL OR coalesce(t.send_at > now, false) OR t.expires_at <= soon
                                    OR k.limit_mails IS NOT NULL
                                )::mailroom.message AS message, t.account
                         FROM public.tokens t
@@ -305,7 +333,7 @@ BEGIN
                 AND (SELECT count(*) < 4 * wanted AND count(*) = count(DISTINCT o.account)
                      FROM (SELECT x.account FROM public.tokens x WHERE x.account BETWEEN lowest AND highest
                            ORDER BY x.account LIMIT 4 * wanted) o);
-            doubts := ARRAY(
+            doubts := CASE WHEN doubtful OR alone IS NOT TRUE THEN ARRAY(
                 SELECT m.token FROM unnest(messages) m
                 WHERE m.doubtful
                    OR m.account IS NOT NULL AND alone IS NOT TRUE
@@ -313,7 +341,7 @@ BEGIN
                    OR m.account IS NULL
                       AND EXISTS (SELECT FROM public.tokens o
                                   WHERE lower(o.email) = lower(m.email)
-                                    AND o.action = m.action::public.token_action AND o.id > m.token));
+                                    AND o.action = m.action::public.token_action AND o.id > m.token)) END;
             IF cardinality(doubts) > 0 THEN
                 passed := mailroom.screen(cursor.lane, doubts, 0, p_worker, waited_since);
                 skipped[n] := skipped[n] + cardinality(doubts) - cardinality(passed);
