@@ -50,10 +50,9 @@ class Outgoing:
     ) -> None:
         self.lease = lease
         self.is_settling = False
-        carried, self.left = lease.claimed, []
-        if line_format == "csv" and not all(one.fits_csv for one in carried):
-            carried = [one for one in lease.claimed if one.fits_csv]
-            self.left = [one for one in lease.claimed if not one.fits_csv]
+        is_csv = line_format == "csv"
+        self.left = [one for one in lease.claimed if not one.fits_csv] if is_csv else []
+        carried = [one for one in lease.claimed if one.fits_csv] if self.left else lease.claimed
         signed = sign_claimed(carried, keys, actions, log, ENCODERS[line_format])
         self._ids, self._refused = list(signed.ids), list(signed.refused)
         size = min(batch_limit, MAX_JSON_MESSAGES) if line_format == "json" else batch_limit

@@ -81,10 +81,13 @@ def read_leases(rows: Sequence[tuple[Any, ...]], valid_until: float) -> list[Lea
         valid_until: of ``time.monotonic``, for all of them.
     """
     as_claimed = partial(tuple.__new__, Claimed)  # a third of the time of _make
-    return [
-        Lease(lease, UUID(bytes=key), generation, [as_claimed(row[4:]) for row in group], valid_until, lane)
-        for (lease, key, generation, lane), group in groupby(rows, itemgetter(0, 1, 2, 3))
-    ]
+    leases = []
+    for _, group in groupby(rows, itemgetter(0)):
+        of_lease = list(group)
+        lease, key, generation, lane = of_lease[0][:4]
+        claimed = [as_claimed(row[4:]) for row in of_lease]
+        leases.append(Lease(lease, UUID(bytes=key), generation, claimed, valid_until, lane))
+    return leases
 
 
 class Signed(NamedTuple, Generic[Encoded]):
@@ -149,14 +152,13 @@ def _sign_all(
     ids, names, emails, logins, secrets, codes, locales, data, lifetimes = zip(*claimed, strict=True)
     known = [actions[name] for name in names]
     tokens = sign_all(secrets, known, codes, keys=keys)
-    columns = (known, emails, logins, tokens, codes, locales, list(map(_texts, data)), lifetimes)
+    fields = [NO_DATA if one is None else _texts(one) for one in data]
+    columns = (known, emails, logins, tokens, codes, locales, fields, lifetimes)
     return Signed(ids, encode(columns), {})
 
 
-def _texts(data: str | None) -> Mapping[str, str]:
+def _texts(data: str) -> Mapping[str, str]:
     """The fields in a token's data. Numbers are texts as PostgreSQL writes them."""
-    if data is None:
-        return NO_DATA
     fields = json.loads(data, parse_int=str, parse_float=str)
     if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         raise WireError("data: not an object of texts and numbers")
