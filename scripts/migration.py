@@ -26,8 +26,8 @@ MIGRATIONS: Final = SQL.parent / "migrations"
 # What each migration holds, in the order of creation.
 FILES: Final = {
     "accounts_and_tokens": ("accounts", "actions", "own_schema", "tokens", "consume", "ring"),
-    "ledger": ("ledger",),
-    "queue": ("cursor", "lease", "screen", "claim", "rate", "workers"),
+    "ledger": ("addresses", "ledger"),
+    "queue": ("cursor", "lease", "suppressions", "events", "screen", "claim", "rate", "workers"),
     "operations": ("status", "why", "dead", "traffic", "prune", "restore", "adopt"),
 }
 # Nothing is dropped while an application's table has Mailroom's triggers.
@@ -53,7 +53,7 @@ SET_UP: Final = """SELECT pg_catalog.set_config('search_path', {}, true),
 """
 VERSION: Final = re.compile(r"(?<=^RETURN )\d+(?=;$)", re.MULTILINE)
 CREATED: Final = re.compile(
-    r"^CREATE (?:(SCHEMA|TYPE|TABLE|FUNCTION) ([\w.]+)|TRIGGER (\w+) .*\bON ([\w.]+))", re.MULTILINE
+    r"^CREATE (?:(SCHEMA|TYPE|TABLE|FUNCTION) ([\w.]+)|TRIGGER (\w+)\s[^;]*?\bON ([\w.]+))", re.MULTILINE
 )
 
 FUNCTIONS: Final = """

@@ -6,7 +6,7 @@ A transport translates its provider's replies into these; the sender decides wha
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 # A recipient that fails for no stated reason, or whose answer is lost, is tried this many times.
@@ -54,6 +54,8 @@ class Answer:
         message_id: the provider's id for a mail that was sent.
         scope: which mails would get the same answer.
         is_ours: whether Mailroom gave it without asking the provider, so it says nothing about the provider.
+        template: the name of the template that the mail was made from, for the ledger.
+        language: the language of that template; empty for the templates' own.
     """
 
     result: Result
@@ -61,3 +63,5 @@ class Answer:
     message_id: str = ""
     scope: Scope = Scope.RECIPIENT
     is_ours: bool = False
+    template: str = field(default="", compare=False)
+    language: str = field(default="", compare=False)

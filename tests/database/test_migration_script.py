@@ -80,7 +80,7 @@ def test_a_new_migration_is_the_difference(
         ("workers", "DELETE FROM mailroom.workers w WHERE w.worker = p_worker", "SELECT"),
         ("workers", "IS 'Removes a worker that has stopped in good order.'", "IS 'Does nothing.'"),
         ("lease", "RETURNS SETOF uuid", "RETURNS TABLE (lease uuid)"),
-        ("ledger", "BEFORE UPDATE ON", "BEFORE UPDATE OR DELETE ON"),
+        ("ledger", "BEFORE UPDATE OF id", "BEFORE DELETE OR UPDATE OF id"),
         (
             "prune",
             "CREATE FUNCTION mailroom.prune_tokens(p_after",

@@ -149,15 +149,19 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
     )
     # The doctor, whom a worker's user runs, asks these besides.
     worker |= {"paused", "recent_workers"}
+    # The reader of events.
+    worker |= {"record_events", "keep_unreadable"}
     assert {"claim", "pulse", "bell_lock", "record"} <= worker
     assert "pulse" in PULSE
     assert worker == allowed(db, WORKER)
     # Django's admin page asks this.
     oncall |= named("contrib/django/tokens.py") - {"send"}
+    oncall |= {"paused_actions", "suppress", "suppressed", "unsuppress"}
     assert oncall == allowed(db, ONCALL)
     assert set(re.findall(r"mailroom\.(\w+)\(", CONSUME)) | {
         "send",
         "consume_code",
+        "suppressed",
         "random_secret",
         "random_code",
     } == allowed(db, APP)

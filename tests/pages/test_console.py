@@ -239,6 +239,7 @@ def test_every_verdict_has_its_page(db: Db, console: ConsoleServer) -> None:
         StoryVerdict.NOT_SENT: ("skipped", "", "suspended"),
         StoryVerdict.RENEWED: ("skipped", "by hand", "renewed as token 9"),
         StoryVerdict.DROPPED: ("skipped", "by hand", "dropped by hand"),
+        StoryVerdict.SUPPRESSED: ("suppressed", "", "bounced"),
         StoryVerdict.RETRYING: ("retried", "transient", ""),
     }.items():
         db.execute(

@@ -72,7 +72,7 @@ def record(
     """Settle a lease as `mailroom run` does; returns whether it was still held under its key."""
     fingerprints = dict(zip(lease.tokens, lease.fingerprints, strict=True))
     rows = db.execute(
-        "SELECT settled FROM mailroom.record(%s, %s, %s, 'w', 'ses', %s, %s, %s, %s, %s, %s, %s)",
+        "SELECT settled FROM mailroom.record(%s, %s, %s, 'w', 'ses', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         [
             lease.lease,
             lease.key,
@@ -82,6 +82,9 @@ def record(
             [*results.values()],
             [(message_ids or {}).get(token, "") for token in results],
             [detail] * len(results),
+            [f"{token}@recipient.example" for token in results],
+            ["template"] * len(results),
+            ["de"] * len(results),
             retry_ms,
             limit,
         ],

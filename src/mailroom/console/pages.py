@@ -34,6 +34,7 @@ LOOKS: Final[Mapping[str, str]] = {
     Outcome.REJECTED: "bad",
     Outcome.EXPIRED: "bad",
     Outcome.SKIPPED: "",
+    Outcome.SUPPRESSED: "bad",
     StoryVerdict.IN_FLIGHT: "accent",
     StoryVerdict.WAITING: "accent",
     StoryVerdict.SCHEDULED: "",

@@ -6,11 +6,16 @@ SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mai
 DROP FUNCTION mailroom.record_skipped;
 DROP FUNCTION mailroom.why_not_mailable;
 DROP FUNCTION mailroom.not_mailable;
+DROP FUNCTION mailroom.unrendered;
 DROP TRIGGER deliveries_insert_only ON mailroom.deliveries;
 DROP FUNCTION mailroom.refuse_update;
 DROP FUNCTION mailroom.is_of;
 DROP FUNCTION mailroom.fingerprint;
 DROP TABLE mailroom.deliveries;
+DROP FUNCTION mailroom.normal_address;
+DROP FUNCTION mailroom.unicode_address;
+DROP FUNCTION mailroom.plain_letters;
+DROP FUNCTION mailroom.unicode_label;
 
 -- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
 

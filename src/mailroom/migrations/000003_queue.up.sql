@@ -208,13 +208,15 @@ COMMENT ON FUNCTION mailroom.settle IS
 
 CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text, p_provider text,
                                 p_tokens bigint[], p_fingerprints bytea[], p_results text[],
-                                p_message_ids text[], p_details text[], p_retry_ms integer, p_retry_limit integer)
+                                p_message_ids text[], p_details text[], p_recipients text[], p_templates text[],
+                                p_languages text[], p_retry_ms integer, p_retry_limit integer)
 RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     outcomes text[];
     ages     double precision[];
+    subjects text[];
     rest     bigint[];
     put_off  boolean;
     ours     boolean;
@@ -231,18 +233,22 @@ BEGIN
                   AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
             THEN 'rejected'
         ELSE 'retried' END ORDER BY u.n),
-        array_agg(extract(epoch FROM clock_timestamp() - u.requested_at)::double precision ORDER BY u.n)
-    INTO outcomes, ages
-    FROM (SELECT g.*, t.secret, t.requested_at
+        array_agg(extract(epoch FROM clock_timestamp() - u.requested_at)::double precision ORDER BY u.n),
+        array_agg(coalesce(u.subject, '') ORDER BY u.n)
+    INTO outcomes, ages, subjects
+    FROM (SELECT g.*, t.secret, t.requested_at, t.subject
           FROM unnest(p_tokens, p_fingerprints, p_results) WITH ORDINALITY AS g (id, fingerprint, result, n)
-          LEFT JOIN LATERAL (SELECT x.secret, coalesce(x.send_at, x.created_at) AS requested_at
+          LEFT JOIN LATERAL (SELECT x.secret, coalesce(x.send_at, x.created_at) AS requested_at, x.subject
                              FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
               ON true) u;
     INSERT INTO mailroom.deliveries
-        (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker
-    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_message_ids, p_details)
-         AS u (id, fingerprint, outcome, result, message_id, detail)
+        (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
+         language, subject)
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker,
+           u.recipient, u.template, u.language, u.subject
+    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_message_ids, p_details, p_recipients, p_templates,
+                p_languages, subjects)
+         AS u (id, fingerprint, outcome, result, message_id, detail, recipient, template, language, subject)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused'))
@@ -302,7 +308,356 @@ $$;
 COMMENT ON FUNCTION mailroom.release IS
     'Makes a worker''s leases due at once, except those with a key in p_keep, and returns how many tokens that frees.';
 
--- What a claim checks more closely: tokens that are scheduled, expired, limited, or have newer siblings.
+-- Suppressed addresses: nothing is sent to them, until a person lifts it.
+
+-- HMAC-SHA-256 (RFC 2104) with sha256(), which is all that PostgreSQL has without an extension. The table keeps the key
+-- as the two blocks that the hash begins with.
+CREATE TABLE mailroom.hash_key (
+    one_row boolean PRIMARY KEY DEFAULT true,
+    inner_block bytea NOT NULL,
+    outer_block bytea NOT NULL,
+    CONSTRAINT hash_key_one_row CHECK (one_row),
+    CONSTRAINT hash_key_blocks CHECK (octet_length(inner_block) = 64 AND octet_length(outer_block) = 64)
+);
+
+INSERT INTO mailroom.hash_key (inner_block, outer_block)
+SELECT pg_catalog.string_agg(pg_catalog.set_byte('\x00', 0, b.byte OPERATOR(pg_catalog.#) 54), '' ORDER BY b.n),
+       pg_catalog.string_agg(pg_catalog.set_byte('\x00', 0, b.byte OPERATOR(pg_catalog.#) 92), '' ORDER BY b.n)
+FROM (SELECT n, CASE WHEN n OPERATOR(pg_catalog.<) 32 THEN pg_catalog.get_byte(k.key, n) ELSE 0 END AS byte
+      FROM (SELECT mailroom.random_secret() AS key OFFSET 0) k, pg_catalog.generate_series(0, 63) n) b;
+
+COMMENT ON TABLE mailroom.hash_key IS
+    'The key of the hashes of suppressed addresses, which only the owner may read. Without it a hash tells nobody whose '
+    'address it is.';
+COMMENT ON COLUMN mailroom.hash_key.one_row IS 'Always true, so that there is one row.';
+COMMENT ON COLUMN mailroom.hash_key.inner_block IS 'The key, as HMAC mixes it into the inner hash.';
+COMMENT ON COLUMN mailroom.hash_key.outer_block IS 'The key, as HMAC mixes it into the outer hash.';
+
+CREATE FUNCTION mailroom.address_hash(p_email text) RETURNS bytea
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT sha256(k.outer_block || sha256(k.inner_block || convert_to(mailroom.normal_address(p_email), 'UTF8')))
+    FROM mailroom.hash_key k
+$$;
+COMMENT ON FUNCTION mailroom.address_hash IS
+    'Returns the keyed hash (HMAC-SHA-256) of an address, the same for all its spellings.';
+
+CREATE TABLE mailroom.suppressions (
+    hash    bytea PRIMARY KEY,
+    address text,
+    reason  text        NOT NULL,
+    source  text        NOT NULL DEFAULT '',
+    event   bigint,
+    at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX suppressions_at_idx ON mailroom.suppressions (at, hash);
+
+COMMENT ON TABLE mailroom.suppressions IS
+    'The addresses that get no mail: of a permanent bounce or a complaint, or by a person''s decision.';
+COMMENT ON COLUMN mailroom.suppressions.hash IS 'mailroom.address_hash of the address.';
+COMMENT ON COLUMN mailroom.suppressions.address IS 'The address as it was given; NULL after mailroom.forget.';
+COMMENT ON COLUMN mailroom.suppressions.reason IS 'bounced, complained, or a person''s reason.';
+COMMENT ON COLUMN mailroom.suppressions.source IS 'Who suppressed it: SES, or the database user of a person.';
+COMMENT ON COLUMN mailroom.suppressions.event IS 'The event of mailroom.events that suppressed it; NULL without one.';
+COMMENT ON COLUMN mailroom.suppressions.at IS 'Since when.';
+
+CREATE FUNCTION mailroom.suppressed(p_email text) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT s.reason FROM mailroom.suppressions s WHERE s.hash = (SELECT mailroom.address_hash(p_email))
+$$;
+COMMENT ON FUNCTION mailroom.suppressed IS
+    'Returns why an address gets no mail: bounced, complained, or a person''s reason; NULL if it gets mail.';
+
+-- One statement for the recipients of a claim.
+CREATE FUNCTION mailroom.suppressed_among(p_emails text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT e.email FROM mailroom.hash_key k CROSS JOIN unnest(p_emails) AS e (email)
+        WHERE EXISTS (SELECT FROM mailroom.suppressions s
+                      WHERE s.hash = sha256(k.outer_block || sha256(
+                          k.inner_block || convert_to(mailroom.normal_address(e.email), 'UTF8')))));
+END $$;
+COMMENT ON FUNCTION mailroom.suppressed_among IS 'Returns those of these addresses that are suppressed.';
+
+-- A claim asks it first, so that it costs next to nothing while no address is suppressed.
+CREATE FUNCTION mailroom.any_suppressed() RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT EXISTS (SELECT FROM mailroom.suppressions)
+$$;
+COMMENT ON FUNCTION mailroom.any_suppressed IS 'Returns whether any address is suppressed.';
+
+CREATE FUNCTION mailroom.suppress(p_email text, p_reason text, p_source text DEFAULT session_user) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    IF p_email !~ '^[^@]+@[^@]+$' OR char_length(p_email) > 254 OR coalesce(p_email, '') ~ '[\u0001-\u001f\u007f-\u009f]'
+       OR p_email IS NULL THEN
+        RAISE EXCEPTION 'mailroom: an address to suppress has one @, at most 254 characters and no control character'
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF coalesce(p_reason, '') !~ '\S' THEN
+        RAISE EXCEPTION 'mailroom: a suppression needs a reason' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO mailroom.suppressions (hash, address, reason, source)
+    VALUES (mailroom.address_hash(p_email), p_email, left(p_reason, 200), left(p_source, 200))
+    ON CONFLICT DO NOTHING;
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION mailroom.suppress IS
+    'Suppresses an address, in all its spellings. Returns false, and changes nothing, if it is suppressed already.';
+
+CREATE FUNCTION mailroom.unsuppress(p_email text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+BEGIN
+    DELETE FROM mailroom.suppressions s WHERE s.hash = mailroom.address_hash(p_email);
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION mailroom.unsuppress IS
+    'Lets an address get mail again, in all its spellings. Returns false if it was not suppressed.';
+
+-- Events: what SES says became of a mail after it took it. They are facts: insert only, and unique by what they say,
+-- so that repeated, late and unordered ones change nothing.
+
+CREATE TABLE mailroom.events (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind        text        NOT NULL,
+    message_id  text        NOT NULL DEFAULT '',
+    token       bigint,
+    fingerprint bytea,
+    attempt     integer,
+    recipient   text        NOT NULL DEFAULT '',
+    at          timestamptz NOT NULL,
+    type        text        NOT NULL DEFAULT '',
+    subtype     text        NOT NULL DEFAULT '',
+    status      text        NOT NULL DEFAULT '',
+    diagnostic  text        NOT NULL DEFAULT '',
+    received_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    digest      bytea       NOT NULL,
+    CONSTRAINT events_kind_check CHECK (kind IN ('sent', 'delivered', 'bounced', 'complained', 'delayed', 'rejected',
+                                                 'rendering_failed'))
+);
+CREATE UNIQUE INDEX events_digest_key ON mailroom.events (digest);
+CREATE INDEX events_token_idx ON mailroom.events (token, id) WHERE token IS NOT NULL;
+CREATE INDEX events_message_id_idx ON mailroom.events (message_id) WHERE message_id <> '';
+CREATE INDEX events_received_at_idx ON mailroom.events (received_at);
+CREATE INDEX events_unrendered_idx ON mailroom.events (received_at) WHERE kind = 'rendering_failed';
+
+COMMENT ON TABLE mailroom.events IS
+    'What SES reported about mails that it had taken. Insert only; `mailroom prune` deletes old rows.';
+COMMENT ON COLUMN mailroom.events.id IS 'The order of insertion.';
+COMMENT ON COLUMN mailroom.events.kind IS
+    'sent, delivered (to the recipient''s server), bounced, complained, delayed, rejected (by SES: a virus), '
+    'rendering_failed (SES could not make the mail from its template).';
+COMMENT ON COLUMN mailroom.events.message_id IS 'SES''s id of the mail.';
+COMMENT ON COLUMN mailroom.events.token IS
+    'The token, by the mail''s tags, or by the message id in the ledger. NULL if neither names one.';
+COMMENT ON COLUMN mailroom.events.fingerprint IS 'The fingerprint of the token''s secret, from the same place.';
+COMMENT ON COLUMN mailroom.events.attempt IS 'The attempt, from the same place.';
+COMMENT ON COLUMN mailroom.events.recipient IS 'The address that the event is about, as SES writes it.';
+COMMENT ON COLUMN mailroom.events.at IS 'When it happened, by SES''s clock.';
+COMMENT ON COLUMN mailroom.events.type IS
+    'Of a bounce: permanent, transient, undetermined. Of a complaint: the kind of feedback.';
+COMMENT ON COLUMN mailroom.events.subtype IS 'SES''s closer word, such as General or MailboxFull.';
+COMMENT ON COLUMN mailroom.events.status IS 'The status code of the recipient''s server, such as 5.1.1.';
+COMMENT ON COLUMN mailroom.events.diagnostic IS 'The words of the recipient''s server or of SES.';
+COMMENT ON COLUMN mailroom.events.received_at IS 'When the row was written.';
+COMMENT ON COLUMN mailroom.events.digest IS 'The SHA-256 of what the event says. A second row cannot say the same.';
+
+CREATE TRIGGER events_insert_only
+    BEFORE UPDATE OF id, kind, message_id, token, fingerprint, attempt, at, type, subtype, status, received_at, digest
+    ON mailroom.events FOR EACH STATEMENT EXECUTE FUNCTION mailroom.refuse_update();
+
+CREATE TABLE mailroom.unreadable_events (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    text        text        NOT NULL,
+    reason      text        NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    digest      bytea       NOT NULL
+);
+CREATE UNIQUE INDEX unreadable_events_digest_key ON mailroom.unreadable_events (digest);
+CREATE INDEX unreadable_events_received_at_idx ON mailroom.unreadable_events (received_at);
+
+COMMENT ON TABLE mailroom.unreadable_events IS
+    'Messages of the queue of events that could not be read. `mailroom prune` deletes old rows.';
+COMMENT ON COLUMN mailroom.unreadable_events.id IS 'The order of insertion.';
+COMMENT ON COLUMN mailroom.unreadable_events.text IS 'The message, up to 65,536 bytes of it.';
+COMMENT ON COLUMN mailroom.unreadable_events.reason IS 'Why it could not be read.';
+COMMENT ON COLUMN mailroom.unreadable_events.received_at IS 'When the row was written.';
+COMMENT ON COLUMN mailroom.unreadable_events.digest IS 'The SHA-256 of the whole message, of which one row is kept.';
+
+-- Under the lock of settle_known two readers, or a reader and a claim, write one row for a mail.
+CREATE FUNCTION mailroom.settle_known(p_tokens bigint[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM mailroom.known_answers(p_tokens)) THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.settle_known', 0));
+    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, provider, message_id, detail,
+                                     worker, recipient, template, language, subject)
+    SELECT d.token, d.fingerprint, d.attempt, 'sent', 'sent', d.provider, k.message_id, 'known from SES''s event',
+           d.worker, d.recipient, d.template, d.language, d.subject
+    FROM mailroom.known_answers(p_tokens) k JOIN mailroom.deliveries d ON d.id = k.delivery;
+END $$;
+COMMENT ON FUNCTION mailroom.settle_known IS
+    'Records as sent those of these tokens whose answer was lost, and whose mail SES has taken, as an event of it says.';
+
+CREATE FUNCTION mailroom.known_answers(p_tokens bigint[]) RETURNS TABLE (delivery bigint, message_id text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT DISTINCT ON (d.token, d.fingerprint) d.id, e.message_id
+    FROM mailroom.events e
+    JOIN mailroom.deliveries d ON d.token = e.token AND d.fingerprint = e.fingerprint AND d.attempt = e.attempt
+    WHERE e.token = ANY (p_tokens) AND e.kind NOT IN ('rejected', 'rendering_failed') AND d.outcome = 'unknown'
+      AND NOT EXISTS (SELECT FROM mailroom.deliveries o
+                      WHERE o.token = d.token AND o.fingerprint = d.fingerprint
+                        AND (o.outcome = 'sent' OR o.attempt = d.attempt AND o.id > d.id))
+    ORDER BY d.token, d.fingerprint, d.id DESC, e.id
+$$;
+COMMENT ON FUNCTION mailroom.known_answers IS
+    'Returns the rows of the ledger, of these tokens, whose answer was lost and is known from an event: SES took the mail.';
+
+CREATE FUNCTION mailroom.record_events(p_events jsonb) RETURNS TABLE (kind text, is_new boolean, is_known boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    given mailroom.events[];
+    added mailroom.events[];
+    event mailroom.events;
+BEGIN
+    -- The rows have no ids yet: their numbers in the array stand for them.
+    SELECT coalesce(array_agg(ROW(g.n, g.kind, g.message_id, coalesce(g.token, d.token),
+                                  CASE WHEN g.token IS NULL THEN d.fingerprint ELSE g.fingerprint END,
+                                  CASE WHEN g.token IS NULL THEN d.attempt ELSE g.attempt END,
+                                  g.recipient, coalesce(g.at, clock_timestamp()), g.type, g.subtype, g.status,
+                                  g.diagnostic, NULL, g.digest)::mailroom.events ORDER BY g.n), '{}')
+    INTO given
+    FROM (SELECT r.*, sha256(convert_to(jsonb_build_array(
+                     r.kind, r.message_id, r.recipient, extract(epoch FROM r.at), r.type, r.subtype, r.status,
+                     r.diagnostic)::text, 'UTF8')) AS digest
+          FROM (SELECT o.n, o.event ->> 'kind' AS kind, left(coalesce(o.event ->> 'message_id', ''), 200) AS message_id,
+                       (o.event ->> 'token')::bigint AS token, decode(o.event ->> 'fingerprint', 'hex') AS fingerprint,
+                       (o.event ->> 'attempt')::integer AS attempt,
+                       left(coalesce(o.event ->> 'recipient', ''), 320) AS recipient,
+                       (o.event ->> 'at')::timestamptz AS at, left(coalesce(o.event ->> 'type', ''), 100) AS type,
+                       left(coalesce(o.event ->> 'subtype', ''), 100) AS subtype,
+                       left(coalesce(o.event ->> 'status', ''), 100) AS status,
+                       left(coalesce(o.event ->> 'diagnostic', ''), 2000) AS diagnostic
+                FROM jsonb_array_elements(p_events) WITH ORDINALITY AS o (event, n)) r) g
+    LEFT JOIN LATERAL (
+        SELECT x.token, x.fingerprint, x.attempt FROM mailroom.deliveries x
+        WHERE g.token IS NULL AND x.message_id = g.message_id AND x.message_id <> ''
+        ORDER BY mailroom.normal_address(x.recipient) = mailroom.normal_address(g.recipient) DESC, x.id DESC
+        LIMIT 1) d ON true;
+
+    -- In the order of the digests, so that two readers with the same events wait for each other and do not deadlock.
+    WITH new AS (
+        INSERT INTO mailroom.events (kind, message_id, token, fingerprint, attempt, recipient, at, type, subtype, status,
+                                     diagnostic, digest)
+        SELECT DISTINCT ON (g.digest) g.kind, g.message_id, g.token, g.fingerprint, g.attempt, g.recipient, g.at, g.type,
+               g.subtype, g.status, g.diagnostic, g.digest
+        FROM unnest(given) g ORDER BY g.digest, g.id
+        ON CONFLICT DO NOTHING RETURNING *)
+    SELECT coalesce(array_agg(n::mailroom.events ORDER BY n.id), '{}') INTO added FROM new n;
+
+    INSERT INTO mailroom.suppressions (hash, address, reason, source, event)
+    SELECT DISTINCT ON (a.hash) a.hash, a.recipient, a.kind, 'SES', a.id
+    FROM (SELECT e.*, mailroom.address_hash(e.recipient) AS hash FROM unnest(added) e
+          WHERE (e.kind = 'bounced' AND e.type = 'permanent' OR e.kind = 'complained' AND e.type <> 'not-spam')
+            AND e.recipient ~ '^[^@]+@[^@]+$') a
+    ORDER BY a.hash, a.id
+    ON CONFLICT DO NOTHING;
+
+    IF EXISTS (SELECT FROM unnest(added) a WHERE a.token IS NOT NULL) THEN
+        PERFORM mailroom.settle_known(ARRAY(SELECT a.token FROM unnest(added) a WHERE a.token IS NOT NULL));
+    END IF;
+    IF EXISTS (SELECT FROM unnest(added) a WHERE a.kind = 'rendering_failed') THEN
+        PERFORM mailroom.fail_unrendered();
+    END IF;
+
+    FOR event IN SELECT a.* FROM unnest(added) a WHERE a.kind IN ('bounced', 'complained')
+                 ORDER BY a.at, a.id LOOP
+        PERFORM pg_notify('mailroom_events', json_build_object(
+            'token', event.token, 'kind', event.kind, 'type', event.type, 'event', event.id,
+            'subject', (SELECT t.subject FROM public.tokens t
+                        WHERE t.id = event.token AND mailroom.is_of(event.fingerprint, t.secret)))::text);
+    END LOOP;
+
+    RETURN QUERY
+        SELECT g.kind, a.digest IS NOT NULL AND row_number() OVER (PARTITION BY g.digest ORDER BY g.id) = 1,
+               EXISTS (SELECT FROM mailroom.deliveries d
+                       WHERE d.message_id = g.message_id AND d.message_id <> '')
+               OR EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = g.token AND d.fingerprint = g.fingerprint)
+               OR EXISTS (SELECT FROM public.tokens t
+                          WHERE t.id = g.token AND mailroom.fingerprint(t.secret) = g.fingerprint)
+        FROM unnest(given) g LEFT JOIN (SELECT DISTINCT x.digest FROM unnest(added) x) a ON a.digest = g.digest
+        ORDER BY g.id;
+END $$;
+COMMENT ON FUNCTION mailroom.record_events IS
+    'Records events, given as an array of objects with the columns'' names (the fingerprint as 16 hex digits), and returns '
+    'a row for each, in their order: whether it is new, and belongs to a mail of the ledger or of the queue. New ones '
+    'take effect: a permanent bounce or a complaint suppresses the address, a lost answer becomes known, a mail that SES '
+    'could not render is rejected and pauses its action. Each new bounce and complaint notifies mailroom_events.';
+
+CREATE FUNCTION mailroom.keep_unreadable(p_texts text[], p_reasons text[]) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    max_bytes CONSTANT integer := 65536;
+    kept      integer;
+BEGIN
+    INSERT INTO mailroom.unreadable_events (text, reason, digest)
+    SELECT DISTINCT ON (u.digest) left(u.text, CASE WHEN octet_length(u.text) <= max_bytes THEN max_bytes
+                                                    ELSE max_bytes / 4 END), left(u.reason, 1000), u.digest
+    FROM (SELECT g.text, g.reason, g.n, sha256(convert_to(g.text, 'UTF8')) AS digest
+          FROM unnest(p_texts, p_reasons) WITH ORDINALITY AS g (text, reason, n)) u
+    ORDER BY u.digest, u.n
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS kept = ROW_COUNT;
+    RETURN kept;
+END $$;
+COMMENT ON FUNCTION mailroom.keep_unreadable IS
+    'Keeps messages of the queue of events that cannot be read, each with the reason, and returns how many are new.';
+
+CREATE FUNCTION mailroom.fail_unrendered() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+DECLARE
+    late_settlement CONSTANT interval := '10 minutes';
+    failed mailroom.deliveries[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM mailroom.events e
+                   WHERE e.kind = 'rendering_failed' AND e.received_at > clock_timestamp() - late_settlement) THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.settle_known', 0));
+    WITH new AS (
+        INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, provider, message_id, detail,
+                                         worker, recipient, template, language, subject)
+        SELECT DISTINCT ON (d.token, d.fingerprint) d.token, d.fingerprint, d.attempt, 'rejected', 'unrendered',
+               d.provider, e.message_id, concat_ws(': ', 'SES could not render the mail', nullif(e.diagnostic, '')),
+               d.worker, d.recipient, d.template, d.language, d.subject
+        FROM mailroom.events e
+        JOIN mailroom.deliveries d ON d.token = e.token AND d.fingerprint = e.fingerprint
+             AND (d.outcome = 'sent' AND d.message_id = e.message_id
+                  OR d.outcome = 'unknown' AND d.attempt = e.attempt AND d.at <= e.received_at)
+        WHERE e.kind = 'rendering_failed' AND e.received_at > clock_timestamp() - late_settlement
+          AND NOT EXISTS (SELECT FROM mailroom.deliveries o
+                          WHERE o.token = d.token AND o.fingerprint = d.fingerprint AND o.id > d.id)
+        ORDER BY d.token, d.fingerprint, d.id DESC, e.id
+        RETURNING *)
+    SELECT array_agg(n::mailroom.deliveries) INTO failed FROM new n;
+    -- A mail that was sent before somebody resumed the action says nothing about its present template.
+    UPDATE mailroom.actions k SET paused_at = clock_timestamp(), pause_reason = f.detail
+    FROM (SELECT t.action, min(d.detail) AS detail
+          FROM unnest(failed) d JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
+          WHERE NOT EXISTS (SELECT FROM mailroom.actions r JOIN mailroom.deliveries s ON s.token = d.token
+                            WHERE r.action = t.action AND s.message_id = d.message_id AND s.at < r.resumed_at)
+          GROUP BY t.action) f
+    WHERE k.action = f.action AND k.paused_at IS NULL;
+END $$;
+COMMENT ON FUNCTION mailroom.fail_unrendered IS
+    'Rejects the mails that SES could not render, by its events of the last ten minutes, and pauses their actions.';
+
+-- What a claim checks more closely: tokens that are scheduled, expired, limited, suppressed, or have newer siblings.
 
 CREATE TABLE mailroom.granted (
     token     bigint PRIMARY KEY,
@@ -318,16 +673,8 @@ COMMENT ON TABLE mailroom.granted IS
     'recipient, and deletes old ones.';
 COMMENT ON COLUMN mailroom.granted.token IS 'The token. It may have been deleted since.';
 COMMENT ON COLUMN mailroom.granted.action IS 'Its action.';
-COMMENT ON COLUMN mailroom.granted.recipient IS 'Its address, as mailroom.limited_as writes it.';
+COMMENT ON COLUMN mailroom.granted.recipient IS 'Its address, as mailroom.normal_address returns it.';
 COMMENT ON COLUMN mailroom.granted.at IS 'When it was handed out first.';
-
--- A domain may be written in wide letters, which name the same domain. Only UTF-8 can be normalized.
-CREATE FUNCTION mailroom.limited_as(p_email text) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT lower(CASE WHEN getdatabaseencoding() = 'UTF8' THEN normalize(p_email, NFKC) ELSE p_email END)
-$$;
-COMMENT ON FUNCTION mailroom.limited_as IS
-    'Returns an address in the spelling that limits count: in lower case, in plain letters.';
 
 -- A token that was ended before its time must not be mailed.
 CREATE FUNCTION mailroom.renewable(p_token tokens) RETURNS boolean
@@ -339,7 +686,8 @@ BEGIN
                      AND p_token.expires_at >= coalesce(p_token.send_at, p_token.created_at) + k.lifetime)
        AND NOT EXISTS (SELECT FROM mailroom.deliveries d
                        WHERE d.token = p_token.id AND d.outcome = 'sent'
-                         AND mailroom.is_of(d.fingerprint, p_token.secret))
+                         AND mailroom.is_of(d.fingerprint, p_token.secret)
+                         AND NOT mailroom.unrendered(d.token, d.id))
        AND NOT EXISTS (SELECT FROM public.tokens s
                        WHERE s.account = p_token.account AND s.action = p_token.action
                          AND s.consumed_at >= p_token.created_at)
@@ -362,7 +710,8 @@ BEGIN
     WHERE t.action = NEW.action AND t.consumed_at IS NULL AND t.ended_at IS NULL
       AND t.expires_at = coalesce(t.send_at, t.created_at) + OLD.lifetime
       AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                      WHERE d.token = t.id AND d.outcome = 'sent' AND mailroom.is_of(d.fingerprint, t.secret));
+                      WHERE d.token = t.id AND d.outcome = 'sent' AND mailroom.is_of(d.fingerprint, t.secret)
+                        AND NOT mailroom.unrendered(d.token, d.id));
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_longer_lifetime IS
@@ -395,7 +744,7 @@ BEGIN
     -- A mail that counts for the limit gives way to none that the limit would stop.
     SELECT EXISTS (SELECT FROM mailroom.granted g WHERE g.token = p_token.id)
        AND k.limit_mails <= (SELECT count(*) FROM mailroom.granted g
-                             WHERE g.recipient = mailroom.limited_as(p_token.email) AND g.action = p_token.action
+                             WHERE g.recipient = mailroom.normal_address(p_token.email) AND g.action = p_token.action
                                AND g.at > clock_timestamp() - k.limit_within)
     INTO no_room FROM mailroom.actions k WHERE k.action = p_token.action;
     FOR newer IN
@@ -421,7 +770,7 @@ BEGIN
            AND (newer.send_at IS NULL OR newer.send_at <= clock_timestamp())
            AND (newer.expires_at > clock_timestamp() OR mailroom.renewable(newer))
            AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                           WHERE d.token = newer.id AND d.outcome IN ('skipped', 'rejected', 'expired')
+                           WHERE d.token = newer.id AND d.outcome IN ('skipped', 'suppressed', 'rejected', 'expired')
                              AND mailroom.is_of(d.fingerprint, newer.secret)) THEN
             RETURN true;
         END IF;
@@ -451,6 +800,8 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
 #variable_conflict use_column
 DECLARE
     renewed_as CONSTANT text := 'renewed: it expired before it was sent';
+    put_off    CONSTANT interval := '5 minutes';
+    suppressing CONSTANT boolean := mailroom.any_suppressed();
     now        CONSTANT timestamptz := clock_timestamp();
     doubts     mailroom.doubt[];
     grants     bigint[];
@@ -459,16 +810,21 @@ DECLARE
     expired    bigint[];
 BEGIN
     doubts := ARRAY(
-        SELECT ROW(t.id, t.action, mailroom.limited_as(t.email), mailroom.fingerprint(t.secret), CASE
+        SELECT ROW(t.id, t.action, mailroom.normal_address(t.email), mailroom.fingerprint(t.secret), CASE
                        WHEN k.action IS NULL THEN 'unknown action'
                        WHEN t.send_at > now THEN 'scheduled'
                        WHEN mailroom.is_over(t, k.lifetime, now) AND NOT mailroom.renewable(t) THEN
                            CASE WHEN t.expires_at > p_waited_since THEN 'expired' ELSE 'never waited' END
+                       WHEN suppressing AND mailroom.suppressed(t.email) IS NOT NULL THEN 'suppressed'
                        WHEN mailroom.has_newer(t) THEN 'superseded'
+                       WHEN k.paused_at IS NOT NULL THEN 'paused'
                        WHEN k.limit_mails IS NOT NULL
                             AND NOT EXISTS (SELECT FROM mailroom.granted g WHERE g.token = t.id) THEN 'limited'
                        ELSE 'passed' END,
-                   mailroom.is_over(t, k.lifetime, now), t.send_at, k.limit_mails, k.limit_within)::mailroom.doubt
+                   mailroom.is_over(t, k.lifetime, now),
+                   CASE WHEN t.send_at > now THEN t.send_at
+                        WHEN t.expires_at > now THEN least(now + put_off, t.expires_at) ELSE now + put_off END,
+                   k.limit_mails, k.limit_within)::mailroom.doubt
         FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
         JOIN public.tokens t ON t.id = p.id
         LEFT JOIN mailroom.actions k ON k.action = t.action
@@ -520,13 +876,15 @@ BEGIN
                           WHERE e.token = d.token AND e.fingerprint = d.fingerprint AND e.detail = renewed_as);
     END IF;
 
-    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
+    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker, recipient, subject)
     SELECT d.token, d.fingerprint, p_attempt,
-           CASE d.verdict WHEN 'unknown action' THEN 'rejected' ELSE 'skipped' END,
+           CASE d.verdict WHEN 'unknown action' THEN 'rejected' WHEN 'suppressed' THEN 'suppressed' ELSE 'skipped' END,
            CASE d.verdict WHEN 'unknown action'
                THEN format('mailroom.actions has no row for the action %s; run `mailroom actions apply`', d.action)
-               ELSE d.verdict END, p_worker
-    FROM unnest(doubts) d WHERE d.verdict IN ('unknown action', 'superseded', 'limited');
+               WHEN 'suppressed' THEN mailroom.suppressed(t.email)
+               ELSE d.verdict END, p_worker, t.email, coalesce(t.subject, '')
+    FROM unnest(doubts) d JOIN public.tokens t ON t.id = d.token
+    WHERE d.verdict IN ('unknown action', 'suppressed', 'superseded', 'limited');
     expired := ARRAY(SELECT d.token FROM unnest(doubts) d WHERE d.verdict = 'expired');
     IF cardinality(expired) > 0 THEN
         PERFORM mailroom.record_skipped(expired, p_attempt, p_worker);
@@ -534,7 +892,8 @@ BEGIN
 
     INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
     SELECT p_lane, array_agg(s.token ORDER BY s.token), s.worker, 0, s.due_at
-    FROM (SELECT d.token, 'scheduled' AS worker, d.due_at FROM unnest(doubts) d WHERE d.verdict = 'scheduled'
+    FROM (SELECT d.token, d.verdict AS worker, d.due_at FROM unnest(doubts) d
+          WHERE d.verdict IN ('scheduled', 'paused')
           UNION ALL
           SELECT r.token, '', now + interval '1 second' FROM unnest(renewing) r (token)
           WHERE r.token <> ALL (renewed)) s
@@ -544,8 +903,9 @@ BEGIN
                  WHERE d.verdict = 'passed' AND (NOT d.expired OR d.token = ANY (renewed)));
 END $$;
 COMMENT ON FUNCTION mailroom.screen IS
-    'Returns which of these tokens of a lane go out now. Of the others, scheduled ones go into leases, and the rest '
-    'into the ledger: expired, superseded (a newer one goes out), limited (the recipient had enough), or rejected '
+    'Returns which of these tokens of a lane go out now. Of the others, scheduled ones and those of a paused action go '
+    'into leases, and the rest into the ledger: expired, suppressed (the address gets no mail), superseded (a newer one '
+    'goes out), limited (the recipient had enough), or rejected '
     '(an action without a row). An expired token of an action that renews gets a new life. What had expired before '
     'p_waited_since leaves no row.';
 
@@ -608,6 +968,7 @@ DECLARE
     sweep_every CONSTANT interval := '10 seconds';
     late_commit CONSTANT interval := '1 second';
     longest_import CONSTANT interval := '1 day';
+    suppressing CONSTANT boolean := mailroom.any_suppressed();
     job        public.jobs;
     began      timestamptz;
     sweeps     boolean;
@@ -643,6 +1004,7 @@ DECLARE
     doubtful   boolean;
     now        timestamptz;
     soon       timestamptz;
+    suppressed text[] := '{}';
     doubts     bigint[];
     passed     bigint[];
     final      mailroom.message;
@@ -731,13 +1093,15 @@ BEGIN
                     leased[n] := false;
                     EXIT;
                 END IF;
+                PERFORM mailroom.settle_known(due.tokens);
                 -- A sent token is settled, even if the worker that sent it had lost the lease by then.
                 unsettled := ARRAY(
                     SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)
                     LEFT JOIN public.tokens t ON t.id = p.id
                     WHERE NOT EXISTS (SELECT FROM mailroom.deliveries d
                                       WHERE d.token = p.id AND d.outcome = 'sent'
-                                        AND mailroom.is_of(d.fingerprint, t.secret))
+                                        AND mailroom.is_of(d.fingerprint, t.secret)
+                                        AND NOT mailroom.unrendered(d.token, d.id))
                     ORDER BY p.n);
                 SELECT array_agg(ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code,
                                      coalesce(t.locale, ''), t.data,
@@ -745,7 +1109,7 @@ BEGIN
                                      t.txid, t.account,
                                      k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
                                      OR t.expires_at <= clock_timestamp() + interval '2 seconds'
-                                     OR k.limit_mails IS NOT NULL
+                                     OR k.limit_mails IS NOT NULL OR k.paused_at IS NOT NULL
                                      OR EXISTS (SELECT FROM public.tokens o
                                                 WHERE o.account = t.account AND o.id > t.id)
                                      OR t.account IS NULL AND EXISTS (
@@ -763,11 +1127,15 @@ BEGIN
                 PERFORM mailroom.record_skipped(
                     ARRAY(SELECT unnest(unsettled) EXCEPT ALL SELECT m.token FROM unnest(messages) m),
                     due.generation + 1, p_worker);
-                doubts := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.doubtful);
+                IF suppressing THEN
+                    suppressed := mailroom.suppressed_among(ARRAY(SELECT m.email FROM unnest(messages) m));
+                END IF;
+                doubts := ARRAY(SELECT m.token FROM unnest(messages) m
+                                WHERE m.doubtful OR m.email = ANY (suppressed));
                 IF cardinality(doubts) > 0 THEN
                     passed := mailroom.screen(due.lane, doubts, due.generation + 1, p_worker, '-infinity');
                     messages := nullif(ARRAY(SELECT m FROM unnest(messages) m
-                                             WHERE NOT m.doubtful OR m.token = ANY (passed)), '{}');
+                                             WHERE m.token <> ALL (doubts) OR m.token = ANY (passed)), '{}');
                 END IF;
                 skipped[n] := skipped[n] + cardinality(due.tokens) - coalesce(cardinality(messages), 0);
                 IF messages IS NULL THEN
@@ -850,7 +1218,7 @@ BEGIN
                                    mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
                                    t.txid, t.account,
                                    k.action IS NULL OR coalesce(t.send_at > now, false) OR t.expires_at <= soon
-                                   OR k.limit_mails IS NOT NULL
+                                   OR k.limit_mails IS NOT NULL OR k.paused_at IS NOT NULL
                                )::mailroom.message AS message, t.account
                         FROM public.tokens t
                         LEFT JOIN mailroom.actions k ON k.action = t.action
@@ -884,9 +1252,12 @@ BEGIN
                 AND (SELECT count(*) < 4 * wanted AND count(*) = count(DISTINCT o.account)
                      FROM (SELECT x.account FROM public.tokens x WHERE x.account BETWEEN lowest AND highest
                            ORDER BY x.account LIMIT 4 * wanted) o);
-            doubts := CASE WHEN doubtful OR alone IS NOT TRUE THEN ARRAY(
+            IF suppressing THEN
+                suppressed := mailroom.suppressed_among(ARRAY(SELECT m.email FROM unnest(messages) m));
+            END IF;
+            doubts := CASE WHEN doubtful OR suppressed <> '{}' OR alone IS NOT TRUE THEN ARRAY(
                 SELECT m.token FROM unnest(messages) m
-                WHERE m.doubtful
+                WHERE m.doubtful OR m.email = ANY (suppressed)
                    OR m.account IS NOT NULL AND alone IS NOT TRUE
                       AND EXISTS (SELECT FROM public.tokens o WHERE o.account = m.account AND o.id > m.token)
                    OR m.account IS NULL
@@ -1044,6 +1415,7 @@ COMMENT ON COLUMN mailroom.workers.trouble_since IS 'When that began.';
 
 CREATE FUNCTION mailroom.heartbeat(p_worker text, p_version text, p_trouble text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT mailroom.fail_unrendered();
     INSERT INTO mailroom.workers AS w (worker, version, trouble, trouble_since)
     VALUES (p_worker, p_version, p_trouble, CASE WHEN p_trouble <> '' THEN clock_timestamp() END)
     ON CONFLICT (worker) DO UPDATE
@@ -1055,7 +1427,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET
 $$;
 COMMENT ON FUNCTION mailroom.heartbeat IS
     'Reports that a worker is alive, and what keeps it from sending (empty if nothing does). Removes workers '
-    'that have not reported for a day.';
+    'that have not reported for a day. Rejects mails that SES could not render, and were recorded after its event.';
 
 CREATE FUNCTION mailroom.leave(p_worker text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$

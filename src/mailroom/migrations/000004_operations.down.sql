@@ -49,6 +49,7 @@ DROP FUNCTION mailroom.is_dead;
 DROP FUNCTION mailroom.deliveries_of;
 DROP FUNCTION mailroom.last_tokens;
 DROP FUNCTION mailroom.tokens_of;
+DROP FUNCTION mailroom.paused_actions;
 DROP FUNCTION mailroom.resume;
 DROP FUNCTION mailroom.pause;
 DROP FUNCTION mailroom.paused;

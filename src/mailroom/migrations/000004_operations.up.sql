@@ -208,15 +208,32 @@ COMMENT ON FUNCTION mailroom.pause IS
 
 CREATE FUNCTION mailroom.resume(p_channel text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    was_paused boolean;
 BEGIN
     UPDATE public.jobs j SET paused_at = NULL, pause_reason = NULL WHERE j.paused_at IS NOT NULL;
+    was_paused := FOUND;
+    UPDATE mailroom.actions k SET paused_at = NULL, pause_reason = NULL, resumed_at = clock_timestamp()
+    WHERE k.paused_at IS NOT NULL;
     IF FOUND THEN
+        was_paused := true;
+        PERFORM mailroom.release('paused');
+    END IF;
+    IF was_paused THEN
         PERFORM pg_notify(p_channel, '');
     END IF;
-    RETURN FOUND;
+    RETURN was_paused;
 END $$;
 COMMENT ON FUNCTION mailroom.resume IS
-    'Hands out mail again, and notifies the channel. Returns false if the queue was not paused.';
+    'Hands out mail again, that of paused actions too, and notifies the channel. Returns false if nothing was paused.';
+
+CREATE FUNCTION mailroom.paused_actions() RETURNS TABLE (action text, paused_at timestamptz, pause_reason text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT k.action::text, k.paused_at, k.pause_reason FROM mailroom.actions k
+    WHERE k.paused_at IS NOT NULL ORDER BY k.number
+$$;
+COMMENT ON FUNCTION mailroom.paused_actions IS
+    'Returns the actions whose mails wait because SES could not render one, since when, and why.';
 
 -- One person's mails: what decides about them, and what became of them. Nothing here returns a secret or a code.
 
@@ -308,7 +325,8 @@ COMMENT ON FUNCTION mailroom.deliveries_of IS
 
 -- Dead letters: tokens that were rejected for good.
 --
--- A token is a dead letter if the ledger's last row for it is rejected, none is sent, and no lease holds it. What
+-- A token is a dead letter if the ledger's last row for it is rejected, none is sent, and no lease holds it. A mail that
+-- SES took and could not render was not sent. What
 -- a person decides about one is a row of the ledger too, with the result 'by hand': retried (it is in a lease
 -- again), or skipped (another token took its place, or it was dropped).
 
@@ -318,7 +336,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
                      WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, t.secret)
                      ORDER BY d.id DESC LIMIT 1), false)
        AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = p_token AND d.outcome = 'sent'
-                       AND mailroom.is_of(d.fingerprint, t.secret))
+                       AND mailroom.is_of(d.fingerprint, t.secret) AND NOT mailroom.unrendered(d.token, d.id))
        AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE p_token = ANY (l.tokens))
     FROM (SELECT p_token AS id) p LEFT JOIN public.tokens t ON t.id = p.id
 $$;
@@ -348,7 +366,7 @@ SET jit = off AS $$
       AND (p_action IS NULL OR t.action::text = p_action)
       AND NOT EXISTS (SELECT FROM mailroom.deliveries e
                       WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
-                        AND (e.id > d.id OR e.outcome = 'sent'))
+                        AND (e.id > d.id OR e.outcome = 'sent' AND d.result <> 'unrendered'))
       AND d.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
     ORDER BY d.at DESC, d.id DESC
     LIMIT p_limit
@@ -371,11 +389,11 @@ SET jit = off AS $$
                                  WHERE t.id = r.token AND NOT mailroom.is_of(r.fingerprint, t.secret))
                  AND NOT EXISTS (SELECT FROM mailroom.deliveries e
                                  WHERE e.token = r.token AND coalesce(e.fingerprint = r.fingerprint, true)
-                                   AND (e.id > r.id OR e.outcome = 'sent'))
+                                   AND (e.id > r.id OR e.outcome = 'sent' AND r.result <> 'unrendered'))
                  AND r.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)),
            count(*) > p_rows
-    FROM (SELECT d.id, d.token, d.fingerprint, row_number() OVER () AS n
-          FROM (SELECT x.id, x.token, x.fingerprint FROM mailroom.deliveries x
+    FROM (SELECT d.id, d.token, d.fingerprint, d.result, row_number() OVER () AS n
+          FROM (SELECT x.id, x.token, x.fingerprint, x.result FROM mailroom.deliveries x
                 WHERE x.outcome = 'rejected' AND x.at > coalesce(statement_timestamp() - p_since, '-infinity')
                 ORDER BY x.at DESC, x.id DESC LIMIT p_rows + 1) d) r
 $$;
@@ -519,7 +537,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
                count(*) FILTER (WHERE e.outcome = 'retried') AS retried,
                count(*) FILTER (WHERE e.outcome = 'unknown') AS unknown,
                count(*) FILTER (WHERE e.outcome = 'rejected') AS rejected,
-               count(*) FILTER (WHERE e.outcome IN ('expired', 'skipped')) AS dropped
+               count(*) FILTER (WHERE e.outcome IN ('expired', 'skipped', 'suppressed')) AS dropped
         FROM newest e GROUP BY 1)
     SELECT to_timestamp(i.number * p_step), coalesce(c.sent, 0), coalesce(c.retried, 0),
            coalesce(c.unknown, 0), coalesce(c.rejected, 0), coalesce(c.dropped, 0)
@@ -529,7 +547,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 $$;
 COMMENT ON FUNCTION mailroom.traffic IS
     'Counts the ledger''s rows of the last p_span by outcome and by intervals of p_step seconds, which begin at '
-    'whole multiples of it, oldest first; the last one is the present. dropped counts expired and skipped. It '
+    'whole multiples of it, oldest first; the last one is the present. dropped counts expired, skipped and suppressed. It '
     'counts the newest p_most rows: if it finds that many, the first interval with any may lack some.';
 
 CREATE FUNCTION mailroom.ledger_ends(OUT first bigint, OUT last bigint)

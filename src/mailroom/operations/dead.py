@@ -48,6 +48,7 @@ WHY_NOT: Final = {
     "unknown action": "mailroom.actions has no row for its action; run `mailroom actions apply`",
     "suspended": "the account is suspended",
     "ineligible": "the account's status does not fit the action",
+    "suppressed": "the address gets no mail; `mailroom suppressions remove` lifts that",
     "deleted": "the token is gone: its account was deleted, or it was pruned",
     "busy": "its account is being changed right now; try again",
 }

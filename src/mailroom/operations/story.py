@@ -25,6 +25,8 @@ ENDED: Final = {
     "user deleted": "the user was deleted",
     "not adopted any more": "the table is not adopted any more",
 }
+SUPPRESSED: Final = "the address gets no mail"
+LIFT: Final = "`mailroom suppressions show` says why, and `mailroom suppressions remove` lifts it"
 PIPE: Final = "to a pipe (`mailroom collector`); see its sender's log and rejected.csv"
 
 
@@ -125,6 +127,8 @@ def _concluded(
         said = f", after {rejections[-1].by} answered: {rejections[-1].why}" if rejections else ""
         verdict = StoryVerdict.RENEWED if last.detail.startswith("renewed") else StoryVerdict.DROPPED
         return verdict, f"{last.detail}, at {utc(last.at)}{said}"
+    if last and last.outcome == Outcome.SUPPRESSED:
+        return StoryVerdict.SUPPRESSED, f"{SUPPRESSED}, as of {utc(last.at)}: {last.why}; {LIFT}"
     if last and last.outcome in {Outcome.EXPIRED, Outcome.SKIPPED}:
         return _hindered(mail, last.detail, last)
     if mail.lease_due_at:
@@ -240,6 +244,8 @@ def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tu
             when = f" at {utc(mail.expires_at)}" if mail.expires_at else ""
             other = f"{mail.action} token" if mail.action else "token of its action"
             return StoryVerdict.NOT_SENT, f"another {other} was consumed, which ended this one{when}"
+        case "suppressed":
+            return StoryVerdict.SUPPRESSED, f"{SUPPRESSED}; {LIFT}"
         case "suspended" if mail.status == "suspended":
             return StoryVerdict.NOT_SENT, "the account is suspended"
         case "suspended":

@@ -15,6 +15,7 @@ class Outcome(enum.StrEnum):
     REJECTED = "rejected"
     EXPIRED = "expired"
     SKIPPED = "skipped"
+    SUPPRESSED = "suppressed"
 
 
 ATTEMPTED: Final = frozenset({Outcome.SENT, Outcome.RETRIED, Outcome.UNKNOWN, Outcome.REJECTED})
@@ -33,5 +34,6 @@ class StoryVerdict(enum.StrEnum):
     NOT_HANDED_OUT = "not handed out"
     REJECTED = "rejected"
     NOT_SENT = "not sent"
+    SUPPRESSED = "suppressed"
     RENEWED = "renewed"
     DROPPED = "dropped"

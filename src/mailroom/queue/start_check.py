@@ -49,6 +49,8 @@ CALLED: Final = (
     "schema_version",
     "misplaced_tokens",
     "known_actions",
+    "record_events",
+    "keep_unreadable",
 )
 VERSION: Final = "SELECT mailroom.schema_version()"
 # Behind a pooler the search_path is the user's, so these name the schema of all that they use.

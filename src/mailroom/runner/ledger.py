@@ -13,7 +13,8 @@ from mailroom.queue.lease import Lease
 
 RECORD: Final = (
     "SELECT token, outcome, settled, age FROM mailroom.record("
-    "%s, %s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s, %s)"
+    "%s, %s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s::text[],"
+    " %s::text[], %s::text[], %s, %s)"
 )
 HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
 LOST: Final = "lost"
@@ -52,7 +53,7 @@ async def record(
         For each token its record in the ledger; none for a token that the database lost in a failover, and
         whose id another token has now.
     """
-    fingerprints = {claimed.token: claimed.fingerprint for claimed in lease.claimed}
+    claimed = {one.token: one for one in lease.claimed}
     given = [one or Answer(Result.TRANSIENT) for one in answers.values()]
     rows = await queue.ask(
         RECORD,
@@ -63,10 +64,13 @@ async def record(
             queue.worker,
             provider,
             list(answers),
-            [fingerprints[token] for token in answers],
+            [claimed[token].fingerprint for token in answers],
             [one.result.value if one else "" for one in answers.values()],
             [one.message_id for one in given],
             [one.detail for one in given],
+            [claimed[token].email for token in answers],
+            [one.template for one in given],
+            [one.language for one in given],
             retry_ms,
             retry_limit,
         ],

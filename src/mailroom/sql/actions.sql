@@ -19,6 +19,9 @@ CREATE TABLE mailroom.actions (
     limit_within   interval,
     renews         boolean       NOT NULL DEFAULT false,
     activates      boolean       NOT NULL DEFAULT false,
+    paused_at      timestamptz,
+    pause_reason   text,
+    resumed_at     timestamptz,
     CONSTRAINT actions_number   CHECK (number BETWEEN 1 AND 99),
     CONSTRAINT actions_prefix   CHECK (prefix ~ '^/[!-~]{1,62}$'),
     CONSTRAINT actions_lifetime CHECK (lifetime > '0'),
@@ -60,6 +63,11 @@ COMMENT ON COLUMN mailroom.actions.renews IS
     'Whether a token that expired before it could be sent gets a new life; otherwise it is not sent.';
 COMMENT ON COLUMN mailroom.actions.activates IS
     'Whether each new provisioned account gets a token of the action, and consuming it activates the account.';
+COMMENT ON COLUMN mailroom.actions.paused_at IS
+    'Since when its mails wait, as SES could not render one; NULL if they do not. `mailroom resume` ends it.';
+COMMENT ON COLUMN mailroom.actions.pause_reason IS 'Why, in SES''s words.';
+COMMENT ON COLUMN mailroom.actions.resumed_at IS
+    'When a person last resumed it. A mail that was sent before cannot pause it again.';
 
 CREATE FUNCTION mailroom.fits(p_account bigint, p_status account_status, p_needed account_status)
 RETURNS boolean

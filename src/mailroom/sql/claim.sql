@@ -57,6 +57,7 @@ DECLARE
     sweep_every CONSTANT interval := '10 seconds';
     late_commit CONSTANT interval := '1 second';
     longest_import CONSTANT interval := '1 day';
+    suppressing CONSTANT boolean := mailroom.any_suppressed();
     job        public.jobs;
     began      timestamptz;
     sweeps     boolean;
@@ -92,6 +93,7 @@ DECLARE
     doubtful   boolean;
     now        timestamptz;
     soon       timestamptz;
+    suppressed text[] := '{}';
     doubts     bigint[];
     passed     bigint[];
     final      mailroom.message;
@@ -180,13 +182,15 @@ BEGIN
                     leased[n] := false;
                     EXIT;
                 END IF;
+                PERFORM mailroom.settle_known(due.tokens);
                 -- A sent token is settled, even if the worker that sent it had lost the lease by then.
                 unsettled := ARRAY(
                     SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)
                     LEFT JOIN public.tokens t ON t.id = p.id
                     WHERE NOT EXISTS (SELECT FROM mailroom.deliveries d
                                       WHERE d.token = p.id AND d.outcome = 'sent'
-                                        AND mailroom.is_of(d.fingerprint, t.secret))
+                                        AND mailroom.is_of(d.fingerprint, t.secret)
+                                        AND NOT mailroom.unrendered(d.token, d.id))
                     ORDER BY p.n);
                 SELECT array_agg(ROW(t.id, t.action, t.email, coalesce(t.login, ''), t.secret, t.code,
                                      coalesce(t.locale, ''), t.data,
@@ -194,7 +198,7 @@ BEGIN
                                      t.txid, t.account,
                                      k.action IS NULL OR coalesce(t.send_at > clock_timestamp(), false)
                                      OR t.expires_at <= clock_timestamp() + interval '2 seconds'
-                                     OR k.limit_mails IS NOT NULL
+                                     OR k.limit_mails IS NOT NULL OR k.paused_at IS NOT NULL
                                      OR EXISTS (SELECT FROM public.tokens o
                                                 WHERE o.account = t.account AND o.id > t.id)
                                      OR t.account IS NULL AND EXISTS (
@@ -212,11 +216,15 @@ BEGIN
                 PERFORM mailroom.record_skipped(
                     ARRAY(SELECT unnest(unsettled) EXCEPT ALL SELECT m.token FROM unnest(messages) m),
                     due.generation + 1, p_worker);
-                doubts := ARRAY(SELECT m.token FROM unnest(messages) m WHERE m.doubtful);
+                IF suppressing THEN
+                    suppressed := mailroom.suppressed_among(ARRAY(SELECT m.email FROM unnest(messages) m));
+                END IF;
+                doubts := ARRAY(SELECT m.token FROM unnest(messages) m
+                                WHERE m.doubtful OR m.email = ANY (suppressed));
                 IF cardinality(doubts) > 0 THEN
                     passed := mailroom.screen(due.lane, doubts, due.generation + 1, p_worker, '-infinity');
                     messages := nullif(ARRAY(SELECT m FROM unnest(messages) m
-                                             WHERE NOT m.doubtful OR m.token = ANY (passed)), '{}');
+                                             WHERE m.token <> ALL (doubts) OR m.token = ANY (passed)), '{}');
                 END IF;
                 skipped[n] := skipped[n] + cardinality(due.tokens) - coalesce(cardinality(messages), 0);
                 IF messages IS NULL THEN
@@ -299,7 +307,7 @@ BEGIN
                                    mailroom.life_s(coalesce(t.send_at, t.created_at), t.expires_at, k.lifetime),
                                    t.txid, t.account,
                                    k.action IS NULL OR coalesce(t.send_at > now, false) OR t.expires_at <= soon
-                                   OR k.limit_mails IS NOT NULL
+                                   OR k.limit_mails IS NOT NULL OR k.paused_at IS NOT NULL
                                )::mailroom.message AS message, t.account
                         FROM public.tokens t
                         LEFT JOIN mailroom.actions k ON k.action = t.action
@@ -333,9 +341,12 @@ BEGIN
                 AND (SELECT count(*) < 4 * wanted AND count(*) = count(DISTINCT o.account)
                      FROM (SELECT x.account FROM public.tokens x WHERE x.account BETWEEN lowest AND highest
                            ORDER BY x.account LIMIT 4 * wanted) o);
-            doubts := CASE WHEN doubtful OR alone IS NOT TRUE THEN ARRAY(
+            IF suppressing THEN
+                suppressed := mailroom.suppressed_among(ARRAY(SELECT m.email FROM unnest(messages) m));
+            END IF;
+            doubts := CASE WHEN doubtful OR suppressed <> '{}' OR alone IS NOT TRUE THEN ARRAY(
                 SELECT m.token FROM unnest(messages) m
-                WHERE m.doubtful
+                WHERE m.doubtful OR m.email = ANY (suppressed)
                    OR m.account IS NOT NULL AND alone IS NOT TRUE
                       AND EXISTS (SELECT FROM public.tokens o WHERE o.account = m.account AND o.id > m.token)
                    OR m.account IS NULL

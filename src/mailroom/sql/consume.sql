@@ -162,7 +162,7 @@ BEGIN
     JOIN mailroom.actions k ON k.action = s.action AND k.needs_code AND NOT k.has_link
     WHERE coalesce(s.send_at <= clock_timestamp(), true)
       AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                      WHERE d.token = s.id AND d.outcome IN ('skipped', 'rejected', 'expired')
+                      WHERE d.token = s.id AND d.outcome IN ('skipped', 'suppressed', 'rejected', 'expired')
                         AND mailroom.is_of(d.fingerprint, s.secret));
     SELECT coalesce(sum(s.wrong_codes) FILTER (WHERE s.id <> newest), 0), coalesce(sum(s.wrong_codes), 0) < 5
     INTO others, may_try

@@ -1,6 +1,7 @@
 -- Dead letters: tokens that were rejected for good.
 --
--- A token is a dead letter if the ledger's last row for it is rejected, none is sent, and no lease holds it. What
+-- A token is a dead letter if the ledger's last row for it is rejected, none is sent, and no lease holds it. A mail that
+-- SES took and could not render was not sent. What
 -- a person decides about one is a row of the ledger too, with the result 'by hand': retried (it is in a lease
 -- again), or skipped (another token took its place, or it was dropped).
 
@@ -10,7 +11,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
                      WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, t.secret)
                      ORDER BY d.id DESC LIMIT 1), false)
        AND NOT EXISTS (SELECT FROM mailroom.deliveries d WHERE d.token = p_token AND d.outcome = 'sent'
-                       AND mailroom.is_of(d.fingerprint, t.secret))
+                       AND mailroom.is_of(d.fingerprint, t.secret) AND NOT mailroom.unrendered(d.token, d.id))
        AND NOT EXISTS (SELECT FROM mailroom.leases l WHERE p_token = ANY (l.tokens))
     FROM (SELECT p_token AS id) p LEFT JOIN public.tokens t ON t.id = p.id
 $$;
@@ -40,7 +41,7 @@ SET jit = off AS $$
       AND (p_action IS NULL OR t.action::text = p_action)
       AND NOT EXISTS (SELECT FROM mailroom.deliveries e
                       WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
-                        AND (e.id > d.id OR e.outcome = 'sent'))
+                        AND (e.id > d.id OR e.outcome = 'sent' AND d.result <> 'unrendered'))
       AND d.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)
     ORDER BY d.at DESC, d.id DESC
     LIMIT p_limit
@@ -63,11 +64,11 @@ SET jit = off AS $$
                                  WHERE t.id = r.token AND NOT mailroom.is_of(r.fingerprint, t.secret))
                  AND NOT EXISTS (SELECT FROM mailroom.deliveries e
                                  WHERE e.token = r.token AND coalesce(e.fingerprint = r.fingerprint, true)
-                                   AND (e.id > r.id OR e.outcome = 'sent'))
+                                   AND (e.id > r.id OR e.outcome = 'sent' AND r.result <> 'unrendered'))
                  AND r.token NOT IN (SELECT unnest(l.tokens) FROM mailroom.leases l)),
            count(*) > p_rows
-    FROM (SELECT d.id, d.token, d.fingerprint, row_number() OVER () AS n
-          FROM (SELECT x.id, x.token, x.fingerprint FROM mailroom.deliveries x
+    FROM (SELECT d.id, d.token, d.fingerprint, d.result, row_number() OVER () AS n
+          FROM (SELECT x.id, x.token, x.fingerprint, x.result FROM mailroom.deliveries x
                 WHERE x.outcome = 'rejected' AND x.at > coalesce(statement_timestamp() - p_since, '-infinity')
                 ORDER BY x.at DESC, x.id DESC LIMIT p_rows + 1) d) r
 $$;

@@ -54,13 +54,15 @@ COMMENT ON FUNCTION mailroom.settle IS
 
 CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text, p_provider text,
                                 p_tokens bigint[], p_fingerprints bytea[], p_results text[],
-                                p_message_ids text[], p_details text[], p_retry_ms integer, p_retry_limit integer)
+                                p_message_ids text[], p_details text[], p_recipients text[], p_templates text[],
+                                p_languages text[], p_retry_ms integer, p_retry_limit integer)
 RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
     outcomes text[];
     ages     double precision[];
+    subjects text[];
     rest     bigint[];
     put_off  boolean;
     ours     boolean;
@@ -77,18 +79,22 @@ BEGIN
                   AND h.outcome = 'retried' AND h.result = 'by hand'), 0))
             THEN 'rejected'
         ELSE 'retried' END ORDER BY u.n),
-        array_agg(extract(epoch FROM clock_timestamp() - u.requested_at)::double precision ORDER BY u.n)
-    INTO outcomes, ages
-    FROM (SELECT g.*, t.secret, t.requested_at
+        array_agg(extract(epoch FROM clock_timestamp() - u.requested_at)::double precision ORDER BY u.n),
+        array_agg(coalesce(u.subject, '') ORDER BY u.n)
+    INTO outcomes, ages, subjects
+    FROM (SELECT g.*, t.secret, t.requested_at, t.subject
           FROM unnest(p_tokens, p_fingerprints, p_results) WITH ORDINALITY AS g (id, fingerprint, result, n)
-          LEFT JOIN LATERAL (SELECT x.secret, coalesce(x.send_at, x.created_at) AS requested_at
+          LEFT JOIN LATERAL (SELECT x.secret, coalesce(x.send_at, x.created_at) AS requested_at, x.subject
                              FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
               ON true) u;
     INSERT INTO mailroom.deliveries
-        (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker
-    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_message_ids, p_details)
-         AS u (id, fingerprint, outcome, result, message_id, detail)
+        (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
+         language, subject)
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker,
+           u.recipient, u.template, u.language, u.subject
+    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_message_ids, p_details, p_recipients, p_templates,
+                p_languages, subjects)
+         AS u (id, fingerprint, outcome, result, message_id, detail, recipient, template, language, subject)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused'))

@@ -1,4 +1,4 @@
--- What a claim checks more closely: tokens that are scheduled, expired, limited, or have newer siblings.
+-- What a claim checks more closely: tokens that are scheduled, expired, limited, suppressed, or have newer siblings.
 
 CREATE TABLE mailroom.granted (
     token     bigint PRIMARY KEY,
@@ -14,16 +14,8 @@ COMMENT ON TABLE mailroom.granted IS
     'recipient, and deletes old ones.';
 COMMENT ON COLUMN mailroom.granted.token IS 'The token. It may have been deleted since.';
 COMMENT ON COLUMN mailroom.granted.action IS 'Its action.';
-COMMENT ON COLUMN mailroom.granted.recipient IS 'Its address, as mailroom.limited_as writes it.';
+COMMENT ON COLUMN mailroom.granted.recipient IS 'Its address, as mailroom.normal_address returns it.';
 COMMENT ON COLUMN mailroom.granted.at IS 'When it was handed out first.';
-
--- A domain may be written in wide letters, which name the same domain. Only UTF-8 can be normalized.
-CREATE FUNCTION mailroom.limited_as(p_email text) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT lower(CASE WHEN getdatabaseencoding() = 'UTF8' THEN normalize(p_email, NFKC) ELSE p_email END)
-$$;
-COMMENT ON FUNCTION mailroom.limited_as IS
-    'Returns an address in the spelling that limits count: in lower case, in plain letters.';
 
 -- A token that was ended before its time must not be mailed.
 CREATE FUNCTION mailroom.renewable(p_token tokens) RETURNS boolean
@@ -35,7 +27,8 @@ BEGIN
                      AND p_token.expires_at >= coalesce(p_token.send_at, p_token.created_at) + k.lifetime)
        AND NOT EXISTS (SELECT FROM mailroom.deliveries d
                        WHERE d.token = p_token.id AND d.outcome = 'sent'
-                         AND mailroom.is_of(d.fingerprint, p_token.secret))
+                         AND mailroom.is_of(d.fingerprint, p_token.secret)
+                         AND NOT mailroom.unrendered(d.token, d.id))
        AND NOT EXISTS (SELECT FROM public.tokens s
                        WHERE s.account = p_token.account AND s.action = p_token.action
                          AND s.consumed_at >= p_token.created_at)
@@ -58,7 +51,8 @@ BEGIN
     WHERE t.action = NEW.action AND t.consumed_at IS NULL AND t.ended_at IS NULL
       AND t.expires_at = coalesce(t.send_at, t.created_at) + OLD.lifetime
       AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                      WHERE d.token = t.id AND d.outcome = 'sent' AND mailroom.is_of(d.fingerprint, t.secret));
+                      WHERE d.token = t.id AND d.outcome = 'sent' AND mailroom.is_of(d.fingerprint, t.secret)
+                        AND NOT mailroom.unrendered(d.token, d.id));
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_longer_lifetime IS
@@ -91,7 +85,7 @@ BEGIN
     -- A mail that counts for the limit gives way to none that the limit would stop.
     SELECT EXISTS (SELECT FROM mailroom.granted g WHERE g.token = p_token.id)
        AND k.limit_mails <= (SELECT count(*) FROM mailroom.granted g
-                             WHERE g.recipient = mailroom.limited_as(p_token.email) AND g.action = p_token.action
+                             WHERE g.recipient = mailroom.normal_address(p_token.email) AND g.action = p_token.action
                                AND g.at > clock_timestamp() - k.limit_within)
     INTO no_room FROM mailroom.actions k WHERE k.action = p_token.action;
     FOR newer IN
@@ -117,7 +111,7 @@ BEGIN
            AND (newer.send_at IS NULL OR newer.send_at <= clock_timestamp())
            AND (newer.expires_at > clock_timestamp() OR mailroom.renewable(newer))
            AND NOT EXISTS (SELECT FROM mailroom.deliveries d
-                           WHERE d.token = newer.id AND d.outcome IN ('skipped', 'rejected', 'expired')
+                           WHERE d.token = newer.id AND d.outcome IN ('skipped', 'suppressed', 'rejected', 'expired')
                              AND mailroom.is_of(d.fingerprint, newer.secret)) THEN
             RETURN true;
         END IF;
@@ -147,6 +141,8 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
 #variable_conflict use_column
 DECLARE
     renewed_as CONSTANT text := 'renewed: it expired before it was sent';
+    put_off    CONSTANT interval := '5 minutes';
+    suppressing CONSTANT boolean := mailroom.any_suppressed();
     now        CONSTANT timestamptz := clock_timestamp();
     doubts     mailroom.doubt[];
     grants     bigint[];
@@ -155,16 +151,21 @@ DECLARE
     expired    bigint[];
 BEGIN
     doubts := ARRAY(
-        SELECT ROW(t.id, t.action, mailroom.limited_as(t.email), mailroom.fingerprint(t.secret), CASE
+        SELECT ROW(t.id, t.action, mailroom.normal_address(t.email), mailroom.fingerprint(t.secret), CASE
                        WHEN k.action IS NULL THEN 'unknown action'
                        WHEN t.send_at > now THEN 'scheduled'
                        WHEN mailroom.is_over(t, k.lifetime, now) AND NOT mailroom.renewable(t) THEN
                            CASE WHEN t.expires_at > p_waited_since THEN 'expired' ELSE 'never waited' END
+                       WHEN suppressing AND mailroom.suppressed(t.email) IS NOT NULL THEN 'suppressed'
                        WHEN mailroom.has_newer(t) THEN 'superseded'
+                       WHEN k.paused_at IS NOT NULL THEN 'paused'
                        WHEN k.limit_mails IS NOT NULL
                             AND NOT EXISTS (SELECT FROM mailroom.granted g WHERE g.token = t.id) THEN 'limited'
                        ELSE 'passed' END,
-                   mailroom.is_over(t, k.lifetime, now), t.send_at, k.limit_mails, k.limit_within)::mailroom.doubt
+                   mailroom.is_over(t, k.lifetime, now),
+                   CASE WHEN t.send_at > now THEN t.send_at
+                        WHEN t.expires_at > now THEN least(now + put_off, t.expires_at) ELSE now + put_off END,
+                   k.limit_mails, k.limit_within)::mailroom.doubt
         FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
         JOIN public.tokens t ON t.id = p.id
         LEFT JOIN mailroom.actions k ON k.action = t.action
@@ -216,13 +217,15 @@ BEGIN
                           WHERE e.token = d.token AND e.fingerprint = d.fingerprint AND e.detail = renewed_as);
     END IF;
 
-    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker)
+    INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, detail, worker, recipient, subject)
     SELECT d.token, d.fingerprint, p_attempt,
-           CASE d.verdict WHEN 'unknown action' THEN 'rejected' ELSE 'skipped' END,
+           CASE d.verdict WHEN 'unknown action' THEN 'rejected' WHEN 'suppressed' THEN 'suppressed' ELSE 'skipped' END,
            CASE d.verdict WHEN 'unknown action'
                THEN format('mailroom.actions has no row for the action %s; run `mailroom actions apply`', d.action)
-               ELSE d.verdict END, p_worker
-    FROM unnest(doubts) d WHERE d.verdict IN ('unknown action', 'superseded', 'limited');
+               WHEN 'suppressed' THEN mailroom.suppressed(t.email)
+               ELSE d.verdict END, p_worker, t.email, coalesce(t.subject, '')
+    FROM unnest(doubts) d JOIN public.tokens t ON t.id = d.token
+    WHERE d.verdict IN ('unknown action', 'suppressed', 'superseded', 'limited');
     expired := ARRAY(SELECT d.token FROM unnest(doubts) d WHERE d.verdict = 'expired');
     IF cardinality(expired) > 0 THEN
         PERFORM mailroom.record_skipped(expired, p_attempt, p_worker);
@@ -230,7 +233,8 @@ BEGIN
 
     INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
     SELECT p_lane, array_agg(s.token ORDER BY s.token), s.worker, 0, s.due_at
-    FROM (SELECT d.token, 'scheduled' AS worker, d.due_at FROM unnest(doubts) d WHERE d.verdict = 'scheduled'
+    FROM (SELECT d.token, d.verdict AS worker, d.due_at FROM unnest(doubts) d
+          WHERE d.verdict IN ('scheduled', 'paused')
           UNION ALL
           SELECT r.token, '', now + interval '1 second' FROM unnest(renewing) r (token)
           WHERE r.token <> ALL (renewed)) s
@@ -240,7 +244,8 @@ BEGIN
                  WHERE d.verdict = 'passed' AND (NOT d.expired OR d.token = ANY (renewed)));
 END $$;
 COMMENT ON FUNCTION mailroom.screen IS
-    'Returns which of these tokens of a lane go out now. Of the others, scheduled ones go into leases, and the rest '
-    'into the ledger: expired, superseded (a newer one goes out), limited (the recipient had enough), or rejected '
+    'Returns which of these tokens of a lane go out now. Of the others, scheduled ones and those of a paused action go '
+    'into leases, and the rest into the ledger: expired, suppressed (the address gets no mail), superseded (a newer one '
+    'goes out), limited (the recipient had enough), or rejected '
     '(an action without a row). An expired token of an action that renews gets a new life. What had expired before '
     'p_waited_since leaves no row.';

@@ -203,12 +203,29 @@ COMMENT ON FUNCTION mailroom.pause IS
 
 CREATE FUNCTION mailroom.resume(p_channel text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    was_paused boolean;
 BEGIN
     UPDATE public.jobs j SET paused_at = NULL, pause_reason = NULL WHERE j.paused_at IS NOT NULL;
+    was_paused := FOUND;
+    UPDATE mailroom.actions k SET paused_at = NULL, pause_reason = NULL, resumed_at = clock_timestamp()
+    WHERE k.paused_at IS NOT NULL;
     IF FOUND THEN
+        was_paused := true;
+        PERFORM mailroom.release('paused');
+    END IF;
+    IF was_paused THEN
         PERFORM pg_notify(p_channel, '');
     END IF;
-    RETURN FOUND;
+    RETURN was_paused;
 END $$;
 COMMENT ON FUNCTION mailroom.resume IS
-    'Hands out mail again, and notifies the channel. Returns false if the queue was not paused.';
+    'Hands out mail again, that of paused actions too, and notifies the channel. Returns false if nothing was paused.';
+
+CREATE FUNCTION mailroom.paused_actions() RETURNS TABLE (action text, paused_at timestamptz, pause_reason text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT k.action::text, k.paused_at, k.pause_reason FROM mailroom.actions k
+    WHERE k.paused_at IS NOT NULL ORDER BY k.number
+$$;
+COMMENT ON FUNCTION mailroom.paused_actions IS
+    'Returns the actions whose mails wait because SES could not render one, since when, and why.';

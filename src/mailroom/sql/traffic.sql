@@ -19,7 +19,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
                count(*) FILTER (WHERE e.outcome = 'retried') AS retried,
                count(*) FILTER (WHERE e.outcome = 'unknown') AS unknown,
                count(*) FILTER (WHERE e.outcome = 'rejected') AS rejected,
-               count(*) FILTER (WHERE e.outcome IN ('expired', 'skipped')) AS dropped
+               count(*) FILTER (WHERE e.outcome IN ('expired', 'skipped', 'suppressed')) AS dropped
         FROM newest e GROUP BY 1)
     SELECT to_timestamp(i.number * p_step), coalesce(c.sent, 0), coalesce(c.retried, 0),
            coalesce(c.unknown, 0), coalesce(c.rejected, 0), coalesce(c.dropped, 0)
@@ -29,7 +29,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 $$;
 COMMENT ON FUNCTION mailroom.traffic IS
     'Counts the ledger''s rows of the last p_span by outcome and by intervals of p_step seconds, which begin at '
-    'whole multiples of it, oldest first; the last one is the present. dropped counts expired and skipped. It '
+    'whole multiples of it, oldest first; the last one is the present. dropped counts expired, skipped and suppressed. It '
     'counts the newest p_most rows: if it finds that many, the first interval with any may lack some.';
 
 CREATE FUNCTION mailroom.ledger_ends(OUT first bigint, OUT last bigint)

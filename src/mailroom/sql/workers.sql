@@ -20,6 +20,7 @@ COMMENT ON COLUMN mailroom.workers.trouble_since IS 'When that began.';
 
 CREATE FUNCTION mailroom.heartbeat(p_worker text, p_version text, p_trouble text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT mailroom.fail_unrendered();
     INSERT INTO mailroom.workers AS w (worker, version, trouble, trouble_since)
     VALUES (p_worker, p_version, p_trouble, CASE WHEN p_trouble <> '' THEN clock_timestamp() END)
     ON CONFLICT (worker) DO UPDATE
@@ -31,7 +32,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET
 $$;
 COMMENT ON FUNCTION mailroom.heartbeat IS
     'Reports that a worker is alive, and what keeps it from sending (empty if nothing does). Removes workers '
-    'that have not reported for a day.';
+    'that have not reported for a day. Rejects mails that SES could not render, and were recorded after its event.';
 
 CREATE FUNCTION mailroom.leave(p_worker text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$

@@ -52,10 +52,13 @@ class DebugTransport:
         ready = prepared(messages, template.language)
         good = [one for one in ready if not isinstance(one, Answer)]
         statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in good]
+        name = ses_name(self._settings.templates.name_of(action), template.tag)
         if good:
-            name = ses_name(self._settings.templates.name_of(action), template.tag)
             self._print(request(self._settings, action, name, good), {"Status": statuses})
-        sent = iter([Answer(Result.SENT, message_id=status["MessageId"]) for status in statuses])
+        sent = iter(
+            Answer(Result.SENT, message_id=status["MessageId"], template=name, language=template.language)
+            for status in statuses
+        )
         return [one if isinstance(one, Answer) else next(sent) for one in ready]
 
     def close(self) -> None:

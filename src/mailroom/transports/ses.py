@@ -140,7 +140,8 @@ class SesTransport:
             message for message, one in zip(messages, ready, strict=True) if not isinstance(one, Answer)
         ]
         sent = iter(self._call(client, template.name, called, good) if good else ())
-        return [one if isinstance(one, Answer) else next(sent) for one in ready]
+        answers = [one if isinstance(one, Answer) else next(sent) for one in ready]
+        return [replace(one, template=template.name, language=template.language) for one in answers]
 
     def _call(
         self,

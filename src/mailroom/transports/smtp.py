@@ -258,8 +258,8 @@ class SmtpTransport:
             undo.pop_all()
         return smtp
 
-    def _prepare(self, message: Message) -> tuple[str, str, str, bytes]:
-        """The two parts of the address, the mail's id and its content.
+    def _prepare(self, message: Message) -> tuple[str, str, Answer, bytes]:
+        """The two parts of the address, the answer if the mail is accepted, and its content.
 
         Raises:
             TemplateError: the template cannot be used.
@@ -269,7 +269,8 @@ class SmtpTransport:
         template = checks.usable(self._folder, message.action, message.locale)
         mail, to = mails.render(template, message), Address("", local, domain)
         message_id = f"{uuid4()}@{self._domain}"
-        return local, domain, message_id, compose(mail, template.language, self._sender, to, message_id)
+        sent = Answer(Result.SENT, message_id=message_id, template=template.name, language=template.language)
+        return local, domain, sent, compose(mail, template.language, self._sender, to, message_id)
 
     def _deliver(self, connection: _Connection, message: Message) -> Answer:
         """Send one mail.
@@ -286,7 +287,7 @@ class SmtpTransport:
             raise _Trouble(answer.result, answer.detail, answer.scope) from None
         if isinstance(prepared, Answer):
             return prepared
-        local, domain, message_id, content = prepared
+        local, domain, sent, content = prepared
         extensions = [] if local.isascii() else ["SMTPUTF8", "BODY=8BITMIME"]
         if extensions and not smtp.has_extn("smtputf8"):
             return Answer(
@@ -307,7 +308,7 @@ class SmtpTransport:
                         smtp.send(re.sub(rb"(?m)^\.", b"..", content) + b".\r\n")
                         code, reply = self._final_reply(smtp)
                         if 200 <= code < 300:
-                            return Answer(Result.SENT, message_id=message_id)
+                            return sent
         except OSError as error:
             if connection.mails and not _timed_out(error):
                 raise _SessionOver from None
