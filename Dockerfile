@@ -10,6 +10,7 @@ RUN python -m venv tools
 RUN tools/bin/python -m pip install --disable-pip-version-check --no-cache-dir \
     --only-binary :all: --require-hashes -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY scripts/build_messages.py scripts/
 COPY src src
 RUN tools/bin/python -m hatchling build -t wheel
 RUN python -m pip --python /opt/mailroom/bin/python install --disable-pip-version-check --no-cache-dir \

@@ -97,7 +97,7 @@ lock: $(READY)  ## lock the newest versions of all dependencies (needs uv)
 	    --extra bench --constraint requirements/dev.txt --upgrade pyproject.toml --output-file requirements/bench.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --extra inbox --constraint requirements/dev.txt --upgrade pyproject.toml --output-file requirements/image.txt
-	echo hatchling | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	printf "babel\nhatchling\n" | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --constraint requirements/dev.txt --upgrade - --output-file requirements/build.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --extra docs --constraint requirements/dev.txt --upgrade pyproject.toml --output-file requirements/docs.txt

@@ -430,7 +430,7 @@ def test_a_status_can_hit_a_share_of_the_recipients_the_same_in_every_run() -> N
 def test_a_share_of_the_calls_is_hit_and_only_hits_use_a_fault_up() -> None:
     faults = Faults(seed=1)
     faults.add(Fault("cut", share=0.5, calls=10))
-    hits = [faults.pick([["a@b.example"]])[0] is not None for _ in range(100)]
+    hits = [faults.pick([["a@b.example"]]).call is not None for _ in range(100)]
     assert 10 == sum(hits)
     assert not all(hits[:10])
     assert [] == faults.listing()

@@ -264,6 +264,27 @@ def test_faults_are_switches_on_the_page(server: InboxServer, pages: BrowserPage
     assert [] == server.inbox.faults.listing()
 
 
+def test_a_mail_bounces_from_its_page(server: InboxServer, pages: BrowserPages) -> None:
+    (first,) = mail(server, "a@example.com")
+    page = live(pages.open(f"{server.url}/mails/{first}"))
+    expect(page.locator(".events .badge")).to_have_text(["Send", "Delivery"])
+    page.get_by_label("What SES reports next").select_option("Complain")
+    page.get_by_role("button", name="Publish").click()
+    expect(page.locator(".events .badge")).to_have_text(["Send", "Delivery", "Complaint"])
+    page.get_by_text("Faults").click()
+    bounce = page.get_by_role("switch", name="Bounce")
+    bounce.click()
+    expect(bounce).to_be_checked()
+    (second,) = mail(server, "b@example.com")
+    page.goto(f"{server.url}/mails/{second}")
+    expect(page.locator(".events .badge")).to_have_text(["Send", "Bounce"])
+    assert ["send", "delivery", "complaint", "send", "bounce"] == [
+        message.content.kind
+        for message in server.inbox.queue.receive(10, 30)
+        if not isinstance(message.content, str)
+    ]
+
+
 def test_everything_is_read_and_done_without_javascript(server: InboxServer, pages: BrowserPages) -> None:
     for start in range(0, 120, 40):
         mail(server, *(f"person{number}@example.com" for number in range(start, start + 40)))

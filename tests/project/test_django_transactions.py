@@ -154,7 +154,7 @@ def test_twelve_wrong_codes_are_five_tries(empty_database: str, tmp_path: Path, 
             answer = page(other(code))
             assert (403 if number >= 5 else 200) == answer.status_code
             assert min(number, 5) == tries()
-        assert "five wrong codes" in page(code).text
+        assert "Five wrong codes" in page(code).text
 
         for path in ("/fails", "/locks"):
             token, code = recovery(db)

@@ -193,7 +193,7 @@ def test_the_commands_for_the_inbox_work(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "inbox.md").read_text()
     port = free_port()
     script = block(text, "sh", "mailroom inbox --port 8025").replace("8025", str(port))
-    script += block(text, "sh", "curl -sX POST")
+    script += block(text, "sh", "soft_bounce") + block(text, "sh", "curl -sX DELETE")
     settings = {"MAILROOM_APP_NAME": "Acme", "MAILROOM_APP_URL": "https://acme.example"}
     with shell(script + "echo done\n", tmp_path, **settings) as process:
         assert process.stdout

@@ -129,6 +129,7 @@ def test_the_wheel_holds_the_migrations_in_both_places(built: Path) -> None:
     shared = [name for name in names if "/data/share/mailroom/migrations/" in name]
     assert SQL_FILES == {Path(name).name for name in shared}
     assert "mailroom/py.typed" in names
+    assert "mailroom/contrib/django/locale/de/LC_MESSAGES/django.mo" in names
     assert {f"mailroom/templates/default/{path.name}" for path in BUILT_IN.iterdir()} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "bench"))]
 

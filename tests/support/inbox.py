@@ -30,8 +30,16 @@ def _session() -> Session:
 
 
 def ses_client(url: str, *, read_timeout_s: float = 30) -> Any:
+    return _client("ses", url, read_timeout_s)
+
+
+def sqs_client(url: str) -> Any:
+    return _client("sqs", url, 30)
+
+
+def _client(service: str, url: str, read_timeout_s: float) -> Any:
     return _session().create_client(
-        "ses",
+        service,
         endpoint_url=url,
         region_name="us-east-1",
         aws_access_key_id="x",
@@ -46,6 +54,7 @@ def mail(server: InboxServer, *recipients: str, template: str = "activationv1", 
     answer = ses.send_bulk_templated_email(
         Source="Acme <noreply@acme.example>",
         Template=template,
+        ConfigurationSetName="default",
         DefaultTemplateData=json.dumps(DATA | data),
         Destinations=[{"Destination": {"ToAddresses": [recipient]}} for recipient in recipients],
     )

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mailroom.inbox.changes import Changes
+from mailroom.inbox.events import EVENT_TYPES, Event
 from mailroom.inbox.faults import read_fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.limits import MAX_RATE
@@ -68,8 +69,17 @@ def api_routes(inbox: Inbox, changes: Changes) -> list[Route]:
             if mails or not await changes.after(number, until_s, request.receive):
                 return _json({"mails": mails})
 
+    async def publish(request: Request) -> Response:
+        try:
+            content = api.publish(request, await _read_json(request))
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        changes.notify()
+        return _json(content)
+
     return [
         Route("/api/mails/wait", wait),
+        Route("/api/mails/{id}/events", publish, methods=["POST"]),
         route("GET", "/api/mails", api.mails),
         route("DELETE", "/api/mails", api.clear_mails),
         route("GET", "/api/mails/{id}", api.mail),
@@ -113,10 +123,15 @@ class _Api:
         return {"mails": [self._summary(mail) for mail in found]}
 
     def mail(self, request: Request) -> Any:
-        mail = self._inbox.mails.get(request.path_params["id"])
-        if mail is None:
-            raise HTTPException(404, "no mail of this id is kept")
-        return self._whole_mail(mail)
+        return self._whole_mail(self._kept(request))
+
+    def publish(self, request: Request, given: dict[str, Any]) -> Any:
+        mail, unknown = self._kept(request), given.keys() - {"event", "after_s"}
+        if unknown:
+            raise ValueError(f"{min(unknown)}: not a field; an event has event, after_s")
+        rule = read_fault({"kind": "event"} | given)
+        self._inbox.publish_event(mail, rule.event, rule.after_s)
+        return {"events": [_event(event) for event in mail.events]}
 
     def wanted(self, request: Request) -> Callable[[], Any]:
         """Return a function that returns the mails which match and have arrived since its last call."""
@@ -217,6 +232,12 @@ class _Api:
             self._inbox.account.paused = given["paused"]
         return self.settings(None)
 
+    def _kept(self, request: Request) -> KeptMail:
+        mail = self._inbox.mails.get(request.path_params["id"])
+        if mail is None:
+            raise HTTPException(404, "no mail of this id is kept")
+        return mail
+
     def _summary(self, mail: KeptMail) -> dict[str, Any]:
         brief = self._inbox.brief(mail)
         return {
@@ -241,11 +262,16 @@ class _Api:
             "html": rendered.html if rendered else None,
             "links": [link.as_json() for link in find_links(rendered)],
             "headers": read_headers(mail.as_message(rendered)),
+            "events": [_event(event) for event in mail.events],
         }
 
 
 def _call(call: CallRecord) -> dict[str, Any]:
     return call._asdict() | {"time": _time(call.time)}
+
+
+def _event(event: Event) -> dict[str, str]:
+    return {"event": event.kind, "type": EVENT_TYPES[event.kind], "time": _time(event.at)}
 
 
 def _time(time: datetime) -> str:

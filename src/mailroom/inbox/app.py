@@ -1,4 +1,4 @@
-"""Serves the inbox over HTTP: SES's endpoint at ``POST /``, the API under ``/api``, and the pages.
+"""Serves the inbox over HTTP: SES's and SQS's endpoint at ``POST /``, the API under ``/api``, and pages.
 
 An invalid request is answered with a 4xx, and never raises.
 """
@@ -17,11 +17,13 @@ from starlette.types import ASGIApp
 
 from mailroom.inbox.api import api_routes, explain
 from mailroom.inbox.changes import Changes, event_routes
+from mailroom.inbox.event_queue import NAME
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.losses import lose
 from mailroom.inbox.pages import InboxPages, page_routes
 from mailroom.inbox.ses import reply
 from mailroom.inbox.ses_protocol import Refusal, write_error
+from mailroom.inbox.sqs import SqsCalls
 from mailroom.web.assets import asset_routes
 from mailroom.web.bodies import read_body
 from mailroom.web.guard import Guard
@@ -33,6 +35,7 @@ ABOUT: Final = """\
 This is the inbox of `mailroom inbox`: an SES endpoint that keeps mail instead of sending it.
 
   AWS_ENDPOINT_URL_SES={url}  points a client here
+  AWS_ENDPOINT_URL_SQS={url}  points a client to the queue {queue}, which holds SES's events
   {url}/  shows the mails in a browser
   {url}/api/mails  returns the mails as JSON
   {url}/api/mails/wait?recipient=  waits for a mail and returns it
@@ -53,8 +56,10 @@ def create_app(
         names: its other names; see ``Guard``.
     """
     pages = InboxPages(inbox, changes)
+    queue = SqsCalls(inbox.queue, changes)
 
-    async def ses(request: Request) -> Response:
+    async def aws(request: Request) -> Response:
+        target = request.headers.get("x-amz-target", "")
         try:
             body = await read_body(request, MAX_CALL)
         except HTTPException as error:
@@ -62,6 +67,8 @@ def create_app(
             return Response(
                 write_error(refusal), refusal.status, dict(error.headers or {}), media_type="text/xml"
             )
+        if target:
+            return await queue.answer(request, target, body)
         content_type = request.headers.get("content-type", "")
         status, answer, fault = reply(inbox, content_type, body, _head(request))
         on_call()
@@ -70,7 +77,7 @@ def create_app(
     async def index(request: Request) -> Response:
         if _is_browser(request):
             return await pages.index(request)
-        return PlainTextResponse(ABOUT.format(url=str(request.base_url).rstrip("/")))
+        return PlainTextResponse(ABOUT.format(url=str(request.base_url).rstrip("/"), queue=NAME))
 
     async def failed(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and _is_browser(request):
@@ -79,7 +86,7 @@ def create_app(
 
     app = Starlette(
         routes=[
-            Route("/", ses, methods=["POST"]),
+            Route("/", aws, methods=["POST"]),
             Route("/", index, methods=["GET"]),
             *api_routes(inbox, changes),
             *event_routes(changes),

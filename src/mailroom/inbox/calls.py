@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.ses_protocol import Refusal
 
+Tags: TypeAlias = tuple[tuple[str, str], ...]
+
 
 class Destination(NamedTuple):
-    """One mail of a call: its addresses, and its data as JSON (empty for none)."""
+    """One mail of a call: its addresses, its data as JSON (empty for none), and its tags."""
 
     addresses: tuple[str, ...]
     data: str
+    tags: Tags = ()
 
     @property
     def recipients(self) -> int:
@@ -29,6 +32,7 @@ class BulkCall(NamedTuple):
         default_data: data for all destinations, as JSON.
         raw: the whole request.
         message: the mail itself if it came over SMTP; then there is no template and no data.
+        tags: tags for all destinations.
     """
 
     source: str
@@ -38,6 +42,7 @@ class BulkCall(NamedTuple):
     destinations: list[Destination]
     raw: bytes = b""
     message: bytes = b""
+    tags: Tags = ()
 
     @property
     def recipients(self) -> int:

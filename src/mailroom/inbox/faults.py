@@ -1,8 +1,8 @@
 """Injects the faults of a provider and of a network into calls that send.
 
-Rules are tried in the order in which they were added. Each rule of the kind ``status`` applies to the
-recipients that it matches; the first matching rule of another kind decides the whole call. Chance comes
-from a seed, so a run can be repeated.
+Rules are tried in the order in which they were added. Each rule of the kinds ``status`` and ``event`` applies
+to the recipients that it matches; the first matching rule of another kind decides the whole call. Chance
+comes from a seed, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-KINDS: Final = ("error", "status", "http", "garbage", "hang", "cut", "cut_body")
+from mailroom.inbox.events import COURSES
+
+KINDS: Final = ("error", "status", "event", "http", "garbage", "hang", "cut", "cut_body")
+# Rules of these kinds hit recipients; those of the others hit calls.
+FOR_RECIPIENTS: Final = ("status", "event")
 STATUSES: Final = (
     "Success",
     "MessageRejected",
@@ -30,6 +34,7 @@ STATUSES: Final = (
     "Failed",
 )
 MAX_HANG_S: Final = 600.0
+MAX_AFTER_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,13 @@ class Fault:
 
     Attributes:
         kind: ``error`` refuses the call; ``status`` refuses recipients in a call that is answered;
-            ``http`` answers with a status and a text that is not XML, ``garbage`` with 200 and an
-            unreadable text; ``hang`` never answers; ``cut`` closes the connection instead of
-            answering, ``cut_body`` in the middle of the answer.
+            ``event`` accepts them, and the events about their mails end with ``event``; ``http`` answers
+            with a status and a text that is not XML, ``garbage`` with 200 and an unreadable text;
+            ``hang`` never answers; ``cut`` closes the connection instead of answering, ``cut_body`` in
+            the middle of the answer.
         calls: the rule is removed after this many calls; None keeps it until it is deleted.
         share: the probability (above 0, up to 1) that a matching call, or for ``status`` a recipient, is hit.
-        recipient: only calls to this address are hit; for ``status``, only this recipient.
+        recipient: only calls to this address are hit; for ``status`` and ``event``, only this recipient.
         code: the code of an ``error``.
         message: the text of an ``error`` or a ``status``.
         http_status: the status of an ``error`` or ``http``; 0 stands for 400 and 503.
@@ -51,6 +57,8 @@ class Fault:
         body: the text of ``http`` and ``garbage``.
         accept: whether the mails are accepted although the answer is lost.
         seconds: a ``hang`` closes the connection after this time.
+        event: the kind of an ``event``, one of ``COURSES``.
+        after_s: an ``event`` comes this many seconds after the mail.
     """
 
     kind: str
@@ -64,6 +72,8 @@ class Fault:
     body: str = "not XML: <\x00"
     accept: bool = False
     seconds: float = 60.0
+    event: str = "bounce"
+    after_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -83,6 +93,10 @@ class Fault:
             raise ValueError(f"status: {self.status!r} is not one of {', '.join(STATUSES[1:])}")
         if not 0 < self.seconds <= MAX_HANG_S:
             raise ValueError(f"seconds: {self.seconds} is not above 0 and up to {MAX_HANG_S:.0f}")
+        if self.event not in COURSES:
+            raise ValueError(f"event: {self.event!r} is not one of {', '.join(COURSES)}")
+        if not 0 <= self.after_s <= MAX_AFTER_S:
+            raise ValueError(f"after_s: {self.after_s} is not from 0 to {MAX_AFTER_S:.0f}")
 
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
@@ -91,6 +105,7 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "http_status": (int,),
     "accept": (bool,),
     "seconds": (int, float),
+    "after_s": (int, float),
 }
 
 
@@ -110,6 +125,14 @@ def read_fault(given: Mapping[str, Any]) -> Fault:
     if "kind" not in given:
         raise ValueError(f"kind: missing; it is one of {', '.join(KINDS)}")
     return Fault(**given)
+
+
+class Picked(NamedTuple):
+    """The faults of a call: of the whole call, and by the index of a destination of its status and event."""
+
+    call: Fault | None
+    statuses: dict[int, Fault]
+    events: dict[int, Fault]
 
 
 @dataclass(slots=True)
@@ -151,13 +174,9 @@ class Faults:
         """Return the rules in order, each with its id and how often it was ``used``."""
         return [{"id": rule.id, "used": rule.used} | asdict(rule.fault) for rule in self._rules]
 
-    def pick(self, destinations: Sequence[Sequence[str]]) -> tuple[Fault | None, dict[int, Fault]]:
-        """Use the rules that match a call with these addresses.
-
-        Returns:
-            The fault of the whole call, and the faults of single destinations by their index.
-        """
-        single: dict[int, Fault] = {}
+    def pick(self, destinations: Sequence[Sequence[str]]) -> Picked:
+        """Use the rules that match a call with these addresses."""
+        single: dict[str, dict[int, Fault]] = {kind: {} for kind in FOR_RECIPIENTS}
         for rule in list(self._rules):
             fault = rule.fault
             hit = [
@@ -165,17 +184,17 @@ class Faults:
                 for at, addresses in enumerate(destinations)
                 if not fault.recipient or fault.recipient in addresses
             ]
-            if fault.kind == "status":
-                hit = [at for at in hit if at not in single and self._chance(fault.share)]
+            if fault.kind in single:
+                hit = [at for at in hit if at not in single[fault.kind] and self._chance(fault.share)]
             elif hit and not self._chance(fault.share):
                 continue
             if not hit:
                 continue
             self._use(rule)
-            if fault.kind != "status":
-                return fault, single
-            single |= dict.fromkeys(hit, fault)
-        return None, single
+            if fault.kind not in single:
+                return Picked(fault, single["status"], single["event"])
+            single[fault.kind] |= dict.fromkeys(hit, fault)
+        return Picked(None, single["status"], single["event"])
 
     def _chance(self, share: float) -> bool:
         return share >= 1 or self._random.random() < share

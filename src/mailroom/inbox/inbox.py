@@ -2,7 +2,7 @@
 
 It checks what SES checks, and refuses in SES's words. A mail whose data lacks a field of its template is
 accepted and dropped, as in SES. Counts are exact since the start. Mails and calls are kept up to a bound.
-It delivers nothing.
+It delivers nothing, and publishes the events of what SES would have done.
 
 Only one thread may make calls; others may read, and change settings and faults.
 """
@@ -13,7 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parseaddr
 from typing import Any, Final
 
@@ -21,7 +21,9 @@ from mailroom.actions import Action, load_actions
 from mailroom.inbox.account import MAX_ADDRESS, TOO_LONG, InboxAccount
 from mailroom.inbox.calls import BulkCall, CallAnswer, Destination, DestinationStatus
 from mailroom.inbox.data import check_sizes, read_data
-from mailroom.inbox.faults import Fault, Faults
+from mailroom.inbox.event_queue import EventQueue
+from mailroom.inbox.events import COURSES, Event, Sending, simulated
+from mailroom.inbox.faults import Fault, Faults, Picked
 from mailroom.inbox.kinds import Kinds, code_of, is_template, language_of, usual_template
 from mailroom.inbox.limits import MAX_RATE, Limits
 from mailroom.inbox.links import find_links
@@ -33,6 +35,8 @@ from mailroom.templates.mails import SES_PARTS, RenderedMail, for_ses, ses_name
 from mailroom.templates.sources import Template
 
 THROTTLES: Final = ("Throttling", "ThrottlingException", "TooManyRequestsException")
+
+MAX_EVENTS: Final = 50
 
 _PLAIN_ADDRESS: Final = re.compile(r"[!#-'*-+./-9=?A-Z^-~-]+@[A-Za-z0-9.-]+")
 
@@ -68,6 +72,7 @@ class Inbox:
         self.requests = RawRequests()
         self.calls: deque[CallRecord] = deque(maxlen=MAX_CALLS)
         self.counts = Counts()
+        self.queue = EventQueue()
         self.kinds = Kinds(load_actions().values() if actions is None else actions)
         self._on_mail = on_mail
         # The mail that was rendered last: its page takes several requests.
@@ -83,14 +88,15 @@ class Inbox:
 
     def send_bulk(self, call: BulkCall) -> CallAnswer:
         """Return the answer to a call, with the faults that match it."""
-        fault, single = self.faults.pick([destination.addresses for destination in call.destinations])
+        picked = self.faults.pick([destination.addresses for destination in call.destinations])
+        fault = picked.call
         if fault and fault.kind == "error":
             return self._refuse(call, Refusal(fault.code, fault.message, fault.http_status or 400))
         if fault and not fault.accept:
             self._count(call, [], fault.kind)
             self.counts.unanswered += call.recipients
             return CallAnswer(fault=fault)
-        answer = self._send(call, single, fault)
+        answer = self._send(call, picked)
         if fault:
             self.counts.unanswered += call.recipients
         return answer
@@ -124,13 +130,34 @@ class Inbox:
         """Whether a mail is of an action, which need not be known if its template has the usual name."""
         return self.brief(mail).action == action or is_template(mail.template.name, usual_template(action))
 
+    def publish_event(self, mail: KeptMail, kind: str, after_s: float = 0) -> None:
+        """Put an event about a mail into the queue; clients can receive it after this time.
+
+        Raises:
+            ValueError: the mail's call named no configuration set, or it has too many events.
+        """
+        if mail.sending is None:
+            raise ValueError("SES publishes no event about this mail: its call named no configuration set")
+        if len(mail.events) >= MAX_EVENTS:
+            raise ValueError(f"the mail has {MAX_EVENTS} events already")
+        event = Event(kind, datetime.now(UTC) + timedelta(seconds=after_s), mail.sending, mail.failure)
+        mail.events += (event,)
+        self.queue.put(event, after_s)
+
+    def _publish_course(self, mail: KeptMail, rule: Fault | None) -> None:
+        """Publish what SES does about a new mail: as a rule says, or as its address simulates."""
+        last = rule.event if rule else simulated(mail.sending.addresses if mail.sending else ())
+        for kind in COURSES["rendering_failure" if mail.dropped else last]:
+            self.publish_event(mail, kind, rule.after_s if rule and kind == last else 0)
+
     def forget(self) -> None:
         """Forget all mails and requests, but keep the counts."""
         self.mails.clear()
         self.requests.clear()
         self._open = None, None
 
-    def _send(self, call: BulkCall, single: dict[int, Fault], lost: Fault | None) -> CallAnswer:
+    def _send(self, call: BulkCall, picked: Picked) -> CallAnswer:
+        lost = picked.call
         try:
             check_sizes(call.default_data, *(destination.data for destination in call.destinations))
             template = self.account.check(call)
@@ -140,10 +167,11 @@ class Inbox:
         statuses = []
         now, number = datetime.now(UTC), self.requests.add(call.raw)
         for at, destination in enumerate(call.destinations):
-            if fault := single.get(at):
+            if fault := picked.statuses.get(at):
                 status = DestinationStatus(fault.status, error=fault.message)
             else:
-                status = self._accept(now, number, call, template, default, destination)
+                rule = picked.events.get(at)
+                status = self._accept(now, number, call, template, default, destination, rule)
             statuses.append(status)
         names = {status.status for status in statuses}
         verdict = lost.kind if lost else names.pop() if len(names) == 1 else "mixed"
@@ -158,6 +186,7 @@ class Inbox:
         template: StoredTemplate,
         default: dict[str, Any],
         destination: Destination,
+        rule: Fault | None,
     ) -> DestinationStatus:
         if not call.message and (fault := _address_fault(destination)):
             return DestinationStatus("InvalidParameterValue", error=fault)
@@ -179,6 +208,12 @@ class Inbox:
             message=call.message,
         )
         self.counts.dropped += mail.dropped
+        if call.config_set:
+            tags = tuple((dict(call.tags) | dict(destination.tags)).items())
+            mail.sending = Sending(
+                mail.id, now, call.source, destination.addresses, template.name, call.config_set, tags
+            )
+            self._publish_course(mail, rule)
         if self._on_mail:
             self._on_mail(mail)
         return DestinationStatus("Success", mail.id)

@@ -17,6 +17,7 @@ from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
 from mailroom.inbox.data import read_data
+from mailroom.inbox.events import Event, Sending
 from mailroom.inbox.messages import read_message, write_message
 from mailroom.templates.mails import RenderedMail
 from mailroom.templates.tags import placeholders, render_source
@@ -73,6 +74,8 @@ class KeptMail:
         failure: why SES would have dropped it silently; empty as long as no failure is known.
         call: the number of its request in ``RawRequests``.
         message: the mail as it came over SMTP; empty if it came as a template and data.
+        sending: what SES's events say about it; None if its call named no configuration set.
+        events: what was published about it.
         brief: set when it is first asked for.
     """
 
@@ -87,6 +90,8 @@ class KeptMail:
     failure: str = ""
     call: int = 0
     message: bytes = b""
+    sending: Sending | None = None
+    events: tuple[Event, ...] = ()
     brief: Brief | None = None
 
     @property

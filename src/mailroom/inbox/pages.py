@@ -17,6 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from mailroom.inbox.changes import Changes
+from mailroom.inbox.events import EVENT_TYPES
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.links import find_links
 from mailroom.inbox.mails import KeptMail
@@ -29,6 +30,15 @@ PAGE: Final = 100
 # A longer request is offered as a download.
 MAX_SHOWN: Final = 200_000
 VIEWS: Final = {"html": "HTML", "text": "Text", "headers": "Headers", "request": "Raw request"}
+# The events that a button on a mail's page publishes.
+PUBLISHABLE: Final = {
+    "bounce": "Bounce",
+    "soft_bounce": "Bounce temporarily",
+    "complaint": "Complain",
+    "delay": "Delay",
+    "delivery": "Deliver",
+    "rendering_failure": "Fail to render",
+}
 FRAME_POLICY: Final = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
 )
@@ -57,6 +67,7 @@ def page_routes(pages: InboxPages) -> list[Route]:
         Route("/mails/delete", pages.delete_all, methods=["POST"]),
         Route("/mails/{id}", pages.mail),
         Route("/mails/{id}/delete", pages.delete, methods=["POST"]),
+        Route("/mails/{id}/events", pages.publish, methods=["POST"]),
         Route("/mails/{id}/html", pages.html),
         Route("/mails/{id}/eml", pages.eml),
         Route("/mails/{id}/request", pages.request),
@@ -112,6 +123,8 @@ class InboxPages:
             "longest": MAX_SHOWN,
             "headers": read_headers(mail.as_message(rendered)) if view == "headers" else [],
             "parameters": self._parameters(mail) if view == "request" else [],
+            "events": [(event, EVENT_TYPES[event.kind], _moment(event.at)) for event in mail.events],
+            "publishable": PUBLISHABLE,
             "raw": (self._inbox.requests.get(mail.call) or b"").decode("utf-8", "replace"),
         }
         return self._pages.answer("mail.html", around | choice | shown)
@@ -144,6 +157,17 @@ class InboxPages:
         if content is None:
             raise HTTPException(404, "the request is no longer kept")
         return _download(content, f"{mail.id}.request.txt", "application/octet-stream")
+
+    async def publish(self, request: Request) -> Response:
+        """Publish an event about a mail."""
+        form, mail = await read_form(request), self._mail(request)
+        if form.get("event") not in PUBLISHABLE:
+            raise HTTPException(400, f"event: one of {', '.join(PUBLISHABLE)}")
+        try:
+            self._inbox.publish_event(mail, form["event"])
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        return self._done(form)
 
     async def delete(self, request: Request) -> Response:
         """Forget a mail."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
-from mailroom.inbox.calls import BulkCall, CallAnswer, Destination
+from mailroom.inbox.calls import BulkCall, CallAnswer, Destination, Tags
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.ses_protocol import (
@@ -19,6 +20,8 @@ from mailroom.inbox.ses_protocol import (
     write_answer,
     write_error,
 )
+
+_TAG: Final = re.compile("[A-Za-z0-9_-]{1,256}")
 
 Action: TypeAlias = Callable[[Inbox, Parameters], "Tree | CallAnswer"]
 
@@ -75,7 +78,7 @@ def _send_bulk_templated_email(inbox: Inbox, given: Parameters) -> CallAnswer:
         data = given.get(f"{prefix}.ReplacementTemplateData")
         if not addresses and not data:
             break
-        destinations.append(Destination(addresses, data))
+        destinations.append(Destination(addresses, data, _tags(given, f"{prefix}.ReplacementTags")))
     default_data = given.required("DefaultTemplateData")
     return inbox.send_bulk(
         BulkCall(
@@ -85,8 +88,23 @@ def _send_bulk_templated_email(inbox: Inbox, given: Parameters) -> CallAnswer:
             default_data,
             destinations,
             given.raw,
+            tags=_tags(given, "DefaultTags"),
         )
     )
+
+
+def _tags(given: Parameters, name: str) -> Tags:
+    tags: list[tuple[str, str]] = []
+    while (key := given.get(f"{name}.member.{len(tags) + 1}.Name")) or given.get(
+        f"{name}.member.{len(tags) + 1}.Value"
+    ):
+        tags.append((key, given.get(f"{name}.member.{len(tags) + 1}.Value")))
+        if not all(map(_TAG.fullmatch, tags[-1])):
+            raise Refusal(
+                "InvalidParameterValue",
+                f"The name and the value of a tag are 1 to 256 letters, digits, - and _: {tags[-1]}",
+            )
+    return tuple(tags)
 
 
 def _get_send_quota(inbox: Inbox, _: Parameters) -> Tree:

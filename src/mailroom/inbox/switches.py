@@ -18,6 +18,8 @@ class Switch(NamedTuple):
     fault: Fault | None
 
 
+LATE_S: Final = 30
+
 SWITCHES: Final = (
     Switch(
         "throttle", "Throttle", "Every call is refused: Throttling.",
@@ -39,6 +41,18 @@ SWITCHES: Final = (
     Switch(
         "lose", "Lose the answer", "Mails are accepted, but there is no answer, so senders retry.",
         Fault("cut", accept=True),
+    ),
+    Switch("bounce", "Bounce", "Mails are accepted; then they bounce permanently.", Fault("event")),
+    Switch("complain", "Complain", "Mails are delivered; then the recipient complains.",
+        Fault("event", event="complaint")),
+    Switch("delay", "Delay", "Mails are accepted, and reported as delayed.", Fault("event", event="delay")),
+    Switch(
+        "late", "Deliver late", f"Mails are accepted; their delivery is reported {LATE_S} s later.",
+        Fault("event", event="delivery", after_s=float(LATE_S)),
+    ),
+    Switch(
+        "unrenderable", "Fail to render", "Mails are accepted; then SES reports a rendering failure.",
+        Fault("event", event="rendering_failure"),
     ),
 )  # fmt: skip
 BY_NAME: Final = {switch.name: switch for switch in SWITCHES}

@@ -14,6 +14,8 @@ from django.contrib.auth import get_user_model
 from django.db import DatabaseError, connections, transaction
 from django.utils.html import format_html
 from django.utils.module_loading import module_has_submodule
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from mailroom.contrib.django.configuration import users_database
 from mailroom.contrib.django.tokens import last_tokens
@@ -36,9 +38,9 @@ class MailsMixin:
         found = super().get_fieldsets(request, obj)  # type: ignore[misc]
         if not obj or FIELD in admin.utils.flatten_fieldsets(found):
             return found
-        return [*found, ("Mails", {"fields": [FIELD]})]
+        return [*found, (_("Mails"), {"fields": [FIELD]})]
 
-    @admin.display(description="Mails")
+    @admin.display(description=_("Mails"))
     def mailroom_mails(self, user: Any) -> str:
         """What happened to the user's last mails, newest first."""
         return format_html('<pre style="white-space: pre-wrap">{}</pre>', _mails(user))
@@ -54,7 +56,7 @@ def _mails(user: Any) -> str:
             found = [story.text() for token in tokens for story in stories(below, str(token))]
     except (DatabaseError, MailroomError) as error:
         return str(error)
-    return "\n\n".join(found) or "No mail was requested yet, or all were pruned."
+    return "\n\n".join(found) or gettext("No mail was requested yet, or all were pruned.")
 
 
 def _extend() -> None:

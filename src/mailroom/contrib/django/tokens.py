@@ -8,8 +8,10 @@ further try. In an asynchronous view, call both through ``asgiref.sync.sync_to_a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Final
 
 from django.contrib.auth import get_user_model
@@ -20,6 +22,11 @@ from mailroom.consumption import LIMIT_WAIT, Consumed, answer, refuse_wrong_code
 from mailroom.contrib.django.configuration import keys, users_database
 
 SEND: Final = "SELECT mailroom.send(%s, user_id => %s, user_table => %s::regclass)"
+SEND_AGAIN: Final = """
+    SELECT mailroom.send(%s, user_id => %s, user_table => %s::regclass,
+                         key => concat_ws(' ', 'again', %s::text,
+                                          floor(extract(epoch FROM statement_timestamp()) / %s)::bigint))
+"""
 SAME: Final = "SELECT %s::regclass = %s::regclass"
 LAST: Final = "SELECT mailroom.last_tokens(p_user_id => %s, p_user_table => %s::regclass, p_limit => %s)"
 
@@ -38,6 +45,21 @@ def send(action: str, user: Any) -> int:
         django.db.Error: the database refuses it, as for an action that it does not have.
     """
     (token,) = _rows(SEND, [action, *_key_and_table(user)])
+    return token
+
+
+def send_again(action: str, user: Any, interval: timedelta) -> int:
+    """Request a mail to a user as ``send`` does, but one in each interval at most.
+
+    Intervals are counted from 1970 by the database's clock. The limit is an idempotency key, so that it holds
+    for requests at the same time too.
+
+    Returns:
+        The id of the token of the interval's mail, whether this call requested it or an earlier one.
+    """
+    key, table = _key_and_table(user)
+    person = hashlib.sha256(f"{table} {key}".encode()).hexdigest()
+    (token,) = _rows(SEND_AGAIN, [action, key, table, person, interval.total_seconds()])
     return token
 
 

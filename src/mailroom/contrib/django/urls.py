@@ -4,6 +4,7 @@ Include them where ``MAILROOM_APP_URL`` points, before ``django.contrib.auth.url
 """
 
 from django.urls import path
+from django.utils.translation import gettext_lazy as _
 
 from mailroom.contrib.django import views
 
@@ -13,8 +14,22 @@ urlpatterns = [
     path("activate", views.ActivationView.as_view(action="activation"), name="activate"),
     path(
         "activate/done/",
-        views.PageView.as_view(template_name="mailroom/activation_complete.html", title="Account activated"),
+        views.PageView.as_view(
+            template_name="mailroom/activation_complete.html", title=_("Account activated")
+        ),
         name="activation_complete",
+    ),
+    path(
+        "activate/again/",
+        views.ActivationAgainView.as_view(action="activation"),
+        name="activation_again",
+    ),
+    path(
+        "activate/again/done/",
+        views.PageView.as_view(
+            template_name="mailroom/activation_again_done.html", title=_("Check your mails")
+        ),
+        name="activation_again_done",
     ),
     path(
         "password_reset/", _reset, name="admin_password_reset"
@@ -23,7 +38,7 @@ urlpatterns = [
     path(
         "password_reset/done/",
         views.PageView.as_view(
-            template_name="mailroom/password_reset_done.html", title="Password reset sent"
+            template_name="mailroom/password_reset_done.html", title=_("Password reset sent")
         ),
         name="password_reset_done",
     ),
@@ -35,13 +50,13 @@ urlpatterns = [
     path(
         "reset/done/",
         views.PageView.as_view(
-            template_name="mailroom/password_reset_complete.html", title="Password reset complete"
+            template_name="mailroom/password_reset_complete.html", title=_("Password reset complete")
         ),
         name="password_reset_complete",
     ),
     path(
         "sign-up/done/",
-        views.PageView.as_view(template_name="mailroom/sign_up_done.html", title="Check your mails"),
+        views.PageView.as_view(template_name="mailroom/sign_up_done.html", title=_("Check your mails")),
         name="sign_up_done",
     ),
 ]

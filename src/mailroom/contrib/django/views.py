@@ -6,7 +6,9 @@ tokens, so no page is cached and none tells its address to another site.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -15,8 +17,10 @@ from django.contrib.auth.decorators import login_not_required
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
-from django.urls import is_valid_path, reverse_lazy
+from django.urls import NoReverseMatch, is_valid_path, reverse, reverse_lazy
 from django.utils.decorators import method_decorator
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
@@ -27,10 +31,18 @@ from mailroom.contrib.django.configuration import keys, users_database
 from mailroom.contrib.django.tokens import consume, is_of_the_user_model
 from mailroom.errors import TokenError, UnknownToken, WrongCode
 from mailroom.tokens import split, verify
-from mailroom.wording import counted
 
 # A stricter policy would remove the Origin that Django's protection against CSRF looks at.
-REFERRER_POLICY = "same-origin"
+REFERRER_POLICY: Final = "same-origin"
+# By a TokenError's ``reason``. The others say nothing that helps a visitor.
+REFUSALS: Final[Mapping[str, Any]] = {
+    "used": _("The link was used before."),
+    "expired": _("The link has expired."),
+    "suspended": _("The account is suspended."),
+    "ineligible": _("The account cannot use this link now."),
+    "exhausted": _("Five wrong codes were typed, so the link does not work any more."),
+}
+NOT_VALID: Final = _("The link is not valid. Check that it was copied as a whole.")
 
 
 @method_decorator(login_not_required, name="dispatch")
@@ -43,7 +55,10 @@ class PageView(auth_views.PasswordContextMixin, TemplateView):
         """The page's variables."""
         context: dict[str, Any] = super().get_context_data(**kwargs)
         login = resolve_url(settings.LOGIN_URL)
-        return context | {"login_url": login if is_valid_path(login) else ""}
+        return context | {
+            "login_url": login if is_valid_path(login) else "",
+            "again_url": _url("activation_again"),
+        }
 
 
 @method_decorator(login_not_required, name="dispatch")
@@ -52,10 +67,12 @@ class LinkView(auth_views.PasswordContextMixin, FormView):
 
     Attributes:
         action: the action's name.
+        again: the name of the address where a new mail can be requested.
         refused_template_name: the page for a token that is refused, with the status 403.
     """
 
     action = ""
+    again = ""
     title = ""
     refused_template_name = "mailroom/refused.html"
 
@@ -65,7 +82,12 @@ class LinkView(auth_views.PasswordContextMixin, FormView):
         try:
             response: HttpResponse = super().dispatch(request, *args, **kwargs)
         except TokenError as error:
-            context = {"title": "This link does not work", "error": error}
+            context = {
+                "title": _("This link does not work"),
+                "error": error,
+                "reason": REFUSALS.get(error.reason, NOT_VALID),
+                "again_url": _url(self.again),
+            }
             response = render(request, self.refused_template_name, context, status=403)
         response.headers["Referrer-Policy"] = REFERRER_POLICY
         return response
@@ -78,10 +100,11 @@ class LinkView(auth_views.PasswordContextMixin, FormView):
 class ActivationView(LinkView):
     """Shows a button, which activates the user."""
 
+    again = "activation_again"
     form_class = forms.TokenForm
     success_url = reverse_lazy("activation_complete")
     template_name = "mailroom/activation.html"
-    title = "Activate your account"
+    title = _("Activate your account")
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Show the button, for a token that was signed for this action."""
@@ -97,10 +120,11 @@ class ActivationView(LinkView):
 class PasswordResetConfirmView(LinkView):
     """Takes the code of the mail and a new password. A password that is refused consumes nothing."""
 
+    again = "password_reset"
     form_class = forms.PasswordRecoveryForm
     success_url = reverse_lazy("password_reset_complete")
     template_name = "mailroom/password_reset_confirm.html"
-    title = "Enter new password"
+    title = _("Enter new password")
 
     def get_form_kwargs(self) -> dict[str, Any]:
         """The form's arguments; who the user is, only the consumed token says."""
@@ -118,8 +142,12 @@ class PasswordResetConfirmView(LinkView):
             try:
                 self._recover(form)
             except WrongCode as wrong:
-                left = counted(wrong.codes_left, "more try", "more tries")
-                form.add_error("code", f"The code is wrong. You have {left}.")
+                text = ngettext(
+                    "The code is wrong. You have %(left)d more try.",
+                    "The code is wrong. You have %(left)d more tries.",
+                    wrong.codes_left,
+                )
+                form.add_error("code", text % {"left": wrong.codes_left})
         return self.form_valid(form) if form.is_valid() else self.form_invalid(form)
 
     def _recover(self, form: Any) -> None:
@@ -154,13 +182,41 @@ class PasswordResetView(auth_views.PasswordResetView):
 
 
 @method_decorator(login_not_required, name="dispatch")
+class ActivationAgainView(auth_views.PasswordContextMixin, FormView):
+    """Takes an address and requests another activation mail. The answer is the same for an unknown address.
+
+    Attributes:
+        action: the name of the mail's action.
+        interval: a user gets one mail in it at most.
+    """
+
+    action = ""
+    interval = timedelta(hours=1)
+    form_class = forms.ActivationAgainForm
+    success_url = reverse_lazy("activation_again_done")
+    template_name = "mailroom/activation_again.html"
+    title = _("Ask for a new link")
+
+    @method_decorator(csrf_protect)
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Answer."""
+        response: HttpResponse = super().dispatch(request, *args, **kwargs)
+        return response
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        """Request the mail."""
+        form.save(action=self.action, interval=self.interval)
+        return super().form_valid(form)
+
+
+@method_decorator(login_not_required, name="dispatch")
 class SignUpView(auth_views.PasswordContextMixin, FormView):
     """Makes a pending user. The answer is the same for a known address."""
 
     form_class = forms.SignUpForm
     success_url = reverse_lazy("sign_up_done")
     template_name = "mailroom/sign_up.html"
-    title = "Sign up"
+    title = _("Sign up")
 
     @method_decorator([sensitive_post_parameters(), csrf_protect])
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -172,3 +228,11 @@ class SignUpView(auth_views.PasswordContextMixin, FormView):
         """Make the user."""
         form.save()
         return super().form_valid(form)
+
+
+def _url(name: str) -> str:
+    """The address of a name; empty if the project does not include it."""
+    try:
+        return reverse(name)
+    except NoReverseMatch:
+        return ""
