@@ -124,7 +124,7 @@ def test_the_documented_pipe_loses_nothing_when_its_container_is_stopped(
 
     for rate, enough in (("50", 60), ("10000", len(people))):
         with image.run(command, **given, MAILROOM_SEND_RATE=rate) as container:
-            ses.wait_for(partial(are_known, enough))
+            ses.wait_for(partial(are_known, enough), 120)
             began = time.monotonic()
             container.stop()
             code, text = container.wait()

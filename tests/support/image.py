@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -97,6 +97,9 @@ class Container:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # It has another user by now, so the kernel does not end it with the process that started it.
+        with suppress(IndexError, OSError):
+            os.kill(self.first(), signal.SIGKILL)
         self.process.kill()
         self.process.communicate()
 
