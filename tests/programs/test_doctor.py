@@ -823,7 +823,7 @@ def test_what_the_role_may_not_read_is_a_warning(
 def test_a_throttled_question_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
 ) -> None:
-    monkeypatch.setattr("mailroom.transports.ses_client.PAUSE_S", 0.01)
+    monkeypatch.setattr("mailroom.transports.aws_client.PAUSE_S", 0.01)
     refuse(monkeypatch, "GetTemplate", "Throttling", times=1)
     assert [] == faults(the_account(sending))
 

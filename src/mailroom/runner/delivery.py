@@ -25,11 +25,11 @@ from mailroom.logs import EventLogger
 from mailroom.outage import back_off_s
 from mailroom.queue.client import Queue
 from mailroom.queue.known_actions import KnownActions
-from mailroom.queue.lease import Lease, sign_claimed
+from mailroom.queue.lease import Lease, Signed, sign_claimed
 from mailroom.runner.ledger import record
 from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import Calls
-from mailroom.wire import Message, checked
+from mailroom.wire import Message, Reference, checked
 
 # A mail that waits longer at a tripped breaker is claimed again, and the claim checks again whether it may be
 # sent.
@@ -80,7 +80,7 @@ class LeaseDelivery:
         # None where there was no attempt.
         answers: dict[int, Answer | None] = {claimed.token: None for claimed in lease.claimed}
         answers.update({token: Answer(Result.REJECTED, why) for token, why in signed.refused.items()})
-        pairs = list(zip(signed.ids, signed.encoded, strict=True))
+        pairs = _referring(lease, signed)
         if lease.generation > 1:  # one that ends every call must not stay before the others
             random.shuffle(pairs)
         messages = sorted(pairs, key=_group)
@@ -173,6 +173,15 @@ class LeaseDelivery:
             self._tries[action] = lease.id, now + try_in_s
             return try_in_s
         return random.uniform(PUT_OFF_S / 2, PUT_OFF_S)  # noqa: S311 - jitter, no secret
+
+
+def _referring(lease: Lease, signed: Signed[Message]) -> list[tuple[int, Message]]:
+    """The tokens that can be mailed with their messages, each with its reference."""
+    fingerprints = {claimed.token: claimed.fingerprint for claimed in lease.claimed}
+    return [
+        (token, message._replace(reference=Reference(token, fingerprints[token], lease.generation)))
+        for token, message in zip(signed.ids, signed.encoded, strict=True)
+    ]
 
 
 def _group(pair: tuple[int, Message]) -> tuple[str, str]:
