@@ -56,11 +56,11 @@ class Step:
     """Receiving or deleting: whether it works, and since when it does not.
 
     Args:
-        verb: for the log: ``not_VERB``, ``still_not_VERB`` and ``VERB_again``.
+        outage: logs it.
     """
 
-    def __init__(self, verb: str) -> None:
-        self._outage = Outage(log, f"not_{verb}", f"still_not_{verb}", f"{verb}_again")
+    def __init__(self, outage: Outage) -> None:
+        self._outage = outage
         self._why, self._since = "", 0.0
 
     @property
@@ -104,7 +104,8 @@ class Reader:
         self._queue = queue
         self._session = session
         self._counted = counted
-        self._receiving, self._deleting = Step("received"), Step("deleted")
+        self._receiving = Step(Outage(log, "not_received", "still_not_received", "received_again"))
+        self._deleting = Step(Outage(log, "not_deleted", "still_not_deleted", "deleted_again"))
         self._arrived: list[Received] = []
         self._has_arrived = asyncio.Event()
         self._in_hand = 0

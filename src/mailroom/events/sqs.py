@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 MESSAGES_PER_CALL: Final = 10  # SQS's limit
 LONG_POLL_S: Final = 20  # and this too
 # An answer of a long poll may take so much longer.
-ANSWER_LIMIT_S: Final = 10.0
+ANSWER_LIMIT_S: Final = 5.0
 
 _NO_QUEUE: Final = (
     "AWS.SimpleQueueService.NonExistentQueue",
@@ -50,19 +50,20 @@ class EventQueue:
     Args:
         queue: its name or its URL.
         connections: how many calls may be under way.
+        is_patient: whether calls may wait for a message; otherwise an answer must come in a few seconds.
 
     Raises:
         TransportError: botocore's configuration is incomplete.
     """
 
-    def __init__(self, queue: str, *, connections: int) -> None:
+    def __init__(self, queue: str, *, connections: int, is_patient: bool = True) -> None:
         self.name = queue.rpartition("/")[2]
         self._given_url = queue if "/" in queue else ""
         self._url = self._given_url
         self._lock = threading.Lock()
         self._session = AwsSession(
             "SQS",
-            answer_timeout_ms=round(1000 * (LONG_POLL_S + ANSWER_LIMIT_S)),
+            answer_timeout_ms=round(1000 * (LONG_POLL_S * is_patient + ANSWER_LIMIT_S)),
             connections=connections,
             region=_region_of(queue),
         )
