@@ -24,8 +24,10 @@ from mailroom.events.recording import Tally, record
 from mailroom.events.sqs import LONG_POLL_S, MESSAGES_PER_CALL, EventQueue, Received
 from mailroom.logs import EventLogger, without_addresses
 from mailroom.outage import Outage
+from mailroom.queue.start_check import check_functions
 from mailroom.settings.events import EventsSettings, ReaderSettings
 
+CALLED: Final = ("schema_version", "record_events", "keep_unreadable")
 # How many calls receive, and how many delete, at a time.
 CALLS: Final = 4
 # While more messages may be there, a call waits for one no longer than this.
@@ -138,7 +140,7 @@ class Reader:
         Raises:
             DatabaseError: the schema or a privilege is missing.
         """
-        await self._session.connected()  # reports at once what retrying cannot fix
+        await check_functions(self._session, CALLED)
         log.info("started", queue=self._queue.name)
         helpers = [self._help() for _ in range(CALLS - 1)]
         try:
