@@ -304,11 +304,12 @@ def test_with_events_a_lost_answer_mails_nobody_twice(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", ses.url)
     found = {}
+    ses.inbox.faults.add(Fault("cut", share=0.1, accept=True))
     for events in ("", NAME):
         ses.inbox.counts.by_recipient.clear()
-        ses.inbox.faults.add(Fault("cut", share=0.1, accept=True))
+        ses.inbox.queue.clear()
         sign_up_many(db, PEOPLE, f"p{len(events)}-")
-        run = start(EVENTS=events, SEND_RATE=150)
+        run = start(EVENTS=events, SEND_RATE=100)
         wait_until(db, UNSETTLED, 0)
         assert 0 == run.stop()
         mailed = Counter(ses.inbox.counts.by_recipient)
