@@ -20,7 +20,7 @@ from mailroom.inbox.server import InboxServer
 from mailroom.wire import Reference
 from support import commands, processes, ses_events
 from support.moto import moto_server
-from support.queue_sql import Db, claim, record, sign_up, sign_up_many
+from support.queue_sql import Db, claim, record, record_all, sign_up, sign_up_many
 from support.runs import UNSETTLED, RunProcess, Start, fetch, wait_until
 from support.senders import aws
 from support.ses_events import EVERY, bridged, raw
@@ -222,6 +222,37 @@ def test_a_message_is_deleted_only_when_its_event_is_committed(
     with psycopg.connect(own_server.url()) as db:
         assert [(1,)] == db.execute(COUNT).fetchall()
     assert 0 == reader.stop()
+
+
+def test_a_forged_event_can_at_worst_suppress_an_address(
+    db: Db, database: str, sqs: ScriptedSqs, start_reader: StartReader
+) -> None:
+    """A forger knows the addresses and may guess ids; SES's message ids and the fingerprints are random."""
+    token = sign_up(db, "ada")
+    record_all(db, "unknown", message_id="", retry_ms=3_600_000)
+    before = state(db)
+    guessed = Reference(token, bytes(8), 1)
+    for make in EVERY.values():
+        sqs.send(raw(make(message_id="guessed", reference=guessed)), raw(make(message_id="")))
+        sqs.send(raw(make(to="ada@example.com'; DROP TABLE tokens; --", message_id="guessed")))
+    reader = start_reader(database, sqs.url)
+    wait_until_left(sqs, 0)
+    assert 0 == reader.stop()
+    assert before == state(db)
+    query = "SELECT address FROM mailroom.suppressions ORDER BY 1"
+    suppressed = [address for (address,) in db.execute(query).fetchall()]
+    assert "ada@example.com" == suppressed[0]
+    assert all(address.startswith("ada@example.com") for address in suppressed)
+    threats = Path(__file__).parents[2] / "docs" / "explanation" / "threat-model.md"
+    assert "suppress an address, with a forged bounce or complaint" in threats.read_text()
+
+
+def state(db: Db) -> list[Any]:
+    """All that a mail depends on, but for suppressions."""
+    return [
+        db.execute(f"SELECT t::text FROM {table} t ORDER BY 1".encode()).fetchall()
+        for table in ("accounts", "tokens", "mailroom.leases", "mailroom.deliveries", "mailroom.actions")
+    ]
 
 
 def test_without_a_queue_the_command_says_what_to_set(database: str) -> None:
