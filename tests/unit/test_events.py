@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mailroom.events.envelopes import Unreadable, opened
 from mailroom.events.facts import MAX_RECIPIENTS, Fact, facts_of
+from mailroom.events.sqs import region_of
 from mailroom.transports import tags
 from mailroom.wire import Reference
 from support import ses_events
@@ -147,6 +148,7 @@ def without(name: str, *path: str) -> str:
     ("text", "why"),
     [
         ("", "not JSON"),
+        (f'"{"x" * 262_144}"', "longer than the 262144 characters"),
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
         ("{}", "no eventType"),
@@ -223,6 +225,20 @@ def test_any_change_of_an_event_is_read_or_said_to_be_unreadable(
 def test_any_text_is_read_or_said_to_be_unreadable(text: str) -> None:
     with contextlib.suppress(Unreadable):
         assert [] == read(text)
+
+
+@pytest.mark.parametrize(
+    ("queue", "region"),
+    [
+        ("mailroom-events", None),
+        ("https://sqs.eu-west-1.amazonaws.com/123456789012/q", "eu-west-1"),
+        ("https://eu-west-1.queue.amazonaws.com/123456789012/q", "eu-west-1"),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/123456789012/q", "cn-north-1"),
+        ("http://127.0.0.1:4566/000000000000/q", None),
+    ],
+)
+def test_a_queue_at_aws_is_asked_in_its_region(queue: str, region: str | None) -> None:
+    assert region == region_of(queue)
 
 
 @given(st.integers(1, 2**63 - 1), st.binary(min_size=8, max_size=8), st.integers(1, 2**31 - 1))

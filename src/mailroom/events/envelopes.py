@@ -33,6 +33,7 @@ _GREETINGS: Final = (
 )
 _GREETING_TYPES: Final = ("AmazonSnsSubscriptionSucceeded",)
 _MAX_NESTED: Final = 3
+MAX_TEXT: Final = 262_144
 
 
 class Unreadable(ValueError):
@@ -45,6 +46,8 @@ def opened(text: str) -> Event | None:
     Raises:
         Unreadable: it is neither.
     """
+    if len(text) > MAX_TEXT:
+        raise Unreadable(f"longer than the {MAX_TEXT} characters of an event of SNS or EventBridge")
     for _ in range(_MAX_NESTED):
         if text.startswith(_GREETINGS):
             return None

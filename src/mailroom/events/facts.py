@@ -23,6 +23,7 @@ MAX_RECIPIENTS: Final = 50  # of one mail, in SES
 MAX_NAME: Final = 100
 MAX_MESSAGE_ID: Final = 200
 MAX_ADDRESS: Final = 320
+MAX_WORDS: Final = 10_000  # of which a few hundred are kept
 BOUNCE_TYPES: Final = ("permanent", "transient", "undetermined")
 IGNORED: Final = ("Open", "Click", "Subscription")
 # A report that takes a mail out of the spam folder.
@@ -228,7 +229,7 @@ def _list(part: Event, name: str) -> list[Any]:
 
 def _address(name: str, value: object) -> str:
     """An address, without the name that may be before it."""
-    text = value if isinstance(value, str) else ""
+    text = value[:MAX_WORDS] if isinstance(value, str) else ""
     if "<" in text:
         text = parseaddr(text)[1]
     text = _storable(text.strip())
@@ -246,7 +247,7 @@ def _words(part: Event, name: str) -> str | None:
     value = part.get(name)
     if not isinstance(value, str):
         return None
-    return shortened(_TOKEN.sub(REDACTED, _storable(value)), ()) or None
+    return shortened(_TOKEN.sub(REDACTED, _storable(value[:MAX_WORDS])), ()) or None
 
 
 def _text(value: object, most: int) -> str | None:

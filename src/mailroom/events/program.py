@@ -32,7 +32,9 @@ CALLED: Final = ("schema_version", "record_events", "keep_unreadable")
 CALLS: Final = 4
 # While more messages may be there, a call waits for one no longer than this.
 SHORT_POLL_S: Final = 1
+# How many messages may be in hand, and how many characters of them.
 MAX_IN_HAND: Final = 2000
+MAX_SIZE: Final = 32_000_000
 # How many messages are recorded together.
 MAX_TOGETHER: Final = 500
 MEASURE_S: Final = 30.0
@@ -110,7 +112,7 @@ class Reader:
         self._deleting = Step(Outage(log, "not_deleted", "still_not_deleted", "deleted_again"))
         self._arrived: list[Received] = []
         self._has_arrived = asyncio.Event()
-        self._in_hand = 0
+        self._in_hand = self._size = 0
         self._has_room = asyncio.Event()
         self._is_busy = asyncio.Event()
         self._deleters = asyncio.Semaphore(CALLS)
@@ -175,12 +177,13 @@ class Reader:
         if not messages:
             return 0
         self._in_hand += len(messages)
+        self._size += _size(messages)
         self._arrived += messages
         self._has_arrived.set()
         return len(messages)
 
     async def _room(self) -> None:
-        while self._in_hand >= MAX_IN_HAND:
+        while self._in_hand >= MAX_IN_HAND or self._size >= MAX_SIZE:
             self._has_room.clear()
             await self._has_room.wait()
 
@@ -212,6 +215,7 @@ class Reader:
                 log.warning("not_deleted", messages=failed)
         finally:
             self._in_hand -= len(messages)
+            self._size -= _size(messages)
             self._has_room.set()
 
     async def _keep_measuring(self) -> None:
@@ -247,6 +251,10 @@ def open_queue(settings: EventsSettings) -> EventQueue:
         TransportError: botocore's configuration is incomplete.
     """
     return EventQueue(settings.queue, connections=2 * CALLS + 1)
+
+
+def _size(messages: Sequence[Received]) -> int:
+    return sum(len(message.text) for message in messages)
 
 
 async def _until(stop: asyncio.Event) -> None:

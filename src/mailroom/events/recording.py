@@ -12,7 +12,7 @@ from mailroom.events.envelopes import Unreadable, opened
 from mailroom.events.facts import Fact, facts_of
 from mailroom.logs import EventLogger
 
-RECORD: Final = "SELECT kind, is_new FROM mailroom.record_events(%s::pg_catalog.jsonb)"
+RECORD: Final = "SELECT is_new FROM mailroom.record_events(%s::pg_catalog.jsonb)"
 KEEP: Final = "SELECT mailroom.keep_unreadable(%s::pg_catalog.text[], %s::pg_catalog.text[])"
 # How many facts one statement records.
 MAX_FACTS: Final = 1000
@@ -26,12 +26,12 @@ class Tally(NamedTuple):
     """What was recorded of some messages.
 
     Attributes:
-        new: how many new events there are of each kind.
+        new: how many new events there are of each kind and type; only bounces have a type here.
         repeated: how many events were known.
         unreadable: how many messages could not be read.
     """
 
-    new: Counter[str]
+    new: Counter[tuple[str, str]]
     repeated: int
     unreadable: int
 
@@ -52,25 +52,30 @@ async def record(session: Session, texts: Sequence[str]) -> Tally:
             unreadable.append((text, str(error)))
         except Exception as error:  # noqa: BLE001 - no message's content may end the reading
             unreadable.append((text, f"it cannot be read: {type(error).__name__}"))
-    rows: list[tuple[str, bool]] = []
+    recorded: list[tuple[Fact, bool]] = []
     for first in range(0, len(facts), MAX_FACTS):
-        rows += await _record(session, facts[first : first + MAX_FACTS], unreadable)
+        recorded += await _record(session, facts[first : first + MAX_FACTS], unreadable)
     if unreadable:
         await session.ask(
             KEEP, [[text[:MAX_TEXT] for text, _ in unreadable], [reason for _, reason in unreadable]]
         )
         for reason, count in Counter(reason for _, reason in unreadable).items():
             log.warning("unreadable", count=count, reason=reason)
-    new = Counter(kind for kind, is_new in rows if is_new)
-    if rows:
-        log.info("recorded", **dict(sorted(new.items())), repeated=len(rows) - new.total())
-    return Tally(new, len(rows) - new.total(), len(unreadable))
+    new = [fact for fact, is_new in recorded if is_new]
+    repeated = len(recorded) - len(new)
+    if recorded:
+        log.info("recorded", **dict(sorted(Counter(fact.kind for fact in new).items())), repeated=repeated)
+    counts = Counter((fact.kind, fact.type or "" if fact.kind == "bounced" else "") for fact in new)
+    return Tally(counts, repeated, len(unreadable))
 
 
 async def _record(
     session: Session, facts: Sequence[tuple[Fact, str]], unreadable: list[tuple[str, str]]
-) -> list[tuple[str, bool]]:
-    """Record facts; the messages of those that the database refuses are added to ``unreadable``."""
+) -> list[tuple[Fact, bool]]:
+    """Record facts; returns each with whether it is new.
+
+    The messages of those that the database refuses are added to ``unreadable`` instead.
+    """
     try:
         rows = await session.ask(RECORD, [_as_json(fact for fact, _ in facts)], refused=True)
     except Refused as error:
@@ -82,7 +87,7 @@ async def _record(
             *await _record(session, facts[:half], unreadable),
             *await _record(session, facts[half:], unreadable),
         ]
-    return [(kind, is_new) for kind, is_new in rows]
+    return [(fact, is_new) for (fact, _), (is_new,) in zip(facts, rows, strict=True)]
 
 
 def _as_json(facts: Iterable[Fact]) -> str:

@@ -65,7 +65,7 @@ class EventQueue:
             "SQS",
             answer_timeout_ms=round(1000 * (LONG_POLL_S * is_patient + ANSWER_LIMIT_S)),
             connections=connections,
-            region=_region_of(queue),
+            region=region_of(queue),
         )
 
     def receive(self, wait_s: int) -> list[Received]:
@@ -155,7 +155,7 @@ def is_denied(error: TransportError) -> bool:
     return isinstance(cause, Exception) and "AccessDenied" in code_of(cause)
 
 
-def _region_of(queue: str) -> str | None:
+def region_of(queue: str) -> str | None:
     """The region in the URL of a queue at AWS."""
     found = _REGION.fullmatch(urlsplit(queue).hostname or "") if "/" in queue else None
     return (found[1] or found[2]) if found else None

@@ -112,8 +112,8 @@ class Metrics:
         self._events = Counter(
             "mailroom_events",
             "New events of SES by what became of the mail: sent, delivered, bounced, complained, delayed,"
-            " rejected, rendering_failed.",
-            ["kind"],
+            " rejected, rendering_failed. The type is that of a bounce: permanent, transient, undetermined.",
+            ["kind", "type"],
             registry=registry,
         )
         self._repeated_events = Counter(
@@ -155,8 +155,8 @@ class Metrics:
 
     def read(self, tally: Tally) -> None:
         """Count the events of some messages."""
-        for kind, count in tally.new.items():
-            self._events.labels(kind).inc(count)
+        for labels, count in tally.new.items():
+            self._events.labels(*labels).inc(count)
         self._repeated_events.inc(tally.repeated)
         self._unreadable_events.inc(tally.unreadable)
 
