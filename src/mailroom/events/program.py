@@ -142,10 +142,10 @@ class Reader:
         Raises:
             DatabaseError: the schema or a privilege is missing.
         """
-        await check_functions(self._session, CALLED)
-        log.info("started", queue=self._queue.name)
-        helpers = [self._help() for _ in range(CALLS - 1)]
         try:
+            await check_functions(self._session, CALLED)
+            log.info("started", queue=self._queue.name)
+            helpers = [self._help() for _ in range(CALLS - 1)]
             await first(self._wait(), *helpers, self._record_all(), self._keep_measuring(), _until(stop))
             async with asyncio.timeout(FINISH_S):
                 while self._arrived:
@@ -156,6 +156,7 @@ class Reader:
         finally:
             await end(*self._deletions)
             self._queue.close()
+            await self._session.close()
 
     async def _wait(self) -> None:
         """Receive, and wait for messages while there are none."""
@@ -237,11 +238,7 @@ async def read_until(stop: asyncio.Event, settings: ReaderSettings) -> None:
         TransportError: botocore's configuration is incomplete.
     """
     database = Database(settings.database_url, program="mailroom events", answer_limit_s=ANSWER_LIMIT_S)
-    session = Session(database)
-    try:
-        await Reader(open_queue(settings), session).run(stop)
-    finally:
-        await session.close()
+    await Reader(open_queue(settings), Session(database)).run(stop)
 
 
 def open_queue(settings: EventsSettings) -> EventQueue:
