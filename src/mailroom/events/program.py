@@ -190,10 +190,10 @@ class Reader:
 
     async def _record_all(self) -> None:
         while True:
-            self._has_arrived.clear()
-            await self._has_arrived.wait()
             while self._arrived:
                 await self._record_some()
+            self._has_arrived.clear()
+            await self._has_arrived.wait()
 
     async def _record_some(self) -> None:
         """Record what has arrived, and begin to delete it."""
