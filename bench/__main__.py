@@ -44,6 +44,7 @@ BENCHES: Final = {
     "snapshot": "bench.snapshot",
     "deep": "bench.deep",
     "sending": "bench.sending",
+    "events": "bench.events",
 }
 MIN_TABLE: Final = 50_000
 

@@ -90,6 +90,11 @@ def judge_deep() -> Iterator[Promise]:
         )
 
 
+def judge_events() -> Iterator[Promise]:
+    for row in rows("events"):
+        yield at_least("SES's events a second", row["events_per_s"], 2000)
+
+
 JUDGES: Final = (
     judge_drain,
     judge_peers,
@@ -100,6 +105,7 @@ JUDGES: Final = (
     judge_tablesize,
     judge_snapshot,
     judge_deep,
+    judge_events,
 )
 
 

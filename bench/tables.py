@@ -38,6 +38,7 @@ HEADINGS: Final = {
     "snapshot": "A held snapshot",
     "deep": "A deep queue",
     "sending": "Sending",
+    "events": "SES's events",
 }
 VARIANTS: Final = {
     "empty": "empty body",
@@ -137,6 +138,12 @@ COLUMNS: Final[dict[str, list[Column]]] = {
         column("last quarter, ms", "claim_ms_last", ".1f"),
         column("memory, first quarter, MB", "rss_mb_first", ".1f"),
         column("last quarter, MB", "rss_mb_last", ".1f"),
+    ],
+    "events": [
+        column("events", "events"),
+        column("events/s", "events_per_s"),
+        column("CPU of each, µs", "cpu_us"),
+        column("peak memory, MB", "peak_mb"),
     ],
     "sending": [
         column("recipients per call", "per_call"),

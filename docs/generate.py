@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -25,10 +26,12 @@ from mailroom.cli.main import cli
 from mailroom.contrib import sqlalchemy
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
+from mailroom.events.recording import Tally
 from mailroom.runner import embedded
 from mailroom.runner.ledger import Recorded
 from mailroom.runner.metrics import Metrics
 from mailroom.settings.collector import CollectorSettings, KeySettings
+from mailroom.settings.events import EventsSettings
 from mailroom.settings.migrations import MigrationSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import MAX_MS, variables
@@ -104,6 +107,7 @@ def settings_page() -> str:
     sections = {
         "Database, queue and keys": CollectorSettings,
         "Sending": SenderSettings,
+        "SES's events": EventsSettings,
         "Health": HealthSettings,
         "Migrations": MigrationSettings,
     }
@@ -139,6 +143,7 @@ def metrics_page() -> str:
     metrics.claimed(1, 0)
     metrics.called("activation", [Answer(Result.SENT)], 0)
     metrics.settled("activation", Recorded("sent", 0))
+    metrics.read(Tally(Counter([("sent", "")]), 0, 0))
     text = metrics.exposition(None, outages=0, is_listening=False, sending_paused_s=0).decode()
     page = MADE + (
         "# Metrics\n\nThis page lists the metrics at `/metrics` of `mailroom run`, in Prometheus's text"

@@ -52,6 +52,20 @@ _TOKEN_ALPHABET: Final = string.ascii_letters.encode() + _DIGITS + b"_-"
 _FIELD: Final = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^",]*+))(,|\Z)')
 
 
+class Reference(NamedTuple):
+    """Names one attempt to mail a token.
+
+    Attributes:
+        token: the token's id.
+        fingerprint: of its secret, 8 bytes; a failover can give its id to another token.
+        attempt: the number of the attempt.
+    """
+
+    token: int
+    fingerprint: bytes
+    attempt: int
+
+
 class Message(NamedTuple):
     """One mail to one recipient.
 
@@ -64,6 +78,7 @@ class Message(NamedTuple):
         locale: the language of the mail; empty for the templates' own.
         data: the action's own fields.
         expires_in_s: the token's lifetime; None for the action's.
+        reference: which attempt it is, for the provider's events; no line carries it.
     """
 
     action: Action
@@ -74,6 +89,7 @@ class Message(NamedTuple):
     locale: str = ""
     data: Mapping[str, str] = NO_DATA
     expires_in_s: int | None = None
+    reference: Reference | None = None
 
     @property
     def fits_csv(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import psycopg
+import pytest
 
 from mailroom.queue.client import RENEW
 from support.queue_sql import (
@@ -268,3 +269,28 @@ def test_a_claim_of_new_tokens_leaves_due_leases_to_the_next(db: Db) -> None:
     assert [] == db.execute(only_new).fetchall()
     assert 0 == next_due(db)
     assert [first] == [token for lease in claim(db) for token in lease.tokens]
+
+
+@pytest.mark.parametrize(
+    ("result", "left_s", "due_s"),
+    [
+        ("unknown", 60, 10),
+        ("unknown", 12, 7),
+        ("unknown", 4, 1),
+        ("unknown", 0.5, 0.5),
+        ("transient", 12, 10),
+        ("transient", 8, 8),
+    ],
+)
+def test_a_mail_whose_answer_was_lost_is_due_again_before_it_expires(
+    db: Db, result: str, left_s: float, due_s: float
+) -> None:
+    token = sign_up(db, "ada")
+    (lease,) = claim(db)
+    query = "UPDATE tokens SET expires_at = clock_timestamp() + %s * interval '1 second' WHERE id = %s"
+    db.execute(query, [left_s, token])
+    record(db, lease, {token: result}, retry_ms=10_000)
+    ((wait_s,),) = db.execute(
+        "SELECT extract(epoch FROM due_at - clock_timestamp())::double precision FROM mailroom.leases"
+    ).fetchall()
+    assert due_s - 0.5 < wait_s <= due_s

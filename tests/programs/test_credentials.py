@@ -18,7 +18,7 @@ from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.inbox.ses import Reply, reply
 from mailroom.inbox.ses_protocol import Refusal, write_error
-from mailroom.transports.ses_credentials import REFUSED
+from mailroom.transports.aws_credentials import REFUSED
 from mailroom.transports.transport import Transport, open_transport
 from support import commands, processes, senders
 from support.messages import message

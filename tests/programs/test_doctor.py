@@ -47,6 +47,7 @@ from support import commands
 from support.adopting import adopt
 from support.queue_sql import Db, sign_up
 from support.smtp import MailServer, mail_server
+from support.sqs import scripted_sqs
 
 OK, WARNING, FAULT, SKIPPED = Status.OK, Status.WARNING, Status.FAULT, Status.SKIPPED
 KEY = "deadbeef" * 8
@@ -69,6 +70,7 @@ SES = [
     "credentials", "region", "ses", "ses-clock", "quota", "sandbox", "sending-enabled", "sender",
     "configuration-set", "templates",
 ]  # fmt: skip
+EVENTS = ["events-settings", "events-queue", "events-published"]
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +98,7 @@ def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
     box.publish(load(None, NAMES).values())
     with InboxServer(inbox=box) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SES", server.url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", server.url)
         yield box
 
 
@@ -124,6 +127,7 @@ def sending(tmp_path: Path) -> dict[str, str]:
         "MAILROOM_SES_OUTPUT_PATH": str(tmp_path / "output"),
         "MAILROOM_APP_NAME": NAMES["app_name"],
         "MAILROOM_APP_URL": NAMES["app_url"],
+        "MAILROOM_EVENTS": "mailroom-events",
     }
 
 
@@ -181,7 +185,7 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
 
 def test_all_is_well(database: str, collector: Db, box: Inbox, sending: dict[str, str]) -> None:
     findings = examined(collecting(database) | sending)
-    assert [*DATABASE, *SENDING, *SES] == list(findings)
+    assert [*DATABASE, *SENDING, *SES, *EVENTS] == list(findings)
     assert ["ses-clock"] == not_ok(findings)  # the inbox tells no time
 
 
@@ -266,12 +270,13 @@ def test_who_does_not_answer_does_not_keep_us(
     with closing(socket.create_server(("127.0.0.1", 0))) as deaf:
         port = deaf.getsockname()[1]
         monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", f"http://127.0.0.1:{port}")
         started_at = time.monotonic()
         findings = examined(collecting(f"postgresql://app@127.0.0.1:{port}/app") | sending, patience_s=3)
         assert time.monotonic() - started_at < 12
-    assert [*DATABASE, *SENDING, *SES] == list(findings)
-    assert ["server", "ses"] == faults(findings)
-    assert "no answer within 3 s" == findings["ses"].detail
+    assert [*DATABASE, *SENDING, *SES, *EVENTS] == list(findings)
+    assert ["server", "ses", "events-queue"] == faults(findings)
+    assert "no answer within 3 s" == findings["ses"].detail == findings["events-queue"].detail
     assert SKIPPED is findings["quota"].state
 
 
@@ -823,7 +828,7 @@ def test_what_the_role_may_not_read_is_a_warning(
 def test_a_throttled_question_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
 ) -> None:
-    monkeypatch.setattr("mailroom.transports.ses_client.PAUSE_S", 0.01)
+    monkeypatch.setattr("mailroom.transports.aws_client.PAUSE_S", 0.01)
     refuse(monkeypatch, "GetTemplate", "Throttling", times=1)
     assert [] == faults(the_account(sending))
 
@@ -1075,3 +1080,73 @@ def test_mails_that_were_set_aside(sending: dict[str, str], tmp_path: Path) -> N
     assert "`mailroom replay --help`" in finding.remedy
     rejected.path.write_text("something else")
     assert WARNING is the_account(sending)["set-aside"].state
+
+
+# Events
+
+
+def the_events(sending: dict[str, str], **variables: str) -> dict[str, Finding]:
+    more = {f"MAILROOM_{name}": value for name, value in variables.items()}
+    return examined(sending | more, "events")
+
+
+def test_the_queue_of_events_and_what_is_published_to_it(box: Inbox, sending: dict[str, str]) -> None:
+    box.queue.put("an event")
+    findings = the_events(sending)
+    assert (EVENTS, []) == (list(findings), not_ok(findings))
+    assert "mailroom-events: about 1 wait, and 0 are being read" == findings["events-queue"].detail
+    assert "default: by mailroom-events" == findings["events-published"].detail
+    assert [] == not_ok(the_events(sending, EVENTS="http://127.0.0.1/000000000000/mailroom-events"))
+
+
+def test_without_a_queue_nobody_sees_a_bounce(box: Inbox, sending: dict[str, str]) -> None:
+    findings = the_events(sending, EVENTS="")
+    assert ["events-queue", "events-published"] == not_ok(findings)
+    assert (WARNING, SKIPPED) == (findings["events-queue"].state, findings["events-published"].state)
+    assert "docs/how-to/events.md" in findings["events-queue"].remedy
+    assert [] == not_ok(the_events(sending, EVENTS="", TRANSPORT="smtp://127.0.0.1"))
+
+
+def test_a_setting_of_the_queue_at_fault(sending: dict[str, str]) -> None:
+    findings = the_events(sending, EVENTS="two words")
+    assert ["MAILROOM_EVENTS"] == faults(findings)
+    assert {SKIPPED} == {findings[name].state for name in EVENTS[1:]}
+
+
+def test_a_queue_that_is_not_there(box: Inbox, sending: dict[str, str]) -> None:
+    findings = the_events(sending, EVENTS="other")
+    assert ["events-queue"] == faults(findings)
+    assert "NonExistentQueue" in findings["events-queue"].detail
+    assert "correct MAILROOM_EVENTS" in findings["events-queue"].remedy
+
+
+def test_a_queue_that_does_not_answer(
+    box: Inbox, sending: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", f"http://127.0.0.1:{free_port()}")
+    findings = the_events(sending)
+    assert ["events-queue"] == faults(findings)
+    assert "AWS_ENDPOINT_URL_SQS" in findings["events-queue"].remedy
+
+
+def test_a_role_that_may_not_look_at_the_queue(
+    box: Inbox, sending: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scripted_sqs() as sqs:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", sqs.url)
+        sqs.refuses["GetQueueAttributes"] = "no right"
+        finding = the_events(sending)["events-queue"]
+    assert (WARNING, True) == (finding.state, "sqs:GetQueueAttributes" in finding.remedy)
+
+
+def test_a_configuration_set_without_events(
+    box: Inbox, sending: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ["events-published"] == faults(the_events(sending, SES_CONFIG_SET="none"))
+    monkeypatch.setattr("mailroom.inbox.ses.PUBLISHED", ("send", "delivery", "reject"))
+    finding = the_events(sending)["events-published"]
+    assert WARNING is finding.state
+    assert (
+        "the configuration set 'default' publishes no events of these types:"
+        " bounce, complaint, renderingFailure" == finding.detail
+    )

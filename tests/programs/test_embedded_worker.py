@@ -96,6 +96,50 @@ def test_an_application_mails_while_the_context_lasts(settings: Make, db: Db, se
     assert [(0,)] == db.execute(WORKERS).fetchall()
 
 
+def test_it_reads_sess_events_too_and_leaves_nothing_behind(
+    settings: Make, db: Db, ses: InboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", ses.url)
+
+    async def application() -> None:
+        async with nothing_left(), mailroom.worker(settings(EVENTS="mailroom-events")):
+            sign_up(db, "zoe")
+            kinds = "SELECT string_agg(kind, ' ' ORDER BY kind) FROM mailroom.events"
+            await asyncio.to_thread(wait_until, db, kinds, "delivered sent")
+
+    asyncio.run(application())
+    gc.collect()
+    connections = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    wait_until(db, connections, 0)
+
+
+def test_an_error_of_the_events_ends_no_worker(
+    settings: Make,
+    db: Db,
+    ses: InboxServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", ses.url)
+    monkeypatch.setattr("mailroom.events.program.AGAIN_S", 0.05)
+    variables = settings(EVENTS="mailroom-events")
+
+    async def application() -> None:
+        async with mailroom.worker(variables) as worker:
+            db.execute("ALTER FUNCTION mailroom.record_events RENAME TO record_events_of_old")
+            sign_up(db, "zoe")
+            await asyncio.to_thread(logged, caplog, "events.failed")
+            db.execute("ALTER FUNCTION mailroom.record_events_of_old RENAME TO record_events")
+            await asyncio.to_thread(wait_until, db, "SELECT count(*) FROM mailroom.events", 2)
+            sign_up(db, "max")
+            await accepted(ses, 2)
+            assert worker.is_running
+
+    asyncio.run(application())
+
+
 def test_the_settings_are_the_processs_own_by_default(
     settings: Make, monkeypatch: pytest.MonkeyPatch, db: Db, ses: InboxServer
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import re
 import resource
@@ -42,6 +41,7 @@ from mailroom.wire import encode
 from support import commands
 from support.inbox import ses_client
 from support.messages import PASSWORD_RECOVERY, decoded, message, messages, mixed
+from support.moto import moto_server
 from support.processes import KEY, OWN, PATIENCE_S, with_password
 from support.processes import environment as collector_environment
 from support.queue_sql import Db, sign_up_many
@@ -332,19 +332,11 @@ def test_the_whole_pipe_against_an_independent_ses(
 def moto() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
     """moto's server with a verified sender; its address, and what it was sent."""
     from moto.backends import get_backend
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
+    with moto_server() as url:
         ses_client(url).verify_email_identity(EmailAddress="noreply@acme.example")
         backend = get_backend("ses")["123456789012"]["us-east-1"]
         yield url, lambda: list(backend.sent_messages)
-    finally:
-        server.stop()
 
 
 def recipients(calls: list[Any]) -> int:

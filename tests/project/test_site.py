@@ -497,19 +497,28 @@ def test_the_upgrade_and_scaling_guides_run(database: str, tmp_path: Path) -> No
 
 
 def test_the_least_policies_permit_every_call_that_is_made() -> None:
-    text = (HOW_TO / "ses.md").read_text()
-    policies = [json.loads(code) for _, code in blocks(text, "json")]
-    permitted = []
-    for policy in policies:
-        actions = [statement["Action"] for statement in policy["Statement"]]
-        permitted.append({a for action in actions for a in ([action] if isinstance(action, str) else action)})
-    worker, deployer = permitted
+    worker, deployer = permitted("ses.md")
     assert {"ses:SendBulkTemplatedEmail", "ses:GetSendQuota", "ses:GetTemplate"} == worker
+    _, reader = permitted("events.md")
+    assert {
+        f"sqs:{one}" for one in ("GetQueueUrl", "GetQueueAttributes", "ReceiveMessage", "DeleteMessage")
+    } == reader
     made = set()
     for path in (ROOT / "src" / "mailroom").rglob("*.py"):
         if {"demo", "inbox"}.isdisjoint(path.parts):
+            service = "sqs" if path.name == "sqs.py" else "ses"
             for method in re.findall(
-                r"client\.((?:get|send|describe|create|update|list)_\w+)", path.read_text()
+                r"client\.((?:get|send|receive|delete|describe|create|update|list)_\w+)", path.read_text()
             ):
-                made.add("ses:" + "".join(word.capitalize() for word in method.split("_")))
-    assert made == worker | deployer
+                name = "".join(word.capitalize() for word in method.removesuffix("_batch").split("_"))
+                made.add(f"{service}:{name}")
+    assert made == worker | deployer | reader
+
+
+def permitted(page: str) -> list[set[str]]:
+    """The actions that each policy of a page permits."""
+    found = []
+    for _, code in blocks((HOW_TO / page).read_text(), "json"):
+        actions = [statement["Action"] for statement in json.loads(code)["Statement"]]
+        found.append({a for action in actions for a in ([action] if isinstance(action, str) else action)})
+    return found

@@ -21,6 +21,7 @@ SPEAKERS: Final = {
     "demo/signup/mails.py",
     "demo/tour.py",
     "doctor/triggers.py",
+    "events/recording.py",
     "operations/actions.py",
     "operations/adoption.py",
     "operations/adoption_sql.py",

@@ -37,6 +37,10 @@ def sqs_client(url: str) -> Any:
     return _client("sqs", url, 30)
 
 
+def sns_client(url: str) -> Any:
+    return _client("sns", url, 30)
+
+
 def _client(service: str, url: str, read_timeout_s: float) -> Any:
     return _session().create_client(
         service,

@@ -18,15 +18,19 @@ from support.queue_sql import Db
 
 
 class RunProcess:
-    """``mailroom run``, whose log grows while it runs."""
+    """``mailroom run``, or another command, whose log grows while it runs."""
 
     def __init__(
-        self, variables: dict[str, str], log: Path, constants: Mapping[str, float | str] | None = None
+        self,
+        variables: dict[str, str],
+        log: Path,
+        constants: Mapping[str, float | str] | None = None,
+        command: str = "run",
     ) -> None:
         self._log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, *_program(constants or {}), "run"],
+                [sys.executable, *_program(constants or {}), command],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, cast
 from uuid import UUID
 
@@ -13,10 +14,10 @@ import pytest
 from mailroom.actions import Action
 from mailroom.answers import Answer, Result, Scope
 from mailroom.queue.lease import Claimed, Lease
-from mailroom.runner.delivery import PUT_OFF_S, SOON_S, LeaseDelivery
+from mailroom.runner.delivery import EVENT_S, PUT_OFF_S, SOON_S, LeaseDelivery
 from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import Attempt
-from mailroom.wire import Message
+from mailroom.wire import Message, Reference
 from support.messages import CATALOGUE
 
 BLAMED = Answer(Result.REJECTED, "for one of them", scope=Scope.CALL)
@@ -58,7 +59,7 @@ class Catalogue:
         return CATALOGUE
 
 
-def delivered_over(calls: ScriptedCalls) -> LeaseDelivery:
+def delivered_over(calls: ScriptedCalls, *, waits_for_events: bool = False) -> LeaseDelivery:
     return LeaseDelivery(
         cast("Any", None),
         cast("Any", calls),
@@ -66,6 +67,7 @@ def delivered_over(calls: ScriptedCalls) -> LeaseDelivery:
         provider="test",
         keys=(b"k" * 32,),
         known=cast("Any", Catalogue()),
+        waits_for_events=waits_for_events,
     )
 
 
@@ -156,3 +158,31 @@ def test_those_that_were_refused_because_the_action_is_paused_are_put_off_too(
     delivery = delivered_over(calls)
     calls.pauses = 20.0
     assert 20.0 == retry_s(delivery, LEASE)
+
+
+@pytest.mark.parametrize(("waits", "least_s", "most_s"), [(True, EVENT_S, EVENT_S), (False, 0, 0.5)])
+def test_a_mail_whose_answer_was_lost_waits_for_its_event_where_events_are_read(
+    retry_s: Callable[..., float], waits: bool, least_s: float, most_s: float
+) -> None:
+    unknown = Answer(Result.UNKNOWN, "no answer", scope=Scope.ACCOUNT)
+    answers = {"p0 p1 p2 p3": [Answer(Result.SENT)] * 3 + [unknown]}
+    delivery = delivered_over(ScriptedCalls(answers), waits_for_events=waits)
+    assert least_s <= retry_s(delivery, LEASE) <= most_s
+    transient = delivered_over(
+        ScriptedCalls({"p0 p1 p2 p3": [Answer(Result.TRANSIENT)] * 4}), waits_for_events=waits
+    )
+    assert retry_s(transient, LEASE) <= 0.5
+
+
+def test_each_message_names_its_attempt(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Message] = []
+
+    async def attempt(_: object, messages: Sequence[Message], *__: object, **___: object) -> None:
+        called.extend(messages)
+        calls.paused["activation"] = 1.0
+
+    calls = ScriptedCalls({})
+    monkeypatch.setattr(ScriptedCalls, "attempt", attempt)
+    asyncio.run(delivered_over(calls).deliver(replace(LEASE, generation=4), 0.0))
+    fingerprint = sha256(bytes(32)).digest()[:8]
+    assert {Reference(n, fingerprint, 4) for n in range(4)} == {one.reference for one in called}

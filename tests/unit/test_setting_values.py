@@ -42,6 +42,7 @@ GOOD = {
     "SEND_TIMEOUT": "4",
     "SHUTDOWN_TIMEOUT": "5",
     "HTTP": "127.0.0.1:8027",
+    "EVENTS": "mailroom-events",
 }
 ZERO_WIDTH = "\u200b"
 
@@ -164,6 +165,10 @@ def test_an_invisible_character_is_named(name: str) -> None:
         ("SES_SOURCE", "a@acme.example <a@acme.example>", "put the name in double quotes"),
         ("SES_SOURCE", f"{'Bücher ' * 40} <a@acme.example>", "longer than 320 characters"),
         ("SES_SOURCE", f"{'a' * 65}@acme.example", "not a valid address"),
+        ("EVENTS", "my queue", "neither the name nor the URL of an SQS queue"),
+        ("EVENTS", "arn:aws:sqs:eu-west-1:123456789012:events", "neither the name nor the URL"),
+        ("EVENTS", "https://sqs.eu-west-1.amazonaws.com/", "neither the name nor the URL"),
+        ("EVENTS", "https://u:hunter2@sqs.eu-west-1.amazonaws.com/1/events", "the value is neither"),
         ("SES_CONFIG_SET", "my set", "not a name in SES"),
         ("SES_CONFIG_SET", "ünset", "not a name in SES"),
         ("SES_CONFIG_SET", "s" * 65, "not a name in SES"),
@@ -314,3 +319,11 @@ def test_a_login_in_a_web_address_is_not_shown() -> None:
     with pytest.raises(ValueError, match="contains a user") as raised:
         web_address("https://user:hunter2@staging.example")
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "events.fifo", "https://sqs.eu-west-1.amazonaws.com/123456789012/events", "http://[::1]:4566/0/q"],
+)
+def test_a_queue_that_can_be_read(text: str) -> None:
+    assert text == read(EVENTS=text).events.queue

@@ -23,7 +23,7 @@ from mailroom.inbox.server import InboxServer
 from mailroom.templates.sources import Template, load, write_built_in
 from mailroom.transports.ses_templates import LOOK_AGAIN_S
 from mailroom.transports.transport import Transport, open_transport
-from mailroom.wire import Message
+from mailroom.wire import Message, Reference
 from support.messages import CATALOGUE, PASSWORD_RECOVERY, message
 from support.senders import AWS_KEY_ID, AWS_SECRET, aws, settings, with_templates
 from support.smtp import DROP, HANG, mail_server
@@ -331,6 +331,25 @@ def test_where_nothing_can_be_sent_it_is_reported_at_the_start(tmp_path: Path) -
     chosen = settings(tmp_path, TRANSPORT="smtp://127.0.0.1:1", APP_URL="")
     with pytest.raises(TemplateError, match="MAILROOM_APP_URL, which is not set"):
         open_transport(chosen).check()
+
+
+@pytest.mark.parametrize("config_set", ["letters", "none"])
+def test_each_recipients_tags_name_the_attempt_where_ses_publishes_events(
+    config_set: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transport = open_transport(settings(tmp_path, DEBUG="true", SES_CONFIG_SET=config_set))
+    transport.send([TEN[0]._replace(reference=Reference(7, b"\0\1\2\3\4\5\6\7", 2)), TEN[1]])
+    request = json.loads(capsys.readouterr().out)["request"]
+    found = [to.get("ReplacementTags") for to in request["Destinations"]]
+    if config_set == "none":
+        assert ([None, None], None) == (found, request.get("DefaultTags"))
+        return
+    named = [
+        {"Name": "mailroom-token", "Value": "7-0001020304050607"},
+        {"Name": "mailroom-attempt", "Value": "2"},
+    ]
+    assert [named, None] == found
+    assert [{"Name": "mailroom-action", "Value": "activation"}] == request["DefaultTags"]
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "skipped": "brigh
 @click.command()
 @click.option(
     "--only",
-    type=click.Choice(["database", "sending"]),
-    help="Check only what the collector needs, or only what the sender needs.",
+    type=click.Choice(["database", "sending", "events"]),
+    help="Check only what the collector needs, what the sender needs, or what the reader of events needs.",
 )
 @json_option
 def doctor(only: str | None, as_json: bool) -> None:
@@ -33,10 +33,11 @@ def doctor(only: str | None, as_json: bool) -> None:
               notifications, backlog, workers
     sending:  credentials, region, quota, sandbox, sender's address, configuration set, templates;
               or the mail server; and the folder for mails that were not sent
+    events:   the queue of SES's events, and what SES publishes to it
 
     Each line is ok, warning, fault or skipped (a check that it needs has failed). It reads the variables
-    of `mailroom collector` and `mailroom sender`. It changes nothing, sends no mail, and ends within 15
-    seconds.
+    of `mailroom collector`, `mailroom sender` and `mailroom events`. It changes nothing, sends no mail, and
+    ends within 15 seconds.
 
     Exits with 1 if there are faults, else with 0; warnings do not count.
     """

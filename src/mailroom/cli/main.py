@@ -24,6 +24,7 @@ from mailroom.cli.console import console
 from mailroom.cli.dead import dead
 from mailroom.cli.demo import demo
 from mailroom.cli.doctor import doctor
+from mailroom.cli.events import events
 from mailroom.cli.inbox import inbox
 from mailroom.cli.key import key
 from mailroom.cli.migrate import migrate
@@ -181,6 +182,7 @@ for command in (
     collector,
     sender,
     replay,
+    events,
     actions,
     adopt,
     templates,

@@ -131,7 +131,7 @@ def templates_push(actions: tuple[str, ...], dry_run: bool) -> None:
     AWS's own settings. It needs the permissions ses:GetTemplate, ses:CreateTemplate and ses:UpdateTemplate.
     """
     from mailroom.templates.remote import due_change, push
-    from mailroom.transports.ses_client import asked
+    from mailroom.transports.aws_client import asked
 
     chosen = list(_chosen(actions))
     with _ses() as client:
@@ -150,7 +150,7 @@ def templates_diff(actions: tuple[str, ...]) -> None:
     """
     from mailroom.templates.mails import for_ses
     from mailroom.templates.remote import fetch
-    from mailroom.transports.ses_client import asked
+    from mailroom.transports.aws_client import asked
 
     chosen = list(_chosen(actions, check=False))
     different = False
@@ -236,9 +236,9 @@ def _difference(name: str, part: str, theirs: str, ours: str) -> str:
 @contextmanager
 def _ses() -> Iterator[Any]:
     """An SES client whose exceptions are raised as Mailroom's."""
-    from mailroom.transports.ses_client import ERRORS, explain, open_client
+    from mailroom.transports.aws_client import ERRORS, explain, open_client
 
-    client = open_client(send_timeout_ms=ANSWER_TIMEOUT_MS, connections=1)
+    client = open_client(answer_timeout_ms=ANSWER_TIMEOUT_MS, connections=1)
     try:
         yield client
     except ERRORS as error:

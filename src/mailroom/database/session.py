@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from mailroom.database.connection import Connection, Database, explained, reason, refusal
-from mailroom.database.sqlstates import is_lost, is_permanent, spoils_session
+from mailroom.database.sqlstates import is_lost, is_permanent, refuses_value, spoils_session
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.outage import Outage
@@ -27,6 +27,10 @@ log = EventLogger("queue")
 
 class AnswerLost(MailroomError):
     """The connection broke; the statement may or may not have run."""
+
+
+class Refused(MailroomError):
+    """The database refuses a value, and would refuse it again."""
 
 
 class Postponed(MailroomError):
@@ -43,15 +47,23 @@ class Session:
         self._refused = Outage(log, "refused", "still_refused", "accepted")
         self._one_at_a_time = asyncio.Lock()
 
-    async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
+    async def ask(
+        self, query: LiteralString, parameters: Sequence[object], *, refused: bool = False
+    ) -> list[TupleRow]:
         """The rows of the answer; the statement is repeated until there is one.
 
+        Args:
+            query: the statement.
+            parameters: its parameters.
+            refused: whether a refused value is raised, and the statement not repeated.
+
         Raises:
+            Refused: the database refuses a value.
             DatabaseError: the schema or a privilege is missing.
         """
         while True:
             try:
-                return await (await self.ask_once(query, parameters)).fetchall()
+                return await (await self.ask_once(query, parameters, refused=refused)).fetchall()
             except AnswerLost:
                 continue
 
@@ -61,6 +73,7 @@ class Session:
         parameters: Sequence[object],
         *,
         unless: Callable[[], bool] | None = None,
+        refused: bool = False,
     ) -> Cursor:
         """The whole answer, as a cursor whose rows have not been read yet.
 
@@ -70,8 +83,10 @@ class Session:
             query: the statement.
             parameters: its parameters.
             unless: called right before the statement is sent; True prevents it.
+            refused: as for ``ask``.
 
         Raises:
+            Refused: see ``ask``.
             Postponed: ``unless`` returned True.
             AnswerLost: the connection broke before there was an answer.
             DatabaseError: the schema or a privilege is missing.
@@ -94,6 +109,8 @@ class Session:
                         raise AnswerLost(reason(error)) from error
                     if is_permanent(error):
                         raise explained(error) from error
+                    if refused and refuses_value(error):
+                        raise Refused(refusal(error)) from error
                     self._refused.failed(refusal(error))  # a full disk, a time limit
                     if spoils_session(error):
                         await connection.close()

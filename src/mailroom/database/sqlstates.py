@@ -42,6 +42,9 @@ KEEPS_SESSION: Final = frozenset(
     }
 )
 
+# A value is at fault: it cannot be converted, breaks a constraint, or is too large for an index.
+VALUES: Final = frozenset({"22", "23", "54", "P0"})
+
 
 def is_permanent(error: psycopg.Error) -> bool:
     """Whether repeating the statement cannot help."""
@@ -59,3 +62,8 @@ def is_lost(connection: psycopg.Connection | psycopg.AsyncConnection, error: psy
 def spoils_session(error: psycopg.Error) -> bool:
     """Whether the statement should be repeated in a new session."""
     return (error.sqlstate or "")[:2] not in KEEPS_SESSION
+
+
+def refuses_value(error: psycopg.Error) -> bool:
+    """Whether the statement would be refused again for its values, as far as the SQLSTATE tells."""
+    return (error.sqlstate or "")[:2] in VALUES

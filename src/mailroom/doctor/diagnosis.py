@@ -1,7 +1,7 @@
 """The doctor: checks everything that Mailroom depends on, and reports faults with a remedy.
 
-``diagnose`` checks the database's side and the sending side at the same time. The checks are listed in
-``database.CHECKS``, ``ses.CHECKS`` and ``smtp.CHECKS``.
+``diagnose`` checks the database's side, the sending side and SES's events at the same time. The checks are
+listed in ``database.CHECKS``, ``ses.CHECKS``, ``smtp.CHECKS`` and ``events.CHECKS``.
 
 Promises: nothing is changed and no mail is sent. A check that fails does not hide another. All checks
 together take at most ``PATIENCE_S``, even if a server does not answer. No finding has a password, a key or a
@@ -20,11 +20,12 @@ from typing import Final
 
 from mailroom.doctor.database import examine as examine_database
 from mailroom.doctor.environment import examine as examine_environment
+from mailroom.doctor.events import examine as examine_events
 from mailroom.doctor.report import Report
 from mailroom.doctor.sending import examine as examine_sending
 
 PATIENCE_S: Final = 13.0
-PARTS: Final = {"database": examine_database, "sending": examine_sending}
+PARTS: Final = {"database": examine_database, "sending": examine_sending, "events": examine_events}
 
 
 def diagnose(

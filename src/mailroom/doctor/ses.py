@@ -23,9 +23,9 @@ from mailroom.doctor.ses_probe import SesProbe
 from mailroom.errors import TemplateError
 from mailroom.settings.sender import DEFAULT_SOURCE
 from mailroom.templates import checks, mails, remote, sources
+from mailroom.transports.aws_client import DENIED, ERRORS, code_of
+from mailroom.transports.aws_credentials import resolve
 from mailroom.transports.ses_answers import CODES, THROTTLED
-from mailroom.transports.ses_client import DENIED, ERRORS, code_of
-from mailroom.transports.ses_credentials import resolve
 
 NO_CONFIG_SET: Final = ("ConfigurationSetDoesNotExist", "ConfigurationSetDoesNotExistException")
 SANDBOX: Final = (200.0, 1.0)

@@ -10,9 +10,9 @@ import botocore.session
 from mailroom.doctor.report import NotKnown
 from mailroom.errors import TransportError
 from mailroom.settings.sender import SenderSettings
+from mailroom.transports.aws_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
+from mailroom.transports.aws_credentials import resolve
 from mailroom.transports.redaction import redacted
-from mailroom.transports.ses_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
-from mailroom.transports.ses_credentials import resolve
 
 Value = TypeVar("Value")
 
@@ -55,7 +55,7 @@ class SesProbe:
             self._client = open_client(
                 session=self.session,
                 connect_timeout_s=CONNECT_LIMIT_S,
-                send_timeout_ms=ANSWER_LIMIT_MS,
+                answer_timeout_ms=ANSWER_LIMIT_MS,
                 connections=1,
             )
         return self._client

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
+from mailroom.inbox import event_queue
 from mailroom.inbox.calls import BulkCall, CallAnswer, Destination, Tags
+from mailroom.inbox.events import TOPIC
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.ses_protocol import (
@@ -21,6 +23,8 @@ from mailroom.inbox.ses_protocol import (
     write_error,
 )
 
+# The types of the events that the inbox publishes, as this API names them; it has no name for a delay.
+PUBLISHED: Final = ("send", "delivery", "bounce", "complaint", "reject", "renderingFailure")
 _TAG: Final = re.compile("[A-Za-z0-9_-]{1,256}")
 
 Action: TypeAlias = Callable[[Inbox, Parameters], "Tree | CallAnswer"]
@@ -156,7 +160,17 @@ def _get_account_sending_enabled(inbox: Inbox, _: Parameters) -> Tree:
 def _describe_configuration_set(inbox: Inbox, given: Parameters) -> Tree:
     name = given.required("ConfigurationSetName")
     inbox.account.check_config_set(name)
-    return {"ConfigurationSet": {"Name": name}}
+    described: dict[str, Tree] = {"ConfigurationSet": {"Name": name}}
+    if "eventDestinations" in given.members("ConfigurationSetAttributeNames"):
+        described["EventDestinations"] = [
+            {
+                "Name": event_queue.NAME,
+                "Enabled": "true",
+                "MatchingEventTypes": PUBLISHED,
+                "SNSDestination": {"TopicARN": TOPIC},
+            }
+        ]
+    return described
 
 
 ACTIONS: Final[dict[str, Action]] = {

@@ -219,6 +219,7 @@ DECLARE
     subjects text[];
     rest     bigint[];
     put_off  boolean;
+    lost     boolean;
     ours     boolean;
 BEGIN
     -- A retry by hand grants a token as many attempts again. LIMIT makes it probe the primary key.
@@ -251,15 +252,20 @@ BEGIN
          AS u (id, fingerprint, outcome, result, message_id, detail, recipient, template, language, subject)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
-    SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused'))
-    INTO rest, put_off
+    SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused')),
+           bool_or(u.result = 'unknown')
+    INTO rest, put_off, lost
     FROM unnest(p_tokens, p_results, outcomes) WITH ORDINALITY AS u (id, result, outcome, n)
     WHERE u.outcome NOT IN ('sent', 'rejected', 'lost');
     IF cardinality(rest) > 0 THEN
         UPDATE mailroom.leases l
         SET tokens = rest, worker = CASE WHEN put_off THEN 'paused' ELSE '' END, due_at = least(
             clock_timestamp() + p_retry_ms * interval '1 millisecond',
-            (SELECT min(t.expires_at) FROM public.tokens t WHERE t.id = ANY (rest)))
+            -- A mail whose answer was lost waits for an event, and is sent once more before it is too late.
+            (SELECT CASE WHEN lost THEN least(greatest(min(t.expires_at) - interval '5 seconds',
+                                                       clock_timestamp() + interval '1 second'), min(t.expires_at))
+                         ELSE min(t.expires_at) END
+             FROM public.tokens t WHERE t.id = ANY (rest)))
         WHERE l.id = p_lease AND l.key = p_key;
     ELSE
         DELETE FROM mailroom.leases l WHERE l.id = p_lease AND l.key = p_key;
@@ -278,7 +284,8 @@ END $$;
 COMMENT ON FUNCTION mailroom.record IS
     'Settles a lease with the outcomes of an attempt. The outcomes go into the ledger whether or not the lease '
     'still has this key; settled says whether it did. Sent and rejected tokens leave the lease. The '
-    'others are due after p_retry_ms, or when the first of them expires if that is earlier. A token that failed '
+    'others are due after p_retry_ms, or when the first of them expires if that is earlier; five seconds before that '
+    'if an answer is unknown. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
     'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has '

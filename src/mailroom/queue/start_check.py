@@ -214,6 +214,22 @@ def restore_fault(unreachable: int, repeated: int) -> DatabaseError | None:
     )
 
 
+async def check_functions(session: Session, names: Sequence[str]) -> None:
+    """Check the schema's version, and that these functions are there and granted.
+
+    Args:
+        session: to ask over.
+        names: of functions in the schema ``mailroom``; ``schema_version`` is one of them.
+
+    Raises:
+        DatabaseError: something is missing; the hint says how to fix it.
+    """
+    unusable: dict[str, bool] = dict(await session.ask(UNUSABLE, [list(names)]))
+    version = None if "schema_version" in unusable else (await session.ask(VERSION, []))[0][0]
+    if fault := schema_fault(unusable, version):
+        raise fault
+
+
 async def check_schema(session: Session, channel: str) -> None:
     """Check the schema's version, the rights, row-level security, the trigger on tokens, and the cursor.
 
@@ -224,10 +240,7 @@ async def check_schema(session: Session, channel: str) -> None:
     Raises:
         DatabaseError: something is missing; the hint says how to fix it.
     """
-    unusable: dict[str, bool] = dict(await session.ask(UNUSABLE, [list(CALLED)]))
-    version = None if "schema_version" in unusable else (await session.ask(VERSION, []))[0][0]
-    if fault := schema_fault(unusable, version):
-        raise fault
+    await check_functions(session, CALLED)
     if fault := hidden_fault([(row[0], row[1], row[2]) for row in await session.ask(HIDDEN, [])]):
         raise fault
     triggers = await session.ask(TRIGGERS, [RING_FUNCTION])

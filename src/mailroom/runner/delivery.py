@@ -25,11 +25,11 @@ from mailroom.logs import EventLogger
 from mailroom.outage import back_off_s
 from mailroom.queue.client import Queue
 from mailroom.queue.known_actions import KnownActions
-from mailroom.queue.lease import Lease, sign_claimed
+from mailroom.queue.lease import Lease, Signed, sign_claimed
 from mailroom.runner.ledger import record
 from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import Calls
-from mailroom.wire import Message, checked
+from mailroom.wire import Message, Reference, checked
 
 # A mail that waits longer at a tripped breaker is claimed again, and the claim checks again whether it may be
 # sent.
@@ -38,6 +38,8 @@ MAX_AT_BREAKER_S: Final = 1.0
 BACK_OFF_S: Final = (0.5, 60.0)
 # For how long the mails of a paused action are put off. They are due at once when they can be sent again.
 PUT_OFF_S: Final = 300.0
+# An event says usually within a second that a mail was taken.
+EVENT_S: Final = 10.0
 # Another lease is to try if the one that was to come back is later than this.
 LATE_S: Final = 5.0
 SOON_S: Final = 0.2
@@ -51,6 +53,8 @@ class LeaseDelivery:
 
     Args:
         provider: the transport's name, for the ledger.
+        waits_for_events: whether the provider reports by an event that it took a mail. Then a mail whose
+            answer was lost waits for one before it is sent again.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class LeaseDelivery:
         provider: str,
         keys: Sequence[bytes],
         known: KnownActions,
+        waits_for_events: bool = False,
     ) -> None:
         self._queue = queue
         self._calls = calls
@@ -69,6 +74,7 @@ class LeaseDelivery:
         self._provider = provider
         self._keys = keys
         self._known = known
+        self._waits_for_events = waits_for_events
         self._cut_off: list[tuple[Lease, dict[int, Answer | None]]] = []
         # By paused action: the lease that is to try, and when it comes back.
         self._tries: dict[str, tuple[int, float]] = {}
@@ -80,7 +86,7 @@ class LeaseDelivery:
         # None where there was no attempt.
         answers: dict[int, Answer | None] = {claimed.token: None for claimed in lease.claimed}
         answers.update({token: Answer(Result.REJECTED, why) for token, why in signed.refused.items()})
-        pairs = list(zip(signed.ids, signed.encoded, strict=True))
+        pairs = _referring(lease, signed)
         if lease.generation > 1:  # one that ends every call must not stay before the others
             random.shuffle(pairs)
         messages = sorted(pairs, key=_group)
@@ -99,7 +105,7 @@ class LeaseDelivery:
         freed = 0
         while self._cut_off:
             lease, answers = self._cut_off.pop()
-            if await self._settle(lease, answers, 0.0, 0.0):
+            if await self._settle(lease, answers, 0.0, self._event_s(answers)):
                 freed += len(answers)
         return freed
 
@@ -159,7 +165,12 @@ class LeaseDelivery:
             known_s = [wait_s for wait_s in waits_s if wait_s is not None]
             if known_s and len(known_s) == len(waits_s):
                 return min(known_s)
-        return back_off_s(lease.generation - 1, BACK_OFF_S)
+        return max(back_off_s(lease.generation - 1, BACK_OFF_S), self._event_s(answers))
+
+    def _event_s(self, answers: dict[int, Answer | None]) -> float:
+        """For how long a retry waits for an event that says that the mail was taken."""
+        is_unknown = any(answer and answer.result is Result.UNKNOWN for answer in answers.values())
+        return EVENT_S if self._waits_for_events and is_unknown else 0.0
 
     def _put_off_s(self, lease: Lease, action: str) -> float | None:
         """For how long the mails of a paused action are put off; None when one may be tried now."""
@@ -173,6 +184,15 @@ class LeaseDelivery:
             self._tries[action] = lease.id, now + try_in_s
             return try_in_s
         return random.uniform(PUT_OFF_S / 2, PUT_OFF_S)  # noqa: S311 - jitter, no secret
+
+
+def _referring(lease: Lease, signed: Signed[Message]) -> list[tuple[int, Message]]:
+    """The tokens that can be mailed with their messages, each with its reference."""
+    fingerprints = {claimed.token: claimed.fingerprint for claimed in lease.claimed}
+    return [
+        (token, message._replace(reference=Reference(token, fingerprints[token], lease.generation)))
+        for token, message in zip(signed.ids, signed.encoded, strict=True)
+    ]
 
 
 def _group(pair: tuple[int, Message]) -> tuple[str, str]:

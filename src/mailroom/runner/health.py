@@ -1,7 +1,8 @@
 """Serves a worker's health and its metrics over HTTP.
 
 ``/livez`` succeeds as long as the process runs its tasks; a task that fails ends the process. ``/readyz``
-succeeds when a mail that is committed now would be sent now; otherwise it names what prevents that.
+succeeds when a mail that is committed now would be sent now; otherwise it names what prevents that. It warns
+of what prevents no sending.
 ``/metrics`` is for Prometheus.
 
 Promises: an answer about the database is at most a second old, uses a connection of its own, and takes at
@@ -28,6 +29,7 @@ ENDS_IN_S: Final = 2
 log = EventLogger("health")
 
 Check = Callable[[], Awaitable[Mapping[str, str]]]
+Warnings = Callable[[], Mapping[str, str]]
 Exposition = Callable[[], Awaitable[bytes]]
 
 
@@ -58,12 +60,13 @@ def listen_on(address: tuple[str, int]) -> socket.socket:
     )
 
 
-async def serve(listening: socket.socket, check: Check, exposition: Exposition) -> None:
+async def serve(listening: socket.socket, check: Check, warnings: Warnings, exposition: Exposition) -> None:
     """Serve until cancelled.
 
     Args:
         listening: a socket that listens; it is closed at the end.
         check: returns the faults, by the name of the part; none means ready.
+        warnings: returns what is wrong and prevents no sending, by the name of the part.
         exposition: returns the body of ``/metrics``.
 
     Raises:
@@ -72,12 +75,12 @@ async def serve(listening: socket.socket, check: Check, exposition: Exposition) 
     with extra_installed("http", HealthError, "MAILROOM_HTTP is set, and "):
         from mailroom.web.server import Server
 
-        server = Server(_app(check, exposition), ends_in_s=ENDS_IN_S)
+        server = Server(_app(check, warnings, exposition), ends_in_s=ENDS_IN_S)
     log.info("serving", address=authority(listening))
     await server.serve_on(listening)
 
 
-def _app(check: Check, exposition: Exposition) -> Starlette:
+def _app(check: Check, warnings: Warnings, exposition: Exposition) -> Starlette:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
@@ -89,7 +92,8 @@ def _app(check: Check, exposition: Exposition) -> Starlette:
 
     async def readyz(_: Request) -> Response:
         found = dict(await check())
-        return JSONResponse({"ready": not found, "faults": found}, 503 if found else 200)
+        content = {"ready": not found, "faults": found, "warnings": dict(warnings())}
+        return JSONResponse(content, 503 if found else 200)
 
     async def metrics(_: Request) -> Response:
         return Response(await exposition(), media_type=CONTENT_TYPE)

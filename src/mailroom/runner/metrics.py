@@ -22,6 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from mailroom import __version__
 from mailroom.action_table import LANES
 from mailroom.answers import Answer, Result
+from mailroom.events.recording import Tally
 from mailroom.queue.pulse import COUNT_LIMIT, Pulse
 from mailroom.runner.ledger import Recorded
 
@@ -108,6 +109,31 @@ class Metrics:
         self._listener_up = Gauge(
             "mailroom_listener_up", "1 when a connection listens for new tokens.", registry=registry
         )
+        self._events = Counter(
+            "mailroom_events",
+            "New events of SES by what became of the mail: sent, delivered, bounced, complained, delayed,"
+            " rejected, rendering_failed. The type is that of a bounce: permanent, transient, undetermined.",
+            ["kind", "type"],
+            registry=registry,
+        )
+        self._repeated_events = Counter(
+            "mailroom_events_repeated", "Events of SES that were known already.", registry=registry
+        )
+        self._unreadable_events = Counter(
+            "mailroom_events_unreadable",
+            "Messages in the queue of events that could not be read.",
+            registry=registry,
+        )
+        self._events_waiting = Gauge(
+            "mailroom_events_waiting",
+            "About how many messages wait in the queue of events; NaN if that is not known.",
+            registry=registry,
+        )
+        self._events_trouble = Gauge(
+            "mailroom_events_trouble_seconds",
+            "For how long the queue of events could not be read; 0 when it is, or when there is none.",
+            registry=registry,
+        )
         self._counted_outages = 0
 
     def claimed(self, tokens: int, took_s: float) -> None:
@@ -127,11 +153,27 @@ class Metrics:
         if recorded.outcome == "sent" and recorded.age_s is not None:
             self._deliveries.labels(action).observe(recorded.age_s)
 
+    def read(self, tally: Tally) -> None:
+        """Count the events of some messages."""
+        for labels, count in tally.new.items():
+            self._events.labels(*labels).inc(count)
+        self._repeated_events.inc(tally.repeated)
+        self._unreadable_events.inc(tally.unreadable)
+
     def exposition(
-        self, pulse: Pulse | None, *, outages: int, is_listening: bool, sending_paused_s: float
+        self,
+        pulse: Pulse | None,
+        *,
+        outages: int,
+        is_listening: bool,
+        sending_paused_s: float,
+        events_waiting: int | None = None,
+        events_trouble_s: float = 0.0,
     ) -> bytes:
-        """All metrics in Prometheus's text format; what the database did not answer is NaN."""
+        """All metrics in Prometheus's text format; what the database or the queue did not answer is NaN."""
         unknown = float("nan")
+        self._events_waiting.set(unknown if events_waiting is None else events_waiting)
+        self._events_trouble.set(events_trouble_s)
         self._outages.inc(outages - self._counted_outages)
         self._counted_outages = outages
         self._up.set(pulse is not None)

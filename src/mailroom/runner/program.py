@@ -26,9 +26,10 @@ import socket
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mailroom.concurrency import before, end, first, in_thread
+from mailroom.database.session import Session
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.queue.connect import keep_renewing, open_worker
@@ -40,8 +41,12 @@ from mailroom.runner.metrics import Metrics
 from mailroom.runner.readiness import SILENCE_S, Readiness
 from mailroom.runner.shared_rate import SharedRate
 from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
+from mailroom.settings.events import EventsSettings
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
+
+if TYPE_CHECKING:
+    from mailroom.events.program import Reader
 
 HEARTBEAT_S: Final = 5.0
 GIVE_BACK_S: Final = 5.0
@@ -79,6 +84,7 @@ class Runner:
         self._rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
         self._calls = Calls(transport, sender, self._changed, self._rate, self._metrics.called)
         self._known = KnownActions(self._queue)
+        self._events = self._reader(settings.events) if settings.events.queue else None
         self._delivery = LeaseDelivery(
             self._queue,
             self._calls,
@@ -86,8 +92,10 @@ class Runner:
             provider=transport.name,
             keys=collector.keys,
             known=self._known,
+            # Without a configuration set SES publishes no events.
+            waits_for_events=self._events is not None and transport.name == "ses" and bool(sender.config_set),
         )
-        self._readiness = Readiness(worker, self._calls, self._metrics, self._state)
+        self._readiness = Readiness(worker, self._calls, self._metrics, self._state, self._events)
         self._deliveries: set[asyncio.Task[None]] = set()
         self._tries_new = False  # the last claim of a time of trouble
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -105,6 +113,7 @@ class Runner:
         listening = health.listen_on(self._health.address) if self._health.address else None
         serving = [asyncio.create_task(self._serve(listening))] if listening else []
         working = asyncio.create_task(self._work())
+        reading = asyncio.create_task(self._read_events())
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({working, stopping, *serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -113,12 +122,12 @@ class Runner:
                     await ended
             log.info("stopping", within=f"{self._shutdown_s:g}s", leases=len(self._deliveries))
             self._stopping.set()
-            await asyncio.wait({working}, timeout=self._shutdown_s)
+            await asyncio.wait({working, reading}, timeout=self._shutdown_s)
             if working.done():
                 await working
         finally:
             self._stopping.set()
-            await end(working, stopping)
+            await end(working, stopping, reading)
             await end(*self._deliveries)
             await self._give_back()
             with suppress(TimeoutError):
@@ -258,8 +267,21 @@ class Runner:
         if await self._delivery.deliver(lease, waited_s):
             self._retrying.set()
 
+    def _reader(self, settings: EventsSettings) -> Reader:
+        # Imported when needed, so that SMTP works without botocore.
+        from mailroom.events.program import Reader, open_queue
+
+        return Reader(open_queue(settings), Session(self._database), self._metrics.read)
+
+    async def _read_events(self) -> None:
+        """Read SES's events, if they are read, until the signal comes."""
+        if self._events:
+            await self._unless_stopping(self.started.wait())
+            await self._events.keep_running(self._stopping)
+
     async def _serve(self, listening: socket.socket) -> None:
-        await health.serve(listening, self._readiness.faults, self._readiness.exposition)
+        readiness = self._readiness
+        await health.serve(listening, readiness.faults, readiness.warnings, readiness.exposition)
 
     def _state(self) -> str:
         if self._stopping.is_set():

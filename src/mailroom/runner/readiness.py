@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mailroom.errors import DatabaseError
 from mailroom.logs import EventLogger
@@ -11,6 +11,9 @@ from mailroom.queue.connect import WorkerParts
 from mailroom.queue.pulse import Pulses
 from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import ACCOUNT, Calls
+
+if TYPE_CHECKING:
+    from mailroom.events.program import Reader
 
 # Where health is served, the listener's connections are checked in this interval, and may be late.
 SILENCE_S: Final = 2.0
@@ -31,13 +34,22 @@ class Readiness:
         calls: the worker's calls to the provider.
         metrics: the worker's counters.
         state: returns why the worker is not running; empty when it is.
+        events: reads SES's events; None if nobody does.
     """
 
-    def __init__(self, worker: WorkerParts, calls: Calls, metrics: Metrics, state: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        worker: WorkerParts,
+        calls: Calls,
+        metrics: Metrics,
+        state: Callable[[], str],
+        events: Reader | None = None,
+    ) -> None:
         self._worker = worker
         self._calls = calls
         self._metrics = metrics
         self._state = state
+        self._events = events
         self._pulses = Pulses(worker.database)
 
     async def faults(self) -> dict[str, str]:
@@ -73,6 +85,11 @@ class Readiness:
             )
         return faults
 
+    def warnings(self) -> dict[str, str]:
+        """What is wrong and prevents no sending, by the name of the part."""
+        trouble = self._events.trouble if self._events else None
+        return {"events": f"SES's events cannot be read: {trouble.why}"} if trouble else {}
+
     async def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""
         try:
@@ -86,6 +103,8 @@ class Readiness:
             outages=self._worker.database.epoch,
             is_listening=silent_s is not None and silent_s <= SILENCE_S + LATE_S,
             sending_paused_s=troubles[ACCOUNT][1] if ACCOUNT in troubles else 0.0,
+            events_waiting=self._events.waiting if self._events else None,
+            events_trouble_s=self._events.trouble.since_s if self._events and self._events.trouble else 0.0,
         )
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The settings of ``mailroom run``: the collector's, the sender's, and where health is served."""
+"""The settings of ``mailroom run``: the collector's, the sender's, health's and the events'."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from mailroom.settings.collector import CollectorSettings
+from mailroom.settings.events import EventsSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import group, variable
 
@@ -41,3 +42,4 @@ class RunSettings:
     collector: CollectorSettings = group(CollectorSettings)
     sender: SenderSettings = group(SenderSettings)
     health: HealthSettings = group(HealthSettings)
+    events: EventsSettings = group(EventsSettings)

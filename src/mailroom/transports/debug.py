@@ -49,7 +49,7 @@ class DebugTransport:
             template = usable(self._folder, action, locale)
         except TemplateError as error:
             return [no_template(error)] * len(messages)
-        ready = prepared(messages, template.language)
+        ready = prepared(self._settings, messages, template.language)
         good = [one for one in ready if not isinstance(one, Answer)]
         statuses = [{"Status": "Success", "MessageId": f"debug-{uuid4()}"} for _ in good]
         name = ses_name(self._settings.templates.name_of(action), template.tag)

@@ -21,12 +21,12 @@ from mailroom.answers import Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.settings.sender import MAX_RATE, SenderSettings
 from mailroom.templates import mails
-from mailroom.transports import ses_answers
+from mailroom.transports import ses_answers, tags
+from mailroom.transports.aws_client import Client, code_of, name_of
+from mailroom.transports.aws_credentials import REFUSED, AwsSession, no_credentials
 from mailroom.transports.preparing import prepare
 from mailroom.transports.redaction import shortened
 from mailroom.transports.saved_answers import SavedAnswers
-from mailroom.transports.ses_client import Client, code_of, name_of
-from mailroom.transports.ses_credentials import REFUSED, SesSession, no_credentials
 from mailroom.transports.ses_templates import SesTemplate, SesTemplates
 from mailroom.wire import Message
 
@@ -48,24 +48,35 @@ def request(
         "DefaultTemplateData": json.dumps(dict.fromkeys(mails.field_names(action), "")),
         "Destinations": destinations,
     }
-    if settings.config_set:
+    if settings.config_set:  # without one SES publishes no events
         parameters["ConfigurationSetName"] = settings.config_set
+        parameters["DefaultTags"] = [_tag(tags.ACTION, action.name)]
     return parameters
 
 
-def prepared(messages: Sequence[Message], language: str) -> list[dict[str, Any] | Answer]:
+def prepared(
+    settings: SenderSettings, messages: Sequence[Message], language: str
+) -> list[dict[str, Any] | Answer]:
     """For each message its entry in the call, or the rejection of what cannot be prepared.
 
     SES would read some malformed addresses as a different address, or as several.
     """
-    return [prepare(partial(_destination, message, language), message) for message in messages]
+    return [prepare(partial(_destination, settings, message, language), message) for message in messages]
 
 
-def _destination(message: Message, language: str) -> dict[str, Any]:
-    return {
+def _destination(settings: SenderSettings, message: Message, language: str) -> dict[str, Any]:
+    destination: dict[str, Any] = {
         "Destination": {"ToAddresses": ["@".join(wire_address(message.email))]},
         "ReplacementTemplateData": mails.ses_data(message, language),
     }
+    if settings.config_set and message.reference:
+        named = tags.written(message.reference)
+        destination["ReplacementTags"] = [_tag(name, value) for name, value in named.items()]
+    return destination
+
+
+def _tag(name: str, value: str) -> dict[str, str]:
+    return {"Name": name, "Value": value}
 
 
 def _source(source: str) -> str:
@@ -82,11 +93,11 @@ class SesTransport:
 
     def __init__(self, settings: SenderSettings) -> None:
         self._settings = settings
-        self._session = SesSession(
-            send_timeout_ms=settings.send_timeout_ms,
+        self._session = AwsSession(
+            "SES",
+            answer_timeout_ms=settings.send_timeout_ms,
             connections=settings.send_concurrency,
-            before_parse=self._keep_reply,
-            operation=OPERATION,
+            hooks={f"before-parse.ses.{OPERATION}": self._keep_reply},
         )
         self._saved_answers = SavedAnswers(settings.output_path, "ses")
         self._reply = threading.local()
@@ -134,7 +145,7 @@ class SesTransport:
         self._session.close()
 
     def _send_from(self, client: Client, template: SesTemplate, messages: Sequence[Message]) -> list[Answer]:
-        ready = prepared(messages, template.language)
+        ready = prepared(self._settings, messages, template.language)
         good = [one for one in ready if not isinstance(one, Answer)]
         called = [
             message for message, one in zip(messages, ready, strict=True) if not isinstance(one, Answer)

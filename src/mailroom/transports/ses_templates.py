@@ -19,7 +19,7 @@ from mailroom.settings.sender import SenderSettings
 from mailroom.templates import checks, mails, remote
 from mailroom.templates.sources import TemplateFolder
 from mailroom.transports import ses_answers
-from mailroom.transports.ses_client import DENIED, Client, asked, code_of, name_of
+from mailroom.transports.aws_client import DENIED, Client, asked, code_of, name_of
 
 # A translation that SES did not have is looked for again after this time.
 LOOK_AGAIN_S: Final = 60.0

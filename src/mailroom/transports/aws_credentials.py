@@ -1,15 +1,17 @@
-"""Keeps a client for SES that signs with the machine's credentials as they are now.
+"""Keeps a client for SES or SQS that signs with the machine's credentials as they are now.
 
 botocore reads some credentials only once: those of a file, those of a ``credential_process`` that states no
-expiry, and none at all. After SES has refused them, or while there are none, the next call reads them anew,
-with a new session.
+expiry, and none at all. After the service has refused them, or while there are none, the next call reads them
+anew, with a new session.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import botocore.session
@@ -18,10 +20,10 @@ from botocore.session import Session
 
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TransportError
+from mailroom.transports.aws_client import Client, Service, code_of, explain, name_of, open_client
 from mailroom.transports.ses_answers import CODES, NOT_ASKED
-from mailroom.transports.ses_client import Client, code_of, explain, name_of, open_client
 
-# SES does not accept the credentials themselves; others may be there by now.
+# The service does not accept the credentials themselves; others may be there by now.
 REFUSED: Final = (
     "AuthFailure",
     "ExpiredToken",
@@ -83,24 +85,33 @@ class _Opened(NamedTuple):
     client: Client
 
 
-class SesSession:
+class AwsSession:
     """A client, and the credentials that it signs with.
 
     Args:
-        send_timeout_ms: how long a call may take.
+        service: which service.
+        answer_timeout_ms: after how many milliseconds of silence a call fails.
         connections: how many calls may be under way.
-        before_parse: is called with each reply to ``operation``, see botocore's event ``before-parse``.
-        operation: the name of SES's operation.
+        region: by default the region of the machine's AWS settings.
+        hooks: for events of botocore's, such as ``before-parse.ses.SendBulkTemplatedEmail``, what is called.
 
     Raises:
         TransportError: botocore's configuration is incomplete.
     """
 
     def __init__(
-        self, *, send_timeout_ms: int, connections: int, before_parse: Callable[..., None], operation: str
+        self,
+        service: Service,
+        *,
+        answer_timeout_ms: int,
+        connections: int,
+        region: str | None = None,
+        hooks: Mapping[str, Callable[..., None]] = MappingProxyType({}),
     ) -> None:
-        self._timeout_ms, self._connections = send_timeout_ms, connections
-        self._event, self._before_parse = f"before-parse.ses.{operation}", before_parse
+        self._open_client = partial(
+            open_client, service, answer_timeout_ms=answer_timeout_ms, connections=connections, region=region
+        )
+        self._hooks = hooks
         self._lock = threading.Lock()
         self._is_stale = False
         self._secrets: list[list[str]] = []
@@ -149,7 +160,8 @@ class SesSession:
 
     def _open(self) -> _Opened:
         session = botocore.session.get_session()
-        client = open_client(session=session, send_timeout_ms=self._timeout_ms, connections=self._connections)
+        client = self._open_client(session=session)
         events: Any = client.meta.events
-        events.register(self._event, self._before_parse)
+        for event, hook in self._hooks.items():
+            events.register(event, hook)
         return _Opened(session, client)

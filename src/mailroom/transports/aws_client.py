@@ -1,4 +1,4 @@
-"""Opens botocore's client for SES, and explains its exceptions."""
+"""Opens botocore's clients for SES and SQS, and explains their exceptions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import botocore.session
 from botocore import exceptions as aws
@@ -20,7 +20,10 @@ from mailroom.transports.transport import CONNECT_TIMEOUT_S
 
 Value = TypeVar("Value")
 Client = Any
-"""botocore's client for ``ses``; its methods are generated at run time."""
+"""botocore's client for a service; its methods are generated at run time."""
+
+Service = Literal["SES", "SQS"]
+_NAMES: Final = {"SES": "ses", "SQS": "sqs"}
 
 # What botocore raises for a call. The last is not a BotoCoreError, and its text quotes the answer.
 ERRORS: Final = (aws.ClientError, aws.BotoCoreError, ResponseParserError)
@@ -33,13 +36,23 @@ _USER_INFO: Final = re.compile(r"\S+@")
 
 
 def open_client(
+    service: Service = "SES",
     *,
-    send_timeout_ms: int,
+    answer_timeout_ms: int,
     connections: int,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     session: Session | None = None,
+    region: str | None = None,
 ) -> Client:
     """A client that makes one attempt a call; it does not contact AWS yet.
+
+    Args:
+        service: which service.
+        answer_timeout_ms: after how many milliseconds of silence a call fails.
+        connections: how many calls may be under way.
+        connect_timeout_s: the time limit for an attempt to connect.
+        session: with the credentials; by default a new one.
+        region: by default the region of the machine's AWS settings.
 
     Raises:
         TransportError: botocore's configuration is incomplete.
@@ -48,17 +61,17 @@ def open_client(
     config = Config(
         retries={"total_max_attempts": 1},
         connect_timeout=connect_timeout_s,
-        read_timeout=send_timeout_ms / 1000,
+        read_timeout=answer_timeout_ms / 1000,
         max_pool_connections=connections,
         tcp_keepalive=True,
         user_agent_extra="mailroom",
     )
     try:
         # Containers and functions of AWS get this variable; botocore reads only AWS_DEFAULT_REGION.
-        region = session.get_config_variable("region") or os.environ.get("AWS_REGION")
-        return session.create_client("ses", region_name=region, config=config)
+        region = region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
+        return session.create_client(_NAMES[service], region_name=region, config=config)
     except (aws.BotoCoreError, aws.ClientError, ValueError, OSError) as error:  # some are of the credentials
-        raise explain(error) from error
+        raise explain(error, service) from error
 
 
 def asked(call: Callable[[], Value]) -> Value:
@@ -76,7 +89,7 @@ def asked(call: Callable[[], Value]) -> Value:
     return call()
 
 
-def explain(error: Exception) -> TransportError:
+def explain(error: Exception, service: Service = "SES") -> TransportError:
     """The error to end with, for an exception of botocore in a call that sends no mail."""
     text = " ".join(str(error).split())
     match error:
@@ -87,22 +100,22 @@ def explain(error: Exception) -> TransportError:
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
             )
         case aws.EndpointConnectionError() | aws.ConnectTimeoutError() | aws.ReadTimeoutError():
-            hint = "check that this machine reaches SES, and that AWS_ENDPOINT_URL_SES is right"
+            hint = f"check that this machine reaches {service}, and that AWS_ENDPOINT_URL_{service} is right"
         case aws.ClientError():
             hint = "check the account, the region and the role's policy"
         case ResponseParserError():
-            text = "the answer cannot be read, so it is not from SES"
-            hint = "check AWS_ENDPOINT_URL_SES, and whether a proxy (HTTPS_PROXY) changes answers"
+            text = f"the answer cannot be read, so it is not from {service}"
+            hint = f"check AWS_ENDPOINT_URL_{service}, and whether a proxy (HTTPS_PROXY) changes answers"
         case _:
             hint = "check this machine's AWS settings: variables, profile, role"
-    return TransportError(_USER_INFO.sub("…@", f"SES: {text}"), hint=hint)
+    return TransportError(_USER_INFO.sub("…@", f"{service}: {text}"), hint=hint)
 
 
 def code_of(error: Exception) -> str:
-    """The error code in SES's answer; empty for any other exception."""
+    """The error code in the service's answer; empty for any other exception."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, aws.ClientError) else ""
 
 
 def name_of(error: Exception) -> str:
-    """The error code in SES's answer, or the exception's name; both can be logged safely."""
+    """The error code in the service's answer, or the exception's name; both can be logged safely."""
     return code_of(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Reads SES's events from a queue, and records what they say. It begins in ``program``."""
