@@ -269,7 +269,9 @@ def test_no_answer_tells_whether_an_address_has_an_account(site: Site, path: str
         answer = site.post(path, **fields)
         page = answer.text.replace(fields["email"], "")
         headers = {
-            key: value for key, value in answer.headers.items() if key not in ("date", "content-length")
+            key: re.sub(rf"{COOKIE}=[^;]+", "", value)  # test_signup_bounce.py compares what cookies hold
+            for key, value in answer.headers.items()
+            if key not in ("date", "content-length")
         }
         answers.add((answer.status_code, page, repr(headers)))
     assert 1 == len(answers)
@@ -577,10 +579,11 @@ def test_every_answer_has_strict_headers(site: Site) -> None:
     assert "GET" in site.browser.delete("/signup").headers["allow"]
 
 
-def test_the_pages_need_nothing_from_elsewhere_and_no_script() -> None:
-    sources = [path.read_text() for path in HERE.rglob("*") if path.suffix in (".html", ".css")]
+def test_the_pages_need_nothing_from_elsewhere_and_one_script() -> None:
+    sources = [path.read_text() for path in HERE.rglob("*") if path.suffix in (".html", ".css", ".js")]
     assert len(sources) > 10
     for source in sources:
+        source = source.replace('<script src="/static/news.js" defer></script>', "", 1)
         assert not re.findall(r"https?:|//[a-z]|<script|\bon\w+=|style=|@import|url\(", source)
 
 

@@ -65,7 +65,7 @@ def test_it_holds_this_version_and_no_more_than_it_needs(image: Image) -> None:
 
 def test_nothing_secret_or_large_is_sent_to_the_builder(image: Image) -> None:
     sent = {path.name for path in image.context.iterdir()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "requirements", "src"} == sent
+    assert {"LICENSE", "README.md", "pyproject.toml", "requirements", "scripts", "src"} == sent
     assert not list(image.context.rglob("__pycache__"))
 
 

@@ -38,7 +38,9 @@ TOKEN = "A" * 86
 def served(database: str) -> Iterator[str]:
     """The example's address, while it is served."""
     app = create_app(database, KEY, session_secret="s" * 32, uniform_s=0.01, scrypt_cost=2)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=3)
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -112,7 +114,7 @@ class Site:
     def everything(self) -> list[tuple[object, ...]]:
         """All that a request could have changed."""
         query = "SELECT row(t.*)::text FROM {} t ORDER BY 1"
-        tables = ("accounts", "tokens", "example.passwords", "example.logins")
+        tables = ("accounts", "tokens", "example.passwords", "example.logins", "example.sign_ups")
         return [row for table in tables for row in self.db.execute(query.format(table).encode())]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, TypeVar
 
+import psycopg
 from psycopg.rows import class_row
 
 from mailroom.demo.signup.database import Connection, Database, value
 from mailroom.demo.signup.mails import SEND_NOTICE, mail_again
+
+Row = TypeVar("Row")
 
 # Returns no row if the login belongs to an account, or was asked for before.
 ASK_FOR_LOGIN: Final = """
@@ -19,6 +23,22 @@ ON CONFLICT DO NOTHING RETURNING login
 ADD_ACCOUNT: Final = """
 INSERT INTO accounts (email, login, locale, status) VALUES (%s, %s, nullif(%s, ''), %s::account_status)
 ON CONFLICT (lower(email)) DO NOTHING RETURNING id
+"""
+KEEP_SIGN_UP: Final = """
+WITH old AS (DELETE FROM example.sign_ups WHERE at < statement_timestamp() - interval '1 day')
+INSERT INTO example.sign_ups (login, email, locale, hash)
+VALUES (%(login)s, %(email)s, %(locale)s, %(hash)s) RETURNING id::text
+"""
+# Mailroom suppresses an address after a permanent bounce, and after a complaint, which is not told.
+FIND_BOUNCED: Final = """
+SELECT login, email, locale, hash FROM example.sign_ups
+WHERE id = %s AND mailroom.suppressed(email) = 'bounced'
+"""
+CORRECT_SIGN_UP: Final = "UPDATE example.sign_ups SET email = %(new)s WHERE id = %(id)s"
+# The changed address gets a new activation mail, and the old link ends.
+CORRECT_ACCOUNT: Final = """
+UPDATE accounts SET email = %(new)s WHERE login = %(login)s AND status = 'provisioned'
+  AND NOT EXISTS (SELECT FROM accounts WHERE lower(email) = lower(%(new)s)) RETURNING id
 """
 STORE_HASH: Final = """
 INSERT INTO example.passwords (account, hash) VALUES (%s, %s)
@@ -56,23 +76,45 @@ class Session(NamedTuple):
     stamp: str
 
 
+class SignUp(NamedTuple):
+    """What somebody signed up with."""
+
+    login: str
+    email: str
+    locale: str
+    hash: str
+
+
 class Accounts:
     """The accounts in a database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def sign_up(self, email: str, login: str, locale: str, password_hash: str) -> bool:
-        """Add an account, or mail a known address again. Returns only whether the login was free."""
+    async def sign_up(self, new: SignUp) -> str | None:
+        """Add an account, or mail a known address again; returns an id, or None for a taken login."""
         async with self._database.transaction() as connection:
-            if not await value(connection, ASK_FOR_LOGIN, {"login": login}):
-                return False
-            account = await value(connection, ADD_ACCOUNT, [email, login, locale, "provisioned"])
-            if account is not None:
-                await connection.execute(STORE_HASH, [account, password_hash])
-            else:  # the first password stays
-                await mail_again(connection, email)
-        return True
+            if not await value(connection, ASK_FOR_LOGIN, {"login": new.login}):
+                return None
+            await _add_account(connection, new)
+            sign_up: str = await value(connection, KEEP_SIGN_UP, new._asdict())
+        return sign_up
+
+    async def bounced(self, sign_up: str) -> SignUp | None:
+        """Return a sign-up whose address bounced, or None."""
+        return await self._found(SignUp, FIND_BOUNCED, [sign_up])
+
+    async def correct(self, sign_up: str, email: str) -> None:
+        """Give a sign-up whose address bounced another one. Nothing happens to any other."""
+        bounced = await self.bounced(sign_up)
+        if bounced is None:
+            return
+        change = {"id": sign_up, "new": email, "login": bounced.login}
+        with suppress(psycopg.errors.UniqueViolation):  # somebody else got the address meanwhile
+            async with self._database.transaction() as connection:
+                await connection.execute(CORRECT_SIGN_UP, change)
+                if await value(connection, CORRECT_ACCOUNT, change) is None:
+                    await _add_account(connection, bounced._replace(email=email))
 
     async def change_password(self, account: int, password_hash: str) -> Session:
         """Store a new password, which ends all sessions, send a notice, and return a new session."""
@@ -87,24 +129,33 @@ class Accounts:
 
     async def find(self, email: str) -> Account | None:
         """Return the account of an address, with any status."""
-        return await self._account(BY_EMAIL, [email])
+        return await self._found(Account, BY_EMAIL, [email])
 
     async def of_session(self, session: Session) -> Account | None:
         """Return the account of a session, unless it was suspended or its password changed."""
-        return await self._account(BY_SESSION, list(session))
+        return await self._found(Account, BY_SESSION, list(session))
 
     async def end_sessions(self, account: int) -> None:
         """Sign out everywhere."""
         async with self._database.transaction() as connection:
             await connection.execute(END_SESSIONS, [account])
 
-    async def _account(self, query: str, parameters: list[Any]) -> Account | None:
+    async def _found(self, kind: type[Row], query: str, parameters: list[Any]) -> Row | None:
         async with (
             self._database.transaction() as connection,
-            connection.cursor(row_factory=class_row(Account)) as cursor,
+            connection.cursor(row_factory=class_row(kind)) as cursor,
         ):
             await cursor.execute(query.encode(), parameters)
             return await cursor.fetchone()
+
+
+async def _add_account(connection: Connection, new: SignUp) -> None:
+    """Add an account, unless the login has one, or mail a known address again."""
+    account = await value(connection, ADD_ACCOUNT, [new.email, new.login, new.locale, "provisioned"])
+    if account is not None:
+        await connection.execute(STORE_HASH, [account, new.hash])
+    else:  # the first password stays
+        await mail_again(connection, new.email)
 
 
 async def open_session(connection: Connection, query: str, parameters: list[Any]) -> Session:

@@ -6,6 +6,7 @@ address gives the same answer, after the same time, with and without an account.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from mailroom.demo.signup.joining import JoiningPages
 from mailroom.demo.signup.links import AddressTaken, Links
 from mailroom.demo.signup.mails import Mails
 from mailroom.demo.signup.member import MemberPages
+from mailroom.demo.signup.news import News
 from mailroom.demo.signup.signing_in import SignInPages
 from mailroom.demo.signup.site import HEADERS, Site
 
@@ -66,17 +68,26 @@ def create_app(
         ValueError: a key is not valid.
     """
     mailroom.sign(bytes(32), "activation", keys=keys)  # checks the keys now, not at the first request
-    database = Database(database_url)
+    database, news = Database(database_url), News(database_url)
     templates = Jinja2Templates(HERE / "templates")
     templates.env.globals |= {"app_name": app_name, "inbox_url": inbox_url, "forms": forms}
     site = Site(
-        Accounts(database), Mails(database), Links(database, keys), templates, keys, uniform_s, scrypt_cost
+        Accounts(database),
+        Mails(database),
+        Links(database, keys),
+        news,
+        templates,
+        keys,
+        uniform_s,
+        scrypt_cost,
     )
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await database.prepare()
+        listening = asyncio.create_task(news.listen())
         yield
+        listening.cancel()
 
     return Starlette(
         routes=routes(site),
@@ -109,6 +120,9 @@ def routes(site: Site) -> list[BaseRoute]:
         Route("/", member.home),
         Route("/signup", site.form),
         Route("/signup", joining.sign_up, methods=post),
+        Route("/news", joining.news),
+        Route("/correct", joining.correction_form),
+        Route("/correct", joining.correct, methods=post),
         Route("/activate", site.token_form("activation")),
         Route("/activate", joining.activate, methods=post),
         Route("/resend", site.form),

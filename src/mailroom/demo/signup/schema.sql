@@ -15,3 +15,14 @@ CREATE TABLE IF NOT EXISTS example.passwords (
 -- All logins that were asked for. If a login stayed free when its address was known, asking for it again
 -- would reveal that the address has an account.
 CREATE TABLE IF NOT EXISTS example.logins (login text PRIMARY KEY);
+
+-- Sign-ups of the last day, by an id in the visitor's cookie. If the mail bounces, the visitor may correct the address. The
+-- row is the same for a known address, for which no account was made.
+CREATE TABLE IF NOT EXISTS example.sign_ups (
+    id     uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    login  text NOT NULL,
+    email  text NOT NULL,
+    locale text NOT NULL,
+    hash   text NOT NULL,
+    at     timestamptz NOT NULL DEFAULT statement_timestamp()
+);

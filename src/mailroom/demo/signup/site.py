@@ -19,6 +19,7 @@ from mailroom.demo.signup import forms
 from mailroom.demo.signup.accounts import Account, Accounts, Session
 from mailroom.demo.signup.links import Links
 from mailroom.demo.signup.mails import Mails
+from mailroom.demo.signup.news import News
 
 T = TypeVar("T")
 Page = Callable[[Request], Awaitable[Response]]
@@ -30,6 +31,10 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
+}
+# The page that waits for news of its mail has the only script.
+SCRIPTED: Final = {
+    "Content-Security-Policy": f"{HEADERS['Content-Security-Policy']}; script-src 'self'; connect-src 'self'"
 }
 # The pages behind mailed links. Their addresses hold the token, and must not reach other sites.
 TOKEN_PATHS: Final = ("/activate", "/recover", "/magic-link", "/change-email", "/accept-invitation")
@@ -51,6 +56,7 @@ class Site:
     accounts: Accounts
     mails: Mails
     links: Links
+    news: News
     templates: Jinja2Templates
     keys: str
     uniform_s: float
@@ -59,8 +65,10 @@ class Site:
     def page(self, request: Request, name: str, status: int = 200, **context: Any) -> Response:
         """Return a page."""
         secretive = {"Referrer-Policy": "no-referrer"} if request.url.path in TOKEN_PATHS else {}
+        scripted = SCRIPTED if request.url.path == "/sent/signup" else {}
+        headers = HEADERS | secretive | scripted
         return self.templates.TemplateResponse(
-            request, f"{name}.html", context, status_code=status, headers=HEADERS | secretive
+            request, f"{name}.html", context, status_code=status, headers=headers
         )
 
     def again(
