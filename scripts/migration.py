@@ -28,7 +28,7 @@ FILES: Final = {
     "accounts_and_tokens": ("accounts", "actions", "own_schema", "tokens", "consume", "ring"),
     "ledger": ("addresses", "ledger"),
     "queue": ("cursor", "lease", "suppressions", "events", "screen", "claim", "rate", "workers"),
-    "operations": ("status", "why", "dead", "traffic", "prune", "restore", "adopt"),
+    "operations": ("status", "why", "dead", "traffic", "prune", "forget", "restore", "adopt"),
 }
 # Nothing is dropped while an application's table has Mailroom's triggers.
 GUARDS: Final = {

@@ -5,6 +5,7 @@ Python's own codec implements IDNA 2003, which maps faß.de to fass.de, a differ
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from typing import Final
@@ -27,6 +28,18 @@ def wire_address(address: str) -> tuple[str, str]:
     if not _DOMAIN.fullmatch(name):
         raise ValueError("the address's domain is not a valid DNS name")
     return local, name
+
+
+def spellings(address: str) -> list[str]:
+    """An address as it is, and with its domain in ASCII and in Unicode; each spelling once."""
+    local, _, domain = address.rstrip(".").rpartition("@")
+    domains = [domain, _ascii(domain.lower())]
+    if "xn--" in domain.lower():
+        import idna
+
+        with contextlib.suppress(idna.IDNAError):
+            domains.append(idna.decode(domain.lower()))
+    return list(dict.fromkeys(f"{local}@{each}" for each in domains if each))
 
 
 def ascii_host(host: str) -> str:

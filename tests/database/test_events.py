@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
 
-from support.queue_sql import (
-    Db,
-    Handed,
-    ask_recovery,
-    claim,
-    claimed_tokens,
-    expire_leases,
-    record,
-    sign_up,
-)
+from support.events import event, hand_out, of, send, tell, unrendered
+from support.queue_sql import Db, Handed, ask_recovery, claim, claimed_tokens, expire_leases, record, sign_up
 
-AT = "2026-01-01T00:00:00.123Z"
 TAKEN = ("sent", "delivered", "bounced", "complained", "delayed")
-
-
-def event(kind: str, **values: Any) -> dict[str, Any]:
-    return {"kind": kind, "message_id": "m-1", "recipient": "zoe@example.com", "at": AT} | values
-
-
-def of(handed: Handed, kind: str, **values: Any) -> dict[str, Any]:
-    """An event about the first mail of a lease, by its tags."""
-    tags = {"token": handed.tokens[0], "fingerprint": handed.fingerprints[0].hex()}
-    return event(kind, **(tags | {"attempt": handed.generation} | values))
-
-
-def tell(db: Db, *events: Mapping[str, Any]) -> list[tuple[str, bool, bool]]:
-    """Record events; returns for each its kind, and whether it is new and known."""
-    answer = db.execute("SELECT * FROM mailroom.record_events(%s::jsonb)", [json.dumps(events)])
-    return [(kind, is_new, is_known) for kind, is_new, is_known in answer.fetchall()]
 
 
 def rows(db: Db, text: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -53,16 +28,13 @@ def outcomes(db: Db, token: int) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def handed(db: Db) -> Handed:
     """The mail of zoe, claimed."""
-    sign_up(db, "zoe")
-    (lease,) = claim(db)
-    return lease
+    return hand_out(db)
 
 
 @pytest.fixture
 def sent(db: Db, handed: Handed) -> Handed:
     """The mail of zoe, sent as m-1."""
-    record(db, handed, {handed.tokens[0]: "sent"}, message_ids={handed.tokens[0]: "m-1"})
-    return handed
+    return send(db, handed)
 
 
 def test_an_event_is_kept_with_all_that_it_says(db: Db, sent: Handed) -> None:
@@ -126,13 +98,13 @@ def test_an_unknown_answer_becomes_known(db: Db, handed: Handed, kind: str, *, i
     (token,) = handed.tokens
     if is_early:  # the worker still waits for the answer
         tell(db, of(handed, kind))
-    record(db, handed, {token: "unknown"})
+    record(db, handed, {token: "unknown"}, recipient="zoe@example.com", template="activation", language="de")
     if not is_early:
         tell(db, of(handed, kind))
     expire_leases(db)
     assert [] == claim(db)
     assert [("unknown", ""), ("sent", "known from SES's event")] == outcomes(db, token)
-    assert [("m-1", f"{token}@recipient.example", "template", "de")] == rows(
+    assert [("m-1", "zoe@example.com", "activation", "de")] == rows(
         db,
         "SELECT message_id, recipient, template, language FROM mailroom.deliveries WHERE outcome = 'sent'",
     )
@@ -269,10 +241,6 @@ def test_unreadable_messages_are_kept_once_and_cut(db: Db) -> None:
         db, "SELECT text, reason, octet_length(text) <= 65536 FROM mailroom.unreadable_events ORDER BY 2"
     )
     assert [("{", "no JSON", True), (long[:16384], "too long", True)] == kept
-
-
-def unrendered(handed: Handed, **values: Any) -> dict[str, Any]:
-    return of(handed, "rendering_failed", diagnostic="Attribute 'app' is not present", **values)
 
 
 WHY = "SES could not render the mail: Attribute 'app' is not present"

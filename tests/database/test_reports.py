@@ -578,11 +578,19 @@ def test_prune_deletes_what_is_old_and_nothing_else(db: Db, database: str) -> No
         f" SELECT g, 1, 'sent', {long_ago} FROM generate_series(1, 25) g".encode()
     )
     db.execute("INSERT INTO mailroom.deliveries (token, attempt, outcome) VALUES (26, 1, 'sent')")
+    for table, text in (("events", "kind, at"), ("unreadable_events", "text, reason")):
+        db.execute(
+            f"INSERT INTO mailroom.{table} ({text}, received_at, digest)"
+            f" SELECT 'sent', now()::text::{'timestamptz' if table == 'events' else 'text'}, v.at, v.digest"
+            f" FROM (VALUES ({long_ago}, '1'::bytea), (clock_timestamp(), '2')) v (at, digest)".encode()
+        )
     done = run(database, "prune", "--older-than", "30d", "--batch", "7")
-    assert (0, "deleted 25 deliveries and 20 tokens\n") == (done.returncode, done.stdout)
+    assert (0, "deleted 25 deliveries, 2 events and 20 tokens\n") == (done.returncode, done.stdout)
     assert "deliveries: 7 deleted so far" == done.stderr.splitlines()[0]
     assert [(20,)] == db.execute("SELECT count(*) FROM tokens").fetchall()
     assert [(26,)] == db.execute("SELECT token FROM mailroom.deliveries").fetchall()
+    assert [(b"2",)] == db.execute("SELECT digest FROM mailroom.events").fetchall()
+    assert [(b"2",)] == db.execute("SELECT digest FROM mailroom.unreadable_events").fetchall()
     assert [(1,)] == db.execute("SELECT count(*) FROM tokens WHERE consumed_at IS NOT NULL").fetchall()
 
 
@@ -603,9 +611,9 @@ def test_prune_passes_over_what_is_locked_and_tells_each_batch(db: Db, database:
     told: list[tuple[str, int]] = []
     with psycopg.connect(database) as other:
         other.execute("SELECT FROM tokens ORDER BY id LIMIT 1 FOR UPDATE")
-        assert (0, 4) == prune(db, timedelta(days=1), 2, lambda what, count: told.append((what, count)))
+        assert (0, 0, 4) == prune(db, timedelta(days=1), 2, lambda what, count: told.append((what, count)))
     assert [("tokens", 1), ("tokens", 3), ("tokens", 4)] == told
-    assert (0, 1) == prune(db, timedelta(days=1), 2, lambda _, __: None)
+    assert (0, 0, 1) == prune(db, timedelta(days=1), 2, lambda _, __: None)
 
 
 @pytest.mark.parametrize("age", ["59m", "0d", "30", "1y", "-1d", "1.5h", "999999d", ""])

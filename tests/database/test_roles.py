@@ -143,6 +143,9 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
         "operations/prune.py",
         "operations/dead.py",
         "operations/pause.py",
+        "operations/suppressions.py",
+        "operations/forgetting.py",
+        "operations/fates.py",
         "queue/known_actions.py",  # mailroom dead --action
         "queue/pulse.py",
         *console,
@@ -156,12 +159,13 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
     assert worker == allowed(db, WORKER)
     # Django's admin page asks this.
     oncall |= named("contrib/django/tokens.py") - {"send"}
-    oncall |= {"paused_actions", "suppress", "suppressed", "unsuppress"}
+    oncall |= {"suppressed"}
     assert oncall == allowed(db, ONCALL)
     assert set(re.findall(r"mailroom\.(\w+)\(", CONSUME)) | {
         "send",
         "consume_code",
         "suppressed",
+        "status_of",
         "random_secret",
         "random_code",
     } == allowed(db, APP)

@@ -23,15 +23,16 @@ from mailroom.console.chart import draw, scale
 from mailroom.console.ledger import KEPT, MAX_COUNTED, STEP_S, Interval, Traffic, recent
 from mailroom.console.pages import DECIDED, LOOKS
 from mailroom.console.server import ConsoleError, ConsoleServer
-from mailroom.console.snapshot import Snapshot, Snapshots
+from mailroom.console.snapshot import FRESH_S, Snapshot, Snapshots
 from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseError
 from mailroom.operations.verdicts import Outcome, StoryVerdict
 from mailroom.settings.collector import QueueSettings
+from support.events import event, hand_out, send, tell, unrendered
 from support.inbox import HttpAnswer, ask
 from support.processes import PATIENCE_S, environment, without
 from support.proxy import Proxy
-from support.queue_sql import Db, claim, record_all, reserve, sign_up, sign_up_many
+from support.queue_sql import Db, claim, record, record_all, reserve, sign_up, sign_up_many
 
 HOSTILE = "<script>alert(1)</script>"
 FORM = {"content_type": "application/x-www-form-urlencoded"}
@@ -261,6 +262,18 @@ def test_every_verdict_has_its_page(db: Db, console: ConsoleServer) -> None:
             " VALUES ('normal', ARRAY[%s::bigint], %s, 1, now() + interval '1 hour')",
             [tokens[verdict], worker],
         )
+    for verdict in (
+        StoryVerdict.DELIVERED,
+        StoryVerdict.DELAYED,
+        StoryVerdict.BOUNCED,
+        StoryVerdict.COMPLAINED,
+    ):
+        db.execute(
+            "INSERT INTO mailroom.deliveries (token, attempt, outcome, message_id)"
+            " VALUES (%s, 1, 'sent', %s)",
+            [tokens[verdict], verdict],
+        )
+        tell(db, event(verdict, message_id=verdict))
     refused = tokens[StoryVerdict.NOT_HANDED_OUT]
     db.execute("UPDATE accounts SET status = 'active' WHERE login = 'not-handed-out'")
     db.execute("UPDATE tokens SET created_at = now() + interval '1 second' WHERE id = %s", [refused])
@@ -674,3 +687,56 @@ def wait_for(true: Callable[[], object]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_what_ses_reported_is_counted_and_alarms(db: Db, console: ConsoleServer) -> None:
+    tell(db, *(event("delivered", message_id=f"m-{n}") for n in range(95)))
+    assert {"Delivered": "95 in the last day", "Bounced": "0 0 % for good; SES acts at 5 %"}.items() <= tiles(
+        console
+    ).items()
+    assert "Alarm" not in text(page(console))
+    tell(
+        db,
+        *(event("bounced", message_id=f"b-{n}", type="permanent") for n in range(5)),
+        event("bounced", message_id="b", type="transient"),
+        event("complained"),
+        event("delayed"),
+    )
+    db.execute("SELECT mailroom.keep_unreadable('{x}', '{r}')")
+    time.sleep(FRESH_S)
+    assert {
+        "Bounced": "6 5 % for good; SES acts at 5 %",
+        "Complained": "1 1.1 %; SES acts at 0.1 %",
+        "Delayed": "1 in the last day",
+    }.items() <= tiles(console).items()
+    shown = text(page(console))
+    assert "Alarm: 5 % of the mails bounced for good, and SES acts at 5 %: check where" in shown
+    assert "Alarm: 1.1 % of the mails were marked as spam, and SES acts at 0.1 %" in shown
+    assert "1 message of the queue of events could not be read" in shown
+
+
+def test_a_paused_action_is_shown_and_resumed(db: Db, console: ConsoleServer) -> None:
+    handed = hand_out(db)
+    send(db, handed)
+    tell(db, unrendered(handed))
+    shown = text(page(console))
+    assert "An action is paused" in shown
+    assert "The action activation is paused since" in shown
+    assert "correct the template, then `mailroom resume` and `mailroom dead retry`" in shown
+    assert 303 == post(console, "/resume").status
+    assert [] == db.execute("SELECT * FROM mailroom.paused_actions()").fetchall()
+
+
+def test_a_deleted_person_is_found_by_the_former_address(db: Db, console: ConsoleServer) -> None:
+    handed = hand_out(db)
+    record(
+        db,
+        handed,
+        {handed.tokens[0]: "sent"},
+        message_ids={handed.tokens[0]: "m-1"},
+        recipient="old@example.com",
+    )
+    db.execute("DELETE FROM accounts")
+    assert "o…@example.com" in text(page(console))
+    assert "Deleted; mail for <o…@example.com>." in text(page(console, "/why?who=OLD@example.com"))
+    assert "Token 1" in text(page(console, "/why?who=m-1"))

@@ -45,6 +45,9 @@ ONCALL = "".join(
         "operations/reports.py",
         "operations/prune.py",
         "operations/dead.py",
+        "operations/suppressions.py",
+        "operations/forgetting.py",
+        "operations/fates.py",
         "console/ledger.py",
         "console/snapshot.py",
     )
@@ -311,7 +314,7 @@ def test_every_function_of_the_queue_is_in_the_reference() -> None:
     functions |= {f"mailroom.{name}" for name in re.findall(r"SELECT mailroom\.(\w+)\(", ONCALL)}
     functions |= set(re.findall(r"mailroom\.\w+", PULSE + PAUSE + RESUME + ADOPTED + ADOPTED_COUNT))
     functions.add("mailroom.last_tokens")  # for mailroom.contrib.django
-    functions |= {f"mailroom.{name}" for name in ("paused_actions", "suppress", "suppressed", "unsuppress")}
+    functions |= {"mailroom.suppressed", "mailroom.status_of"}  # for the application
     for_roles = "".join(
         re.findall(r"^## Called by `mailroom_\w+`\n.*?(?=^## )", SQL, re.DOTALL | re.MULTILINE)
     )

@@ -25,6 +25,7 @@ from mailroom.cli.dead import dead
 from mailroom.cli.demo import demo
 from mailroom.cli.doctor import doctor
 from mailroom.cli.events import events
+from mailroom.cli.forget import forget
 from mailroom.cli.inbox import inbox
 from mailroom.cli.key import key
 from mailroom.cli.migrate import migrate
@@ -35,6 +36,7 @@ from mailroom.cli.roles import roles
 from mailroom.cli.run import run
 from mailroom.cli.sender import sender
 from mailroom.cli.status import status
+from mailroom.cli.suppressions import suppressions
 from mailroom.cli.templates import templates
 from mailroom.cli.token import token
 from mailroom.cli.why import why
@@ -175,6 +177,8 @@ for command in (
     status,
     why,
     dead,
+    suppressions,
+    forget,
     pause,
     resume,
     prune,

@@ -33,7 +33,7 @@ def _age(context: click.Context, parameter: click.Parameter, text: str) -> timed
     help="The number of rows to check in one transaction.",
 )
 def prune(older_than: timedelta, batch: int) -> None:
-    """Delete old rows of the ledger, and tokens that expired or were consumed that long ago.
+    """Delete old rows of the ledger, old events, and tokens that expired or were consumed that long ago.
 
     It keeps tokens in a lease. It works in small transactions and prints its progress on standard error.
     You can interrupt it and run it again at any time. `mailroom why` no longer shows what was deleted.
@@ -49,5 +49,6 @@ def prune(older_than: timedelta, batch: int) -> None:
             click.echo(f"{what}: {count} deleted so far", err=True)
 
     with connected() as connection:
-        deliveries, tokens = prune_rows(connection, older_than, batch, show_progress)
-    click.echo(f"deleted {counted(deliveries, 'delivery', 'deliveries')} and {counted(tokens, 'token')}")
+        deliveries, events, tokens = prune_rows(connection, older_than, batch, show_progress)
+    of_ledger = counted(deliveries, "delivery", "deliveries")
+    click.echo(f"deleted {of_ledger}, {counted(events, 'event')} and {counted(tokens, 'token')}")

@@ -17,6 +17,7 @@ from mailroom.console.ledger import LOOK, MINUTE, STEP_S, Interval, Recent, rece
 from mailroom.console.reader import ConsoleReader
 from mailroom.console.snapshot import Look, Snapshot, Snapshots
 from mailroom.operations.dead import NEWEST, WHY_NOT, Decided, dead_letters
+from mailroom.operations.fates import percent
 from mailroom.operations.mail_state import span, utc
 from mailroom.operations.reports import UnknownPerson, stories
 from mailroom.operations.verdicts import Outcome, StoryVerdict
@@ -35,6 +36,10 @@ LOOKS: Final[Mapping[str, str]] = {
     Outcome.EXPIRED: "bad",
     Outcome.SKIPPED: "",
     Outcome.SUPPRESSED: "bad",
+    StoryVerdict.DELIVERED: "good",
+    StoryVerdict.DELAYED: "warn",
+    StoryVerdict.BOUNCED: "bad",
+    StoryVerdict.COMPLAINED: "bad",
     StoryVerdict.IN_FLIGHT: "accent",
     StoryVerdict.WAITING: "accent",
     StoryVerdict.SCHEDULED: "",
@@ -116,6 +121,7 @@ class ConsolePages:
             "span": span,
             "utc": utc,
             "most": COUNT_LIMIT,
+            "percent": lambda share: "–" if share is None else percent(share),
         }
 
     async def _overview(self, request: Request) -> dict[str, Any]:
@@ -174,6 +180,8 @@ def _state(look: Look) -> tuple[str, str]:
         return "Paused", "warn"
     if now.no_worker:
         return "No worker", "bad"
+    if now.paused_actions:
+        return "An action is paused", "bad"
     if now.troubled:
         return "Workers in trouble", "warn"
     if now.pulse.retrying:

@@ -18,8 +18,9 @@ from mailroom.database.sync import one
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.operations.dead import DeadCount, count
-from mailroom.operations.mail_state import Pause
-from mailroom.operations.reports import WorkerStatus, paused, workers
+from mailroom.operations.fates import Fates, fates
+from mailroom.operations.mail_state import Pause, PausedAction
+from mailroom.operations.reports import WorkerStatus, paused, paused_actions, workers
 from mailroom.operations.verdicts import Outcome
 from mailroom.outage import Outage
 from mailroom.queue.pulse import COUNT_LIMIT, PULSE, Pulse
@@ -49,6 +50,8 @@ class Snapshot:
     pause: Pause
     dead: DeadCount
     workers: tuple[WorkerStatus, ...]
+    paused_actions: tuple[PausedAction, ...]
+    fates: Fates
     traffic: tuple[Interval | None, ...]
     recent: dict[str | None, Recent]
 
@@ -133,6 +136,8 @@ class Snapshots:
             pause=pause,
             dead=count(connection),
             workers=workers(connection),
+            paused_actions=tuple(paused_actions(connection)),
+            fates=fates(connection),
             traffic=self._traffic.last(KEPT),
             recent={outcome: recent(connection, outcome, None) for outcome in outcomes},
         )

@@ -237,6 +237,34 @@ COMMENT ON FUNCTION mailroom.paused_actions IS
 
 -- One person's mails: what decides about them, and what became of them. Nothing here returns a secret or a code.
 
+-- The header of a mail has <ID@REGION.amazonses.com>.
+CREATE FUNCTION mailroom.written_about(p_who text, p_limit integer) RETURNS TABLE (token bigint, at timestamptz)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    mail CONSTANT text := regexp_replace(btrim(p_who, '<> '), '@[a-z0-9.-]*amazonses\.com$', '');
+BEGIN
+    RETURN QUERY
+        SELECT x.token, max(x.at)
+        FROM ((SELECT d.token, d.at FROM mailroom.deliveries d
+               WHERE mailroom.normal_address(d.recipient) = mailroom.normal_address(p_who) AND d.recipient <> ''
+               ORDER BY d.id DESC LIMIT 20 * p_limit)
+              UNION ALL
+              (SELECT d.token, d.at FROM mailroom.deliveries d
+               WHERE d.subject = p_who AND d.subject <> '' ORDER BY d.id DESC LIMIT 20 * p_limit)
+              UNION ALL
+              (SELECT d.token, d.at FROM mailroom.deliveries d
+               WHERE d.message_id = mail AND d.message_id <> '' LIMIT p_limit)
+              UNION ALL
+              (SELECT e.token, e.at FROM mailroom.events e
+               WHERE e.message_id = mail AND e.message_id <> '' AND e.token IS NOT NULL LIMIT p_limit)) x
+        GROUP BY x.token ORDER BY 2 DESC LIMIT p_limit;
+END $$;
+COMMENT ON FUNCTION mailroom.written_about IS
+    'Returns the last p_limit tokens that the ledger or the events know by an address that a mail went to, a subject, or '
+    'the provider''s id of a mail. They may have been deleted.';
+
 CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
 RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
@@ -264,12 +292,14 @@ BEGIN
         IF owner IS NULL THEN
             SELECT a.id INTO owner FROM public.accounts a WHERE a.login = p_who;
         END IF;
-        wanted := ARRAY(SELECT t.id FROM (SELECT x.id, x.created_at FROM public.tokens x WHERE x.account = owner
-                                          UNION SELECT x.id, x.created_at FROM public.tokens x
-                                          WHERE lower(x.email) = lower(p_who)
-                                          UNION SELECT x.id, x.created_at FROM public.tokens x
-                                          WHERE x.subject = p_who) t
-                        ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit);
+        wanted := ARRAY(
+            SELECT t.id
+            FROM (SELECT x.id, x.created_at FROM public.tokens x WHERE x.account = owner
+                  UNION SELECT x.id, x.created_at FROM public.tokens x WHERE lower(x.email) = lower(p_who)
+                  UNION SELECT x.id, x.created_at FROM public.tokens x WHERE x.subject = p_who
+                  UNION SELECT d.token, coalesce(x.created_at, d.at)
+                  FROM mailroom.written_about(p_who, p_limit) d LEFT JOIN public.tokens x ON x.id = d.token) t
+            GROUP BY t.id ORDER BY max(t.created_at) DESC, t.id DESC LIMIT p_limit);
         IF cardinality(wanted) = 0 AND owner IS NULL THEN
             RETURN;
         ELSIF cardinality(wanted) = 0 THEN
@@ -297,8 +327,8 @@ BEGIN
         ORDER BY w.n;
 END $$;
 COMMENT ON FUNCTION mailroom.tokens_of IS
-    'Returns the last p_limit tokens of a person, newest first: by address in any case, by the account''s login, '
-    'or by subject; or one token by its id: with all that decides about their mail. waits means that no claim has'
+    'Returns the last p_limit tokens of a person, newest first: by an address, by the account''s login, by subject, or by '
+    'the id of a mail; or one token by its id: with all that decides about their mail. waits means that no claim has'
     ' reached it. An account without tokens is a row whose token is NULL. A deleted token that is still in the '
     'ledger or in a lease has no action. A token that never expires has no expires_at.';
 
@@ -312,9 +342,10 @@ COMMENT ON FUNCTION mailroom.last_tokens IS
 
 CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
-               detail text, worker text, at timestamptz)
+               detail text, worker text, at timestamptz, recipient text, template text, language text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-    SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
+    SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at,
+           d.recipient, d.template, d.language
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token
     WHERE d.token = ANY (p_tokens) AND mailroom.is_of(d.fingerprint, t.secret)
@@ -352,10 +383,10 @@ RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz,
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, t.email, d.at,
+    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), d.at,
            (SELECT count(*) FROM mailroom.deliveries e
             WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
-              AND e.result NOT IN ('', 'by hand')),
+              AND e.result NOT IN ('', 'by hand', 'known', 'unrendered')),
            coalesce(nullif(d.detail, ''), d.result), mailroom.why_not_mailable(d.token),
            extract(epoch FROM nullif(t.expires_at, 'infinity') - clock_timestamp())::double precision
     FROM mailroom.deliveries d
@@ -565,7 +596,7 @@ RETURNS TABLE (id bigint, token bigint, action text, email text, login text, att
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, t.email, t.login, d.attempt, d.outcome,
+    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), t.login, d.attempt, d.outcome,
            d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
@@ -593,6 +624,28 @@ $$;
 COMMENT ON FUNCTION mailroom.prune_deliveries IS
     'Deletes up to p_batch of the ledger''s rows that are older, and returns how many; 0 means that none is left.';
 
+CREATE FUNCTION mailroom.prune_events(p_older_than interval, p_batch integer) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    WITH deleted AS (
+        DELETE FROM mailroom.events e
+        WHERE e.id = ANY (ARRAY(
+            SELECT o.id FROM mailroom.events o
+            WHERE o.received_at < statement_timestamp() - greatest(p_older_than, '0')
+            ORDER BY o.received_at LIMIT p_batch FOR UPDATE SKIP LOCKED))
+        RETURNING e.id
+    ), unreadable AS (
+        DELETE FROM mailroom.unreadable_events u
+        WHERE u.id = ANY (ARRAY(
+            SELECT o.id FROM mailroom.unreadable_events o
+            WHERE o.received_at < statement_timestamp() - greatest(p_older_than, '0')
+            ORDER BY o.received_at LIMIT p_batch FOR UPDATE SKIP LOCKED))
+        RETURNING u.id)
+    SELECT (SELECT count(*) FROM deleted) + (SELECT count(*) FROM unreadable)
+$$;
+COMMENT ON FUNCTION mailroom.prune_events IS
+    'Deletes up to p_batch events that are older, and as many messages that could not be read, and returns how many; 0 '
+    'means that none is left. Suppressions stay.';
+
 CREATE FUNCTION mailroom.prune_tokens(p_after bigint, p_older_than interval, p_batch integer)
 RETURNS TABLE (last_seen bigint, deleted bigint)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
@@ -615,6 +668,116 @@ COMMENT ON FUNCTION mailroom.prune_tokens IS
     'Checks the p_batch tokens that follow the id p_after, and deletes those that have been expired or consumed '
     'for longer and are in no lease. A locked token is skipped. Returns the last one checked, NULL at the end, '
     'and how many were deleted.';
+
+-- Erasing a person: what the ledger, the events and the other tables of Mailroom say about an address.
+
+CREATE FUNCTION mailroom.without_addresses(p_text text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN regexp_replace(p_text, '[^\s<>"''(),:;]+@[^\s<>"''(),:;]+', '<forgotten>', 'g');
+COMMENT ON FUNCTION mailroom.without_addresses IS 'Returns a text with <forgotten> in place of each address.';
+
+-- Words of a server may spell an address in any way, and others may contain it.
+CREATE FUNCTION mailroom.names_address(p_text text, p_form text) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    words text := p_text;
+    label text;
+BEGIN
+    IF p_text IS NULL OR strpos(p_text, '@') = 0 THEN
+        RETURN false;
+    END IF;
+    words := CASE WHEN getdatabaseencoding() = 'UTF8' THEN mailroom.plain_letters(p_text) ELSE lower(p_text) END;
+    IF strpos(words, 'xn--') > 0 THEN
+        FOR label IN SELECT DISTINCT m[1] FROM regexp_matches(words, 'xn--[a-z0-9-]+', 'g') m LOOP
+            words := replace(words, label, mailroom.unicode_label(label));
+        END LOOP;
+    END IF;
+    RETURN words ~ concat('(?<![[:alnum:]._%+-])', regexp_replace(p_form, '([^[:alnum:]])', '\\\1', 'g'),
+                          '(?![[:alnum:]-]|\.[[:alnum:]])');
+END $$;
+COMMENT ON FUNCTION mailroom.names_address IS
+    'Returns whether a text contains an address in any spelling. p_form is the address as mailroom.normal_address returns it.';
+
+CREATE FUNCTION mailroom.forget(p_address text) RETURNS TABLE (place text, erased bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_column
+DECLARE
+    form  CONSTANT text := mailroom.normal_address(p_address);
+    owner bigint;
+    gone  bigint[];
+    named bigint[];
+BEGIN
+    IF coalesce(p_address, '') !~ '^[^@]+@[^@]+$' THEN
+        RAISE EXCEPTION 'mailroom: an address to forget has one @' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT a.id INTO owner FROM public.accounts a WHERE mailroom.normal_address(a.email) = form LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'mailroom: the account % still has this address', owner
+            USING ERRCODE = 'object_in_use', HINT = 'Delete the account, or change its address, first.';
+    END IF;
+
+    place := 'tokens';
+    WITH deleted AS (DELETE FROM public.tokens t WHERE mailroom.normal_address(t.email) = form RETURNING t.id)
+    SELECT coalesce(array_agg(d.id), '{}'), count(*) INTO gone, erased FROM deleted d;
+    RETURN NEXT;
+
+    named := gone || ARRAY(SELECT DISTINCT d.token FROM mailroom.deliveries d
+                           WHERE mailroom.normal_address(d.recipient) = form AND d.recipient <> '');
+    place := 'deliveries';
+    UPDATE mailroom.deliveries d
+    SET recipient = '', subject = '', detail = mailroom.without_addresses(d.detail)
+    WHERE d.token = ANY (named) AND (d.recipient = '' OR mailroom.normal_address(d.recipient) = form)
+       OR mailroom.names_address(d.detail, form)
+       OR mailroom.normal_address(d.subject) = form;
+    GET DIAGNOSTICS erased = ROW_COUNT;
+    RETURN NEXT;
+
+    place := 'events';
+    UPDATE mailroom.events e SET recipient = '', diagnostic = mailroom.without_addresses(e.diagnostic)
+    WHERE mailroom.normal_address(e.recipient) = form
+       OR mailroom.names_address(e.diagnostic, form);
+    GET DIAGNOSTICS erased = ROW_COUNT;
+    RETURN NEXT;
+
+    place := 'unreadable_events';
+    DELETE FROM mailroom.unreadable_events u
+    WHERE mailroom.names_address(u.text, form)
+       OR mailroom.names_address(u.reason, form);
+    GET DIAGNOSTICS erased = ROW_COUNT;
+    RETURN NEXT;
+
+    place := 'suppressions';
+    UPDATE mailroom.suppressions s SET address = NULL, reason = mailroom.without_addresses(s.reason)
+    WHERE s.hash = mailroom.address_hash(p_address) AND s.address IS NOT NULL
+       OR mailroom.names_address(s.reason, form);
+    GET DIAGNOSTICS erased = ROW_COUNT;
+    RETURN NEXT;
+
+    place := 'granted';
+    DELETE FROM mailroom.granted g WHERE g.recipient = form;
+    GET DIAGNOSTICS erased = ROW_COUNT;
+    RETURN NEXT;
+
+    place := 'reasons';
+    UPDATE public.jobs j SET pause_reason = mailroom.without_addresses(j.pause_reason)
+    WHERE mailroom.names_address(j.pause_reason, form);
+    GET DIAGNOSTICS erased = ROW_COUNT;
+    WITH changed AS (
+        UPDATE mailroom.actions k SET pause_reason = mailroom.without_addresses(k.pause_reason)
+        WHERE mailroom.names_address(k.pause_reason, form)
+        RETURNING 1)
+    SELECT erased + count(*) INTO erased FROM changed;
+    WITH changed AS (
+        UPDATE mailroom.workers w SET trouble = mailroom.without_addresses(w.trouble)
+        WHERE mailroom.names_address(w.trouble, form)
+        RETURNING 1)
+    SELECT erased + count(*) INTO erased FROM changed;
+    RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION mailroom.forget IS
+    'Erases an address, in all its spellings, from Mailroom''s tables, and returns how many rows of each changed: its '
+    'tokens are deleted, the ledger and the events keep what happened without saying to whom, and a suppression keeps '
+    'its hash alone. Fails while an account has the address.';
 
 -- Restores without the cursor.
 --

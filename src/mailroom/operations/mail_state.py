@@ -16,6 +16,9 @@ from mailroom.operations.verdicts import ATTEMPTED
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
 # The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
+# The results in rows that were written because of an event, and not of an attempt.
+KNOWN: Final = "known"
+UNRENDERED: Final = "unrendered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +28,33 @@ class Pause:
     paused_at: datetime | None
     pause_reason: str | None
 
+    @property
+    def what(self) -> str:
+        """What is paused."""
+        return "the queue"
+
     def text(self) -> str:
         """The pause in words; empty if the queue is not paused."""
         if self.paused_at is None:
             return ""
         why = plain(mask(self.pause_reason or "no reason was given"))
         return f"paused since {utc(self.paused_at)}: {why}"
+
+
+@dataclass(frozen=True, slots=True)
+class PausedAction(Pause):
+    """An action whose mails wait until a person resumes it."""
+
+    action: str
+
+    @property
+    def what(self) -> str:
+        """What is paused."""
+        return f"the action {self.action}"
+
+    def text(self) -> str:
+        """The pause in words, with the remedy."""
+        return f"{Pause.text(self)}; correct the template, then `mailroom resume` and `mailroom dead retry`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +70,9 @@ class TokenDelivery:
     detail: str
     worker: str
     at: datetime
+    recipient: str = ""
+    template: str = ""
+    language: str = ""
 
     @property
     def by(self) -> str:
@@ -65,7 +92,30 @@ class TokenDelivery:
     @property
     def is_attempt(self) -> bool:
         """Whether it is the result of an attempt to send."""
-        return self.outcome in ATTEMPTED and not self.by_hand and bool(self.attempt or self.worker)
+        if self.result in {BY_HAND, KNOWN, UNRENDERED}:
+            return False
+        return self.outcome in ATTEMPTED and bool(self.attempt or self.worker)
+
+
+@dataclass(frozen=True, slots=True)
+class MailEvent:
+    """What SES reported about a mail."""
+
+    token: int
+    kind: str
+    message_id: str
+    recipient: str
+    at: datetime
+    type: str
+    subtype: str
+    status: str
+    diagnostic: str
+    received_at: datetime
+
+    @property
+    def said(self) -> str:
+        """The closer words, of the recipient's server or of SES."""
+        return ", ".join(filter(None, (self.subtype, self.status, self.diagnostic)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +145,7 @@ class MailState:
     ended_at: datetime | None = None
     ended_as: str | None = None
     deliveries: tuple[TokenDelivery, ...] = ()
+    events: tuple[MailEvent, ...] = ()
 
     @property
     def whose(self) -> str:
@@ -152,8 +203,8 @@ def mask(text: str, address: str = "") -> str:
     return re.sub(r"""([^\s@<>"'(),:;])[^\s@<>"'(),:;]*@(?=[^\s@])""", r"\1…@", text)
 
 
-def masked(mail: MailState, written: Sequence[TokenDelivery]) -> MailState:
-    """A mail with its rows of the ledger, addresses masked, without control characters."""
+def masked(mail: MailState, written: Sequence[TokenDelivery], told: Sequence[MailEvent] = ()) -> MailState:
+    """A mail with its rows of the ledger and its events, addresses masked, without control characters."""
     address = mail.email or ""
     return replace(
         mail,
@@ -161,8 +212,27 @@ def masked(mail: MailState, written: Sequence[TokenDelivery]) -> MailState:
         subject=mail.subject and plain(mask(mail.subject, address)),
         login=mail.login and plain(mask(mail.login, address)),
         deliveries=tuple(
-            replace(one, detail=plain(mask(one.detail, address)), message_id=plain(one.message_id))
+            replace(
+                one,
+                detail=plain(mask(one.detail, one.recipient or address)),
+                message_id=plain(one.message_id),
+                recipient=plain(mask(one.recipient, one.recipient)),
+                template=plain(one.template),
+            )
             for one in written
+            if one.token == mail.token
+        ),
+        events=tuple(
+            replace(
+                one,
+                recipient=plain(mask(one.recipient, one.recipient)),
+                message_id=plain(one.message_id),
+                type=plain(one.type),
+                subtype=plain(mask(one.subtype, one.recipient)),
+                status=plain(one.status),
+                diagnostic=plain(mask(one.diagnostic, one.recipient or address)),
+            )
+            for one in told
             if one.token == mail.token
         ),
     )

@@ -11,13 +11,14 @@ import psycopg
 from mailroom.database.sync import one
 
 PRUNE_DELIVERIES: Final = "SELECT mailroom.prune_deliveries(%s, %s) AS deleted"
+PRUNE_EVENTS: Final = "SELECT mailroom.prune_events(%s, %s) AS deleted"
 PRUNE_TOKENS: Final = "SELECT last_seen, deleted FROM mailroom.prune_tokens(%s, %s, %s)"
 
 
 def prune(
     connection: psycopg.Connection, older_than: timedelta, batch: int, report: Callable[[str, int], None]
-) -> tuple[int, int]:
-    """Delete old rows of the ledger, and old tokens that no lease holds; returns the number of each.
+) -> tuple[int, int, int]:
+    """Delete old rows of the ledger, old events, and old tokens that no lease holds; the number of each.
 
     Args:
         connection: in autocommit mode, so that each batch is a transaction.
@@ -29,13 +30,16 @@ def prune(
         DatabaseError: the schema or a privilege is missing, or a foreign key refers to a token.
         DatabaseUnavailable: the connection was lost.
     """
-    deliveries = tokens = 0
+    deliveries = events = tokens = 0
     while deleted := one(connection, PRUNE_DELIVERIES, [older_than, batch])[0]:
         deliveries += deleted
         report("deliveries", deliveries)
+    while deleted := one(connection, PRUNE_EVENTS, [older_than, batch])[0]:
+        events += deleted
+        report("events", events)
     last_seen, deleted = one(connection, PRUNE_TOKENS, [-(2**63), older_than, batch])
     while last_seen is not None:
         tokens += deleted
         report("tokens", tokens)
         last_seen, deleted = one(connection, PRUNE_TOKENS, [last_seen, older_than, batch])
-    return deliveries, tokens
+    return deliveries, events, tokens

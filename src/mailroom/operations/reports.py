@@ -17,7 +17,19 @@ import psycopg
 
 from mailroom.database.sync import one, rows
 from mailroom.errors import DatabaseError, MailroomError
-from mailroom.operations.mail_state import MailState, Pause, TokenDelivery, mask, masked, plain, span, utc
+from mailroom.operations.fates import Fates, fates
+from mailroom.operations.mail_state import (
+    MailEvent,
+    MailState,
+    Pause,
+    PausedAction,
+    TokenDelivery,
+    mask,
+    masked,
+    plain,
+    span,
+    utc,
+)
 from mailroom.operations.story import NO_WORKER_ALIVE, Story, tell_story
 from mailroom.wording import counted
 
@@ -46,9 +58,14 @@ TOKENS_OF: Final = (
     " FROM mailroom.tokens_of(%s, %s)"
 )
 DELIVERIES_OF: Final = (
-    "SELECT token, attempt, outcome, result, provider, message_id, detail, worker, at"
-    " FROM mailroom.deliveries_of(%s::bigint[])"
+    "SELECT token, attempt, outcome, result, provider, message_id, detail, worker, at, recipient, template,"
+    " language FROM mailroom.deliveries_of(%s::bigint[])"
 )
+EVENTS_OF: Final = (
+    "SELECT token, kind, message_id, recipient, at, type, subtype, status, diagnostic, received_at"
+    " FROM mailroom.events_of(%s::bigint[])"
+)
+PAUSED_ACTIONS: Final = "SELECT action, paused_at, pause_reason FROM mailroom.paused_actions()"
 
 
 class UnknownPerson(MailroomError):
@@ -117,6 +134,8 @@ class Overview:
     dead_more: bool = False
     workers_alive: int = 0
     workers: tuple[WorkerStatus, ...] = ()
+    events: Fates | None = None
+    paused_actions: tuple[PausedAction, ...] = ()
 
     def text(self) -> str:
         """The state as lines of text."""
@@ -134,6 +153,7 @@ class Overview:
             f"dead       {self.dead}{' at least' if self.dead_more else ''}"
             + ("; see `mailroom dead list`" if self.dead else ""),
         ]
+        lines += self.events.lines() if self.events else []
         if self.rate is not None:
             rate = f"{self.rate:.0f}" if self.rate >= 1000 else f"{self.rate:.4g}"
             lines.append(f"rate       {rate}/s, shared by all workers, as of the last send")
@@ -143,6 +163,7 @@ class Overview:
             lines.append(f"no worker: {counted(left, 'token')} to be mailed, and {NO_WORKER_ALIVE}")
         if pause := Pause(self.paused_at, self.pause_reason).text():
             lines.append(pause)
+        lines += [f"the action {each.action} is {each.text()}" for each in self.paused_actions]
         return "\n".join(lines)
 
 
@@ -157,7 +178,15 @@ def overview(connection: psycopg.Connection) -> Overview:
     dead, more = one(connection, DEAD_COUNT, [None, None, MAX_COUNTED])
     working = workers(connection)
     alive = sum(worker.alive for worker in working)
-    return replace(found, dead=dead, dead_more=more, workers_alive=alive, workers=working)
+    return replace(
+        found,
+        dead=dead,
+        dead_more=more,
+        workers_alive=alive,
+        workers=working,
+        events=fates(connection),
+        paused_actions=tuple(paused_actions(connection)),
+    )
 
 
 def workers(connection: psycopg.Connection) -> tuple[WorkerStatus, ...]:
@@ -186,7 +215,7 @@ def stories(connection: psycopg.Connection, who: str) -> list[Story]:
 
     Args:
         connection: in autocommit mode.
-        who: an address in upper or lower case, a login, or a token's id.
+        who: an address, also a former one, a login, a subject, a token's id, or the provider's id of a mail.
 
     Raises:
         UnknownPerson: no account matches, or it has no token.
@@ -200,16 +229,36 @@ def stories(connection: psycopg.Connection, who: str) -> list[Story]:
     if not mails:
         raise UnknownPerson(
             f"no account or token matches {who!r}",
-            hint="logins are case-sensitive; search for a deleted account by token id",
+            hint="logins are case-sensitive; search for a deleted account by address or by a mail's id",
         )
     if mails[0].token is None:
         raise UnknownPerson(
             f"the account of {who!r} is {mails[0].status} and has no token: none was made, or it was pruned",
             hint="an account gets an activation token when it is inserted as provisioned",
         )
-    written = rows(connection, TokenDelivery, DELIVERIES_OF, [[mail.token for mail in mails]])
+    named = [mail.token for mail in mails]
+    written = rows(connection, TokenDelivery, DELIVERIES_OF, [named])
+    told = rows(connection, MailEvent, EVENTS_OF, [named])
+    stopped = {each.action: each for each in paused_actions(connection)}
     troubles = list(dict.fromkeys(worker.trouble for worker in alive if worker.trouble))
-    return [tell_story(masked(mail, written), pause, alive=len(alive), troubles=troubles) for mail in mails]
+    return [
+        tell_story(
+            masked(mail, written, told),
+            stopped.get(mail.action or "", pause) if not pause.paused_at else pause,
+            alive=len(alive),
+            troubles=troubles,
+        )
+        for mail in mails
+    ]
+
+
+def paused_actions(connection: psycopg.Connection) -> list[PausedAction]:
+    """The actions whose mails wait, because SES could not render one.
+
+    Raises:
+        DatabaseError, DatabaseUnavailable: as ``overview`` does.
+    """
+    return rows(connection, PausedAction, PAUSED_ACTIONS)
 
 
 def _of_the_queue(found: list[RowT]) -> RowT:

@@ -10,7 +10,17 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from mailroom.operations.mail_state import BY_HAND, MailState, Pause, TokenDelivery, plain, utc
+from mailroom.operations.event_words import fate, lines
+from mailroom.operations.mail_state import (
+    BY_HAND,
+    KNOWN,
+    UNRENDERED,
+    MailState,
+    Pause,
+    TokenDelivery,
+    plain,
+    utc,
+)
 from mailroom.operations.verdicts import Outcome, StoryVerdict
 
 # The worker of a lease whose tokens wait for their send_at.
@@ -46,8 +56,17 @@ class Story:
         if mail.action:
             about += f": {mail.action} for " + (f"{mail.login} " if mail.login else "") + f"<{mail.email}>"
             about += f", {mail.whose}"
-        lines = [f"  {utc(at)}  {text}" for at, text in self.events]
-        return "\n".join([f"{self.verdict}: {self.conclusion}", f"  {about}", *lines])
+        elif self.recipients:
+            about += f", deleted: mail for <{'>, <'.join(self.recipients)}>"
+        told = [f"  {utc(at)}  {text}" for at, text in self.events]
+        return "\n".join([f"{self.verdict}: {self.conclusion}", f"  {about}", *told])
+
+    @property
+    def recipients(self) -> list[str]:
+        """To whom the mail of a deleted token went, by the ledger."""
+        if self.mail.action:
+            return []
+        return list(dict.fromkeys(one.recipient for one in self.mail.deliveries if one.recipient))
 
     def as_dict(self) -> dict[str, Any]:
         """The story for JSON; times are datetimes."""
@@ -63,7 +82,7 @@ def tell_story(mail: MailState, pause: Pause, *, alive: int, troubles: Sequence[
         alive: the number of workers that are alive.
         troubles: why workers cannot send.
     """
-    stopped = f"the queue is {pause.text()}" if pause.paused_at else ""
+    stopped = f"{pause.what} is {pause.text()}" if pause.paused_at else ""
     if not stopped and not alive:
         stopped = NO_WORKER_ALIVE
     return Story(*_concluded(mail, stopped, troubles, alive=alive), tuple(sorted(_events(mail))), mail)
@@ -84,11 +103,14 @@ def _events(mail: MailState) -> list[tuple[datetime, str]]:
             what = f"after attempt {attempts}"
         if one.by_hand:
             what = BY_HAND
-        said = f" as {one.message_id}" if one.message_id else f": {one.why}"
-        if one.why == one.outcome and not one.message_id:
+        said = f": {one.why}"
+        if one.outcome == Outcome.SENT and one.message_id:
+            said = f"{_to(mail, one)} as {one.message_id}{_made_from(one)}"
+        elif one.why == one.outcome:
             said = ""
         by = f", {plain(one.worker)}" if one.worker else ""
         events.append((one.at, f"{what}{by}: {one.outcome}{said}"))
+    events += lines(mail.events)
     if mail.consumed_at:
         events.append((mail.consumed_at, "consumed"))
     if mail.why_not_mailable == "address changed" and mail.expires_at and not mail.user_table:
@@ -106,17 +128,37 @@ def _events(mail: MailState) -> list[tuple[datetime, str]]:
     return events
 
 
+def _to(mail: MailState, one: TokenDelivery) -> str:
+    """To whom an attempt went, if the token does not say the same address."""
+    return f" to {one.recipient}" if one.recipient and one.recipient != mail.email else ""
+
+
+def _made_from(one: TokenDelivery) -> str:
+    """Which template and language a mail was made from, and why that is known."""
+    known = f", {one.detail}" if one.result == KNOWN else ""
+    made = ", ".join(filter(None, (one.template, one.language)))
+    return (f" ({made})" if made else "") + known
+
+
 def _concluded(
     mail: MailState, stopped: str, troubles: Sequence[str], *, alive: int
 ) -> tuple[StoryVerdict, str]:
     """The verdict and its reason; ``stopped`` is the reason why no mail at all is sent, if there is one."""
     for one in reversed(mail.deliveries):
+        if one.result == UNRENDERED:
+            break
         if one.outcome == Outcome.SENT:
-            return (
-                StoryVerdict.SENT,
-                f"{one.by} accepted it at {utc(one.at)} as {one.message_id or '(no id)'}",
-            )
+            accepted = f"{one.by} accepted it at {utc(one.at)} as {one.message_id or '(no id)'}"
+            return fate(mail.events, accepted) or (StoryVerdict.SENT, accepted)
     last = mail.deliveries[-1] if mail.deliveries else None
+    if last and last.result == UNRENDERED:
+        return (
+            StoryVerdict.REJECTED,
+            (
+                f"at {utc(last.at)}: {last.detail}; correct the template, then `mailroom resume` and"
+                f" `mailroom dead retry {mail.token}`"
+            ),
+        )
     if last and last.outcome == Outcome.REJECTED:
         if not last.provider and not last.result:
             return StoryVerdict.REJECTED, f"at {utc(last.at)}: {last.why}"

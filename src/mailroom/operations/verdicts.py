@@ -21,10 +21,26 @@ class Outcome(enum.StrEnum):
 ATTEMPTED: Final = frozenset({Outcome.SENT, Outcome.RETRIED, Outcome.UNKNOWN, Outcome.REJECTED})
 
 
+class Kind(enum.StrEnum):
+    """The kinds of events. The table mailroom.events allows no others."""
+
+    SENT = "sent"
+    DELIVERED = "delivered"
+    BOUNCED = "bounced"
+    COMPLAINED = "complained"
+    DELAYED = "delayed"
+    REJECTED = "rejected"
+    RENDERING_FAILED = "rendering_failed"
+
+
 class StoryVerdict(enum.StrEnum):
     """The verdicts of stories."""
 
     SENT = "sent"
+    DELIVERED = "delivered"
+    DELAYED = "delayed"
+    BOUNCED = "bounced"
+    COMPLAINED = "complained"
     IN_FLIGHT = "in flight"
     WAITING = "waiting"
     SCHEDULED = "scheduled"

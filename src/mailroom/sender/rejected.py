@@ -15,7 +15,7 @@ import fcntl
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,6 +147,30 @@ class Rejected:
             f"cannot write {str(self.path)!r}, the file for what is not mailed: {error.strerror}",
             hint="free disk space, or set MAILROOM_SES_OUTPUT_PATH to a folder that can be written",
         )
+
+
+def remove_lines(path: Path, matches: Callable[[str], bool]) -> int:
+    """Remove the file's lines that match, but for its header; returns how many.
+
+    A writer waits meanwhile, and then goes on in the new file.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        header, *lines = file.read().decode(errors="surrogateescape").splitlines(keepends=True) or [""]
+        kept = [line for line in lines if not matches(line)]
+        if len(kept) == len(lines):
+            return 0
+        new = path.with_name(f"{path.name}.new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as whole:
+            whole.write("".join([header, *kept]).encode(errors="surrogateescape"))
+            whole.flush()
+            os.fsync(whole.fileno())
+        new.replace(path)
+    return len(lines) - len(kept)
 
 
 def read(path: Path) -> Iterator[tuple[int, RejectedRow]]:

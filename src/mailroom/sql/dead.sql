@@ -27,10 +27,10 @@ RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz,
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, t.email, d.at,
+    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), d.at,
            (SELECT count(*) FROM mailroom.deliveries e
             WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
-              AND e.result NOT IN ('', 'by hand')),
+              AND e.result NOT IN ('', 'by hand', 'known', 'unrendered')),
            coalesce(nullif(d.detail, ''), d.result), mailroom.why_not_mailable(d.token),
            extract(epoch FROM nullif(t.expires_at, 'infinity') - clock_timestamp())::double precision
     FROM mailroom.deliveries d

@@ -26,7 +26,8 @@ CREATE INDEX events_received_at_idx ON mailroom.events (received_at);
 CREATE INDEX events_unrendered_idx ON mailroom.events (received_at) WHERE kind = 'rendering_failed';
 
 COMMENT ON TABLE mailroom.events IS
-    'What SES reported about mails that it had taken. Insert only; `mailroom prune` deletes old rows.';
+    'What SES reported about mails that it had taken. Insert only: only mailroom.forget erases words of a row, and '
+    '`mailroom prune` deletes old rows.';
 COMMENT ON COLUMN mailroom.events.id IS 'The order of insertion.';
 COMMENT ON COLUMN mailroom.events.kind IS
     'sent, delivered (to the recipient''s server), bounced, complained, delayed, rejected (by SES: a virus), '
@@ -44,7 +45,7 @@ COMMENT ON COLUMN mailroom.events.subtype IS 'SES''s closer word, such as Genera
 COMMENT ON COLUMN mailroom.events.status IS 'The status code of the recipient''s server, such as 5.1.1.';
 COMMENT ON COLUMN mailroom.events.diagnostic IS 'The words of the recipient''s server or of SES.';
 COMMENT ON COLUMN mailroom.events.received_at IS 'When the row was written.';
-COMMENT ON COLUMN mailroom.events.digest IS 'The SHA-256 of what the event says. A second row cannot say the same.';
+COMMENT ON COLUMN mailroom.events.digest IS 'A keyed hash of what the event says. A second row cannot say the same.';
 
 CREATE TRIGGER events_insert_only
     BEFORE UPDATE OF id, kind, message_id, token, fingerprint, attempt, at, type, subtype, status, received_at, digest
@@ -79,7 +80,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.settle_known', 0));
     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, provider, message_id, detail,
                                      worker, recipient, template, language, subject)
-    SELECT d.token, d.fingerprint, d.attempt, 'sent', 'sent', d.provider, k.message_id, 'known from SES''s event',
+    SELECT d.token, d.fingerprint, d.attempt, 'sent', 'known', d.provider, k.message_id, 'known from SES''s event',
            d.worker, d.recipient, d.template, d.language, d.subject
     FROM mailroom.known_answers(p_tokens) k JOIN mailroom.deliveries d ON d.id = k.delivery;
 END $$;
@@ -116,10 +117,10 @@ BEGIN
                                   g.recipient, coalesce(g.at, clock_timestamp()), g.type, g.subtype, g.status,
                                   g.diagnostic, NULL, g.digest)::mailroom.events ORDER BY g.n), '{}')
     INTO given
-    FROM (SELECT r.*, sha256(convert_to(jsonb_build_array(
+    FROM (SELECT r.*, sha256(k.inner_block || convert_to(jsonb_build_array(
                      r.kind, r.message_id, r.recipient, extract(epoch FROM r.at), r.type, r.subtype, r.status,
                      r.diagnostic)::text, 'UTF8')) AS digest
-          FROM (SELECT o.n, o.event ->> 'kind' AS kind, left(coalesce(o.event ->> 'message_id', ''), 200) AS message_id,
+          FROM mailroom.hash_key k, (SELECT o.n, o.event ->> 'kind' AS kind, left(coalesce(o.event ->> 'message_id', ''), 200) AS message_id,
                        (o.event ->> 'token')::bigint AS token, decode(o.event ->> 'fingerprint', 'hex') AS fingerprint,
                        (o.event ->> 'attempt')::integer AS attempt,
                        left(coalesce(o.event ->> 'recipient', ''), 320) AS recipient,
@@ -241,3 +242,96 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.fail_unrendered IS
     'Rejects the mails that SES could not render, by its events of the last ten minutes, and pauses their actions.';
+
+CREATE FUNCTION mailroom.events_of(p_tokens bigint[])
+RETURNS TABLE (token bigint, kind text, message_id text, recipient text, at timestamptz, type text, subtype text,
+               status text, diagnostic text, received_at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT DISTINCT ON (e.at, e.id) p.id, e.kind, e.message_id, e.recipient, e.at, e.type, e.subtype, e.status,
+           e.diagnostic, e.received_at
+    FROM unnest(p_tokens) AS p (id)
+    LEFT JOIN public.tokens t ON t.id = p.id
+    JOIN LATERAL (
+        SELECT x.* FROM mailroom.events x WHERE x.token = p.id AND mailroom.is_of(x.fingerprint, t.secret)
+        UNION ALL
+        -- One without tags that came before the ledger knew its message id.
+        SELECT x.* FROM mailroom.deliveries d
+        JOIN mailroom.events x ON x.message_id = d.message_id AND x.token IS NULL
+        WHERE d.token = p.id AND mailroom.is_of(d.fingerprint, t.secret) AND d.message_id <> '') e ON true
+    ORDER BY e.at, e.id
+$$;
+COMMENT ON FUNCTION mailroom.events_of IS 'Returns the events of these tokens'' mails, in the order of their own times.';
+
+CREATE FUNCTION mailroom.event_counts(p_since interval, p_most integer)
+RETURNS TABLE (delivered bigint, bounced bigint, bounced_for_good bigint, complained bigint, delayed bigint,
+               rejected bigint, unrendered bigint, unreadable bigint, more boolean)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+    SELECT count(*) FILTER (WHERE e.kind = 'delivered'), count(*) FILTER (WHERE e.kind = 'bounced'),
+           count(*) FILTER (WHERE e.kind = 'bounced' AND e.type = 'permanent'),
+           count(*) FILTER (WHERE e.kind = 'complained' AND e.type <> 'not-spam'),
+           count(*) FILTER (WHERE e.kind = 'delayed'), count(*) FILTER (WHERE e.kind = 'rejected'),
+           count(*) FILTER (WHERE e.kind = 'rendering_failed'),
+           (SELECT count(*) FROM (SELECT FROM mailroom.unreadable_events u
+                                  WHERE u.received_at > statement_timestamp() - p_since LIMIT p_most) u),
+           count(*) >= p_most
+    FROM (SELECT x.kind, x.type FROM mailroom.events x WHERE x.received_at > statement_timestamp() - p_since
+          ORDER BY x.received_at DESC LIMIT p_most) e
+$$;
+COMMENT ON FUNCTION mailroom.event_counts IS
+    'Counts the events that were received in the last p_since, by kind, and the messages that could not be read. It counts '
+    'the newest p_most: more means that there may be others.';
+
+CREATE FUNCTION mailroom.status_of(p_token bigint) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    named public.tokens;
+    last  mailroom.deliveries;
+    why   text;
+BEGIN
+    SELECT * INTO named FROM public.tokens t WHERE t.id = p_token;
+    SELECT * INTO last FROM mailroom.deliveries d
+    WHERE d.token = p_token AND mailroom.is_of(d.fingerprint, named.secret) ORDER BY d.id DESC LIMIT 1;
+    IF named.id IS NULL AND last.id IS NULL THEN
+        RETURN NULL;
+    ELSIF last.outcome IN ('rejected', 'expired', 'skipped', 'suppressed')
+          AND NOT EXISTS (SELECT FROM mailroom.deliveries d
+                          WHERE d.token = p_token AND d.outcome = 'sent'
+                            AND mailroom.is_of(d.fingerprint, named.secret)
+                            AND NOT mailroom.unrendered(d.token, d.id)) THEN
+        RETURN last.outcome;
+    END IF;
+    why := (SELECT CASE WHEN bool_or(e.kind = 'complained') THEN 'complained'
+                        WHEN bool_or(e.kind = 'bounced' AND e.type <> 'transient') THEN 'bounced'
+                        WHEN bool_or(e.kind = 'delivered') THEN 'delivered'
+                        WHEN bool_or(e.kind = 'bounced') THEN 'bounced'
+                        WHEN bool_or(e.kind = 'rejected') THEN 'rejected'
+                        WHEN bool_or(e.kind = 'delayed') THEN 'delayed' END
+            FROM mailroom.events_of(ARRAY[p_token]) e WHERE e.type <> 'not-spam');
+    IF why IS NOT NULL THEN
+        RETURN why;
+    ELSIF EXISTS (SELECT FROM mailroom.deliveries d
+                  WHERE d.token = p_token AND d.outcome = 'sent' AND mailroom.is_of(d.fingerprint, named.secret)
+                    AND NOT mailroom.unrendered(d.token, d.id)) THEN
+        RETURN 'sent';
+    END IF;
+    why := mailroom.why_not_mailable(p_token);
+    RETURN CASE WHEN why IS NULL THEN 'waiting' WHEN why IN ('expired', 'suppressed') THEN why ELSE 'skipped' END;
+END $$;
+COMMENT ON FUNCTION mailroom.status_of IS
+    'Returns what became of a token''s mail: waiting (also for a retry), sent (SES took it), delivered, delayed, bounced, '
+    'complained, suppressed (the address gets no mail), rejected, expired, skipped (for another reason that '
+    '`mailroom why` tells); NULL for a token that does not exist. A transient bounce after a delivery, such as an '
+    'out-of-office reply, leaves it delivered. A mail that a collector handed to a pipe is waiting until an event of it '
+    'comes.';
+
+CREATE FUNCTION mailroom.suppression_of(p_email text)
+RETURNS TABLE (hash bytea, address text, reason text, source text, at timestamptz, kind text, type text, subtype text,
+               status text, diagnostic text, token bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT s.hash, s.address, s.reason, s.source, s.at, e.kind, e.type, e.subtype, e.status, e.diagnostic, e.token
+    FROM mailroom.suppressions s LEFT JOIN mailroom.events e ON e.id = s.event
+    WHERE s.hash = (SELECT mailroom.address_hash(p_email))
+$$;
+COMMENT ON FUNCTION mailroom.suppression_of IS
+    'Returns the suppression of an address in any spelling, with what the event says that suppressed it, if there is one.';

@@ -49,7 +49,8 @@ COMMENT ON COLUMN mailroom.deliveries.outcome IS
     'address gets no mail), retried, unknown (the answer was lost; retried).';
 COMMENT ON COLUMN mailroom.deliveries.result IS
     'The class of the transport''s answer: sent, rejected, transient, throttled, unknown, failed, paused; by '
-    'hand for a person''s decision; unrendered for a mail that SES took and could not render.';
+    'hand for a person''s decision; known if an event of SES told the answer, unrendered if one told that SES took the mail '
+    'and could not render it.';
 COMMENT ON COLUMN mailroom.deliveries.provider IS 'The transport that was used.';
 COMMENT ON COLUMN mailroom.deliveries.message_id IS 'The provider''s id of the mail, if it was sent.';
 COMMENT ON COLUMN mailroom.deliveries.detail IS

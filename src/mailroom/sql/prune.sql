@@ -14,6 +14,28 @@ $$;
 COMMENT ON FUNCTION mailroom.prune_deliveries IS
     'Deletes up to p_batch of the ledger''s rows that are older, and returns how many; 0 means that none is left.';
 
+CREATE FUNCTION mailroom.prune_events(p_older_than interval, p_batch integer) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    WITH deleted AS (
+        DELETE FROM mailroom.events e
+        WHERE e.id = ANY (ARRAY(
+            SELECT o.id FROM mailroom.events o
+            WHERE o.received_at < statement_timestamp() - greatest(p_older_than, '0')
+            ORDER BY o.received_at LIMIT p_batch FOR UPDATE SKIP LOCKED))
+        RETURNING e.id
+    ), unreadable AS (
+        DELETE FROM mailroom.unreadable_events u
+        WHERE u.id = ANY (ARRAY(
+            SELECT o.id FROM mailroom.unreadable_events o
+            WHERE o.received_at < statement_timestamp() - greatest(p_older_than, '0')
+            ORDER BY o.received_at LIMIT p_batch FOR UPDATE SKIP LOCKED))
+        RETURNING u.id)
+    SELECT (SELECT count(*) FROM deleted) + (SELECT count(*) FROM unreadable)
+$$;
+COMMENT ON FUNCTION mailroom.prune_events IS
+    'Deletes up to p_batch events that are older, and as many messages that could not be read, and returns how many; 0 '
+    'means that none is left. Suppressions stay.';
+
 CREATE FUNCTION mailroom.prune_tokens(p_after bigint, p_older_than interval, p_batch integer)
 RETURNS TABLE (last_seen bigint, deleted bigint)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$

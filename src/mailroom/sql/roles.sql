@@ -21,11 +21,13 @@ DECLARE
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
                             "request_sleep", "paused", "recent_workers", "misplaced_tokens", "known_actions",
                             "adoption_faults", "adopted_count"],
-        "mailroom_app":    ["send", "consume", "consume_code", "random_secret", "random_code", "suppressed"],
-        "mailroom_oncall": ["overview", "known_actions", "paused", "paused_actions", "suppressed", "suppress", "unsuppress", "recent_workers", "tokens_of", "last_tokens", "deliveries_of",
+        "mailroom_app":    ["send", "consume", "consume_code", "random_secret", "random_code", "suppressed",
+                            "status_of"],
+        "mailroom_oncall": ["overview", "known_actions", "paused", "paused_actions", "suppressed", "suppress", "unsuppress", "list_suppressions", "suppression_of",
+                            "events_of", "event_counts", "forget", "recent_workers", "tokens_of", "last_tokens", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
                             "traffic", "ledger_ends", "recent_deliveries", "pulse",
-                            "pause", "resume", "prune_deliveries", "prune_tokens"]}';
+                            "pause", "resume", "prune_deliveries", "prune_events", "prune_tokens"]}';
     entry record;
     routine record;
 BEGIN

@@ -102,3 +102,12 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.unsuppress IS
     'Lets an address get mail again, in all its spellings. Returns false if it was not suppressed.';
+
+CREATE FUNCTION mailroom.list_suppressions(p_before_at timestamptz, p_before_hash bytea, p_limit integer)
+RETURNS TABLE (hash bytea, address text, reason text, source text, at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT s.hash, s.address, s.reason, s.source, s.at FROM mailroom.suppressions s
+    WHERE (s.at, s.hash) < (p_before_at, p_before_hash) ORDER BY s.at DESC, s.hash DESC LIMIT p_limit
+$$;
+COMMENT ON FUNCTION mailroom.list_suppressions IS
+    'Returns suppressions, newest first, from before another one (its at and hash). One that was forgotten has no address.';

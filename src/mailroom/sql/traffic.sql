@@ -47,7 +47,7 @@ RETURNS TABLE (id bigint, token bigint, action text, email text, login text, att
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, t.email, t.login, d.attempt, d.outcome,
+    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), t.login, d.attempt, d.outcome,
            d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)

@@ -1,5 +1,33 @@
 -- One person's mails: what decides about them, and what became of them. Nothing here returns a secret or a code.
 
+-- The header of a mail has <ID@REGION.amazonses.com>.
+CREATE FUNCTION mailroom.written_about(p_who text, p_limit integer) RETURNS TABLE (token bigint, at timestamptz)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    mail CONSTANT text := regexp_replace(btrim(p_who, '<> '), '@[a-z0-9.-]*amazonses\.com$', '');
+BEGIN
+    RETURN QUERY
+        SELECT x.token, max(x.at)
+        FROM ((SELECT d.token, d.at FROM mailroom.deliveries d
+               WHERE mailroom.normal_address(d.recipient) = mailroom.normal_address(p_who) AND d.recipient <> ''
+               ORDER BY d.id DESC LIMIT 20 * p_limit)
+              UNION ALL
+              (SELECT d.token, d.at FROM mailroom.deliveries d
+               WHERE d.subject = p_who AND d.subject <> '' ORDER BY d.id DESC LIMIT 20 * p_limit)
+              UNION ALL
+              (SELECT d.token, d.at FROM mailroom.deliveries d
+               WHERE d.message_id = mail AND d.message_id <> '' LIMIT p_limit)
+              UNION ALL
+              (SELECT e.token, e.at FROM mailroom.events e
+               WHERE e.message_id = mail AND e.message_id <> '' AND e.token IS NOT NULL LIMIT p_limit)) x
+        GROUP BY x.token ORDER BY 2 DESC LIMIT p_limit;
+END $$;
+COMMENT ON FUNCTION mailroom.written_about IS
+    'Returns the last p_limit tokens that the ledger or the events know by an address that a mail went to, a subject, or '
+    'the provider''s id of a mail. They may have been deleted.';
+
 CREATE FUNCTION mailroom.tokens_of(p_who text, p_limit integer)
 RETURNS TABLE (token bigint, action text, email text, login text, status text, status_changed_at timestamptz,
                needed_status text, created_at timestamptz, expires_at timestamptz, consumed_at timestamptz,
@@ -27,12 +55,14 @@ BEGIN
         IF owner IS NULL THEN
             SELECT a.id INTO owner FROM public.accounts a WHERE a.login = p_who;
         END IF;
-        wanted := ARRAY(SELECT t.id FROM (SELECT x.id, x.created_at FROM public.tokens x WHERE x.account = owner
-                                          UNION SELECT x.id, x.created_at FROM public.tokens x
-                                          WHERE lower(x.email) = lower(p_who)
-                                          UNION SELECT x.id, x.created_at FROM public.tokens x
-                                          WHERE x.subject = p_who) t
-                        ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit);
+        wanted := ARRAY(
+            SELECT t.id
+            FROM (SELECT x.id, x.created_at FROM public.tokens x WHERE x.account = owner
+                  UNION SELECT x.id, x.created_at FROM public.tokens x WHERE lower(x.email) = lower(p_who)
+                  UNION SELECT x.id, x.created_at FROM public.tokens x WHERE x.subject = p_who
+                  UNION SELECT d.token, coalesce(x.created_at, d.at)
+                  FROM mailroom.written_about(p_who, p_limit) d LEFT JOIN public.tokens x ON x.id = d.token) t
+            GROUP BY t.id ORDER BY max(t.created_at) DESC, t.id DESC LIMIT p_limit);
         IF cardinality(wanted) = 0 AND owner IS NULL THEN
             RETURN;
         ELSIF cardinality(wanted) = 0 THEN
@@ -60,8 +90,8 @@ BEGIN
         ORDER BY w.n;
 END $$;
 COMMENT ON FUNCTION mailroom.tokens_of IS
-    'Returns the last p_limit tokens of a person, newest first: by address in any case, by the account''s login, '
-    'or by subject; or one token by its id: with all that decides about their mail. waits means that no claim has'
+    'Returns the last p_limit tokens of a person, newest first: by an address, by the account''s login, by subject, or by '
+    'the id of a mail; or one token by its id: with all that decides about their mail. waits means that no claim has'
     ' reached it. An account without tokens is a row whose token is NULL. A deleted token that is still in the '
     'ledger or in a lease has no action. A token that never expires has no expires_at.';
 
@@ -75,9 +105,10 @@ COMMENT ON FUNCTION mailroom.last_tokens IS
 
 CREATE FUNCTION mailroom.deliveries_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, attempt integer, outcome text, result text, provider text, message_id text,
-               detail text, worker text, at timestamptz)
+               detail text, worker text, at timestamptz, recipient text, template text, language text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-    SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
+    SELECT d.token, d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at,
+           d.recipient, d.template, d.language
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token
     WHERE d.token = ANY (p_tokens) AND mailroom.is_of(d.fingerprint, t.secret)
