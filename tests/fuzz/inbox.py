@@ -30,6 +30,11 @@ SEND: Final = (
     b"&DefaultTemplateData=%7B%22login%22%3A%22ada%22%7D"
     b"&Destinations.member.1.Destination.ToAddresses.member.1=c%40d.example"
 )
+TAGGED: Final = (
+    b"&ConfigurationSetName=default&DefaultTags.member.1.Name=a&DefaultTags.member.1.Value=b"
+    b"&Destinations.member.1.ReplacementTags.member.1.Name=a"
+)
+SQS: Final = b"X-Amz-Target: AmazonSQS."
 CREATE: Final = (
     b"Action=CreateTemplate&Template.TemplateName=hi&Template.SubjectPart=%7B%7Blogin%7D%7D"
     b"&Template.TextPart=a&Template.HtmlPart=b"
@@ -43,6 +48,17 @@ SEEDS: Final = (
     request(b"GET /api/mails/wait?timeout=0&since=2026-01-01T00:00:00Z"),
     request(b"GET /mails/0-0/html?scheme=dark"),
     request(b"POST /api/faults", b'{"kind": "status", "status": 503}'),
+    request(b"POST /api/faults", b'{"kind": "event", "event": "delay", "after_s": 1}'),
+    request(b"POST /api/mails/0-0/events", b'{"event": "bounce"}'),
+    request(b"POST /", SEND + TAGGED, FORM),
+    request(
+        b"POST /", b'{"QueueUrl": "/mailroom-events", "WaitTimeSeconds": 1}', SQS + b"ReceiveMessage\r\n"
+    ),
+    request(
+        b"POST /",
+        b'{"QueueUrl": "/mailroom-events", "Entries": [{"Id": "0"}]}',
+        SQS + b"DeleteMessageBatch\r\n",
+    ),
     request(b"PATCH /api/settings", b'{"rate": 1, "paused": true}'),
     request(b"POST /switches/paused", b"on=1&back=/", FORM + b"Sec-Fetch-Site: same-origin\r\n"),
 )

@@ -29,12 +29,19 @@ from mailroom.demo.postgres import FOLDER_PREFIX
 from mailroom.demo.programs import RUN, DemoError, Programs
 from mailroom.demo.stage import APP_PORT, INBOX_PORT, METRICS_PORT, QUEUE_PORT
 from mailroom.inbox.server import InboxServer
-from support.browser import BrowserPages, browser_fixture, pages_fixture  # noqa: F401
+from support.browser import (
+    BrowserPages,
+    accessibility_faults,
+    browser_fixture,  # noqa: F401
+    pages_fixture,  # noqa: F401
+)
 
 PATIENCE_S: Final = 120.0
 PORTS: Final = {"inbox": INBOX_PORT, "application": APP_PORT, "queue": QUEUE_PORT, "metrics": METRICS_PORT}
-# The seven people of the tour get these; Mallory gets none.
-MAILS: Final = 14
+# The eight people of the tour get these; Mallory gets none.
+MAILS: Final = 16
+BOUNCING: Final = "bounce@simulator.amazonses.com"
+WRONG: Final = "Your address seems to be wrong"
 PASSWORD: Final = "correct horse battery"
 NEW_PASSWORD: Final = "staple and some more"
 # Makes the terminal on its standard input its own, so that Ctrl-C reaches it.
@@ -229,10 +236,45 @@ def test_the_whole_lifecycle_clicked(staying: Demo, pages: BrowserPages) -> None
     pages.errors[:] = [error for error in pages.errors if "422" not in error and "409" not in error]
 
 
-def follow(inbox: Page, subject: str) -> Page:
-    """Where the link leads that is in zoe's mail, once it shows in the list, which is not loaded anew."""
+@pytest.mark.slow
+def test_a_visitor_and_the_operator_hear_of_a_bounce(staying: Demo, pages: BrowserPages) -> None:
+    """From the sign-up to SES's event and back to the page, then the right address, then the operator."""
+    inbox = pages.open(staying.address("inbox"))
+    expect(inbox.locator("#live")).to_have_text("Live")
+    app = inbox.context.new_page()
+    app.goto(f"{staying.address('application')}/signup")
+    fill(app, email=BOUNCING, login="tim-o", password=PASSWORD)
+    expect(app.locator("h1")).to_have_text(WRONG, timeout=30_000)
+    expect(app.locator("main")).to_contain_text(BOUNCING)
+    assert [] == accessibility_faults(app)
+
+    # The next address bounces later, while the page waits. Nobody loads it anew.
+    fill(app, email="mistyped@example.com")
+    expect(app.locator("h1")).to_have_text("Look for our mail")
+    inbox.locator(".row", has_text="mistyped@example.com").click()
+    inbox.get_by_label("What SES reports next").select_option("Bounce")
+    inbox.get_by_role("button", name="Publish").click()
+    expect(app.locator("h1")).to_have_text(WRONG, timeout=30_000)
+    with psycopg.connect(database_url(staying), autocommit=True) as db:
+        query = (
+            "SELECT extract(epoch FROM received_at)::float FROM mailroom.events"
+            " WHERE kind = 'bounced' AND recipient = 'mistyped@example.com'"
+        )
+        ((received_s,),) = db.execute(query).fetchall()
+    assert 1 > app.evaluate("performance.timeOrigin") / 1000 - received_s
+    fill(app, email="tim-o@example.com")
+    expect(app.locator("h1")).to_have_text("Look for our mail")
+    link = follow(inbox, "Activate your Acme account", "tim-o@example.com")
+    link.click("main button")
+    expect(link.get_by_role("status")).to_have_text("Your account is active. You can sign in now.")
+    fill(link, email="tim-o@example.com", password=PASSWORD)
+    expect(link.locator("h1")).to_have_text("Hello tim-o")
+
+
+def follow(inbox: Page, subject: str, recipient: str = "zoe@example.com") -> Page:
+    """Where the link leads that is in a mail, once it shows in the list, which is not loaded anew."""
     inbox.evaluate("window.never = 'reloaded'")
-    row = inbox.locator(".row", has_text="zoe@example.com").filter(has_text=subject)
+    row = inbox.locator(".row", has_text=recipient).filter(has_text=subject)
     row.wait_for()
     assert "reloaded" == inbox.evaluate("window.never")
     row.click()
@@ -263,7 +305,11 @@ def test_what_it_counts_is_what_the_api_says_and_ctrl_c_stops_all_of_it(staying:
         staying.wait_for("mail: max@example.com")
         mails = httpx.get(f"{inbox}/api/mails").json()["mails"]
         assert len(mails) == httpx.get(f"{inbox}/api/counts").json()["accepted"]
-        tour = [mail for mail in mails if not mail["recipient"].startswith(("max@", "zoe@"))]
+        tour = [
+            mail
+            for mail in mails
+            if not mail["recipient"].startswith(("max@", "zoe@", "tim-o@", "mistyped@", BOUNCING))
+        ]
         assert staying.counts() == (len(tour),) * 3 == (MAILS + 8,) * 3
         assert (len(mails),) == db.execute("SELECT count(*) FROM mailroom.deliveries").fetchone()
     for mail in mails:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final
 
-from mailroom.demo.letters import Letter, Letters, cut, link_of
+from mailroom.demo.letters import PATIENCE_S, Letter, Letters, cut, link_of
 from mailroom.demo.programs import DemoError, Programs
 from mailroom.demo.stage import APP_NAME
 from mailroom.demo.visitor import Page, Visitor
@@ -13,6 +14,8 @@ from mailroom.demo.visitor import Page, Visitor
 PASSWORD: Final = "correct horse battery"  # noqa: S105 - a made-up person's
 NEW_PASSWORD: Final = "staple and some more"  # noqa: S105 - a made-up person's
 SENT: Final = "Look for our mail"
+WRONG: Final = "Your address seems to be wrong"
+LOOK_S: Final = 0.1
 
 Tell = Callable[[str], None]
 
@@ -29,9 +32,19 @@ class Person:
 
     def sign_up(self, language: str = "en") -> None:
         """Ask for an account."""
-        form = self._browser.open("/signup")
-        fields = {"email": self.email, "login": self._name, "locale": language, "password": PASSWORD}
-        expect(self._browser.submit(form, **fields), SENT)
+        expect(self._ask_for_account(self.email, language), SENT)
+
+    def sign_up_mistyped(self, email: str) -> None:
+        """Ask for an account with a wrong address, and wait until the page says that it is wrong."""
+        page, until_s = self._ask_for_account(email), time.monotonic() + PATIENCE_S
+        while page.headline == SENT and time.monotonic() < until_s:
+            time.sleep(LOOK_S)
+            page = self._browser.open("/sent/signup")
+        self._see(page, WRONG)
+
+    def correct_address(self) -> None:
+        """Type the right address on that page."""
+        expect(self._browser.submit(self._browser.open("/correct"), email=self.email), SENT)
 
     def read(self, action: str, at: str = "") -> tuple[str, str]:
         """Wait for a mail, by default at the address of the sign-up, and return its link and its code."""
@@ -109,6 +122,11 @@ class Person:
         form = self.look_at(link)
         expect(form, "Accept the invitation")
         self._see(self._browser.submit(form, login=self._name, password=PASSWORD), f"Hello {self._name}")
+
+    def _ask_for_account(self, email: str, language: str = "en") -> Page:
+        form = self._browser.open("/signup")
+        fields = {"email": email, "login": self._name, "locale": language, "password": PASSWORD}
+        return self._browser.submit(form, **fields)
 
     def _receive(self, action: str, email: str) -> Letter:
         letter = self._letters.wait_for(email, action)

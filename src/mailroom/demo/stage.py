@@ -21,6 +21,7 @@ from mailroom.demo.folders import remove_leftovers
 from mailroom.demo.postgres import FOLDER_PREFIX, PostgresServer
 from mailroom.demo.programs import APP, QUEUE, RUN, Programs, port_or_free
 from mailroom.demo.signup.database import ACTIONS
+from mailroom.inbox.event_queue import NAME as EVENTS
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.operations import actions
@@ -145,7 +146,9 @@ class Stage:
                 "MAILROOM_APP_URL": app,
                 "MAILROOM_SES_SOURCE": SOURCE,
                 "MAILROOM_SES_OUTPUT_PATH": str(self._folder / "output"),
+                "MAILROOM_EVENTS": EVENTS,
                 "AWS_ENDPOINT_URL_SES": inbox.url,
+                "AWS_ENDPOINT_URL_SQS": inbox.url,
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_ACCESS_KEY_ID": "demo",
                 "AWS_SECRET_ACCESS_KEY": "demo",

@@ -1,4 +1,4 @@
-"""What seven people do in the tour of the demonstration."""
+"""What eight people do in the tour of the demonstration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from mailroom.demo.people import NEW_PASSWORD, SENT, Person, Tell
 
 NOBODY: Final = "nobody@example.com"
 NEW_ADDRESS: Final = "grete@neu.example"
+# One of SES's mailbox simulator.
+BOUNCING: Final = "bounce+tim@simulator.amazonses.com"
 
 
 def meet(people: Callable[[str], Person], tell: Tell) -> None:
@@ -21,7 +23,7 @@ def meet(people: Callable[[str], Person], tell: Tell) -> None:
     Raises:
         DemoError: the application or a mail is not as expected.
     """
-    for story in (activates, is_scanned, recovers, asks_again, asks_for_nobody, changes_address, invites):
+    for story in STORIES:
         story(people, tell)
 
 
@@ -73,6 +75,16 @@ def asks_again(people: Callable[[str], Person], tell: Tell) -> None:
     mary.activate(link)
 
 
+def mistypes(people: Callable[[str], Person], tell: Tell) -> None:
+    """A mail that bounces, and a corrected address."""
+    tell(f"\nTim signs up as {BOUNCING}. The mail bounces; the page says so, and he corrects the address.")
+    tim = people("tim")
+    tim.sign_up_mistyped(BOUNCING)
+    tim.correct_address()
+    link, _ = tim.read("activation")
+    tim.activate(link)
+
+
 def asks_for_nobody(people: Callable[[str], Person], tell: Tell) -> None:
     """An address without an account."""
     tell(f"\nMallory asks whether {NOBODY} has an account. The page is the same as for an existing account.")
@@ -112,3 +124,15 @@ def invites(people: Callable[[str], Person], tell: Tell) -> None:
     hedy.ask_for_link()
     link, _ = hedy.read("magic_link")
     hedy.follow_link(link)
+
+
+STORIES: Final = (
+    activates,
+    is_scanned,
+    recovers,
+    asks_again,
+    mistypes,
+    asks_for_nobody,
+    changes_address,
+    invites,
+)

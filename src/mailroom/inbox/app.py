@@ -35,7 +35,7 @@ ABOUT: Final = """\
 This is the inbox of `mailroom inbox`: an SES endpoint that keeps mail instead of sending it.
 
   AWS_ENDPOINT_URL_SES={url}  points a client here
-  AWS_ENDPOINT_URL_SQS={url}  points a client to the queue {queue}, which holds SES's events
+  AWS_ENDPOINT_URL_SQS={url}  points a reader of SES's events here, with MAILROOM_EVENTS={queue}
   {url}/  shows the mails in a browser
   {url}/api/mails  returns the mails as JSON
   {url}/api/mails/wait?recipient=  waits for a mail and returns it

@@ -17,6 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from mailroom.inbox.changes import Changes
+from mailroom.inbox.event_queue import NAME
 from mailroom.inbox.events import EVENT_TYPES
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.links import find_links
@@ -85,7 +86,7 @@ class InboxPages:
     async def index(self, request: Request) -> Response:
         """The first page: the list, and how to point a client here."""
         url = str(request.base_url).rstrip("/")
-        return self._pages.answer("index.html", self._around(request) | {"url": url})
+        return self._pages.answer("index.html", self._around(request) | {"url": url, "queue": NAME})
 
     async def rows(self, request: Request) -> Response:
         """The list alone."""
