@@ -20,7 +20,7 @@ DECLARE
                             "record_events", "keep_unreadable",
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
                             "request_sleep", "paused", "recent_workers", "misplaced_tokens", "known_actions",
-                            "adoption_faults", "adopted_count"],
+                            "adoption_faults", "adopted_count", "suppressed"],
         "mailroom_app":    ["send", "consume", "consume_code", "random_secret", "random_code", "suppressed"],
         "mailroom_oncall": ["overview", "known_actions", "paused", "paused_actions", "suppressed", "suppress", "unsuppress", "recent_workers", "tokens_of", "last_tokens", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
