@@ -9,11 +9,14 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
@@ -70,7 +73,7 @@ SES = [
     "credentials", "region", "ses", "ses-clock", "quota", "sandbox", "sending-enabled", "sender",
     "configuration-set", "templates",
 ]  # fmt: skip
-EVENTS = ["events-settings", "events-queue", "events-published"]
+EVENTS = ["events-settings", "events-queue", "events-published", "suppression-list"]
 
 
 @pytest.fixture(autouse=True)
@@ -1093,15 +1096,16 @@ def the_events(sending: dict[str, str], **variables: str) -> dict[str, Finding]:
 def test_the_queue_of_events_and_what_is_published_to_it(box: Inbox, sending: dict[str, str]) -> None:
     box.queue.put("an event")
     findings = the_events(sending)
-    assert (EVENTS, []) == (list(findings), not_ok(findings))
+    assert (EVENTS, ["suppression-list"]) == (list(findings), not_ok(findings))  # needs the database
     assert "mailroom-events: about 1 wait, and 0 are being read" == findings["events-queue"].detail
     assert "default: by mailroom-events" == findings["events-published"].detail
-    assert [] == not_ok(the_events(sending, EVENTS="http://127.0.0.1/000000000000/mailroom-events"))
+    by_url = the_events(sending, EVENTS="http://127.0.0.1/000000000000/mailroom-events")
+    assert OK is by_url["events-queue"].state
 
 
 def test_without_a_queue_nobody_sees_a_bounce(box: Inbox, sending: dict[str, str]) -> None:
     findings = the_events(sending, EVENTS="")
-    assert ["events-queue", "events-published"] == not_ok(findings)
+    assert EVENTS[1:] == not_ok(findings)
     assert (WARNING, SKIPPED) == (findings["events-queue"].state, findings["events-published"].state)
     assert "docs/how-to/events.md" in findings["events-queue"].remedy
     assert [] == not_ok(the_events(sending, EVENTS="", TRANSPORT="smtp://127.0.0.1"))
@@ -1150,3 +1154,50 @@ def test_a_configuration_set_without_events(
         "the configuration set 'default' publishes no events of these types:"
         " bounce, complaint, renderingFailure" == finding.detail
     )
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_accounts_own_list_is_compared(
+    database: str, db: Db, box: Inbox, sending: dict[str, str], monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    findings = the_events(collecting(database) | sending)
+    nobody = "SES suppresses 0 addresses for this account, and all of them are suppressed here"
+    assert ([], nobody) == (not_ok(findings), findings["suppression-list"].detail)
+    db.execute("SELECT mailroom.suppress('ada@example.com', 'asked for it')")
+    with second_ses(["Ada@Example.com", "max@example.com"] if right else None) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", url)
+        finding = the_events(collecting(database) | sending)["suppression-list"]
+    if not right:
+        assert (SKIPPED, True) == (finding.state, "ListSuppressedDestinations" in finding.detail)
+        return
+    assert WARNING is finding.state
+    assert "suppresses 2 addresses for this account, and 1 of them are not suppressed here" in finding.detail
+    assert "`mailroom suppressions import`" in finding.remedy
+
+
+@contextmanager
+def second_ses(addresses: list[str] | None) -> Iterator[str]:
+    """Version 2 of SES's API, which lists suppressed addresses one a page; None may not be read."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            at = int((parse_qs(urlsplit(self.path).query).get("NextToken") or ["0"])[0])
+            content: dict[str, Any] = {"message": "not authorized to perform: ses:ListSuppressedDestinations"}
+            self.send_response(200 if addresses else 403)
+            if addresses:
+                time = {"LastUpdateTime": 1_700_000_000, "Reason": "BOUNCE"}
+                content = {"SuppressedDestinationSummaries": [{"EmailAddress": addresses[at]} | time]}
+                if addresses[at + 1 :]:
+                    content["NextToken"] = str(at + 1)
+            else:
+                self.send_header("x-amzn-ErrorType", "AccessDeniedException")
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

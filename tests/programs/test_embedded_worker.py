@@ -124,13 +124,16 @@ def test_an_error_of_the_events_ends_no_worker(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", ses.url)
     monkeypatch.setattr("mailroom.events.program.AGAIN_S", 0.05)
-    variables = settings(EVENTS="mailroom-events")
+    port = free_port()
+    variables = settings(EVENTS="mailroom-events", HTTP=port)
 
     async def application() -> None:
         async with mailroom.worker(variables) as worker:
             db.execute("ALTER FUNCTION mailroom.record_events RENAME TO record_events_of_old")
             sign_up(db, "zoe")
             await asyncio.to_thread(logged, caplog, "events.failed")
+            status, text = await asyncio.to_thread(fetch, port, "/readyz")
+            assert (200, True) == (status, "DatabaseError: " in text)
             db.execute("ALTER FUNCTION mailroom.record_events_of_old RENAME TO record_events")
             await asyncio.to_thread(wait_until, db, "SELECT count(*) FROM mailroom.events", 2)
             sign_up(db, "max")

@@ -20,6 +20,7 @@ SPEAKERS: Final = {
     "demo/signup/links.py",
     "demo/signup/mails.py",
     "demo/tour.py",
+    "doctor/events.py",
     "doctor/triggers.py",
     "events/recording.py",
     "operations/actions.py",

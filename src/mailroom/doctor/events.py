@@ -1,22 +1,43 @@
-"""Checks the queue of SES's events, and that SES publishes them. Every call only reads."""
+"""Checks the queue of SES's events, what SES publishes, and SES's own list of suppressed addresses.
+
+Every call only reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
+import psycopg
+
+from mailroom.database import sync
+from mailroom.database.connection import reason
 from mailroom.doctor import environment as variables
+from mailroom.doctor.probe import CONNECT_LIMIT_S, PROGRAM
 from mailroom.doctor.report import Check, Finding, NotKnown, Report, fault, ok, skipped, warning
-from mailroom.errors import SettingsError, TransportError
+from mailroom.errors import MailroomError, SettingsError, TransportError
+from mailroom.settings.collector import DatabaseSettings
 from mailroom.settings.events import EventsSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import read_settings
+from mailroom.wording import counted
 
 GUIDE: Final = "docs/how-to/events.md"
 WAITING: Final = "ApproximateNumberOfMessages"
 IN_FLIGHT: Final = "ApproximateNumberOfMessagesNotVisible"
 # What the table mailroom.events is made of, in the words of SES's API; it has none for a delay.
 NEEDED: Final = ("send", "delivery", "bounce", "complaint", "reject", "renderingFailure")
+
+# What the second API lists in one answer, and how many answers are read.
+PAGE_SIZE: Final = 1000
+MAX_PAGES: Final = 3
+NOT_HERE: Final = (
+    "SELECT pg_catalog.count(*) FROM pg_catalog.unnest(%s::pg_catalog.text[]) AS a (address)"
+    " WHERE mailroom.suppressed(a.address) IS NULL"
+)
+LIMIT: Final = sync.answer_limit(3.0)
+LIMITED: Final = {"connect_timeout": CONNECT_LIMIT_S}
 
 
 def examine(environment: Mapping[str, str], report: Report) -> None:
@@ -27,7 +48,7 @@ def examine(environment: Mapping[str, str], report: Report) -> None:
     except SettingsError:
         sender = None  # the sending side reports it
     if settings.queue or (sender and sender.transport == "ses"):
-        report.run(CHECKS, Subject(settings, sender))
+        report.run(CHECKS, Subject(environment, settings, sender))
     elif not any(finding.name == "MAILROOM_EVENTS" for finding in report.findings):
         report.add("events-queue", ok("none is set, and the transport publishes no events"))
 
@@ -35,7 +56,10 @@ def examine(environment: Mapping[str, str], report: Report) -> None:
 class Subject:
     """What the checks share: the settings; None for the sender's if they are not valid."""
 
-    def __init__(self, settings: EventsSettings, sender: SenderSettings | None) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], settings: EventsSettings, sender: SenderSettings | None
+    ) -> None:
+        self.environment = environment
         self.queue = settings.queue
         self.sender = sender
 
@@ -97,7 +121,48 @@ def published(subject: Subject) -> Finding:
     return ok(f"{name}: by {', '.join(str(one.get('Name')) for one in enabled)}")
 
 
+def account_list(subject: Subject) -> Finding:
+    """What SES suppresses for the account is suppressed here too, as far as it may be read."""
+    if subject.sender is None or subject.sender.transport != "ses":
+        return skipped("needs the transport ses")
+    try:
+        url = read_settings(DatabaseSettings, subject.environment).database_url
+    except SettingsError:
+        return skipped("needs MAILROOM_DATABASE_URL")
+    from mailroom.doctor.ses_probe import SesProbe
+
+    listed: list[str] = []
+    with SesProbe(subject.sender) as probe, probe.second_api() as client:
+        page: dict[str, Any] = {"NextToken": ""}
+        for _ in range(MAX_PAGES):
+            more = {"NextToken": page["NextToken"]} if page["NextToken"] else {}
+            try:
+                ask = partial(client.list_suppressed_destinations, PageSize=PAGE_SIZE, **more)
+                page = {"NextToken": ""} | probe.ask("ses:ListSuppressedDestinations", ask)
+            except (NotKnown, TransportError) as error:
+                return skipped(f"SES's list cannot be read: {error}")
+            listed += [one["EmailAddress"] for one in page.get("SuppressedDestinationSummaries", ())]
+            if not page["NextToken"]:
+                break
+    try:
+        with sync.connected(url, program=PROGRAM, parameters=LIMIT, options=LIMITED) as db:
+            ((count,),) = db.execute(NOT_HERE, [listed]).fetchall()
+    except MailroomError as error:
+        return skipped(f"needs the database: {error}")
+    except psycopg.Error as error:
+        return skipped(f"needs the database: {reason(error)}")
+    seen = ("at least " if page["NextToken"] else "") + counted(len(listed), "address", "addresses")
+    if count:
+        return warning(
+            f"SES suppresses {seen} for this account, and {count} of them are not suppressed here: it takes"
+            " their mails and delivers none",
+            "import SES's list with `mailroom suppressions import`, or delete them from it in SES's console",
+        )
+    return ok(f"SES suppresses {seen} for this account, and all of them are suppressed here")
+
+
 CHECKS: Final[tuple[Check[Subject], ...]] = (
     Check("events-queue", queue, ("MAILROOM_EVENTS",)),
     Check("events-published", published, ("MAILROOM_EVENTS",)),
+    Check("suppression-list", account_list),
 )

@@ -5,7 +5,6 @@ Every call only reads. A missing permission to read is a warning, since sending 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parseaddr, parsedate_to_datetime
@@ -19,7 +18,7 @@ from mailroom.actions import Action
 from mailroom.addresses import wire_address
 from mailroom.doctor.clocks import compared
 from mailroom.doctor.report import Check, Finding, NotKnown, Status, fault, ok, skipped, warning
-from mailroom.doctor.ses_probe import SesProbe
+from mailroom.doctor.ses_probe import AWS_HOST, SesProbe
 from mailroom.errors import TemplateError
 from mailroom.settings.sender import DEFAULT_SOURCE
 from mailroom.templates import checks, mails, remote, sources
@@ -31,8 +30,6 @@ NO_CONFIG_SET: Final = ("ConfigurationSetDoesNotExist", "ConfigurationSetDoesNot
 SANDBOX: Final = (200.0, 1.0)
 NEARLY_USED: Final = 0.8
 TEMPLATES_S: Final = 5.0
-
-_AWS_HOST: Final = re.compile(r".+\.(amazonaws\.com(\.cn)?|api\.aws)")
 
 
 def credentials(probe: SesProbe) -> Finding:
@@ -52,7 +49,7 @@ def region(probe: SesProbe) -> Finding:
     if probe.unreadable:
         return skipped("needs credentials")
     host = urlsplit(probe.client.meta.endpoint_url).hostname or ""
-    whose = "" if _AWS_HOST.fullmatch(host) else ", which is not an AWS host"
+    whose = "" if AWS_HOST.fullmatch(host) else ", which is not an AWS host"
     return ok(f"{probe.client.meta.region_name} at {host}{whose}")
 
 

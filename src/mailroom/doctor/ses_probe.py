@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, Self, TypeVar
+from urllib.parse import urlsplit
 
 import botocore.session
 
@@ -18,6 +22,7 @@ Value = TypeVar("Value")
 
 CONNECT_LIMIT_S: Final = 3.0
 ANSWER_LIMIT_MS: Final = 4000
+AWS_HOST: Final = re.compile(r".+\.(amazonaws\.com(\.cn)?|api\.aws)")
 
 
 class SesProbe:
@@ -59,6 +64,28 @@ class SesProbe:
                 connections=1,
             )
         return self._client
+
+    @contextmanager
+    def second_api(self) -> Iterator[Client]:
+        """A client for version 2 of SES's API, at the same place as the first.
+
+        Raises:
+            TransportError: see ``client``.
+        """
+        first = str(self.client.meta.endpoint_url)
+        is_at_aws = AWS_HOST.fullmatch(urlsplit(first).hostname or "")
+        client = open_client(
+            "SESV2",
+            session=self.session,
+            connect_timeout_s=CONNECT_LIMIT_S,
+            answer_timeout_ms=ANSWER_LIMIT_MS,
+            connections=1,
+            endpoint_url=None if is_at_aws or "AWS_ENDPOINT_URL_SESV2" in os.environ else first,
+        )
+        try:
+            yield client
+        finally:
+            client.close()
 
     def ask(self, permission: str, call: Callable[[], Value]) -> Value:
         """The answer of SES; a throttled call is made twice.

@@ -117,13 +117,15 @@ class Reader:
         self._is_busy = asyncio.Event()
         self._deleters = asyncio.Semaphore(CALLS)
         self._deletions: set[asyncio.Task[None]] = set()
-        self._fault: Trouble | None = None
+        self._fault, self._failed_at = "", 0.0
         self.waiting: int | None = None
 
     @property
     def trouble(self) -> Trouble | None:
         """What is wrong; None if nothing is."""
-        return self._fault or self._receiving.trouble or self._deleting.trouble
+        if self._fault:
+            return Trouble(self._fault, time.monotonic() - self._failed_at)
+        return self._receiving.trouble or self._deleting.trouble
 
     async def keep_running(self, stop: asyncio.Event) -> None:
         """Read until ``stop`` is set, whatever happens: beside a worker, which must go on."""
@@ -132,9 +134,9 @@ class Reader:
                 await self.run(stop)
             except Exception as error:  # noqa: BLE001 - see above
                 log.failure("failed", error)
-                self._fault = Trouble(f"{type(error).__name__}: {without_addresses(str(error))}", 0.0)
+                self._failed_at = self._failed_at if self._fault else time.monotonic()
+                self._fault = f"{type(error).__name__}: {without_addresses(str(error))}"
                 await before(asyncio.sleep(AGAIN_S), stop.wait())
-                self._fault = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read until ``stop`` is set; then record what is in hand.
@@ -144,6 +146,8 @@ class Reader:
         """
         try:
             await check_functions(self._session, CALLED)
+            if not self._arrived:
+                self._fault = ""
             log.info("started", queue=self._queue.name)
             helpers = [self._help() for _ in range(CALLS - 1)]
             await first(self._wait(), *helpers, self._record_all(), self._keep_measuring(), _until(stop))
@@ -200,6 +204,7 @@ class Reader:
         messages = self._arrived[:MAX_TOGETHER]
         tally = await record(self._session, [message.text for message in messages])
         del self._arrived[: len(messages)]
+        self._fault = ""
         self._counted(tally)
         for first_one in range(0, len(messages), MESSAGES_PER_CALL):
             some = messages[first_one : first_one + MESSAGES_PER_CALL]

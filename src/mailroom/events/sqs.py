@@ -144,6 +144,8 @@ class EventQueue:
         hint = found.hint
         if code_of(error) in _NO_QUEUE:
             hint = "correct MAILROOM_EVENTS, or the region; or create the queue"
+        elif "Kms" in code_of(error):
+            hint = "permit kms:Decrypt on the queue's key to the role, and enable the key"
         elif isinstance(error, aws.ClientError) and "AccessDenied" in code_of(error):
             hint = "permit sqs:GetQueueUrl, sqs:ReceiveMessage and sqs:DeleteMessage on the queue to the role"
         return TransportError(redacted(str(found), self._session.secrets), hint=hint)

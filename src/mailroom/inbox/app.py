@@ -11,7 +11,7 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -74,6 +74,10 @@ def create_app(
         on_call()
         return lose(fault, status, answer) if fault else Response(answer, status, media_type="text/xml")
 
+    async def account_list(_: Request) -> Response:
+        """The account's suppressed addresses, in version 2 of SES's API: nobody is on the list."""
+        return JSONResponse({"SuppressedDestinationSummaries": []})
+
     async def index(request: Request) -> Response:
         if _is_browser(request):
             return await pages.index(request)
@@ -88,6 +92,7 @@ def create_app(
         routes=[
             Route("/", aws, methods=["POST"]),
             Route("/", index, methods=["GET"]),
+            Route("/v2/email/suppression/addresses", account_list, methods=["GET"]),
             *api_routes(inbox, changes),
             *event_routes(changes),
             *page_routes(pages),

@@ -20,7 +20,7 @@ DECLARE
                             "record_events", "keep_unreadable",
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
                             "request_sleep", "paused", "recent_workers", "misplaced_tokens", "known_actions",
-                            "adoption_faults", "adopted_count"],
+                            "adoption_faults", "adopted_count", "suppressed"],
         "mailroom_app":    ["send", "consume", "consume_code", "random_secret", "random_code", "suppressed",
                             "status_of"],
         "mailroom_oncall": ["overview", "known_actions", "paused", "paused_actions", "suppressed", "suppress", "unsuppress", "list_suppressions", "suppression_of",

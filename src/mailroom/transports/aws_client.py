@@ -22,8 +22,8 @@ Value = TypeVar("Value")
 Client = Any
 """botocore's client for a service; its methods are generated at run time."""
 
-Service = Literal["SES", "SQS"]
-_NAMES: Final = {"SES": "ses", "SQS": "sqs"}
+Service = Literal["SES", "SESV2", "SQS"]  # as in the names of AWS's variables
+_NAMES: Final = {"SES": "ses", "SESV2": "sesv2", "SQS": "sqs"}
 
 # What botocore raises for a call. The last is not a BotoCoreError, and its text quotes the answer.
 ERRORS: Final = (aws.ClientError, aws.BotoCoreError, ResponseParserError)
@@ -43,6 +43,7 @@ def open_client(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     session: Session | None = None,
     region: str | None = None,
+    endpoint_url: str | None = None,
 ) -> Client:
     """A client that makes one attempt a call; it does not contact AWS yet.
 
@@ -53,6 +54,7 @@ def open_client(
         connect_timeout_s: the time limit for an attempt to connect.
         session: with the credentials; by default a new one.
         region: by default the region of the machine's AWS settings.
+        endpoint_url: by default that of the machine's AWS settings, or AWS's own.
 
     Raises:
         TransportError: botocore's configuration is incomplete.
@@ -69,7 +71,9 @@ def open_client(
     try:
         # Containers and functions of AWS get this variable; botocore reads only AWS_DEFAULT_REGION.
         region = region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
-        return session.create_client(_NAMES[service], region_name=region, config=config)
+        return session.create_client(
+            _NAMES[service], region_name=region, endpoint_url=endpoint_url, config=config
+        )
     except (aws.BotoCoreError, aws.ClientError, ValueError, OSError) as error:  # some are of the credentials
         raise explain(error, service) from error
 
