@@ -272,7 +272,7 @@ def test_a_renamed_table_is_adopted_again_with_what_was_said(db: Db) -> None:
     run(db, "ALTER TABLE persons RENAME email TO address")
     adopt(db, "persons", email="address")
     assert ("consumed", "1") == consume(db, "1")
-    assert [("activate_persons",), ("lock_persons",), ("watch_persons",)] == run(
+    assert [("activate_persons",), ("lock_persons",), ("report_persons",), ("watch_persons",)] == run(
         db,
         "SELECT proname FROM pg_proc WHERE proname LIKE '%%_persons' OR proname LIKE '%%_people' ORDER BY 1",
     )
