@@ -14,12 +14,13 @@ SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mai
 
 DROP FUNCTION mailroom.adopted_count;
 DROP FUNCTION mailroom.adoption_faults;
-DROP FUNCTION mailroom.check_facts;
+DROP FUNCTION mailroom.facts_query;
 DROP FUNCTION mailroom.adopted_below;
 DROP FUNCTION mailroom.lacks_activation;
 DROP FUNCTION mailroom.adopted_table;
 DROP FUNCTION mailroom.activate_user;
 DROP FUNCTION mailroom.lock_user;
+DROP FUNCTION mailroom.owners_function;
 DROP FUNCTION mailroom.end_users;
 DROP FUNCTION mailroom.users_changed;
 DROP FUNCTION mailroom.request_activations;

@@ -51,6 +51,11 @@ class UserTable:
     search_path: str
 
     @property
+    def runs_as(self) -> str:
+        """With whose rights the expressions are evaluated."""
+        return self.owner if self.can_own else self.me
+
+    @property
     def short_name(self) -> str:
         """What the names of the table's functions end with: short enough for PostgreSQL, and distinct."""
         if self.schema == "public" and SIMPLE_NAME.fullmatch(self.relation):
@@ -243,7 +248,7 @@ def literal(text: str) -> str:
 def _owned(table: UserTable, function: str) -> list[str]:
     """With whose rights a function runs, those of the table's owner, and who may call it."""
     written = []
-    owner = table.owner if table.can_own else table.me
+    owner = table.runs_as
     if owner != table.me:
         written.append(f"ALTER FUNCTION {function} OWNER TO {owner};")
         if not table.may_create:
@@ -261,7 +266,7 @@ def _owned(table: UserTable, function: str) -> list[str]:
 def _of_mailroom(table: UserTable, function: str) -> list[str]:
     """That a function runs with the rights of Mailroom's owner, and that the table's triggers may call it."""
     owner = table.mailroom_owner or table.me
-    caller = table.owner if table.can_own else table.me
+    caller = table.runs_as
     written = [f"ALTER FUNCTION {function} OWNER TO {owner};"] if owner != table.me else []
     written.append(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;")
     if caller != owner:

@@ -280,16 +280,45 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_secu
 $$;
 COMMENT ON FUNCTION mailroom.end_users IS 'Ends the tokens of all users of an adopted table.';
 
+-- The table's owner could make it run with the rights of its caller, which are those of Mailroom's owner.
+CREATE FUNCTION mailroom.owners_function(p_name text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    quoted CONSTANT text := format('mailroom.%I', p_name);
+BEGIN
+    IF EXISTS (SELECT FROM pg_proc p WHERE p.oid = to_regprocedure(quoted || '(text)') AND NOT p.prosecdef) THEN
+        RAISE EXCEPTION 'mailroom: % is not SECURITY DEFINER any more', quoted
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Run `mailroom doctor`.';
+    END IF;
+    RETURN quoted;
+END $$;
+COMMENT ON FUNCTION mailroom.owners_function IS
+    'Returns the quoted name of a function of an adopted table, which runs with its owner''s rights; an error if not.';
+
+-- A key that its type does not have is nobody's. It is only tried with PostgreSQL's own types, since a cast to another may
+-- call what the table's owner wrote; and it reads only, so that the subtransaction gets no transaction id.
 CREATE FUNCTION mailroom.lock_user(p_table regclass, p_key text) RETURNS mailroom.adopted_user
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     name   text;
+    kind   text;
     person mailroom.adopted_user;
 BEGIN
-    SELECT a.name INTO name FROM mailroom.adopted a JOIN pg_class c ON c.oid = a.user_table
+    SELECT a.name, format_type(t.oid, NULL) INTO name, kind
+    FROM mailroom.adopted a
+    JOIN pg_class c ON c.oid = a.user_table
+    LEFT JOIN pg_attribute k ON k.attrelid = c.oid AND k.attname = a.key_column
+    LEFT JOIN pg_type t ON t.oid = k.atttypid AND t.typnamespace = 'pg_catalog'::regnamespace AND t.typcategory <> 'S'
     WHERE a.user_table = p_table;
+    IF kind IS NOT NULL THEN
+        BEGIN
+            EXECUTE format('SELECT $1::%s', kind) USING p_key;
+        EXCEPTION WHEN data_exception THEN
+            RETURN NULL;
+        END;
+    END IF;
     IF name IS NOT NULL THEN
-        EXECUTE format('SELECT u.* FROM mailroom.%I($1) u', 'lock_' || name) INTO person USING p_key;
+        EXECUTE format('SELECT u.* FROM %s($1) u', mailroom.owners_function('lock_' || name)) INTO person USING p_key;
         person.login := mailroom.mailable_text(person.login, 254);
         person.locale := mailroom.mailable_locale(person.locale);
     END IF;
@@ -305,7 +334,7 @@ DECLARE
 BEGIN
     SELECT * INTO rule FROM mailroom.adopted a WHERE a.user_table = p_table;
     IF rule.on_activation IS NOT NULL THEN
-        EXECUTE format('SELECT mailroom.%I($1)', 'activate_' || rule.name) USING p_key;
+        EXECUTE format('SELECT %s($1)', mailroom.owners_function('activate_' || rule.name)) USING p_key;
     END IF;
 END $$;
 COMMENT ON FUNCTION mailroom.activate_user IS 'Runs the assignments of an adopted table on a user''s row.';
@@ -354,34 +383,34 @@ COMMENT ON FUNCTION mailroom.adopted_below IS
     'Each needs triggers of its own for the statements that name it.';
 
 -- A trigger sees neither a column that is generated when it is read, nor ctid and its like.
-CREATE FUNCTION mailroom.check_facts(p_table mailroom.adopted) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-DECLARE
-    columns text := (SELECT string_agg(format('NULL::%s AS %I', format_type(a.atttypid, a.atttypmod), a.attname), ', '
-                                       ORDER BY a.attnum)
-                     FROM pg_attribute a
-                     WHERE a.attrelid = p_table.user_table AND a.attnum > 0 AND NOT a.attisdropped
-                       AND a.attgenerated <> 'v');
-    pinned  CONSTANT text := current_setting('search_path');
-BEGIN
-    PERFORM set_config('search_path', p_table.search_path, true);
-    EXECUTE format('SELECT %s FROM (SELECT %s LIMIT 0) AS %I', mailroom.user_facts(p_table), columns,
-                   (SELECT c.relname FROM pg_class c WHERE c.oid = p_table.user_table));
-    PERFORM set_config('search_path', pinned, true);
-END $$;
-COMMENT ON FUNCTION mailroom.check_facts IS
-    'Evaluates the expressions of an adopted table as its triggers do, on no row; an error if they do not fit.';
+CREATE FUNCTION mailroom.facts_query(p_table mailroom.adopted) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('SELECT %s FROM (SELECT %s LIMIT 0) AS %I', mailroom.user_facts(p_table),
+                  string_agg(format('NULL::%s AS %I', format_type(a.atttypid, a.atttypmod), a.attname), ', '
+                             ORDER BY a.attnum), c.relname)
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.oid = p_table.user_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+    GROUP BY c.relname
+$$;
+COMMENT ON FUNCTION mailroom.facts_query IS
+    'Returns the query that evaluates the expressions of an adopted table as its triggers do, on no row; it fails if they '
+    'do not fit.';
 
-CREATE FUNCTION mailroom.adoption_faults() RETURNS TABLE (user_table text, fault text, remedy text)
+-- What the expressions do, they do with the rights of the table's owner: so this calls the functions, for no user.
+CREATE FUNCTION mailroom.adoption_faults() RETURNS TABLE (user_table text, fault text, remedy text, works boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
-    adopted mailroom.adopted;
-    again   text;
+    it_works CONSTANT text := 'MR000';
+    pinned   CONSTANT text := current_setting('search_path');
+    adopted  mailroom.adopted;
+    again    text;
+    schemas  name[];
 BEGIN
     FOR adopted IN SELECT a.* FROM mailroom.adopted a ORDER BY a.adopted_at LOOP
         user_table := adopted.user_table::text;
         again := format('run `mailroom adopt %s --apply` again', user_table);
+        works := false;
         IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = adopted.user_table) THEN
             fault := format('the table with the number %s was dropped, and is adopted', user_table);
             remedy := format('run `mailroom adopt %s --drop`', user_table);
@@ -403,17 +432,41 @@ BEGIN
         LOOP
             RETURN NEXT;
         END LOOP;
+        FOR fault IN
+            SELECT CASE WHEN NOT p.prosecdef THEN format('mailroom.%I is not SECURITY DEFINER any more', p.proname)
+                        WHEN e.of_mailroom AND p.proowner = n.nspowner
+                            THEN format('%I may not call mailroom.%I', pg_get_userbyid(w.proowner), p.proname)
+                        ELSE format('mailroom.%I belongs to %I', p.proname, pg_get_userbyid(p.proowner)) END
+            FROM (VALUES ('watch_', false), ('lock_', false), ('activate_', false), ('report_', true)) e (kind, of_mailroom)
+            JOIN pg_namespace n ON n.nspname = 'mailroom'
+            JOIN pg_class c ON c.oid = adopted.user_table
+            JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = e.kind || adopted.name
+            LEFT JOIN pg_proc w ON e.of_mailroom AND w.pronamespace = n.oid AND w.proname = 'watch_' || adopted.name
+            WHERE NOT p.prosecdef
+               OR p.proowner NOT IN (n.nspowner, c.relowner) AND NOT pg_has_role(p.proowner, n.nspowner, 'MEMBER')
+               OR e.of_mailroom AND p.proowner <> n.nspowner
+               OR NOT has_function_privilege(w.proowner, p.oid, 'EXECUTE')
+               OR NOT has_schema_privilege(w.proowner, n.oid, 'USAGE')
+        LOOP
+            fault := format('%s: %s', user_table, fault);
+            remedy := again;
+            RETURN NEXT;
+        END LOOP;
+        IF to_regprocedure(format('mailroom.%I(regclass, text, mailroom.user_state[], boolean)',
+                                  'report_' || adopted.name)) IS NULL THEN
+            fault := format('%s: mailroom.%I does not exist', user_table, 'report_' || adopted.name);
+            remedy := again;
+            RETURN NEXT;
+        END IF;
         BEGIN
-            PERFORM mailroom.check_facts(adopted);
             IF current_setting('transaction_read_only') = 'off' THEN
                 PERFORM mailroom.lock_user(adopted.user_table, NULL);
+                PERFORM mailroom.activate_user(adopted.user_table, NULL);
             END IF;
-            IF adopted.on_activation IS NOT NULL
-               AND NOT has_function_privilege(format('mailroom.%I(text)', 'activate_' || adopted.name), 'EXECUTE') THEN
-                RAISE insufficient_privilege USING MESSAGE = format('permission denied for function activate_%s',
-                                                                    adopted.name);
-            END IF;
+            RAISE EXCEPTION USING ERRCODE = it_works;
         EXCEPTION
+            WHEN SQLSTATE 'MR000' THEN
+                NULL;
             WHEN insufficient_privilege THEN
                 fault := format('%s: %s', user_table, SQLERRM);
                 remedy := format('grant it again to %s, the owner of Mailroom''s schema, or to the owner of the table; '
@@ -424,10 +477,24 @@ BEGIN
                 remedy := again || ', with the options that name what changed';
                 RETURN NEXT;
         END;
+        PERFORM set_config('search_path', adopted.search_path, true);
+        schemas := pg_catalog.current_schemas(false);
+        PERFORM pg_catalog.set_config('search_path', pinned, true);
+        FOR fault, remedy IN
+            SELECT format('every user may CREATE in the schema %I, which the search_path of %s reaches', n.nspname,
+                          user_table),
+                   format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', n.nspname)
+            FROM pg_namespace n
+            WHERE n.nspname = ANY (schemas) AND has_schema_privilege('public', n.oid, 'CREATE')
+        LOOP
+            works := true;
+            RETURN NEXT;
+        END LOOP;
     END LOOP;
 END $$;
 COMMENT ON FUNCTION mailroom.adoption_faults IS
-    'Returns why an adopted table does not work any more: a column, a trigger, a right or the table itself is gone.';
+    'Returns why an adopted table does not work any more: a column, a trigger, a right or the table itself is gone. If it '
+    'works, there is a risk.';
 
 CREATE FUNCTION mailroom.adopted_count() RETURNS bigint
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
