@@ -53,7 +53,9 @@ SET_UP: Final = """SELECT pg_catalog.set_config('search_path', {}, true),
 """
 VERSION: Final = re.compile(r"(?<=^RETURN )\d+(?=;$)", re.MULTILINE)
 CREATED: Final = re.compile(
-    r"^CREATE (?:(SCHEMA|TYPE|TABLE|FUNCTION) ([\w.]+)|TRIGGER (\w+)\s[^;]*?\bON ([\w.]+))", re.MULTILINE
+    r"^(?:CREATE (SCHEMA|TYPE|TABLE|FUNCTION) ([\w.]+)|CREATE TRIGGER (\w+)\s[^;]*?\bON ([\w.]+)"
+    r"|ALTER TABLE ([\w.]+) ADD CONSTRAINT (\w+))",
+    re.MULTILINE,
 )
 
 FUNCTIONS: Final = """
@@ -123,7 +125,11 @@ def copied(name: str) -> tuple[str, str]:
     version = [*FILES].index(name) + 1
     files = [text_of(each) for each in FILES[name]]
     dropped = [
-        f"DROP TRIGGER {found[3]} ON {found[4]};" if found[3] else f"DROP {found[1]} {found[2]};"
+        f"DROP TRIGGER {found[3]} ON {found[4]};"
+        if found[3]
+        else f"ALTER TABLE {found[5]} DROP CONSTRAINT {found[6]};"
+        if found[5]
+        else f"DROP {found[1]} {found[2]};"
         for found in CREATED.finditer("".join(files))
     ]
     if version == 1:

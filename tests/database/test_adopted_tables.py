@@ -272,7 +272,7 @@ def test_a_renamed_table_is_adopted_again_with_what_was_said(db: Db) -> None:
     run(db, "ALTER TABLE persons RENAME email TO address")
     adopt(db, "persons", email="address")
     assert ("consumed", "1") == consume(db, "1")
-    assert [("activate_persons",), ("lock_persons",), ("watch_persons",)] == run(
+    assert [("activate_persons",), ("lock_persons",), ("report_persons",), ("watch_persons",)] == run(
         db,
         "SELECT proname FROM pg_proc WHERE proname LIKE '%%_persons' OR proname LIKE '%%_people' ORDER BY 1",
     )
@@ -320,9 +320,12 @@ def owners(empty_database: str, owned_database: str) -> Iterator[tuple[Db, Db]]:
 def test_without_superuser_and_with_another_owner_of_the_table(owners: tuple[Db, Db]) -> None:
     owner, admin = owners
     adopt(owner, "app.people", **CONFIRMED)
-    assert [(f"{owner.info.user}_app",)] * 2 == run(
+    assert [(f"{owner.info.user}_app",)] * 3 == run(
         admin,
-        "SELECT pg_get_userbyid(proowner)::text FROM pg_proc WHERE proname ~ '^(lock|activate)_app_people'",
+        "SELECT pg_get_userbyid(proowner)::text FROM pg_proc WHERE proname ~ '^(lock|activate|watch)_app_'",
+    )
+    assert [(owner.info.user,)] == run(
+        admin, "SELECT pg_get_userbyid(proowner)::text FROM pg_proc WHERE proname ~ '^report_app_people'"
     )
     assert [] == run(owner, "SELECT * FROM mailroom.adoption_faults()")
     admin.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(f"{owner.info.user}_app")))
@@ -346,7 +349,7 @@ def test_a_user_who_has_rights_on_the_table_only_adopts_it(owners: tuple[Db, Db]
     run(admin, "INSERT INTO app.people (email) VALUES ('a@example.com')")
     assert ("consumed", "1") == consume(owner, "1")
     admin.execute(sql.SQL("REVOKE UPDATE ON app.people FROM {}").format(me))
-    ((_, fault, remedy),) = run(owner, "SELECT * FROM mailroom.adoption_faults()")
+    ((fault, remedy),) = run(owner, "SELECT fault, remedy FROM mailroom.adoption_faults()")
     assert ("app.people: permission denied for table people", True) == (
         fault,
         "grant it again" in str(remedy),
@@ -373,7 +376,142 @@ def test_row_level_security_that_hides_users_is_an_error_before_anything_is_lost
         assert [None] == ended(owner, key)
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="security policy"):
         run(owner, "SELECT mailroom.send('password_recovery', user_id => '1')")
-    ((_, fault, _),) = run(owner, "SELECT * FROM mailroom.adoption_faults()")
+    ((fault,),) = run(owner, "SELECT fault FROM mailroom.adoption_faults()")
     assert "row-level security" in str(fault)
     run(admin, "ALTER TABLE app.people NO FORCE ROW LEVEL SECURITY")
     assert ("consumed", "3") == consume(owner, "3")
+
+
+@pytest.fixture
+def tables_owner(owners: tuple[Db, Db]) -> Iterator[tuple[Db, Db, str]]:
+    """Mailroom's owner, the owner of an adopted table, and the end of the names of its functions."""
+    owner, admin = owners
+    adopt(owner, "app.people", **CONFIRMED)
+    ((name,),) = run(owner, "SELECT name FROM mailroom.adopted")
+    admin.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(f"{owner.info.user}_app")))
+    yield owner, admin, str(name)
+    admin.execute("RESET ROLE")
+
+
+def test_expressions_have_the_rights_of_the_tables_owner(tables_owner: tuple[Db, Db, str]) -> None:
+    owner, own, _ = tables_owner
+    role = f"{owner.info.user}_app"
+    run(own, "CREATE TABLE app.seen (who text)")
+    run(
+        own,
+        "CREATE FUNCTION app.look(at text) RETURNS boolean LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO app.seen VALUES (current_user); RETURN at IS NULL; END $$",
+    )
+    adopt(owner, "app.people", pending_when="app.look(NULLIF(confirmed, false)::text)")
+    run(own, "INSERT INTO app.people (email) VALUES ('a@example.com')")
+    run(own, "UPDATE app.people SET email = 'b@example.com'")
+    assert ("consumed", "1") == consume(owner, "1")
+    assert ["b@example.com"] == [
+        email for (email,) in run(owner, "SELECT email FROM tokens WHERE consumed_at IS NOT NULL")
+    ]
+    assert [] == run(owner, "SELECT * FROM mailroom.adoption_faults()")
+    assert [(role,)] == run(own, "SELECT DISTINCT who FROM app.seen")
+
+
+def test_an_immutable_function_of_the_tables_owner_is_never_mailrooms(
+    tables_owner: tuple[Db, Db, str],
+) -> None:
+    """PostgreSQL calls an immutable function while it plans a query, even one that reads no row."""
+    owner, own, _ = tables_owner
+    run(
+        own,
+        "CREATE FUNCTION app.trap() RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS"
+        f" $$ BEGIN IF current_user <> '{owner.info.user}_app' THEN RAISE 'trapped'; END IF;"
+        " RETURN true; END $$",
+    )
+    adopt(owner, "app.people", pending_when="app.trap()")
+    run(own, "INSERT INTO app.people (email) VALUES ('a@example.com')")
+    assert [] == run(owner, "SELECT * FROM mailroom.adoption_faults()")
+    assert ["a@example.com"] == live(owner, "1")
+
+
+def test_a_tables_owner_reports_on_the_own_table_only(tables_owner: tuple[Db, Db, str]) -> None:
+    owner, own, name = tables_owner
+    run(owner, f"CREATE SCHEMA other; CREATE TABLE other.people (id serial PRIMARY KEY, {COLUMNS})")
+    adopt(owner, "other.people", **CONFIRMED)
+    run(owner, "INSERT INTO other.people (email) VALUES ('a@example.com')")
+    ((table, other),) = run(
+        owner, "SELECT user_table::oid, name FROM mailroom.adopted WHERE name <> %s", name
+    )
+    said: list[str] = []
+    own.add_notice_handler(lambda one: said.append(str(one.message_primary)))
+    users = "ARRAY[ROW('1', 'evil@example.com', NULL, NULL, 'provisioned', true)]::mailroom.user_state[]"
+    for event in ("INSERT", "UPDATE", "DELETE", "TRUNCATE"):
+        run(own, f"SELECT mailroom.report_{name}({table}, '{event}', {users}, false)")
+        for function in (f"report_{other}({table}", f"users_changed('{other}', {table}"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                run(own, f"SELECT mailroom.{function}, '{event}', {users}, false)")
+    assert 4 == len([one for one in said if "is not adopted" in one])
+    assert [("activation", "1", "a@example.com", None)] == tokens(owner)
+
+
+@pytest.mark.parametrize("kind", ["lock", "activate"])
+def test_a_function_that_would_run_as_mailroom_is_not_called(
+    tables_owner: tuple[Db, Db, str], kind: str
+) -> None:
+    owner, own, name = tables_owner
+    run(own, "INSERT INTO app.people (email) VALUES ('a@example.com')")
+    run(own, f"ALTER FUNCTION mailroom.{kind}_{name} SECURITY INVOKER")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="is not SECURITY DEFINER any more"):
+        consume(owner, "1")
+    assert [None] == ended(owner, "1")
+    faults = run(owner, "SELECT fault, remedy FROM mailroom.adoption_faults()")
+    assert (
+        f"app.people: mailroom.{kind}_{name} is not SECURITY DEFINER any more",
+        "run `mailroom adopt app.people --apply` again",
+    ) == faults[0]
+    adopt(owner, "app.people")
+    assert [] == run(owner, "SELECT * FROM mailroom.adoption_faults()")
+    assert ("consumed", "1") == consume(owner, "1")
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("ALTER FUNCTION mailroom.watch_{0} SECURITY INVOKER", "watch_{0} is not SECURITY DEFINER any more"),
+        ("ALTER FUNCTION mailroom.lock_{0}(text) OWNER TO {1}", "lock_{0} belongs to {1}"),
+        ("REVOKE EXECUTE ON FUNCTION mailroom.report_{0} FROM {2}", "{2} may not call mailroom.report_{0}"),
+        ("REVOKE USAGE ON SCHEMA mailroom FROM {2}", "{2} may not call mailroom.report_{0}"),
+        ("DROP FUNCTION mailroom.report_{0}", "mailroom.report_{0} does not exist"),
+    ],
+)
+def test_functions_that_were_changed_are_reported(
+    tables_owner: tuple[Db, Db, str], statement: str, said: str
+) -> None:
+    owner, admin, name = tables_owner
+    admin.execute("RESET ROLE")
+    role = f"{owner.info.user}_other"
+    admin.execute(f"CREATE ROLE {role}".encode())
+    words = (name, role, f"{owner.info.user}_app")
+    try:
+        run(admin, statement.format(*words))
+        faults = run(owner, "SELECT fault FROM mailroom.adoption_faults()")
+        assert said.format(*words) in str(faults[0])
+    finally:
+        admin.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}".encode())
+
+
+def test_assignments_that_do_not_fit_any_more_are_reported(db: Db) -> None:
+    run(db, f"CREATE TABLE people (id serial PRIMARY KEY, {COLUMNS}, at timestamptz)")
+    run(db, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    run(db, "CREATE TABLE log (n int)")
+    run(
+        db,
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO log VALUES (1); RETURN NULL; END $$",
+    )
+    run(db, "CREATE TRIGGER note AFTER UPDATE ON people FOR EACH STATEMENT EXECUTE FUNCTION note()")
+    adopt(db, "people", on_activation="confirmed = true, at = now()")
+    assert [] == run(db, "SELECT * FROM mailroom.adoption_faults()")
+    assert [] == run(db, "SELECT * FROM log")
+    run(db, "ALTER TABLE people RENAME at TO confirmed_at")
+    ((fault, remedy),) = run(db, "SELECT fault, remedy FROM mailroom.adoption_faults()")
+    assert 'public.people: column "at" of relation "people" does not exist' == fault
+    assert "with the options that name what changed" in str(remedy)
+    adopt(db, "people", on_activation="confirmed = true, confirmed_at = now()")
+    assert [] == run(db, "SELECT * FROM mailroom.adoption_faults()")

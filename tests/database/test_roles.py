@@ -168,6 +168,8 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
         "status_of",
         "random_secret",
         "random_code",
+        "is_sound",
+        "is_incomplete",
     } == allowed(db, APP)
 
 
@@ -188,22 +190,22 @@ def test_the_roles_have_no_more_than_that(with_roles: str, db: Db) -> None:
 
 
 def test_nobody_else_may_call_more_than_the_defaults(db: Db) -> None:
-    """A role that inserts into tokens needs the defaults; no role can call a trigger's function."""
+    """A role that inserts into tokens needs defaults and checks; no role can call a trigger's function."""
     rows = db.execute(
         "SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'mailroom'::regnamespace"
         " AND has_function_privilege('public', p.oid, 'execute') AND p.prorettype <> 'trigger'::regtype"
     ).fetchall()
-    assert {"random_secret", "random_code"} == {name for (name,) in rows}
+    assert {"random_secret", "random_code", "is_sound", "is_incomplete"} == {name for (name,) in rows}
 
 
 def test_no_function_calls_what_its_caller_put_in_its_way(db: Db) -> None:
-    """Each has a search_path of its own, or was bound when it was made; the triggers' two name schemas."""
+    """Each has a search_path of its own, or was bound when it was made; those of tokens name schemas."""
     rows = db.execute(
         "SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'mailroom'::regnamespace"
         " AND p.prosqlbody IS NULL"
         " AND NOT coalesce(p.proconfig && ARRAY['search_path=pg_catalog, pg_temp'], false)"
     ).fetchall()
-    assert {"ring"} == {name for (name,) in rows}
+    assert {"ring", "is_sound", "is_incomplete"} == {name for (name,) in rows}
 
 
 def test_the_application_chooses_no_secret_by_functions_of_its_own(with_roles: str, app: Db, db: Db) -> None:

@@ -227,7 +227,7 @@ def test_hostile_logins_forge_no_rows(db: Db, start: Start) -> None:
 
 def test_what_no_line_can_hold_is_rejected_by_id_and_its_neighbours_go_out(db: Db, start: Start) -> None:
     db.execute("ALTER TABLE accounts DROP CONSTRAINT accounts_login_printable")
-    db.execute("ALTER TABLE tokens DROP CONSTRAINT tokens_login_printable")
+    db.execute("ALTER TABLE tokens DROP CONSTRAINT tokens_sound")
     sign_up_many(db, 3)
     db.execute("INSERT INTO accounts (email, login) VALUES ('evil@example.com', %s)", ["a\nb"])
     ((evil,),) = db.execute("SELECT max(id) FROM tokens").fetchall()

@@ -408,6 +408,7 @@ def test_what_is_wrong_with_an_adopted_table(
     database: str, db: Db, collector: Db, break_it: str, said: str, remedy: str
 ) -> None:
     db.execute(
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC;"
         "CREATE TABLE people (id int PRIMARY KEY, email text, ok boolean) PARTITION BY LIST (id);"
         " CREATE TABLE people_1 PARTITION OF people FOR VALUES IN (1)"
     )
@@ -419,6 +420,21 @@ def test_what_is_wrong_with_an_adopted_table(
     assert ["adopted-tables"] == faults(findings)
     assert said in findings["adopted-tables"].detail
     assert remedy in findings["adopted-tables"].remedy
+
+
+def test_an_adopted_table_whose_path_everybody_may_write_to(database: str, db: Db, collector: Db) -> None:
+    db.execute(
+        "CREATE TABLE people (id int PRIMARY KEY, email text); GRANT CREATE ON SCHEMA public TO PUBLIC"
+    )
+    adopt(db, "people")
+    finding = the_database(database)["adopted-tables"]
+    assert Status.WARNING == finding.state
+    assert (
+        "every user may CREATE in the schema public, which the search_path of public.people reaches"
+        == finding.detail
+    )
+    db.execute(finding.remedy.encode())
+    assert Status.OK == the_database(database)["adopted-tables"].state
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailroom.doctor.probe import Probe
-from mailroom.doctor.report import Finding, fault, ok
+from mailroom.doctor.report import Finding, fault, ok, warning
 from mailroom.queue.start_check import RING_FUNCTION
 from mailroom.wording import counted
 
@@ -40,7 +40,7 @@ WHERE c.oid IN (SELECT t.tgrelid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.t
                    OR p.pronamespace = to_regnamespace('mailroom') AND p.proname ~ '^watch_')
 ORDER BY 1
 """
-ADOPTED: Final = "SELECT user_table, fault, remedy FROM mailroom.adoption_faults()"
+ADOPTED: Final = "SELECT fault, remedy, works FROM mailroom.adoption_faults()"
 ADOPTED_COUNT: Final = "SELECT mailroom.adopted_count()"
 
 
@@ -81,10 +81,13 @@ def subscriptions(probe: Probe) -> Finding:
 def adopted(probe: Probe) -> Finding:
     """Adopted tables have the columns, triggers and rights that they had."""
     found = probe.ask(ADOPTED)
-    if found:
+    faults = [(what, remedy) for what, remedy, works in found if not works]
+    if faults:
         return fault(
-            "; ".join(fault for _, fault, _ in found) + ", so users may get no mail",
-            "; ".join(dict.fromkeys(remedy for _, _, remedy in found)),
+            "; ".join(one for one, _ in faults) + ", so users may get no mail",
+            "; ".join(dict.fromkeys(remedy for _, remedy in faults)),
         )
+    if found:
+        return warning("; ".join(one for one, _, _ in found), "; ".join(remedy for _, remedy, _ in found))
     ((tables,),) = probe.ask(ADOPTED_COUNT)
     return ok(f"{counted(tables, 'table')} adopted, in order" if tables else "none")

@@ -14,12 +14,13 @@ SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mai
 
 DROP FUNCTION mailroom.adopted_count;
 DROP FUNCTION mailroom.adoption_faults;
-DROP FUNCTION mailroom.check_facts;
+DROP FUNCTION mailroom.facts_query;
 DROP FUNCTION mailroom.adopted_below;
 DROP FUNCTION mailroom.lacks_activation;
 DROP FUNCTION mailroom.adopted_table;
 DROP FUNCTION mailroom.activate_user;
 DROP FUNCTION mailroom.lock_user;
+DROP FUNCTION mailroom.owners_function;
 DROP FUNCTION mailroom.end_users;
 DROP FUNCTION mailroom.users_changed;
 DROP FUNCTION mailroom.request_activations;
@@ -30,6 +31,7 @@ DROP FUNCTION mailroom.mailable_text;
 DROP FUNCTION mailroom.adoption_of;
 DROP FUNCTION mailroom.user_facts;
 DROP TYPE mailroom.user_change;
+DROP TYPE mailroom.user_state;
 DROP TYPE mailroom.adopted_user;
 DROP TABLE mailroom.adopted;
 DROP FUNCTION mailroom.take_over;
@@ -76,5 +78,5 @@ SELECT mailroom.finish_migration();
 
 -- A trigger does not check who may call its function, but any user that may can attach it to a table.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA mailroom FROM PUBLIC;
--- The user that inserts into tokens calls the columns' defaults.
-GRANT EXECUTE ON FUNCTION mailroom.random_secret(), mailroom.random_code() TO PUBLIC;
+-- The user that inserts into tokens calls the defaults of its columns, its trigger's condition and its check.
+GRANT EXECUTE ON FUNCTION mailroom.random_secret, mailroom.random_code, mailroom.is_sound, mailroom.is_incomplete TO PUBLIC;

@@ -40,8 +40,8 @@ LEFT JOIN pg_catalog.pg_class c ON c.oid = a.user_table
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 ORDER BY a.adopted_at
 """
-CHECK_FACTS: Final = (
-    "SELECT mailroom.check_facts(a) FROM mailroom.adopted a WHERE a.user_table = %s::regclass"
+FACTS_QUERY: Final = (
+    "SELECT mailroom.facts_query(a), a.search_path FROM mailroom.adopted a WHERE a.user_table = %s::regclass"
 )
 FACTS: Final = "SELECT mailroom.user_facts(a) FROM mailroom.adopted a WHERE a.user_table = %s::regclass"
 SET_LOCAL: Final = "SELECT pg_catalog.set_config(%s, %s, true)"
@@ -144,7 +144,11 @@ def plan(connection: psycopg.Connection, name: str, wish: Wish) -> Plan:
         # Triggers would wait for everybody who uses the table.
         with _explained(table.name), connection.transaction(force_rollback=True):
             _run(connection, planned.functions)
-            connection.execute(CHECK_FACTS, [table.name])
+            ((facts, path),) = connection.execute(FACTS_QUERY, [table.name]).fetchall()
+            connection.execute(SET_LOCAL, ["search_path", path])
+            if table.runs_as != table.me:
+                connection.execute(f"SET LOCAL ROLE {table.runs_as}".encode())
+            connection.execute(facts.encode())
     return planned
 
 

@@ -51,6 +51,11 @@ class UserTable:
     search_path: str
 
     @property
+    def runs_as(self) -> str:
+        """With whose rights the expressions are evaluated."""
+        return self.owner if self.can_own else self.me
+
+    @property
     def short_name(self) -> str:
         """What the names of the table's functions end with: short enough for PostgreSQL, and distinct."""
         if self.schema == "public" and SIMPLE_NAME.fullmatch(self.relation):
@@ -122,9 +127,10 @@ $mailroom$;""",
 
 
 def _watch(table: UserTable, columns: Columns) -> list[str]:
-    """The function of the triggers. Its queries stand in it, so that a session plans them once.
+    """The function of the triggers, and the one that it calls, which has the rights of Mailroom's owner.
 
-    A plan that was made for one row has to do for many too. So old and new rows are grouped, not joined.
+    Its queries stand in it, so that a session plans them once. A plan that was made for one row has to do for
+    many too, so old and new rows are grouped, not joined.
     It has no percent sign, which some migration tools take for a parameter.
     """
     name, alias, indent = table.short_name, table.alias, " " * 20
@@ -135,53 +141,44 @@ def _watch(table: UserTable, columns: Columns) -> list[str]:
         f"\n{indent}CASE WHEN ({columns.pending_when}) THEN 'provisioned' WHEN ({columns.active_when})"
         f" THEN 'active'\n{indent}     ELSE 'suspended' END AS status"
     )
-    function = f"mailroom.watch_{name}()"
-    owner = table.mailroom_owner or table.me
+    report = f"mailroom.report_{name}(regclass, text, mailroom.user_state[], boolean)"
     return [
         f"""\
-CREATE OR REPLACE FUNCTION {function} RETURNS trigger
+CREATE OR REPLACE FUNCTION mailroom.report_{name}(
+    at regclass, event text, users mailroom.user_state[], are_many boolean) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER AS $mailroom$
+BEGIN
+    PERFORM mailroom.users_changed({literal(name)}, at, event, users, are_many);
+END $mailroom$;""",
+        *_of_mailroom(table, report),
+        f"""\
+CREATE OR REPLACE FUNCTION mailroom.watch_{name}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = {table.search_path} SET row_security = off AS $mailroom$
 #variable_conflict use_column
 DECLARE
-    mailroom_users mailroom.user_change[];
+    mailroom_users mailroom.user_state[] := '{{}}';
     mailroom_done  integer := 0;
 BEGIN
-    IF pg_trigger_depth() > 1 THEN
-        PERFORM set_config('mailroom.inner_change', 'on', true);
-    END IF;
     LOOP
         BEGIN
             IF TG_OP = 'INSERT' THEN
-                mailroom_users := ARRAY(
-                    SELECT ROW(n.*, NULL, NULL)::mailroom.user_change FROM (SELECT
+                mailroom_users := ARRAY(SELECT ROW(n.*, true)::mailroom.user_state FROM (SELECT
                     {facts}
                     FROM new_users AS {alias}) n
                     WHERE n.status = 'provisioned' LIMIT 10000 OFFSET mailroom_done);
             ELSIF TG_OP = 'UPDATE' THEN
                 mailroom_users := ARRAY(
-                    SELECT ROW(
-                        c.id, max(c.email) FILTER (WHERE c.is_new), max(c.login) FILTER (WHERE c.is_new),
-                        max(c.locale) FILTER (WHERE c.is_new), max(c.status) FILTER (WHERE c.is_new),
-                        max(c.status) FILTER (WHERE NOT c.is_new), max(c.email) FILTER (WHERE NOT c.is_new)
-                    )::mailroom.user_change
-                    FROM (SELECT false AS is_new,
-                    {facts}
-                    FROM old_users AS {alias} UNION ALL SELECT true,
-                    {facts}
-                    FROM new_users AS {alias}) c
-                    GROUP BY c.id
-                    HAVING NOT bool_and(c.is_new)
-                       AND (count(DISTINCT c.status) > 1 OR NOT bool_or(c.is_new)
-                            OR max(c.email) FILTER (WHERE c.is_new)
-                               IS DISTINCT FROM max(c.email) FILTER (WHERE NOT c.is_new))
-                    ORDER BY c.id LIMIT 10000 OFFSET mailroom_done);
+                    SELECT ROW(c.id, c.email, c.login, c.locale, c.status, bool_and(c.is_new)
+                           )::mailroom.user_state FROM (SELECT
+                    {facts}, mailroom_is_new AS is_new
+                    FROM (SELECT true AS mailroom_is_new, * FROM new_users
+                          UNION ALL SELECT false, * FROM old_users) AS {alias}) c
+                    GROUP BY c.id, c.email, c.login, c.locale, c.status HAVING count(*) = 1
+                    ORDER BY c.id OFFSET mailroom_done FETCH FIRST 10000 ROWS WITH TIES);
             ELSIF TG_OP = 'DELETE' THEN
                 mailroom_users := ARRAY(
-                    SELECT ROW(o.id, o.email, o.login, o.locale, NULL, o.status, o.email)
-                           ::mailroom.user_change FROM (SELECT
-                    {facts}
-                    FROM old_users AS {alias}) o
-                    ORDER BY o.id LIMIT 10000 OFFSET mailroom_done);
+                    SELECT ROW({columns.key}::text, NULL, NULL, NULL, NULL, false)::mailroom.user_state
+                    FROM old_users AS {alias} LIMIT 10000 OFFSET mailroom_done);
             END IF;
         EXCEPTION WHEN OTHERS THEN
             RAISE WARNING USING
@@ -189,16 +186,15 @@ BEGIN
                 HINT = 'Run `mailroom doctor`.';
             RETURN NULL;
         END;
-        IF TG_OP = 'TRUNCATE' OR mailroom_users <> '{{}}' THEN
-            PERFORM mailroom.users_changed(TG_RELID, TG_OP, mailroom_users, mailroom_done > 0);
+        IF cardinality(mailroom_users) > 0 OR TG_OP = 'TRUNCATE' OR pg_trigger_depth() > 1 THEN
+            PERFORM mailroom.report_{name}(TG_RELID, TG_OP, mailroom_users, mailroom_done > 0);
         END IF;
-        EXIT WHEN TG_OP = 'TRUNCATE' OR cardinality(mailroom_users) < 10000;
-        mailroom_done := mailroom_done + 10000;
+        EXIT WHEN cardinality(mailroom_users) < 10000;
+        mailroom_done := mailroom_done + cardinality(mailroom_users);
     END LOOP;
     RETURN NULL;
 END $mailroom$;""",
-        *([f"ALTER FUNCTION {function} OWNER TO {owner};"] if owner != table.me else []),
-        f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;",
+        *_owned(table, f"mailroom.watch_{name}()"),
     ]
 
 
@@ -234,7 +230,12 @@ def reverse(name: str, short_name: str) -> list[str]:
 
 def dropped(short_name: str) -> list[str]:
     """What drops a table's functions and triggers, also those of a partition that was detached."""
-    signatures = (f"watch_{short_name}() CASCADE", f"activate_{short_name}(text)", f"lock_{short_name}(text)")
+    signatures = (
+        f"watch_{short_name}() CASCADE",
+        f"report_{short_name}(regclass, text, mailroom.user_state[], boolean)",
+        f"activate_{short_name}(text)",
+        f"lock_{short_name}(text)",
+    )
     return [f"DROP FUNCTION IF EXISTS mailroom.{signature};" for signature in signatures]
 
 
@@ -247,7 +248,7 @@ def literal(text: str) -> str:
 def _owned(table: UserTable, function: str) -> list[str]:
     """With whose rights a function runs, those of the table's owner, and who may call it."""
     written = []
-    owner = table.owner if table.can_own else table.me
+    owner = table.runs_as
     if owner != table.me:
         written.append(f"ALTER FUNCTION {function} OWNER TO {owner};")
         if not table.may_create:
@@ -259,4 +260,16 @@ def _owned(table: UserTable, function: str) -> list[str]:
     written.append(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;")
     if table.mailroom_owner and owner != table.mailroom_owner:
         written.append(f"GRANT EXECUTE ON FUNCTION {function} TO {table.mailroom_owner};")
+    return written
+
+
+def _of_mailroom(table: UserTable, function: str) -> list[str]:
+    """That a function runs with the rights of Mailroom's owner, and that the table's triggers may call it."""
+    owner = table.mailroom_owner or table.me
+    caller = table.runs_as
+    written = [f"ALTER FUNCTION {function} OWNER TO {owner};"] if owner != table.me else []
+    written.append(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;")
+    if caller != owner:
+        written.append(f"GRANT USAGE ON SCHEMA mailroom TO {caller};")
+        written.append(f"GRANT EXECUTE ON FUNCTION {function} TO {caller};")
     return written

@@ -22,7 +22,7 @@ DECLARE
                             "request_sleep", "paused", "recent_workers", "misplaced_tokens", "known_actions",
                             "adoption_faults", "adopted_count", "suppressed"],
         "mailroom_app":    ["send", "consume", "consume_code", "random_secret", "random_code", "suppressed",
-                            "status_of"],
+                            "status_of", "is_sound", "is_incomplete"],
         "mailroom_oncall": ["overview", "known_actions", "paused", "paused_actions", "suppressed", "suppress", "unsuppress", "list_suppressions", "suppression_of",
                             "events_of", "event_counts", "forget", "recent_workers", "tokens_of", "last_tokens", "deliveries_of",
                             "is_dead", "dead_letters", "dead_count", "retry_dead", "drop_dead",
