@@ -11,10 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from support.events import event, hand_out, of, send, tell, unrendered
+from support.events import TAKEN, event, hand_out, of, send, tell, unrendered
 from support.queue_sql import Db, Handed, ask_recovery, claim, claimed_tokens, expire_leases, record, sign_up
-
-TAKEN = ("sent", "delivered", "bounced", "complained", "delayed")
 
 
 def rows(db: Db, text: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from support.queue_sql import Db, Handed, claim, record, sign_up
 
+# The kinds that say that SES took the mail.
+TAKEN = ("sent", "delivered", "bounced", "complained", "delayed")
 AT = "2026-01-01T00:00:00.123Z"
 
 
