@@ -740,3 +740,20 @@ def test_a_deleted_person_is_found_by_the_former_address(db: Db, console: Consol
     assert "o…@example.com" in text(page(console))
     assert "Deleted; mail for <o…@example.com>." in text(page(console, "/why?who=OLD@example.com"))
     assert "Token 1" in text(page(console, "/why?who=m-1"))
+
+
+def test_the_dead_letters_of_a_page_are_retried_at_once(db: Db, console: ConsoleServer) -> None:
+    tokens = [sign_up(db, login) for login in ("a", "b", "c")]
+    record_all(db, "rejected")
+    db.execute("UPDATE accounts SET status = 'suspended' WHERE login = 'a'")
+    html = page(console, "/dead")
+    assert f'name="tokens" value="{tokens[2]},{tokens[1]}"' in html
+    assert "Retry these 2" in text(html)
+    done = post(console, "/dead/retry", f"tokens={tokens[2]}%2C{tokens[0]}")
+    assert (303, "/dead?retried=1.1") == (done.status, done.headers["location"])
+    shown = text(page(console, "/dead?retried=1.1"))
+    assert "1 retried , 1 not, since they may not be mailed any more." in shown
+    assert "Retry these" not in shown
+    assert [tokens[2]] == [token for lease in claim(db) for token in lease.tokens]
+    for body in ("", "tokens=x", "tokens=1%2C", "tokens=" + "1%2C" * 500 + "1"):
+        assert 400 == post(console, "/dead/retry", body).status

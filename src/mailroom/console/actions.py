@@ -22,6 +22,7 @@ from mailroom.settings.collector import QueueSettings
 from mailroom.web.bodies import read_form
 
 MAX_REASON: Final = 500
+MAX_TOKENS: Final = 500
 DECISIONS: Final = ("retry", "renew", "drop")
 
 log = EventLogger("console")
@@ -58,7 +59,7 @@ class ConsoleActions:
         """Retry, renew or drop a dead letter."""
         form = await self._form(request)
         token, decision = request.path_params["token"], request.path_params["decision"]
-        if decision not in DECISIONS or not (token.isascii() and token.isdigit() and len(token) < 20):
+        if decision not in DECISIONS or not _is_token(token):
             raise HTTPException(404, "there is no such page")
         number, reason = int(token), _reason(form) or "in the console"
 
@@ -74,6 +75,20 @@ class ConsoleActions:
         outcome = decided.outcome.replace(" ", "-")
         return RedirectResponse(f"/dead?decided={number}.{outcome}{other}", 303)
 
+    async def retry_shown(self, request: Request) -> Response:
+        """Retry the dead letters of a page."""
+        form = await self._form(request)
+        words = form.get("tokens", "").split(",")
+        if len(words) > MAX_TOKENS or not all(_is_token(word) for word in words):
+            raise HTTPException(400, "the form does not name dead letters")
+        tokens, reason = [int(word) for word in words], _reason(form) or "in the console"
+        decided = await self._do(
+            lambda connection: retry(connection, self._channel, tokens, renew=False, reason=reason)
+        )
+        retried = sum(one.done for one in decided)
+        log.info("decided_all", tokens=len(decided), retried=retried)
+        return RedirectResponse(f"/dead?retried={retried}.{len(decided) - retried}", 303)
+
     async def _form(self, request: Request) -> dict[str, str]:
         if self._read_only:
             raise HTTPException(403, "this console is read-only")
@@ -83,6 +98,10 @@ class ConsoleActions:
         answer = await self._reader.ask(question)
         self._snapshots.forget()
         return answer
+
+
+def _is_token(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _reason(form: dict[str, str]) -> str:

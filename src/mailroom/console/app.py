@@ -63,6 +63,7 @@ def create_app(
             Route("/dead", pages.dead),
             Route("/pause", actions.pause, methods=["POST"]),
             Route("/resume", actions.resume, methods=["POST"]),
+            Route("/dead/retry", actions.retry_shown, methods=["POST"]),
             Route("/dead/{token}/{decision:str}", actions.decide, methods=["POST"]),
             *asset_routes("mailroom.web", "mailroom.console"),
         ],

@@ -52,6 +52,7 @@ LOOKS: Final[Mapping[str, str]] = {
     StoryVerdict.DROPPED: "",
 }
 DECIDED: Final = {"retried", "renewed", "dropped", "valid", "not dead", *WHY_NOT}
+_RETRIED: Final = re.compile(r"([0-9]{1,6})\.([0-9]{1,6})")
 _DECIDED: Final = re.compile(r"([0-9]{1,19})\.([a-z-]{1,20})(?:\.([0-9]{1,19}))?")
 
 
@@ -99,6 +100,8 @@ class ConsolePages:
             "older": older,
             "newest": "/dead" if before != NEWEST else "",
             "decided": _decided(request.query_params.get("decided", "")),
+            "retried": _RETRIED.fullmatch(request.query_params.get("retried", "")),
+            "mailable": [str(letter.token) for letter in letters[:DEAD_PAGE] if not letter.why_not_mailable],
         }
         return self._pages.answer("dead.html", await self._shared("/dead") | values)
 
