@@ -27,6 +27,7 @@ from support.browser import (
     pages_fixture,  # noqa: F401
     screenshots,
 )
+from support.events import event, tell
 from support.queue_sql import Db, claim, reserve, sign_up, sign_up_many
 from support.runs import UNSETTLED, Start, ledger, wait_until
 
@@ -71,6 +72,12 @@ def seed(db: Db) -> None:
     claim(db, 1, worker="mail-1:4711:9f2c")
     for worker, trouble in (("mail-1:4711:9f2c", ""), ("mail-2:815:01ab", "")):
         db.execute("SELECT mailroom.heartbeat(%s, '0.1.0', %s)", [worker, trouble])
+    tell(
+        db,
+        *(event("delivered", message_id=f"m-{number}") for number in range(240)),
+        event("bounced", message_id="b-1", type="permanent", recipient="gone@example.com"),
+        event("delayed", message_id="d-1", recipient="full@example.com"),
+    )
     reserve(db, 1, 14)
 
 
