@@ -54,6 +54,18 @@ def test_mailing_those_from_before(users: Db, database: str) -> None:
         assert requested == mailroom(database, "adopt", "users", "--mail-existing", "--yes").stdout
 
 
+def test_it_adds_actions_of_the_catalogue(users: Db, database: str) -> None:
+    done = mailroom(
+        database, "adopt", "--preset", "devise", "--actions", "email_change,password_changed", "--apply"
+    )
+    assert (0, True) == (done.returncode, "public.users is adopted" in done.stdout), done.stderr
+    assert [("email_change",), ("password_changed",)] == run(
+        users,
+        "SELECT action::text FROM mailroom.actions"
+        " WHERE action::text IN ('email_change', 'password_changed') ORDER BY 1",
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -64,6 +76,8 @@ def test_mailing_those_from_before(users: Db, database: str) -> None:
         (["--apply"], 64, "name the table"),
         (["--preset", "drupal"], 64, "'drupal' is not one of"),
         (["users", "--drop", "--apply"], 64, "--drop"),
+        (["users", "--actions", "invitation"], 64, "--actions needs --apply"),
+        (["users", "--actions", "invitation,party", "--apply"], 64, "party"),
     ],
 )
 def test_what_it_refuses(users: Db, database: str, arguments: list[str], code: int, said: str) -> None:

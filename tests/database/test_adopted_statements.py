@@ -219,6 +219,17 @@ def test_what_was_told_of_a_user(db: Db) -> None:
         assert "  ended: the " in story.text()
 
 
+def test_a_user_is_found_by_the_login(people: Db) -> None:
+    run(people, "INSERT INTO people (email, login) VALUES ('a@example.com', 'ann'), ('b@example.com', 'bea')")
+    run(people, "UPDATE people SET confirmed = true, login = 'anna' WHERE login = 'ann'")
+    run(people, "SELECT mailroom.send('password_recovery', user_id => '1')")
+    for login in ("ann", "anna"):
+        found = [story.mail.action for story in reports.stories(people, login)]
+        assert ["activation", "password_recovery"] == found
+    with pytest.raises(reports.UnknownPerson):
+        reports.stories(people, "Ann")
+
+
 def test_a_code_is_consumed_in_a_language_with_its_user(db: Db) -> None:
     adopt_preset(db, "devise")
     with pytest.raises(psycopg.errors.InvalidParameterValue):

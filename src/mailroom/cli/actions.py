@@ -114,16 +114,21 @@ def actions_add(action: str, yes: bool) -> None:
     It copies the action's table and its templates in all languages, and overwrites nothing. Without a folder
     of your own it only applies the action. Running workers learn of it without a restart.
     """
+    with connected_as_owner() as connection:
+        add_of_catalogue(connection, action, yes=yes)
+
+
+def add_of_catalogue(connection: psycopg.Connection, name: str, *, yes: bool) -> None:
+    """Copy an action of the catalogue into the folder, if there is one, and apply it."""
     from mailroom.operations.action_files import copy
 
-    settings = from_environment(ActionsSettings)
-    chosen = action_argument(action, None)
-    if settings.folder:
-        for path in copy(chosen, settings.folder):
+    folder = from_environment(ActionsSettings).folder
+    chosen = action_argument(name, None)
+    if folder:
+        for path in copy(chosen, folder):
             click.echo(f"{path} written")
-        chosen = action_argument(action, settings.folder)
-    with connected_as_owner() as connection:
-        _apply(connection, {chosen.name: chosen}, yes=yes)
+        chosen = action_argument(name, folder)
+    _apply(connection, {chosen.name: chosen}, yes=yes)
 
 
 @actions.command("apply", epilog=environment_help(ActionsSettings))

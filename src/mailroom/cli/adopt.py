@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mailroom.cli.common import as_table, confirm, connected_as_owner, environment_help, json_option
-from mailroom.settings.collector import DatabaseSettings
+from mailroom.cli.actions import add_of_catalogue
+from mailroom.cli.common import (
+    action_argument,
+    as_table,
+    confirm,
+    connected_as_owner,
+    environment_help,
+    json_option,
+)
+from mailroom.settings.actions import ActionsSettings
 from mailroom.wording import counted
 
 if TYPE_CHECKING:
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 PRESETS = ("django", "devise", "supabase", "fastapi-users")
 
 
-@click.command(epilog=environment_help(DatabaseSettings))
+@click.command(epilog=environment_help(ActionsSettings))
 @click.argument("table", required=False)
 @click.option("--preset", type=click.Choice(PRESETS), help="Begin with the columns of this framework.")
 @click.option("--key", help="The unique column that names a user.  [default: the primary key]")
@@ -35,6 +43,11 @@ PRESETS = ("django", "devise", "supabase", "fastapi-users")
 @click.option(
     "--on-activation", metavar="SQL", help="What a consumed activation sets, as in: confirmed_at = now()"
 )
+@click.option(
+    "--actions",
+    metavar="NAME[,NAME]...",
+    help="With --apply: first add these actions of the catalogue, as `mailroom actions add` does.",
+)
 @click.option("--apply", is_flag=True, help="Run the SQL instead of printing it.")
 @click.option(
     "--mail-existing",
@@ -45,8 +58,8 @@ PRESETS = ("django", "devise", "supabase", "fastapi-users")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def adopt(
-    table: str | None, preset: str | None, apply: bool, mail_existing: bool, drop: bool, yes: bool,
-    as_json: bool, **said: str | None,
+    table: str | None, preset: str | None, actions: str | None, apply: bool, mail_existing: bool,
+    drop: bool, yes: bool, as_json: bool, **said: str | None,
 ) -> None:  # fmt: skip
     """Adopt TABLE, the application's own table of users; without TABLE, list what is adopted.
 
@@ -70,6 +83,11 @@ def adopt(
         table, given = table or name, given.over(wish)
     if apply + mail_existing + drop > 1:
         raise click.UsageError("--apply, --mail-existing and --drop exclude each other")
+    names = [name.strip() for name in (actions or "").split(",") if name.strip()]
+    if names and not apply:
+        raise click.UsageError("--actions needs --apply; beside a migration, run `mailroom actions add`")
+    for name in names:
+        action_argument(name, None)
     with connected_as_owner() as connection:
         if table is None:
             if apply or mail_existing or drop or given != adoption.Wish():
@@ -87,6 +105,8 @@ def adopt(
             if not apply:
                 click.echo(planned.text())
                 return
+            for name in names:
+                add_of_catalogue(connection, name, yes=True)
             adoption.apply(connection, planned)
             click.echo(f"{planned.table.name} is adopted")
 

@@ -300,6 +300,14 @@ BEGIN
                   UNION SELECT d.token, coalesce(x.created_at, d.at)
                   FROM mailroom.written_about(p_who, p_limit) d LEFT JOIN public.tokens x ON x.id = d.token) t
             GROUP BY t.id ORDER BY max(t.created_at) DESC, t.id DESC LIMIT p_limit);
+        -- No index has logins, so this is last.
+        IF cardinality(wanted) = 0 AND owner IS NULL THEN
+            wanted := ARRAY(SELECT t.id FROM public.tokens t
+                            WHERE (t.user_table, t.subject) IN (
+                                SELECT x.user_table, x.subject FROM public.tokens x
+                                WHERE x.login = p_who AND x.user_table IS NOT NULL)
+                            ORDER BY t.created_at DESC, t.id DESC LIMIT p_limit);
+        END IF;
         IF cardinality(wanted) = 0 AND owner IS NULL THEN
             RETURN;
         ELSIF cardinality(wanted) = 0 THEN
