@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from sys import getsizeof
 from typing import Final, NamedTuple
 
@@ -21,6 +22,8 @@ MAX_MESSAGES: Final = 100_000
 # The size of what clients wrote into the calls. The messages of ordinary mails stay far below it.
 MAX_BYTES: Final = 128_000_000
 SPARE_ENTRIES: Final = 10_000
+# About what an event takes without the texts of its mail.
+RECORD_BYTES: Final = 500
 
 
 @dataclass(slots=True)
@@ -33,12 +36,14 @@ class Message:
         received: how often it was received.
         first_received_s: when that was first; 0 for never.
         visible_s: when it can be received again, on the queue's clock.
+        size: about how many bytes it takes.
     """
 
     number: int
     content: Event | str
     sent_s: float
     visible_s: float
+    size: int
     received: int = 0
     first_received_s: float = 0.0
 
@@ -72,9 +77,9 @@ class EventQueue:
     def put(self, content: Event | str, after_s: float = 0) -> Message:
         """Add a message that can be received after this time."""
         self._last += 1
-        message = Message(self._last, content, time.time(), self._clock() + after_s)
+        message = Message(self._last, content, time.time(), self._clock() + after_s, _size(content))
         self._messages[message.number] = message
-        self._bytes += _size(content)
+        self._bytes += message.size
         if after_s > 0:
             heapq.heappush(self._later, (message.visible_s, message.number))
         else:
@@ -104,7 +109,7 @@ class EventQueue:
     def delete(self, number: int) -> None:
         """Delete a message, if it is there."""
         if message := self._messages.pop(number, None):
-            self._bytes -= _size(message.content)
+            self._bytes -= message.size
 
     def next_s(self) -> float:
         """When the next invisible message becomes visible, on the queue's clock; infinity for never."""
@@ -142,5 +147,4 @@ def _size(content: Event | str) -> int:
     if isinstance(content, str):
         return getsizeof(content)
     sending: Sending = content.sending
-    texts = [sending.source, *sending.addresses, *(text for tag in sending.tags for text in tag)]
-    return sum(map(getsizeof, texts)) + getsizeof(content)
+    return RECORD_BYTES + sum(map(len, sending.addresses)) + sum(map(len, chain(*sending.tags)))

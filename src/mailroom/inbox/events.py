@@ -44,6 +44,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "reject": "Reject",
     "rendering_failure": "Rendering Failure",
 }
+SIMULATOR_DOMAIN: Final = "simulator.amazonses.com"
 SIMULATOR: Final[Mapping[str, str]] = {
     "bounce": "bounce",
     "complaint": "complaint",
@@ -105,9 +106,10 @@ class Event(NamedTuple):
 
 def simulated(addresses: tuple[str, ...]) -> str:
     """Return the kind of event in which a mail to these addresses ends without a rule."""
-    found = (_SIMULATED.fullmatch(_plain(address)) for address in addresses)
-    kinds = (SIMULATOR.get(match[1].lower()) for match in found if match)
-    return next(filter(None, kinds), "delivery")
+    for address in addresses:
+        if SIMULATOR_DOMAIN in address.lower() and (match := _SIMULATED.fullmatch(_plain(address))):
+            return SIMULATOR.get(match[1].lower(), "delivery")
+    return "delivery"
 
 
 def write_envelope(event: Event) -> str:

@@ -140,7 +140,8 @@ class Inbox:
             raise ValueError("SES publishes no event about this mail: its call named no configuration set")
         if len(mail.events) >= MAX_EVENTS:
             raise ValueError(f"the mail has {MAX_EVENTS} events already")
-        event = Event(kind, datetime.now(UTC) + timedelta(seconds=after_s), mail.sending, mail.failure)
+        at = datetime.now(UTC)
+        event = Event(kind, at + timedelta(seconds=after_s) if after_s else at, mail.sending, mail.failure)
         mail.events += (event,)
         self.queue.put(event, after_s)
 
