@@ -29,6 +29,16 @@ from support.sqs import NAME, MotoQueue, ScriptedSqs, scripted_sqs
 COUNT = "SELECT count(*)::integer FROM mailroom.events"
 UNREADABLE = "SELECT count(*)::integer FROM mailroom.unreadable_events"
 SENT = "SELECT count(*)::integer FROM mailroom.deliveries WHERE outcome = 'sent'"
+# What `mailroom why` concludes of a mail after each kind of event.
+WHY = {
+    "sent": "SES: sent as ",
+    "delivered": "the recipient's server took it at ",
+    "bounced": "the address takes no mail, as its server said at ",
+    "complained": "the person marked it as spam at ",
+    "delayed": "the recipient's server has not taken it, as of ",
+    "rejected": "SES took it and did not send it, at ",
+    "rendering_failed": "SES: could not render it",
+}
 StartReader = Callable[..., RunProcess]
 
 
@@ -74,7 +84,7 @@ def references(db: Db) -> dict[str, tuple[str, Reference]]:
 
 @pytest.mark.slow
 def test_each_kind_in_each_envelope_through_an_independent_sqs(
-    db: Db, start: Start, monkeypatch: pytest.MonkeyPatch
+    db: Db, database: str, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """moto's SNS wraps what it sends, or sends it raw; it knows nothing of us."""
     people = {f"{kind}-{envelope}": kind for kind in EVERY for envelope in ("raw", "sns", "bridge")}
@@ -111,6 +121,16 @@ def test_each_kind_in_each_envelope_through_an_independent_sqs(
         login for (login,) in suppressed
     }
     assert [(0,)] == db.execute(UNREADABLE).fetchall()
+    failed = db.execute(
+        "SELECT t.login, d.detail FROM mailroom.deliveries d JOIN tokens t ON t.id = d.token"
+        " WHERE d.outcome = 'rejected'"
+    ).fetchall()
+    assert {login for login, kind in people.items() if kind == "rendering_failed"} == {
+        login for login, _ in failed
+    }
+    for login, kind in people.items():
+        told = commands.run("why", login, env=processes.environment(database)).stdout
+        assert WHY[kind] in told, told
 
 
 def test_the_words_of_an_event_are_recorded(db: Db, sqs: ScriptedSqs, start: Start) -> None:
@@ -341,7 +361,7 @@ def test_with_events_a_lost_answer_mails_nobody_twice(
         ses.inbox.queue.clear()
         sign_up_many(db, PEOPLE, f"p{len(events)}-")
         run = start(EVENTS=events, SEND_RATE=100)
-        wait_until(db, UNSETTLED, 0)
+        wait_until(db, UNSETTLED, 0, patience_s=300)
         assert 0 == run.stop()
         mailed = Counter(ses.inbox.counts.by_recipient)
         assert PEOPLE == len(mailed)

@@ -81,9 +81,9 @@ def ledger(db: Db, *columns: str) -> list[tuple[object, ...]]:
     return db.execute(f"SELECT {wanted} FROM mailroom.deliveries ORDER BY id".encode()).fetchall()
 
 
-def wait_until(db: Db, query: str, expected: object) -> None:
+def wait_until(db: Db, query: str, expected: object, patience_s: float = PATIENCE_S) -> None:
     """Wait until a query's one value is as expected."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while (found := db.execute(query.encode()).fetchone()) != (expected,):
         if time.monotonic() > deadline:
             raise AssertionError(f"{query}: {found}, and not {expected}; {ledger(db)[-20:]}")

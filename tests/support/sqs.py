@@ -28,6 +28,15 @@ REFUSALS: Final = {
 }
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that left, which may be when the next test watches standard error."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
 class ScriptedSqs:
     """An SQS with one queue, whose messages come again until they are deleted.
 
@@ -43,8 +52,7 @@ class ScriptedSqs:
         self._changed = threading.Condition()
         self._messages: dict[str, tuple[str, bool]] = {}
         self._sent = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._answer))
-        self._server.daemon_threads = True
+        self._server = QuietServer(("127.0.0.1", 0), _handler(self._answer))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
 

@@ -156,7 +156,7 @@ def account_list(subject: Subject) -> Finding:
         return warning(
             f"SES suppresses {seen} for this account, and {count} of them are not suppressed here: it takes"
             " their mails and delivers none",
-            "import SES's list with `mailroom suppressions import`, or delete them from it in SES's console",
+            f"import SES's list with `mailroom suppressions import`, as {GUIDE} shows",
         )
     return ok(f"SES suppresses {seen} for this account, and all of them are suppressed here")
 
