@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from support.signup import PASSWORD, Site, explained, site_fixture  # noqa: F401
+from support.signup import PASSWORD, Site, at_once, explained, site_fixture  # noqa: F401
 
 WRONG = "Your address seems to be wrong"
 RECORD = "SELECT mailroom.record_events(%s)"
@@ -49,6 +49,14 @@ def test_a_visitor_corrects_an_address_that_bounced(site: Site) -> None:
     assert "/signin?done=active" == site.post("/activate", token=token).headers["location"]
     assert 303 == site.sign_in().status_code
     assert [("zoe", "zoe@example.com")] == site.db.execute("SELECT login, email FROM accounts").fetchall()
+
+
+def test_a_bounce_allows_one_correction(site: Site) -> None:
+    site.sign_up("zoe@exmaple.com")
+    bounce(site, "zoe@exmaple.com")
+    others = ("ann@example.com", "bob@example.com")
+    at_once(8, lambda number: site.post("/correct", email=others[number % 2]))
+    assert 1 == sum(len(site.mails("activation", other)) for other in others)
 
 
 def test_only_a_permanent_bounce_is_told(site: Site) -> None:

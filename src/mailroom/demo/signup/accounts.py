@@ -34,7 +34,11 @@ FIND_BOUNCED: Final = """
 SELECT login, email, locale, hash FROM example.sign_ups
 WHERE id = %s AND mailroom.suppressed(email) = 'bounced'
 """
-CORRECT_SIGN_UP: Final = "UPDATE example.sign_ups SET email = %(new)s WHERE id = %(id)s"
+# Returns no row if it was corrected meanwhile: each bounce allows one correction, which sends one mail.
+CORRECT_SIGN_UP: Final = """
+UPDATE example.sign_ups SET email = %(new)s
+WHERE id = %(id)s AND email = %(old)s AND mailroom.suppressed(email) = 'bounced' RETURNING id::text
+"""
 # The changed address gets a new activation mail, and the old link ends.
 CORRECT_ACCOUNT: Final = """
 UPDATE accounts SET email = %(new)s WHERE login = %(login)s AND status = 'provisioned'
@@ -109,10 +113,11 @@ class Accounts:
         bounced = await self.bounced(sign_up)
         if bounced is None:
             return
-        change = {"id": sign_up, "new": email, "login": bounced.login}
+        change = {"id": sign_up, "old": bounced.email, "new": email, "login": bounced.login}
         with suppress(psycopg.errors.UniqueViolation):  # somebody else got the address meanwhile
             async with self._database.transaction() as connection:
-                await connection.execute(CORRECT_SIGN_UP, change)
+                if await value(connection, CORRECT_SIGN_UP, change) is None:
+                    return
                 if await value(connection, CORRECT_ACCOUNT, change) is None:
                     await _add_account(connection, bounced._replace(email=email))
 
