@@ -153,6 +153,16 @@ def test_others_whose_address_contains_it_are_kept(db: Db, database: str, tmp_pa
     assert (0, {"0"}) == (code, {line.split(": ")[1] for line in printed.splitlines()})
 
 
+def test_a_user_of_an_adopted_table_is_deleted_first(db: Db, database: str, tmp_path: Path) -> None:
+    sign_up(db, "zoe")
+    db.execute("UPDATE tokens SET account = NULL, subject = '7', user_table = 'accounts'")
+    db.execute("DELETE FROM accounts")
+    code, _, error = forget(database, tmp_path, "zoe@example.com", "--yes")
+    assert (65, True) == (code, "a user of an adopted table still has this address" in error)
+    db.execute("UPDATE tokens SET ended_at = now(), ended_as = 'user deleted'")
+    assert 0 == forget(database, tmp_path, "zoe@example.com", "--yes")[0]
+
+
 def test_it_asks_first(database: str, tmp_path: Path) -> None:
     code, _, error = forget(database, tmp_path, ADDRESS)
     assert (64, True) == (code, "without a terminal it needs --yes" in error)

@@ -151,7 +151,7 @@ def test_each_role_may_call_what_its_programs_call_and_nothing_else(with_roles: 
         *console,
     )
     # The doctor, whom a worker's user runs, asks these besides.
-    worker |= {"paused", "recent_workers", "suppressed"}
+    worker |= {"paused", "paused_actions", "recent_workers", "suppressed"}
     # The reader of events.
     worker |= {"record_events", "keep_unreadable"}
     assert {"claim", "pulse", "bell_lock", "record"} <= worker

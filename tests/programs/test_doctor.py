@@ -494,6 +494,17 @@ def test_a_paused_queue_is_reported_with_the_reason(database: str, db: Db, colle
     assert "`mailroom resume`" in findings["pause"].remedy
 
 
+def test_a_paused_action_is_reported_with_the_reason(database: str, db: Db, collector: Db) -> None:
+    db.execute(
+        "UPDATE mailroom.actions SET paused_at = now(), pause_reason = 'no field app' WHERE number = 1"
+    )
+    findings = the_database(database)
+    assert ["pause"] == not_ok(findings)
+    assert findings["pause"].detail.startswith("the action activation is paused since ")
+    assert findings["pause"].detail.endswith(": no field app")
+    assert "`mailroom dead retry`" in findings["pause"].remedy
+
+
 def test_the_troubles_of_workers_that_are_alive_are_reported(database: str, db: Db, collector: Db) -> None:
     for worker, trouble in (("a:1", ""), ("b:2", "Sending paused for zoe@example.com"), ("c:3", "no route")):
         db.execute("SELECT mailroom.heartbeat(%s, '1', %s)", [worker, trouble])

@@ -74,10 +74,15 @@ def cursor(probe: Probe) -> Finding:
 
 
 def pause(probe: Probe) -> Finding:
-    """The queue is not paused."""
+    """Neither the queue nor an action is paused."""
     found = _asked(probe, reports.paused)
     if found.paused_at:
         return warning(found.text(), "run `mailroom resume` to continue")
+    if actions := _asked(probe, reports.paused_actions):
+        return warning(
+            "; ".join(f"{each.what} is {each.reason}" for each in actions),
+            "correct the template, then `mailroom resume` and `mailroom dead retry`",
+        )
     return ok("it is not paused")
 
 

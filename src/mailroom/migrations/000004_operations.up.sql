@@ -723,6 +723,12 @@ BEGIN
         RAISE EXCEPTION 'mailroom: the account % still has this address', owner
             USING ERRCODE = 'object_in_use', HINT = 'Delete the account, or change its address, first.';
     END IF;
+    IF EXISTS (SELECT FROM public.tokens t
+               WHERE t.user_table IS NOT NULL AND t.consumed_at IS NULL AND t.ended_at IS NULL
+                 AND t.expires_at > clock_timestamp() AND mailroom.normal_address(t.email) = form) THEN
+        RAISE EXCEPTION 'mailroom: a user of an adopted table still has this address, and open tokens'
+            USING ERRCODE = 'object_in_use', HINT = 'Delete the user, or change the address, first.';
+    END IF;
 
     place := 'tokens';
     WITH deleted AS (DELETE FROM public.tokens t WHERE mailroom.normal_address(t.email) = form RETURNING t.id)
@@ -785,7 +791,8 @@ END $$;
 COMMENT ON FUNCTION mailroom.forget IS
     'Erases an address, in all its spellings, from Mailroom''s tables, and returns how many rows of each changed: its '
     'tokens are deleted, the ledger and the events keep what happened without saying to whom, and a suppression keeps '
-    'its hash alone. Fails while an account has the address.';
+    'its hash alone. Fails while an account has the address, or a '
+    'user of an adopted table has open tokens for it.';
 
 -- Restores without the cursor.
 --

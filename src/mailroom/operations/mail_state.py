@@ -33,12 +33,17 @@ class Pause:
         """What is paused."""
         return "the queue"
 
-    def text(self) -> str:
-        """The pause in words; empty if the queue is not paused."""
+    @property
+    def reason(self) -> str:
+        """The pause in words, without a remedy; empty if there is none."""
         if self.paused_at is None:
             return ""
         why = plain(mask(self.pause_reason or "no reason was given"))
         return f"paused since {utc(self.paused_at)}: {why}"
+
+    def text(self) -> str:
+        """The pause in words; empty if there is none."""
+        return self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class PausedAction(Pause):
 
     def text(self) -> str:
         """The pause in words, with the remedy."""
-        return f"{Pause.text(self)}; correct the template, then `mailroom resume` and `mailroom dead retry`"
+        return f"{self.reason}; correct the template, then `mailroom resume` and `mailroom dead retry`"
 
 
 @dataclass(frozen=True, slots=True)

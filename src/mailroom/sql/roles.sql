@@ -17,7 +17,7 @@ DO $$
 DECLARE
     called CONSTANT jsonb := '{
         "mailroom_worker": ["schema_version", "claim", "settle", "renew", "release", "record", "reserve",
-                            "record_events", "keep_unreadable",
+                            "record_events", "keep_unreadable", "paused_actions",
                             "next_due", "backlog", "pulse", "heartbeat", "leave", "sleep_lock", "bell_lock",
                             "request_sleep", "paused", "recent_workers", "misplaced_tokens", "known_actions",
                             "adoption_faults", "adopted_count", "suppressed"],
