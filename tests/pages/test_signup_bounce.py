@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from support.signup import PASSWORD, Site, explained, site_fixture  # noqa: F401
+from support.signup import PASSWORD, Site, at_once, explained, site_fixture  # noqa: F401
 
 WRONG = "Your address seems to be wrong"
 RECORD = "SELECT mailroom.record_events(%s)"
@@ -100,6 +100,21 @@ def test_no_answer_tells_whether_a_corrected_address_has_an_account(site: Site) 
     ((token, _),) = site.mails("activation", "max@example.com")
     assert "/signin?done=active" == site.post("/activate", token=token).headers["location"]
     assert 303 == site.sign_in("max@example.com").status_code
+
+
+@pytest.mark.slow
+def test_one_bounce_is_worth_one_mail(site: Site) -> None:
+    site.sign_up("typo@example.com")
+    bounce(site, "typo@example.com")
+    cookies = dict(site.browser.cookies)
+
+    def correct(number: int) -> httpx.Response:
+        with site.new_browser() as browser:
+            browser.cookies.update(cookies)
+            return browser.post("/correct", data={"email": f"victim{number % 2}@example.com"})
+
+    assert {"/sent/signup"} == {answer.headers["location"] for answer in at_once(8, correct)}
+    assert 1 == sum(len(site.mails("activation", f"victim{number}@example.com")) for number in (0, 1))
 
 
 def test_the_cookie_holds_no_answer_about_the_address(site: Site) -> None:

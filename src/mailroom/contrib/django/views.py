@@ -187,11 +187,12 @@ class ActivationAgainView(auth_views.PasswordContextMixin, FormView):
 
     Attributes:
         action: the name of the mail's action.
-        interval: a user gets one mail in it at most.
+        interval: a user gets one mail in it at most. Not longer than the mail's link is valid, so that a user
+            whose link has expired gets another one.
     """
 
     action = ""
-    interval = timedelta(hours=1)
+    interval = timedelta(minutes=15)
     form_class = forms.ActivationAgainForm
     success_url = reverse_lazy("activation_again_done")
     template_name = "mailroom/activation_again.html"
