@@ -270,6 +270,16 @@ def test_a_visitor_and_the_operator_hear_of_a_bounce(staying: Demo, pages: Brows
     fill(link, email="tim-o@example.com", password=PASSWORD)
     expect(link.locator("h1")).to_have_text("Hello tim-o")
 
+    operator = inbox.context.new_page()
+    operator.goto(staying.address("queue"))
+    expect(operator.locator("#tiles")).to_contain_text("Bounced")
+    operator.get_by_role("searchbox").fill(BOUNCING)
+    operator.get_by_role("searchbox").press("Enter")
+    story = operator.locator(".story", has_text="activation").last
+    expect(story.locator(".badge")).to_have_text("bounced")
+    expect(story).to_contain_text("the address takes no mail")
+    expect(story).to_contain_text("550 5.1.1 user unknown")
+
 
 def follow(inbox: Page, subject: str, recipient: str = "zoe@example.com") -> Page:
     """Where the link leads that is in a mail, once it shows in the list, which is not loaded anew."""

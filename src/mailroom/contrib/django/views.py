@@ -187,7 +187,8 @@ class ActivationAgainView(auth_views.PasswordContextMixin, FormView):
 
     Attributes:
         action: the name of the mail's action.
-        interval: a user gets one mail in it at most. It should be the lifetime of the action's link.
+        interval: a user gets one mail in it at most. Not longer than the mail's link is valid, so that a user
+            whose link has expired gets another one.
     """
 
     action = ""

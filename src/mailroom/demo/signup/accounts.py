@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.rows import class_row
@@ -12,6 +12,7 @@ from mailroom.demo.signup.database import Connection, Database, value
 from mailroom.demo.signup.mails import SEND_NOTICE, mail_again
 
 Row = TypeVar("Row")
+Parameters: TypeAlias = "list[Any] | dict[str, Any]"
 
 # Returns no row if the login belongs to an account, or was asked for before.
 ASK_FOR_LOGIN: Final = """
@@ -32,12 +33,12 @@ VALUES (%(login)s, %(email)s, %(locale)s, %(hash)s) RETURNING id::text
 # Mailroom suppresses an address after a permanent bounce, and after a complaint, which is not told.
 FIND_BOUNCED: Final = """
 SELECT login, email, locale, hash FROM example.sign_ups
-WHERE id = %s AND mailroom.suppressed(email) = 'bounced'
+WHERE id = %(id)s AND mailroom.suppressed(email) = 'bounced'
 """
-# Returns no row if it was corrected meanwhile: each bounce allows one correction, which sends one mail.
+# Of several at once, one finds the address that bounced: for each bounce goes out one mail.
 CORRECT_SIGN_UP: Final = """
 UPDATE example.sign_ups SET email = %(new)s
-WHERE id = %(id)s AND email = %(old)s AND mailroom.suppressed(email) = 'bounced' RETURNING id::text
+WHERE id = %(id)s AND mailroom.suppressed(email) = 'bounced' RETURNING login, email, locale, hash
 """
 # The changed address gets a new activation mail, and the old link ends.
 CORRECT_ACCOUNT: Final = """
@@ -106,20 +107,18 @@ class Accounts:
 
     async def bounced(self, sign_up: str) -> SignUp | None:
         """Return a sign-up whose address bounced, or None."""
-        return await self._found(SignUp, FIND_BOUNCED, [sign_up])
+        return await self._found(SignUp, FIND_BOUNCED, {"id": sign_up})
 
     async def correct(self, sign_up: str, email: str) -> None:
         """Give a sign-up whose address bounced another one. Nothing happens to any other."""
-        bounced = await self.bounced(sign_up)
-        if bounced is None:
-            return
-        change = {"id": sign_up, "old": bounced.email, "new": email, "login": bounced.login}
         with suppress(psycopg.errors.UniqueViolation):  # somebody else got the address meanwhile
             async with self._database.transaction() as connection:
-                if await value(connection, CORRECT_SIGN_UP, change) is None:
+                change = {"id": sign_up, "new": email}
+                corrected = await _row(connection, SignUp, CORRECT_SIGN_UP, change)
+                if corrected is None:
                     return
-                if await value(connection, CORRECT_ACCOUNT, change) is None:
-                    await _add_account(connection, bounced._replace(email=email))
+                if await value(connection, CORRECT_ACCOUNT, change | {"login": corrected.login}) is None:
+                    await _add_account(connection, corrected)
 
     async def change_password(self, account: int, password_hash: str) -> Session:
         """Store a new password, which ends all sessions, send a notice, and return a new session."""
@@ -145,13 +144,15 @@ class Accounts:
         async with self._database.transaction() as connection:
             await connection.execute(END_SESSIONS, [account])
 
-    async def _found(self, kind: type[Row], query: str, parameters: list[Any]) -> Row | None:
-        async with (
-            self._database.transaction() as connection,
-            connection.cursor(row_factory=class_row(kind)) as cursor,
-        ):
-            await cursor.execute(query.encode(), parameters)
-            return await cursor.fetchone()
+    async def _found(self, kind: type[Row], query: str, parameters: Parameters) -> Row | None:
+        async with self._database.transaction() as connection:
+            return await _row(connection, kind, query, parameters)
+
+
+async def _row(connection: Connection, kind: type[Row], query: str, parameters: Parameters) -> Row | None:
+    async with connection.cursor(row_factory=class_row(kind)) as cursor:
+        await cursor.execute(query.encode(), parameters)
+        return await cursor.fetchone()
 
 
 async def _add_account(connection: Connection, new: SignUp) -> None:
