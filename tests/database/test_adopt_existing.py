@@ -173,6 +173,20 @@ def test_a_change_of_all_users_looks_at_each_once_with_plans_made_for_one(db: Db
     assert ended_tokens >= users
 
 
+@pytest.mark.slow
+def test_a_change_of_more_users_than_one_part_has(db: Db) -> None:
+    one = adopt_preset(db, "devise")
+    users = 10_001
+    run(db, f"INSERT INTO {one.table} (email) SELECT n || '@example.com' FROM generate_series(1, {users}) n")
+    run(db, f"UPDATE {one.table} SET email = 'new' || email")
+    assert [("address changed", users), (None, users)] == run(
+        db, "SELECT ended_as, count(DISTINCT subject) FROM tokens GROUP BY 1 ORDER BY 1"
+    )
+    assert [(0,)] == run(
+        db, "SELECT count(*) FROM tokens WHERE (ended_at IS NULL) <> (email ~ '^new') OR lane <> 'bulk'"
+    )
+
+
 WRITERS = 32
 ROUNDS = 25
 

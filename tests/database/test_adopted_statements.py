@@ -141,6 +141,32 @@ def test_a_user_without_any_right_on_mailroom_signs_up(people: Db) -> None:
     people.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
+def test_a_sign_up_takes_a_short_way(people: Db) -> None:
+    """Each statement in a function costs what the user's own row does."""
+    try:
+        people.execute("LOAD 'auto_explain'")
+    except psycopg.errors.InsufficientPrivilege:
+        pytest.skip(
+            "the server's user may not LOAD auto_explain, which shows the statements inside a function"
+        )
+    sign_up = "INSERT INTO people (email, login, lang) VALUES ('a@example.com', 'ann', 'de')"
+    for _ in range(6):  # until the session keeps its plans
+        run(people, sign_up)
+    logged: list[str] = []
+    people.add_notice_handler(lambda notice: logged.append(notice.message_primary or ""))
+    run(
+        people,
+        "SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;"
+        " SET client_min_messages = log",
+    )
+    run(people, sign_up)
+    plans = [text for text in logged if "plan:" in text]
+    inserts = [text for text in plans if "Insert on tokens" in text]
+    assert (5, 1) == (len(plans), len(inserts))
+    assert "unnest" not in inserts[0]
+    assert 7 == len(tokens(people))
+
+
 @pytest.mark.parametrize("level", list(IsolationLevel))
 def test_every_isolation_level(people: Db, level: IsolationLevel) -> None:
     people.isolation_level = level

@@ -280,3 +280,16 @@ def test_an_insert_of_a_token_reads_one_check(db: Db) -> None:
     assert 1 == value(
         db, "SELECT count(*) FROM pg_constraint WHERE conrelid = 'tokens'::regclass AND contype = 'c'"
     )
+
+
+def test_a_token_without_an_account_is_in_no_index_of_accounts(db: Db) -> None:
+    assert "(account, id) WHERE (account IS NOT NULL)" in str(
+        value(db, "SELECT pg_get_indexdef('tokens_account_id_idx'::regclass)")
+    )
+    db.execute("SET enable_seqscan = off")
+    for query in (
+        "SELECT FROM tokens WHERE account BETWEEN 1 AND 9 ORDER BY account LIMIT 9",
+        "SELECT FROM tokens WHERE account = 1 AND id > 7 ORDER BY id",
+    ):
+        plan = str(db.execute(f"EXPLAIN (FORMAT JSON) {query}".encode()).fetchall())
+        assert "tokens_account_id_idx" in plan

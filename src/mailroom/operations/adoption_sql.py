@@ -174,7 +174,7 @@ BEGIN
                     FROM (SELECT true AS mailroom_is_new, * FROM new_users
                           UNION ALL SELECT false, * FROM old_users) AS {alias}) c
                     GROUP BY c.id, c.email, c.login, c.locale, c.status HAVING count(*) = 1
-                    ORDER BY c.id OFFSET mailroom_done FETCH FIRST 10000 ROWS WITH TIES);
+                    ORDER BY c.id OFFSET mailroom_done FETCH FIRST 20000 ROWS WITH TIES);
             ELSIF TG_OP = 'DELETE' THEN
                 mailroom_users := ARRAY(
                     SELECT ROW({columns.key}::text, NULL, NULL, NULL, NULL, false)::mailroom.user_state
