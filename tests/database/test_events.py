@@ -241,6 +241,40 @@ def test_unreadable_messages_are_kept_once_and_cut(db: Db) -> None:
     assert [("{", "no JSON", True), (long[:16384], "too long", True)] == kept
 
 
+def retry(db: Db, token: int) -> Handed:
+    """Resume the action of a dead letter, and claim it again."""
+    db.execute("SELECT mailroom.resume('c')")
+    db.execute("SELECT mailroom.retry_dead('c', %s, false, '', 'me')", [[token]])
+    (lease,) = claim(db)
+    return lease
+
+
+def test_a_lost_answer_after_a_retry_becomes_known(db: Db, sent: Handed) -> None:
+    (token,) = sent.tokens
+    tell(db, of(sent, "sent"), unrendered(sent))
+    again = retry(db, token)
+    record(db, again, {token: "unknown"})
+    tell(db, of(again, "sent", message_id="m-2"))
+    expire_leases(db)
+    assert [] == claim(db)
+    assert [("m-2", "known")] == rows(
+        db, "SELECT message_id, result FROM mailroom.deliveries ORDER BY id DESC LIMIT 1"
+    )
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_events_of_a_mail_that_ses_could_not_render_say_nothing_of_its_retry(
+    db: Db, sent: Handed, *, is_killed: bool
+) -> None:
+    (token,) = sent.tokens
+    tell(db, of(sent, "sent"), unrendered(sent))
+    again = retry(db, token)
+    if not is_killed:
+        record(db, again, {token: "unknown"})
+    expire_leases(db)
+    assert [token] == claimed_tokens(db)
+
+
 WHY = "SES could not render the mail: Attribute 'app' is not present"
 
 

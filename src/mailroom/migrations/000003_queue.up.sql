@@ -526,7 +526,12 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
     WHERE e.token = ANY (p_tokens) AND e.kind NOT IN ('rejected', 'rendering_failed') AND d.outcome = 'unknown'
       AND NOT EXISTS (SELECT FROM mailroom.deliveries o
                       WHERE o.token = d.token AND o.fingerprint = d.fingerprint
-                        AND (o.outcome = 'sent' OR o.attempt = d.attempt AND o.id > d.id))
+                        AND (o.outcome = 'sent' AND NOT mailroom.unrendered(o.token, o.id)
+                             OR o.attempt = d.attempt AND o.id > d.id))
+      -- A retry by hand counts its attempts from one again.
+      AND NOT EXISTS (SELECT FROM mailroom.events f
+                      WHERE f.token = e.token AND f.fingerprint = e.fingerprint AND f.message_id = e.message_id
+                        AND f.kind = 'rendering_failed')
     ORDER BY d.token, d.fingerprint, d.id DESC, e.id
 $$;
 COMMENT ON FUNCTION mailroom.known_answers IS
