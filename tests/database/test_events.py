@@ -275,6 +275,39 @@ def test_the_events_of_a_mail_that_ses_could_not_render_say_nothing_of_its_retry
     assert [token] == claimed_tokens(db)
 
 
+@pytest.mark.parametrize("kind", TAKEN)
+def test_a_mail_of_a_killed_worker_that_ses_took_counts_as_sent(db: Db, handed: Handed, kind: str) -> None:
+    (token,) = handed.tokens
+    tell(db, of(handed, kind))
+    assert [] == outcomes(db, token)  # its worker may still record it
+    expire_leases(db)
+    assert [] == claim(db)
+    assert [("sent", "w", "m-1", "zoe@example.com", handed.generation)] == rows(
+        db,
+        "SELECT outcome, worker, message_id, recipient, attempt FROM mailroom.deliveries",
+    )
+    assert [("known", "known from SES's event")] == rows(db, "SELECT result, detail FROM mailroom.deliveries")
+    assert [(0,)] == rows(db, "SELECT count(*) FROM mailroom.leases")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "rejected"},
+        {"kind": "rendering_failed"},
+        {"kind": "sent", "attempt": 2},
+        {"kind": "sent", "fingerprint": "00" * 8},
+    ],
+    ids=str,
+)
+def test_a_mail_of_a_killed_worker_is_sent_again_without_an_event_of_its_attempt(
+    db: Db, handed: Handed, values: dict[str, Any]
+) -> None:
+    tell(db, of(handed, **values))
+    expire_leases(db)
+    assert list(handed.tokens) == claimed_tokens(db)
+
+
 WHY = "SES could not render the mail: Attribute 'app' is not present"
 
 

@@ -501,41 +501,58 @@ COMMENT ON COLUMN mailroom.unreadable_events.received_at IS 'When the row was wr
 COMMENT ON COLUMN mailroom.unreadable_events.digest IS 'The SHA-256 of the whole message, of which one row is kept.';
 
 -- Under the lock of settle_known two readers, or a reader and a claim, write one row for a mail.
-CREATE FUNCTION mailroom.settle_known(p_tokens bigint[]) RETURNS void
+CREATE FUNCTION mailroom.settle_known(p_tokens bigint[], p_attempt integer DEFAULT NULL, p_worker text DEFAULT '')
+RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM mailroom.known_answers(p_tokens)) THEN
+    IF NOT EXISTS (SELECT FROM mailroom.known_answers(p_tokens, p_attempt)) THEN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('mailroom.settle_known', 0));
     INSERT INTO mailroom.deliveries (token, fingerprint, attempt, outcome, result, provider, message_id, detail,
                                      worker, recipient, template, language, subject)
-    SELECT d.token, d.fingerprint, d.attempt, 'sent', 'known', d.provider, k.message_id, 'known from SES''s event',
-           d.worker, d.recipient, d.template, d.language, d.subject
-    FROM mailroom.known_answers(p_tokens) k JOIN mailroom.deliveries d ON d.id = k.delivery;
+    SELECT k.token, k.fingerprint, k.attempt, 'sent', 'known', coalesce(d.provider, 'ses'), k.message_id,
+           'known from SES''s event', coalesce(d.worker, p_worker), coalesce(d.recipient, t.email, ''),
+           coalesce(d.template, ''), coalesce(d.language, ''), coalesce(d.subject, t.subject, '')
+    FROM mailroom.known_answers(p_tokens, p_attempt) k
+    LEFT JOIN mailroom.deliveries d ON d.id = k.delivery
+    LEFT JOIN public.tokens t ON t.id = k.token;
 END $$;
 COMMENT ON FUNCTION mailroom.settle_known IS
-    'Records as sent those of these tokens whose answer was lost, and whose mail SES has taken, as an event of it says.';
+    'Records as sent those of these tokens whose answer was lost, and whose mail SES has taken, as an event of it says. '
+    'p_attempt and p_worker are those of a lease past its time: its worker may have been killed before it recorded the '
+    'answer.';
 
-CREATE FUNCTION mailroom.known_answers(p_tokens bigint[]) RETURNS TABLE (delivery bigint, message_id text)
+CREATE FUNCTION mailroom.known_answers(p_tokens bigint[], p_attempt integer)
+RETURNS TABLE (token bigint, fingerprint bytea, attempt integer, delivery bigint, message_id text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-    SELECT DISTINCT ON (d.token, d.fingerprint) d.id, e.message_id
+    SELECT DISTINCT ON (e.token, e.fingerprint) e.token, e.fingerprint, e.attempt, d.id, e.message_id
     FROM mailroom.events e
-    JOIN mailroom.deliveries d ON d.token = e.token AND d.fingerprint = e.fingerprint AND d.attempt = e.attempt
-    WHERE e.token = ANY (p_tokens) AND e.kind NOT IN ('rejected', 'rendering_failed') AND d.outcome = 'unknown'
+    LEFT JOIN LATERAL (
+        SELECT x.id FROM mailroom.deliveries x
+        WHERE x.token = e.token AND x.fingerprint = e.fingerprint AND x.attempt = e.attempt AND x.outcome = 'unknown'
+          AND NOT EXISTS (SELECT FROM mailroom.deliveries o
+                          WHERE o.token = x.token AND o.fingerprint = x.fingerprint AND o.attempt = x.attempt
+                            AND o.id > x.id)
+        LIMIT 1) d ON true
+    WHERE e.token = ANY (p_tokens) AND e.kind NOT IN ('rejected', 'rendering_failed')
+      AND (d.id IS NOT NULL
+           OR e.attempt = p_attempt
+              AND EXISTS (SELECT FROM public.tokens t
+                          WHERE t.id = e.token AND mailroom.fingerprint(t.secret) = e.fingerprint))
       AND NOT EXISTS (SELECT FROM mailroom.deliveries o
-                      WHERE o.token = d.token AND o.fingerprint = d.fingerprint
-                        AND (o.outcome = 'sent' AND NOT mailroom.unrendered(o.token, o.id)
-                             OR o.attempt = d.attempt AND o.id > d.id))
+                      WHERE o.token = e.token AND o.fingerprint = e.fingerprint AND o.outcome = 'sent'
+                        AND NOT mailroom.unrendered(o.token, o.id))
       -- A retry by hand counts its attempts from one again.
       AND NOT EXISTS (SELECT FROM mailroom.events f
                       WHERE f.token = e.token AND f.fingerprint = e.fingerprint AND f.message_id = e.message_id
                         AND f.kind = 'rendering_failed')
-    ORDER BY d.token, d.fingerprint, d.id DESC, e.id
+    ORDER BY e.token, e.fingerprint, d.id DESC NULLS LAST, e.id
 $$;
 COMMENT ON FUNCTION mailroom.known_answers IS
-    'Returns the rows of the ledger, of these tokens, whose answer was lost and is known from an event: SES took the mail.';
+    'Returns which mails of these tokens SES took, as an event says, though the answer was lost: the ledger has it as '
+    'unknown (delivery is that row), or the attempt is p_attempt.';
 
 CREATE FUNCTION mailroom.record_events(p_events jsonb) RETURNS TABLE (kind text, is_new boolean, is_known boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
@@ -1208,7 +1225,7 @@ BEGIN
                     leased[n] := false;
                     EXIT;
                 END IF;
-                PERFORM mailroom.settle_known(due.tokens);
+                PERFORM mailroom.settle_known(due.tokens, due.generation, due.worker);
                 -- A sent token is settled, even if the worker that sent it had lost the lease by then.
                 unsettled := ARRAY(
                     SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)

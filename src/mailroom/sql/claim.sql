@@ -182,7 +182,7 @@ BEGIN
                     leased[n] := false;
                     EXIT;
                 END IF;
-                PERFORM mailroom.settle_known(due.tokens);
+                PERFORM mailroom.settle_known(due.tokens, due.generation, due.worker);
                 -- A sent token is settled, even if the worker that sent it had lost the lease by then.
                 unsettled := ARRAY(
                     SELECT p.id FROM unnest(due.tokens) WITH ORDINALITY AS p (id, n)
