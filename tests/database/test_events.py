@@ -375,3 +375,10 @@ def test_a_forged_rendering_failure_does_nothing(db: Db, sent: Handed) -> None:
     tell(db, *given)
     assert [("sent", "")] == outcomes(db, sent.tokens[0])
     assert [] == rows(db, "SELECT * FROM mailroom.paused_actions()")
+
+
+def test_a_rendering_failure_counts_by_the_tags_only(db: Db, sent: Handed) -> None:
+    """The message id stands in the mail's header, which its recipient sees."""
+    tell(db, event("rendering_failed", recipient=""))
+    assert [("sent", "")] == outcomes(db, sent.tokens[0])
+    assert [] == rows(db, "SELECT * FROM mailroom.paused_actions()")

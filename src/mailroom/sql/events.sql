@@ -154,6 +154,8 @@ BEGIN
     LEFT JOIN LATERAL (
         SELECT x.token, x.fingerprint, x.attempt FROM mailroom.deliveries x
         WHERE g.token IS NULL AND x.message_id = g.message_id AND x.message_id <> ''
+          -- A mail's header has its message id, but not the tags: its recipient must not be able to pause an action.
+          AND g.kind <> 'rendering_failed'
         ORDER BY mailroom.normal_address(x.recipient) = mailroom.normal_address(g.recipient) DESC, x.id DESC
         LIMIT 1) d ON true;
 
