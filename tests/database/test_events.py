@@ -382,3 +382,28 @@ def test_a_rendering_failure_counts_by_the_tags_only(db: Db, sent: Handed) -> No
     tell(db, event("rendering_failed", recipient=""))
     assert [("sent", "")] == outcomes(db, sent.tokens[0])
     assert [] == rows(db, "SELECT * FROM mailroom.paused_actions()")
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+@pytest.mark.parametrize("recipient", ["zoe", "zoe@xn--exmple-cua.com"])
+def test_a_bounce_suppresses_the_address_of_the_ledger(
+    db: Db, handed: Handed, recipient: str, *, is_early: bool
+) -> None:
+    """A server may name its mailbox, and SES writes a domain in its own way."""
+    (token,) = handed.tokens
+    if not is_early:
+        record(db, handed, {token: "sent"}, message_ids={token: "m-1"}, recipient="zoe@example.com")
+    tell(db, of(handed, "bounced", type="permanent", recipient=recipient))
+    assert [("bounced",)] == rows(db, "SELECT mailroom.suppressed('Zoe@example.com')")
+
+
+def test_a_bounce_without_tags_suppresses_the_address_of_the_ledger(db: Db, handed: Handed) -> None:
+    (token,) = handed.tokens
+    record(db, handed, {token: "sent"}, message_ids={token: "m-1"}, recipient="zoe@example.com")
+    tell(db, event("bounced", type="permanent", recipient="zoe"))
+    assert [("bounced",)] == rows(db, "SELECT mailroom.suppressed('zoe@example.com')")
+
+
+def test_a_bounce_of_another_token_suppresses_no_address_of_the_ledger(db: Db, sent: Handed) -> None:
+    tell(db, of(sent, "bounced", type="permanent", recipient="zoe", fingerprint="00" * 8))
+    assert [] == rows(db, "SELECT * FROM mailroom.suppressions")

@@ -601,11 +601,22 @@ BEGIN
     SELECT coalesce(array_agg(n::mailroom.events ORDER BY n.id), '{}') INTO added FROM new n;
 
     INSERT INTO mailroom.suppressions (hash, address, reason, source, event)
-    SELECT DISTINCT ON (a.hash) a.hash, a.recipient, a.kind, 'SES', a.id
-    FROM (SELECT e.*, mailroom.address_hash(e.recipient) AS hash FROM unnest(added) e
+    SELECT DISTINCT ON (a.hash) a.hash, a.address, a.kind, 'SES', a.id
+    FROM (SELECT e.kind, e.id, r.n, r.address, mailroom.address_hash(r.address) AS hash
+          FROM unnest(added) e
+          -- The recipient's server may name its own mailbox, and SES writes a domain in its own way.
+          CROSS JOIN LATERAL (
+              SELECT 1, e.recipient
+              UNION ALL
+              SELECT 2, coalesce((SELECT d.recipient FROM mailroom.deliveries d
+                                  WHERE d.token = e.token AND d.fingerprint = e.fingerprint AND d.recipient <> ''
+                                  ORDER BY d.message_id = e.message_id DESC, d.id DESC LIMIT 1),
+                                 (SELECT t.email FROM public.tokens t
+                                  WHERE t.id = e.token AND mailroom.fingerprint(t.secret) = e.fingerprint))
+          ) AS r (n, address)
           WHERE (e.kind = 'bounced' AND e.type = 'permanent' OR e.kind = 'complained' AND e.type <> 'not-spam')
-            AND e.recipient ~ '^[^@]+@[^@]+$') a
-    ORDER BY a.hash, a.id
+            AND r.address ~ '^[^@]+@[^@]+$') a
+    ORDER BY a.hash, a.id, a.n
     ON CONFLICT DO NOTHING;
 
     IF EXISTS (SELECT FROM unnest(added) a WHERE a.token IS NOT NULL) THEN
@@ -636,7 +647,7 @@ END $$;
 COMMENT ON FUNCTION mailroom.record_events IS
     'Records events, given as an array of objects with the columns'' names (the fingerprint as 16 hex digits), and returns '
     'a row for each, in their order: whether it is new, and belongs to a mail of the ledger or of the queue. New ones '
-    'take effect: a permanent bounce or a complaint suppresses the address, a lost answer becomes known, a mail that SES '
+    'take effect: a permanent bounce or a complaint suppresses the address of the event and that of the ledger, a lost answer becomes known, a mail that SES '
     'could not render is rejected and pauses its action. Each new bounce and complaint notifies mailroom_events.';
 
 CREATE FUNCTION mailroom.keep_unreadable(p_texts text[], p_reasons text[]) RETURNS integer
