@@ -407,3 +407,37 @@ def test_a_bounce_without_tags_suppresses_the_address_of_the_ledger(db: Db, hand
 def test_a_bounce_of_another_token_suppresses_no_address_of_the_ledger(db: Db, sent: Handed) -> None:
     tell(db, of(sent, "bounced", type="permanent", recipient="zoe", fingerprint="00" * 8))
     assert [] == rows(db, "SELECT * FROM mailroom.suppressions")
+
+
+def rows_read(db: Db, table: str) -> int:
+    """How many rows of a table this transaction has read."""
+    ((count,),) = rows(
+        db,
+        "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables"
+        " WHERE relid = %s::regclass",
+        [table],
+    )
+    return int(count)
+
+
+def test_events_with_another_fingerprint_cost_a_claim_nothing(db: Db, handed: Handed) -> None:
+    (token,) = handed.tokens
+    record(db, handed, {token: "unknown"})
+    db.execute(
+        "INSERT INTO mailroom.events (kind, token, fingerprint, attempt, at, digest)"
+        " SELECT 'sent', %s, '\\x00', 1, now(), sha256(n::text::bytea) FROM generate_series(1, 2000) n",
+        [token],
+    )
+    with db.transaction():
+        assert [token] == claimed_tokens(db)
+        assert rows_read(db, "mailroom.events") < 10
+
+
+def test_a_message_id_that_many_mails_have_is_searched_in_a_hundred(db: Db) -> None:
+    db.execute(
+        "INSERT INTO mailroom.deliveries (token, attempt, outcome, message_id, recipient)"
+        " SELECT n, 1, 'sent', 'm-1', n || '@example.com' FROM generate_series(1, 2000) n"
+    )
+    with db.transaction():
+        assert [("delivered", True, True)] == tell(db, event("delivered"))
+        assert rows_read(db, "mailroom.deliveries") < 200

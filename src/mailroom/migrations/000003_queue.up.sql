@@ -451,7 +451,7 @@ CREATE TABLE mailroom.events (
                                                  'rendering_failed'))
 );
 CREATE UNIQUE INDEX events_digest_key ON mailroom.events (digest);
-CREATE INDEX events_token_idx ON mailroom.events (token, id) WHERE token IS NOT NULL;
+CREATE INDEX events_token_idx ON mailroom.events (token, fingerprint) WHERE token IS NOT NULL;
 CREATE INDEX events_message_id_idx ON mailroom.events (message_id) WHERE message_id <> '';
 CREATE INDEX events_received_at_idx ON mailroom.events (received_at);
 CREATE INDEX events_unrendered_idx ON mailroom.events (received_at) WHERE kind = 'rendering_failed';
@@ -528,7 +528,12 @@ CREATE FUNCTION mailroom.known_answers(p_tokens bigint[], p_attempt integer)
 RETURNS TABLE (token bigint, fingerprint bytea, attempt integer, delivery bigint, message_id text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT DISTINCT ON (e.token, e.fingerprint) e.token, e.fingerprint, e.attempt, d.id, e.message_id
-    FROM mailroom.events e
+    FROM (SELECT t.id AS token, mailroom.fingerprint(t.secret) AS fingerprint
+          FROM public.tokens t WHERE t.id = ANY (p_tokens)
+          UNION
+          SELECT u.token, u.fingerprint FROM mailroom.deliveries u
+          WHERE u.token = ANY (p_tokens) AND u.outcome = 'unknown') p
+    JOIN mailroom.events e ON e.token = p.token AND e.fingerprint = p.fingerprint
     LEFT JOIN LATERAL (
         SELECT x.id FROM mailroom.deliveries x
         WHERE x.token = e.token AND x.fingerprint = e.fingerprint AND x.attempt = e.attempt AND x.outcome = 'unknown'
@@ -536,7 +541,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
                           WHERE o.token = x.token AND o.fingerprint = x.fingerprint AND o.attempt = x.attempt
                             AND o.id > x.id)
         LIMIT 1) d ON true
-    WHERE e.token = ANY (p_tokens) AND e.kind NOT IN ('rejected', 'rendering_failed')
+    WHERE e.kind NOT IN ('rejected', 'rendering_failed')
       AND (d.id IS NOT NULL
            OR e.attempt = p_attempt
               AND EXISTS (SELECT FROM public.tokens t
@@ -583,10 +588,12 @@ BEGIN
                        left(coalesce(o.event ->> 'diagnostic', ''), 2000) AS diagnostic
                 FROM jsonb_array_elements(p_events) WITH ORDINALITY AS o (event, n)) r) g
     LEFT JOIN LATERAL (
-        SELECT x.token, x.fingerprint, x.attempt FROM mailroom.deliveries x
-        WHERE g.token IS NULL AND x.message_id = g.message_id AND x.message_id <> ''
-          -- A mail's header has its message id, but not the tags: its recipient must not be able to pause an action.
-          AND g.kind <> 'rendering_failed'
+        SELECT x.token, x.fingerprint, x.attempt
+        FROM (SELECT y.* FROM mailroom.deliveries y
+              WHERE g.token IS NULL AND y.message_id = g.message_id AND y.message_id <> ''
+                -- A mail's header has its message id, but not the tags: its recipient must not be able to pause an action.
+                AND g.kind <> 'rendering_failed'
+              LIMIT 100) x
         ORDER BY mailroom.normal_address(x.recipient) = mailroom.normal_address(g.recipient) DESC, x.id DESC
         LIMIT 1) d ON true;
 
@@ -620,7 +627,7 @@ BEGIN
     ON CONFLICT DO NOTHING;
 
     IF EXISTS (SELECT FROM unnest(added) a WHERE a.token IS NOT NULL) THEN
-        PERFORM mailroom.settle_known(ARRAY(SELECT a.token FROM unnest(added) a WHERE a.token IS NOT NULL));
+        PERFORM mailroom.settle_known(ARRAY(SELECT DISTINCT a.token FROM unnest(added) a WHERE a.token IS NOT NULL));
     END IF;
     IF EXISTS (SELECT FROM unnest(added) a WHERE a.kind = 'rendering_failed') THEN
         PERFORM mailroom.fail_unrendered();
