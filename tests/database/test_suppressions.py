@@ -156,10 +156,29 @@ def test_the_application_asks_why(db: Db) -> None:
     assert [("by phone", None)] == found
 
 
-@pytest.mark.parametrize("address", ["", "zoe", "a@b@c", "a\n@b", f"{'a' * 250}@b.de", None])
+NO_ADDRESSES = (
+    *("", "zoe", "a@b@c", "a\n@b", f"{'a' * 250}@b.de", None),
+    *(" zoe@b.de", "zoe@b.de ", "zoe@b. de", "zoe@b.de\u00a0", "Zoe <zoe@b.de>", "<zoe@b.de>"),
+    *("zoe@b.de,", ";zoe@b.de", '"Zoe" zoe@b.de'),
+)
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
 def test_only_an_address_can_be_suppressed(db: Db, address: str | None) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue):
         db.execute("SELECT mailroom.suppress(%s, 'x')", [address])
+
+
+@pytest.mark.parametrize(
+    "address", ["o'zoe+a.b@b.de", '"zoe, a <b>"@b.de', "zoe@[192.0.2.1]", "zoë@büro.example"]
+)
+def test_any_address_can_be_suppressed(db: Db, address: str) -> None:
+    assert suppress(db, address)
+
+
+def test_no_person_suppresses_as_ses(db: Db) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue):
+        db.execute("SELECT mailroom.suppress('a@b.example', 'x', 'SES')")
 
 
 @pytest.mark.parametrize("reason", ["", "  ", None])

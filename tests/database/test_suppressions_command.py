@@ -74,7 +74,9 @@ def test_what_ses_said_is_shown(db: Db, run: Run) -> None:
     assert listed == {name: found[name] for name in listed}
 
 
-@pytest.mark.parametrize("address", ["", "zoe", "a@b@c", "@b", "a@", "a\tb@c.example"])
+@pytest.mark.parametrize(
+    "address", ["", "zoe", "a@b@c", "@b", "a@", "a\tb@c.example", "z@ b.de", "Z <z@b.de>"]
+)
 def test_only_an_address_can_be_added(run: Run, address: str) -> None:
     done = run("add", address, "--reason", "x")
     assert 65 == done.returncode

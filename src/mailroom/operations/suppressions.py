@@ -6,6 +6,7 @@ Promises: a file with faults is imported but for the rows at fault, which are re
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ PAGE: Final = 1000
 NEWEST: Final = (datetime.max.replace(tzinfo=UTC), b"")
 MAX_ADDRESS: Final = 254
 MAX_REASON: Final = 200
+ADDRESS: Final = re.compile(r'(?:"[^"@]+"|[^\s@<>,;"]+)@[^\s@<>,;"]+')
 FIELDS: Final = ("address", "reason", "source", "at")
 
 LIST: Final = "SELECT hash, address, reason, source, at FROM mailroom.list_suppressions(%s, %s, %s)"
@@ -240,7 +242,7 @@ def export_csv(connection: psycopg.Connection, file: IO[str]) -> tuple[int, int]
 
 def _fault(address: str, reason: str) -> str:
     """Why an address cannot be suppressed; empty if it can."""
-    if address.count("@") != 1 or address.startswith("@") or address.endswith("@"):
+    if not ADDRESS.fullmatch(address):
         return f"{plain(mask(address))[:80]!r} is not an address"
     if len(address) > MAX_ADDRESS or plain(address) != address.strip():
         return "the address has more than 254 characters, or a control character"

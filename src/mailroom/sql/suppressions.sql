@@ -79,10 +79,14 @@ COMMENT ON FUNCTION mailroom.any_suppressed IS 'Returns whether any address is s
 CREATE FUNCTION mailroom.suppress(p_email text, p_reason text, p_source text DEFAULT session_user) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
-    IF p_email !~ '^[^@]+@[^@]+$' OR char_length(p_email) > 254 OR coalesce(p_email, '') ~ '[\u0001-\u001f\u007f-\u009f]'
-       OR p_email IS NULL THEN
-        RAISE EXCEPTION 'mailroom: an address to suppress has one @, at most 254 characters and no control character'
-            USING ERRCODE = 'invalid_parameter_value';
+    IF p_email IS NULL OR char_length(p_email) > 254 OR p_email ~ '[\u0001-\u001f\u007f-\u009f]'
+       OR p_email !~ '^("[^"@]+"|[^\s\u00a0@<>,;"]+)@[^\s\u00a0@<>,;"]+$' THEN
+        RAISE EXCEPTION 'mailroom: an address to suppress has one @, at most 254 characters, and no space, control '
+                        'character, name or second address'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give the bare address, such as zoe@example.com.';
+    ELSIF p_source = 'SES' THEN
+        RAISE EXCEPTION 'mailroom: the source SES is that of suppressions by its events'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave the source out, or name a person.';
     ELSIF coalesce(p_reason, '') !~ '\S' THEN
         RAISE EXCEPTION 'mailroom: a suppression needs a reason' USING ERRCODE = 'invalid_parameter_value';
     END IF;
