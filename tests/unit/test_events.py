@@ -115,6 +115,16 @@ def test_the_address_is_the_one_that_was_mailed_not_the_one_it_was_forwarded_to(
     assert [FACTS["bounced"]] == read(raw(content))
 
 
+@pytest.mark.parametrize("reported", [[{"emailAddress": "ada"}], [{"emailAddress": ""}], [{}], []])
+def test_a_report_without_the_address_is_about_the_one_that_was_mailed(reported: list[Event]) -> None:
+    bounce, complaint = ses_events.bounced(), ses_events.complained()
+    bounce["bounce"]["bouncedRecipients"] = reported
+    complaint["complaint"]["complainedRecipients"] = reported
+    (bounced,), (complained,) = read(raw(bounce)), read(raw(complaint))
+    assert ("bounced", "permanent", "ada@example.com") == (bounced.kind, bounced.type, bounced.recipient)
+    assert ("complained", "ada@example.com") == (complained.kind, complained.recipient)
+
+
 def test_each_recipient_of_a_mail_of_others_gets_a_fact() -> None:
     content = ses_events.sent()
     content["mail"]["destination"] = ["ada@example.com", "Grace <grace@example.com>"]
