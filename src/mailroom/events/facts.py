@@ -15,9 +15,8 @@ from email.utils import parseaddr
 from typing import Any, Final, NamedTuple
 
 from mailroom.events.envelopes import Event, Unreadable
-from mailroom.tokens import TOKEN_CHARACTERS
 from mailroom.transports import tags
-from mailroom.transports.redaction import REDACTED, shortened
+from mailroom.transports.redaction import REDACTED, redacted, shortened
 
 MAX_RECIPIENTS: Final = 50  # of one mail, in SES
 MAX_NAME: Final = 100
@@ -29,7 +28,12 @@ IGNORED: Final = ("Open", "Click", "Subscription")
 # A report that takes a mail out of the spam folder.
 NO_COMPLAINT: Final = "not-spam"
 
-_TOKEN: Final = re.compile(f"[A-Za-z0-9_-]{{{TOKEN_CHARACTERS}}}")
+# A line break, also as JSON writes it; quoted-printable has "=" before it.
+_BREAK: Final = r"=?(?:\\+r|\r)?(?:\\+n|\n)[ \t]*"
+# A token or a large part of one, and no id of hexadecimal digits, such as SES's message ids.
+_TOKEN: Final = re.compile(
+    rf"(?![0-9a-f-]{{30,85}}(?![\w-]))[A-Za-z0-9_-](?:(?:{_BREAK})?[A-Za-z0-9_-]){{29,}}"
+)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -259,7 +263,12 @@ def _words(part: Event, name: str) -> str | None:
     value = part.get(name)
     if not isinstance(value, str):
         return None
-    return shortened(_TOKEN.sub(REDACTED, _storable(value[:MAX_WORDS])), ()) or None
+    return shortened(without_secrets(_storable(value[:MAX_WORDS])), ()) or None
+
+
+def without_secrets(text: str) -> str:
+    """A text without codes and tokens, also those that a line break divides."""
+    return redacted(_TOKEN.sub(REDACTED, text), ())
 
 
 def _text(value: object, most: int) -> str | None:
