@@ -175,6 +175,23 @@ def test_what_cannot_be_read_is_kept_and_disturbs_no_other(
     assert 'events.unreadable count=2 reason="not a JSON object"' in reader.log()
 
 
+def test_what_cannot_be_read_is_kept_without_secrets_and_each_message_once(
+    db: Db, database: str, sqs: ScriptedSqs, start_reader: StartReader
+) -> None:
+    token = "aB3-" * 21 + "xy"
+    event = ses_events.bounced(to="nobody")
+    words = f"554 spam: ?token={token[:50]}=\r\n{token[50:]} code 12345"
+    event["bounce"]["bouncedRecipients"][0]["diagnosticCode"] = words
+    sqs.send(raw(event), "x!" * 33_000 + "one", "x!" * 33_000 + "two")
+    reader = start_reader(database, sqs.url)
+    wait_until(db, UNREADABLE, 3)
+    wait_until_left(sqs, 0)
+    (text,) = [text for (text,) in db.execute("SELECT text FROM mailroom.unreadable_events") if "554" in text]
+    assert 2 == text.count("[redacted]"), text
+    assert not any(part in text for part in ("aB3-", "-xy", "code 12345")), text
+    assert 0 == reader.stop()
+
+
 @pytest.mark.parametrize("refusal", ["throttled", "no queue", "no right", "away", "garbage"])
 def test_no_trouble_of_the_queue_stops_the_sending_or_loses_an_event(
     db: Db, sqs: ScriptedSqs, start: Start, refusal: str
