@@ -245,6 +245,19 @@ def test_what_cannot_be_deleted_comes_again_and_changes_nothing(
     assert "events.recorded repeated=1" in reader.log()
 
 
+def test_one_deletion_that_fails_is_no_lasting_trouble(
+    db: Db, database: str, sqs: ScriptedSqs, start_reader: StartReader
+) -> None:
+    """No other message comes: another worker may have deleted those of the deletion that failed."""
+    sqs.refuses = {"DeleteMessageBatch": "no right"}
+    sqs.send(raw(ses_events.delivered()))
+    reader = start_reader(database, sqs.url).wait_for_log("events.not_deleted")
+    sqs.refuses = {}
+    reader.wait_for_log("events.deleted_again")
+    assert 0 == sqs.left()
+    assert 0 == reader.stop()
+
+
 def test_a_message_is_deleted_only_when_its_event_is_committed(
     own_server: PostgresServer, sqs: ScriptedSqs, start_reader: StartReader
 ) -> None:

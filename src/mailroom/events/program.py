@@ -117,6 +117,8 @@ class Reader:
         self._is_busy = asyncio.Event()
         self._deleters = asyncio.Semaphore(CALLS)
         self._deletions: set[asyncio.Task[None]] = set()
+        self._not_deleted: Sequence[Received] = ()
+        self._has_failed = asyncio.Event()
         self._fault, self._failed_at = "", 0.0
         self.waiting: int | None = None
 
@@ -150,7 +152,8 @@ class Reader:
                 self._fault = ""
             log.info("started", queue=self._queue.name)
             helpers = [self._help() for _ in range(CALLS - 1)]
-            await first(self._wait(), *helpers, self._record_all(), self._keep_measuring(), _until(stop))
+            work = self._wait(), *helpers, self._record_all(), self._delete_again(), self._keep_measuring()
+            await first(*work, _until(stop))
             async with asyncio.timeout(FINISH_S):
                 while self._arrived:
                     await self._record_some()
@@ -217,12 +220,23 @@ class Reader:
         try:
             async with self._deleters:
                 failed = await self._deleting.attempt(self._queue.delete, messages)
-            if failed:
+            if failed is None:
+                self._not_deleted = messages
+                self._has_failed.set()
+            elif failed:
                 log.warning("not_deleted", messages=failed)
         finally:
             self._in_hand -= len(messages)
             self._size -= _size(messages)
             self._has_room.set()
+
+    async def _delete_again(self) -> None:
+        """Repeat the deletion that failed last until one works, as there may be none of other messages."""
+        while True:
+            await self._has_failed.wait()
+            while self._deleting.trouble:
+                await self._deleting.attempt(self._queue.delete, self._not_deleted)
+            self._has_failed.clear()
 
     async def _keep_measuring(self) -> None:
         name = "ApproximateNumberOfMessages"
