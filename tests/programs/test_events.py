@@ -218,6 +218,21 @@ def test_no_trouble_of_the_queue_stops_the_sending_or_loses_an_event(
     assert 0 == run.stop()
 
 
+def test_a_right_that_is_missing_is_named_with_its_remedy_and_without_a_traceback(
+    db: Db, sqs: ScriptedSqs, start: Start
+) -> None:
+    port = free_port()
+    run = start(EVENTS=NAME, HTTP=port).wait_for_log("events.started")
+    db.execute("ALTER FUNCTION mailroom.keep_unreadable RENAME TO kept_unreadable")
+    sqs.send("[]")
+    run.wait_for_log("events.failed")
+    warning = json.loads(fetch(port, "/readyz")[1])["warnings"]["events"]
+    assert "keep_unreadable" in warning
+    assert "(try: " in warning
+    assert 0 == run.stop()
+    assert "Traceback" not in run.log()
+
+
 def test_a_queue_that_nobody_reaches_stops_no_sending(
     db: Db, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

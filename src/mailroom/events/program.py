@@ -78,7 +78,7 @@ class Step:
         try:
             value = await in_thread(call, *arguments)
         except MailroomError as error:
-            why = f"{error} (try: {error.hint})" if error.hint else str(error)
+            why = _with_hint(error)
         except Exception as error:  # noqa: BLE001 - no answer of the queue may end the reading
             why = type(error).__name__
         else:
@@ -134,11 +134,18 @@ class Reader:
         while not stop.is_set():
             try:
                 await self.run(stop)
+            except MailroomError as error:
+                why = without_addresses(_with_hint(error))
+                if why != self._fault:
+                    log.error("failed", reason=why)  # noqa: TRY400 - its hint is enough
             except Exception as error:  # noqa: BLE001 - see above
+                why = f"{type(error).__name__}: {without_addresses(str(error))}"
                 log.failure("failed", error)
-                self._failed_at = self._failed_at if self._fault else time.monotonic()
-                self._fault = f"{type(error).__name__}: {without_addresses(str(error))}"
-                await before(asyncio.sleep(AGAIN_S), stop.wait())
+            else:
+                continue
+            self._failed_at = self._failed_at if self._fault else time.monotonic()
+            self._fault = why
+            await before(asyncio.sleep(AGAIN_S), stop.wait())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read until ``stop`` is set; then record what is in hand.
@@ -267,6 +274,10 @@ def open_queue(settings: EventsSettings) -> EventQueue:
         TransportError: botocore's configuration is incomplete.
     """
     return EventQueue(settings.queue, connections=2 * CALLS + 1)
+
+
+def _with_hint(error: MailroomError) -> str:
+    return f"{error} (try: {error.hint})" if error.hint else str(error)
 
 
 def _size(messages: Sequence[Received]) -> int:
