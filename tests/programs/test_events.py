@@ -175,6 +175,23 @@ def test_what_cannot_be_read_is_kept_and_disturbs_no_other(
     assert 'events.unreadable count=2 reason="not a JSON object"' in reader.log()
 
 
+def test_what_cannot_be_read_is_kept_without_secrets_and_each_message_once(
+    db: Db, database: str, sqs: ScriptedSqs, start_reader: StartReader
+) -> None:
+    token = "aB3-" * 21 + "xy"
+    event = ses_events.bounced(to="nobody")
+    words = f"554 spam: ?token={token[:50]}=\r\n{token[50:]} code 12345"
+    event["bounce"]["bouncedRecipients"][0]["diagnosticCode"] = words
+    sqs.send(raw(event), "x!" * 33_000 + "one", "x!" * 33_000 + "two")
+    reader = start_reader(database, sqs.url)
+    wait_until(db, UNREADABLE, 3)
+    wait_until_left(sqs, 0)
+    (text,) = [text for (text,) in db.execute("SELECT text FROM mailroom.unreadable_events") if "554" in text]
+    assert 2 == text.count("[redacted]"), text
+    assert not any(part in text for part in ("aB3-", "-xy", "code 12345")), text
+    assert 0 == reader.stop()
+
+
 @pytest.mark.parametrize("refusal", ["throttled", "no queue", "no right", "away", "garbage"])
 def test_no_trouble_of_the_queue_stops_the_sending_or_loses_an_event(
     db: Db, sqs: ScriptedSqs, start: Start, refusal: str
@@ -199,6 +216,21 @@ def test_no_trouble_of_the_queue_stops_the_sending_or_loses_an_event(
     assert {} == json.loads(fetch(port, "/readyz")[1])["warnings"]
     assert 'mailroom_events_total{kind="sent",type=""} 1.0' in fetch(port, "/metrics")[1]
     assert 0 == run.stop()
+
+
+def test_a_right_that_is_missing_is_named_with_its_remedy_and_without_a_traceback(
+    db: Db, sqs: ScriptedSqs, start: Start
+) -> None:
+    port = free_port()
+    run = start(EVENTS=NAME, HTTP=port).wait_for_log("events.started")
+    db.execute("ALTER FUNCTION mailroom.keep_unreadable RENAME TO kept_unreadable")
+    sqs.send("[]")
+    run.wait_for_log("events.failed")
+    warning = json.loads(fetch(port, "/readyz")[1])["warnings"]["events"]
+    assert "keep_unreadable" in warning
+    assert "(try: " in warning
+    assert 0 == run.stop()
+    assert "Traceback" not in run.log()
 
 
 def test_a_queue_that_nobody_reaches_stops_no_sending(
@@ -226,6 +258,19 @@ def test_what_cannot_be_deleted_comes_again_and_changes_nothing(
     reader.wait_for_log("events.deleted_again")
     assert 0 == reader.stop()
     assert "events.recorded repeated=1" in reader.log()
+
+
+def test_one_deletion_that_fails_is_no_lasting_trouble(
+    db: Db, database: str, sqs: ScriptedSqs, start_reader: StartReader
+) -> None:
+    """No other message comes: another worker may have deleted those of the deletion that failed."""
+    sqs.refuses = {"DeleteMessageBatch": "no right"}
+    sqs.send(raw(ses_events.delivered()))
+    reader = start_reader(database, sqs.url).wait_for_log("events.not_deleted")
+    sqs.refuses = {}
+    reader.wait_for_log("events.deleted_again")
+    assert 0 == sqs.left()
+    assert 0 == reader.stop()
 
 
 def test_a_message_is_deleted_only_when_its_event_is_committed(

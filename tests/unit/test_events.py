@@ -115,6 +115,16 @@ def test_the_address_is_the_one_that_was_mailed_not_the_one_it_was_forwarded_to(
     assert [FACTS["bounced"]] == read(raw(content))
 
 
+@pytest.mark.parametrize("reported", [[{"emailAddress": "ada"}], [{"emailAddress": ""}], [{}], []])
+def test_a_report_without_the_address_is_about_the_one_that_was_mailed(reported: list[Event]) -> None:
+    bounce, complaint = ses_events.bounced(), ses_events.complained()
+    bounce["bounce"]["bouncedRecipients"] = reported
+    complaint["complaint"]["complainedRecipients"] = reported
+    (bounced,), (complained,) = read(raw(bounce)), read(raw(complaint))
+    assert ("bounced", "permanent", "ada@example.com") == (bounced.kind, bounced.type, bounced.recipient)
+    assert ("complained", "ada@example.com") == (complained.kind, complained.recipient)
+
+
 def test_each_recipient_of_a_mail_of_others_gets_a_fact() -> None:
     content = ses_events.sent()
     content["mail"]["destination"] = ["ada@example.com", "Grace <grace@example.com>"]
@@ -182,6 +192,49 @@ def test_no_fact_holds_a_secret_that_a_server_quotes() -> None:
     content["bounce"]["bouncedRecipients"][0]["diagnosticCode"] = words
     (fact,) = read(raw(content))
     assert "550 spam: see https://acme.example/a?t=[redacted] code: [redacted] bye" == fact.diagnostic
+
+
+TOKEN = "aB3-" * 21 + "xy"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"see ?t={TOKEN[:40]}=\r\n{TOKEN[40:]} bye",
+        f"see ?t={TOKEN[:40]}\r\n {TOKEN[40:]} bye",
+        f"see ?t={TOKEN[:80]}=\n{TOKEN[80:]} bye",
+        f"see ?t={TOKEN[:43]} {TOKEN[43:]} bye",
+        json.dumps(f"see ?t={TOKEN[:70]}=\r\n{TOKEN[70:]} bye"),
+        'cannot render {"login":"zoe","code":"12345","code_html":"<b>12345</b>"} bye',
+        "Ihr Code lautet 12345; bye",
+        "12345 is your code; bye",
+        "Code 12 345 bye",
+        "code: 12\r\n345 bye",
+    ],
+)
+def test_no_fact_holds_a_part_of_a_secret(words: str) -> None:
+    content = ses_events.bounced()
+    content["bounce"]["bouncedRecipients"][0]["diagnosticCode"] = words
+    (fact,) = read(raw(content))
+    assert fact.diagnostic
+    assert "[redacted]" in fact.diagnostic
+    assert "bye" in fact.diagnostic
+    assert not any(part in fact.diagnostic for part in ("aB3-", "-xy", "12345", "345"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "550 12345 queued",
+        "250 2.0.0 OK 0102018f3a5b7c9d-3f2a9c1e-1b2c-4d5e-8f90-a1b2c3d4e5f6-000000",
+        "554 the mailbox is not available",
+    ],
+)
+def test_other_words_of_a_server_stay(words: str) -> None:
+    content = ses_events.bounced()
+    content["bounce"]["bouncedRecipients"][0]["diagnosticCode"] = words
+    (fact,) = read(raw(content))
+    assert words == fact.diagnostic
 
 
 TEXT = st.text(max_size=20) | st.sampled_from(["\0", "\ud800", "Bounce", "a@b.example", "2026-01-01"])

@@ -15,9 +15,8 @@ from email.utils import parseaddr
 from typing import Any, Final, NamedTuple
 
 from mailroom.events.envelopes import Event, Unreadable
-from mailroom.tokens import TOKEN_CHARACTERS
 from mailroom.transports import tags
-from mailroom.transports.redaction import REDACTED, shortened
+from mailroom.transports.redaction import REDACTED, redacted, shortened
 
 MAX_RECIPIENTS: Final = 50  # of one mail, in SES
 MAX_NAME: Final = 100
@@ -29,7 +28,12 @@ IGNORED: Final = ("Open", "Click", "Subscription")
 # A report that takes a mail out of the spam folder.
 NO_COMPLAINT: Final = "not-spam"
 
-_TOKEN: Final = re.compile(f"[A-Za-z0-9_-]{{{TOKEN_CHARACTERS}}}")
+# A line break, also as JSON writes it; quoted-printable has "=" before it.
+_BREAK: Final = r"=?(?:\\+r|\r)?(?:\\+n|\n)[ \t]*"
+# A token or a large part of one, and no id of hexadecimal digits, such as SES's message ids.
+_TOKEN: Final = re.compile(
+    rf"(?![0-9a-f-]{{30,85}}(?![\w-]))[A-Za-z0-9_-](?:(?:{_BREAK})?[A-Za-z0-9_-]){{29,}}"
+)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -83,14 +87,15 @@ def facts_of(event: Event) -> list[Fact]:
 
 
 def _sent(_: Event, mail: Event) -> list[Fact]:
-    return [Fact("sent", "", address, _time(mail)) for address in _addresses(mail)]
+    return [Fact("sent", "", address, _time(mail)) for address in _addresses(mail, mail, "destination")]
 
 
 def _delivered(event: Event, mail: Event) -> list[Fact]:
     part = _part(event, "delivery")
     at, words = _time(part, mail), _words(part, "smtpResponse")
     return [
-        Fact("delivered", "", address, at, diagnostic=words) for address in _addresses(part, "recipients")
+        Fact("delivered", "", address, at, diagnostic=words)
+        for address in _addresses(mail, part, "recipients")
     ]
 
 
@@ -101,7 +106,7 @@ def _bounced(event: Event, mail: Event) -> list[Fact]:
     kind = kind if kind in BOUNCE_TYPES else "undetermined"
     return [
         Fact("bounced", "", address, at, None, None, None, kind, subtype, status, words)
-        for address, status, words in _recipients(part, "bouncedRecipients")
+        for address, status, words in _recipients(mail, part, "bouncedRecipients")
     ]
 
 
@@ -114,7 +119,7 @@ def _complained(event: Event, mail: Event) -> list[Fact]:
     )
     return [
         Fact("complained", "", address, at, type=kind, subtype=subtype)
-        for address, _, _ in _recipients(part, "complainedRecipients")
+        for address, _, _ in _recipients(mail, part, "complainedRecipients")
     ]
 
 
@@ -123,13 +128,16 @@ def _delayed(event: Event, mail: Event) -> list[Fact]:
     at, subtype = _time(part, mail), _name(part, "delayType")
     return [
         Fact("delayed", "", address, at, subtype=subtype, status=status, diagnostic=words)
-        for address, status, words in _recipients(part, "delayedRecipients")
+        for address, status, words in _recipients(mail, part, "delayedRecipients")
     ]
 
 
 def _rejected(event: Event, mail: Event) -> list[Fact]:
     words = _words(_part(event, "reject"), "reason")
-    return [Fact("rejected", "", address, _time(mail), diagnostic=words) for address in _addresses(mail)]
+    return [
+        Fact("rejected", "", address, _time(mail), diagnostic=words)
+        for address in _addresses(mail, mail, "destination")
+    ]
 
 
 def _not_rendered(event: Event, mail: Event) -> list[Fact]:
@@ -137,7 +145,7 @@ def _not_rendered(event: Event, mail: Event) -> list[Fact]:
     template, words = _name(part, "templateName"), _words(part, "errorMessage")
     return [
         Fact("rendering_failed", "", address, _time(mail), subtype=template, diagnostic=words)
-        for address in _addresses(mail)
+        for address in _addresses(mail, mail, "destination")
     ]
 
 
@@ -154,17 +162,10 @@ _READERS: Final[Mapping[str, Callable[[Event, Event], list[Fact]]]] = {
 
 
 def _about(mail: Event, fact: Fact) -> Fact:
-    """The fact with what ``mail`` says: its id, and the tags.
-
-    A report names the mailbox that a server forwarded the mail to. The mail's only recipient is the address
-    that Mailroom knows.
-    """
+    """The fact with what ``mail`` says: its id, and the tags."""
     message_id = _text(mail.get("messageId"), MAX_MESSAGE_ID)
     if not message_id:
         raise Unreadable("mail.messageId: missing")
-    destination = mail.get("destination")
-    if isinstance(destination, list) and len(destination) == 1:
-        fact = fact._replace(recipient=_address("mail.destination", destination[0]))
     fact = fact._replace(message_id=message_id)
     reference = tags.read(_tags(mail))
     if reference is None:
@@ -205,18 +206,33 @@ def _time(*parts: Event) -> str:
     raise Unreadable("timestamp: not a time")
 
 
-def _addresses(part: Event, name: str = "destination") -> list[str]:
-    return [_address(name, one) for one in _list(part, name)]
+def _only_recipient(mail: Event) -> str | None:
+    """The address of a mail to one person.
+
+    A report may name no address, or the mailbox that a server forwarded the mail to, so it is not read then.
+    """
+    destination = mail.get("destination")
+    if isinstance(destination, list) and len(destination) == 1:
+        return _address("mail.destination", destination[0])
+    return None
 
 
-def _recipients(part: Event, name: str) -> list[tuple[str, str | None, str | None]]:
+def _addresses(mail: Event, part: Event, name: str) -> list[str]:
+    only = _only_recipient(mail)
+    return [only] if only else [_address(name, one) for one in _list(part, name)]
+
+
+def _recipients(mail: Event, part: Event, name: str) -> list[tuple[str, str | None, str | None]]:
     """The address, the status and the diagnostic of each recipient in a report."""
+    only = _only_recipient(mail)
+    if only and part.get(name) == []:
+        return [(only, None, None)]
     found = []
     for one in _list(part, name):
         if not isinstance(one, dict):
             raise Unreadable(f"{name}: not a list of objects")
         status, words = _name(one, "status"), _words(one, "diagnosticCode")
-        found.append((_address(name, one.get("emailAddress")), status, words))
+        found.append((only or _address(name, one.get("emailAddress")), status, words))
     return found
 
 
@@ -247,7 +263,12 @@ def _words(part: Event, name: str) -> str | None:
     value = part.get(name)
     if not isinstance(value, str):
         return None
-    return shortened(_TOKEN.sub(REDACTED, _storable(value[:MAX_WORDS])), ()) or None
+    return shortened(without_secrets(_storable(value[:MAX_WORDS])), ()) or None
+
+
+def without_secrets(text: str) -> str:
+    """A text without codes and tokens, also those that a line break divides."""
+    return redacted(_TOKEN.sub(REDACTED, text), ())
 
 
 def _text(value: object, most: int) -> str | None:

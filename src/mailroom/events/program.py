@@ -78,7 +78,7 @@ class Step:
         try:
             value = await in_thread(call, *arguments)
         except MailroomError as error:
-            why = f"{error} (try: {error.hint})" if error.hint else str(error)
+            why = _with_hint(error)
         except Exception as error:  # noqa: BLE001 - no answer of the queue may end the reading
             why = type(error).__name__
         else:
@@ -117,6 +117,8 @@ class Reader:
         self._is_busy = asyncio.Event()
         self._deleters = asyncio.Semaphore(CALLS)
         self._deletions: set[asyncio.Task[None]] = set()
+        self._not_deleted: Sequence[Received] = ()
+        self._has_failed = asyncio.Event()
         self._fault, self._failed_at = "", 0.0
         self.waiting: int | None = None
 
@@ -132,11 +134,18 @@ class Reader:
         while not stop.is_set():
             try:
                 await self.run(stop)
+            except MailroomError as error:
+                why = without_addresses(_with_hint(error))
+                if why != self._fault:
+                    log.error("failed", reason=why)  # noqa: TRY400 - its hint is enough
             except Exception as error:  # noqa: BLE001 - see above
+                why = f"{type(error).__name__}: {without_addresses(str(error))}"
                 log.failure("failed", error)
-                self._failed_at = self._failed_at if self._fault else time.monotonic()
-                self._fault = f"{type(error).__name__}: {without_addresses(str(error))}"
-                await before(asyncio.sleep(AGAIN_S), stop.wait())
+            else:
+                continue
+            self._failed_at = self._failed_at if self._fault else time.monotonic()
+            self._fault = why
+            await before(asyncio.sleep(AGAIN_S), stop.wait())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read until ``stop`` is set; then record what is in hand.
@@ -150,7 +159,8 @@ class Reader:
                 self._fault = ""
             log.info("started", queue=self._queue.name)
             helpers = [self._help() for _ in range(CALLS - 1)]
-            await first(self._wait(), *helpers, self._record_all(), self._keep_measuring(), _until(stop))
+            work = self._wait(), *helpers, self._record_all(), self._delete_again(), self._keep_measuring()
+            await first(*work, _until(stop))
             async with asyncio.timeout(FINISH_S):
                 while self._arrived:
                     await self._record_some()
@@ -217,12 +227,23 @@ class Reader:
         try:
             async with self._deleters:
                 failed = await self._deleting.attempt(self._queue.delete, messages)
-            if failed:
+            if failed is None:
+                self._not_deleted = messages
+                self._has_failed.set()
+            elif failed:
                 log.warning("not_deleted", messages=failed)
         finally:
             self._in_hand -= len(messages)
             self._size -= _size(messages)
             self._has_room.set()
+
+    async def _delete_again(self) -> None:
+        """Repeat the deletion that failed last until one works, as there may be none of other messages."""
+        while True:
+            await self._has_failed.wait()
+            while self._deleting.trouble:
+                await self._deleting.attempt(self._queue.delete, self._not_deleted)
+            self._has_failed.clear()
 
     async def _keep_measuring(self) -> None:
         name = "ApproximateNumberOfMessages"
@@ -253,6 +274,10 @@ def open_queue(settings: EventsSettings) -> EventQueue:
         TransportError: botocore's configuration is incomplete.
     """
     return EventQueue(settings.queue, connections=2 * CALLS + 1)
+
+
+def _with_hint(error: MailroomError) -> str:
+    return f"{error} (try: {error.hint})" if error.hint else str(error)
 
 
 def _size(messages: Sequence[Received]) -> int:

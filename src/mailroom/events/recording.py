@@ -9,15 +9,13 @@ from typing import Final, NamedTuple
 
 from mailroom.database.session import Refused, Session
 from mailroom.events.envelopes import Unreadable, opened
-from mailroom.events.facts import Fact, facts_of
+from mailroom.events.facts import Fact, facts_of, without_secrets
 from mailroom.logs import EventLogger
 
 RECORD: Final = "SELECT is_new FROM mailroom.record_events(%s::pg_catalog.jsonb)"
 KEEP: Final = "SELECT mailroom.keep_unreadable(%s::pg_catalog.text[], %s::pg_catalog.text[])"
 # How many facts one statement records.
 MAX_FACTS: Final = 1000
-# How many characters of a message that cannot be read are sent to the database, which cuts it once more.
-MAX_TEXT: Final = 65_536
 
 log = EventLogger("events")
 
@@ -56,9 +54,8 @@ async def record(session: Session, texts: Sequence[str]) -> Tally:
     for first in range(0, len(facts), MAX_FACTS):
         recorded += await _record(session, facts[first : first + MAX_FACTS], unreadable)
     if unreadable:
-        await session.ask(
-            KEEP, [[text[:MAX_TEXT] for text, _ in unreadable], [reason for _, reason in unreadable]]
-        )
+        texts = [without_secrets(text) for text, _ in unreadable]
+        await session.ask(KEEP, [texts, [without_secrets(reason) for _, reason in unreadable]])
         for reason, count in Counter(reason for _, reason in unreadable).items():
             log.warning("unreadable", count=count, reason=reason)
     new = [fact for fact, is_new in recorded if is_new]

@@ -64,10 +64,10 @@ CREATE INDEX unreadable_events_received_at_idx ON mailroom.unreadable_events (re
 COMMENT ON TABLE mailroom.unreadable_events IS
     'Messages of the queue of events that could not be read. `mailroom prune` deletes old rows.';
 COMMENT ON COLUMN mailroom.unreadable_events.id IS 'The order of insertion.';
-COMMENT ON COLUMN mailroom.unreadable_events.text IS 'The message, up to 65,536 bytes of it.';
+COMMENT ON COLUMN mailroom.unreadable_events.text IS 'The message without codes and tokens, up to 65,536 bytes of it.';
 COMMENT ON COLUMN mailroom.unreadable_events.reason IS 'Why it could not be read.';
 COMMENT ON COLUMN mailroom.unreadable_events.received_at IS 'When the row was written.';
-COMMENT ON COLUMN mailroom.unreadable_events.digest IS 'The SHA-256 of the whole message, of which one row is kept.';
+COMMENT ON COLUMN mailroom.unreadable_events.digest IS 'The SHA-256 of the whole message without codes and tokens, of which one row is kept.';
 
 -- Under the lock of settle_known two readers, or a reader and a claim, write one row for a mail.
 CREATE FUNCTION mailroom.settle_known(p_tokens bigint[], p_attempt integer DEFAULT NULL, p_worker text DEFAULT '')
