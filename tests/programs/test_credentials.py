@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +99,13 @@ def transport(
 def result(transport: Transport) -> tuple[Result, Scope]:
     (answer,) = transport.send([message(1)])
     return answer.result, answer.scope
+
+
+def test_credentials_that_come_before_the_first_call_are_used(transport: Transport, tmp_path: Path) -> None:
+    (tmp_path / "credentials").unlink()
+    with closing(open_transport(settings(tmp_path / "output"))) as opened:
+        credentials_file(tmp_path, OLD)
+        assert Result.SENT is result(opened)[0]
 
 
 @pytest.mark.parametrize("code", [*REFUSED, "AccessDenied"])

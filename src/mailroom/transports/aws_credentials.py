@@ -83,6 +83,7 @@ def no_credentials(error: Exception) -> Answer:
 class _Opened(NamedTuple):
     session: Session
     client: Client
+    signs: bool  # a client that was made without credentials never does
 
 
 class AwsSession:
@@ -130,7 +131,7 @@ class AwsSession:
         """
         with self._lock:
             opened = self._opened
-            if opened is None or self._is_stale:
+            if opened is None or self._is_stale or not opened.signs:
                 opened = self._open()
                 self.close()
                 self._opened, self._is_stale = opened, False
@@ -160,8 +161,12 @@ class AwsSession:
 
     def _open(self) -> _Opened:
         session = botocore.session.get_session()
+        try:
+            signs = session.get_credentials() is not None
+        except Exception:  # noqa: BLE001 - open_client explains it
+            signs = False
         client = self._open_client(session=session)
         events: Any = client.meta.events
         for event, hook in self._hooks.items():
             events.register(event, hook)
-        return _Opened(session, client)
+        return _Opened(session, client, signs)
