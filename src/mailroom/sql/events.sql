@@ -192,7 +192,7 @@ BEGIN
           ) AS r (n, address)
           WHERE (e.kind = 'bounced' AND e.type = 'permanent' OR e.kind = 'complained' AND e.type <> 'not-spam')
             AND r.address ~ '^[^@]+@[^@]+$') a
-    ORDER BY a.hash, a.id, a.n
+    ORDER BY a.hash, a.n, a.id
     ON CONFLICT DO NOTHING;
 
     IF EXISTS (SELECT FROM unnest(added) a WHERE a.token IS NOT NULL) THEN
