@@ -254,7 +254,7 @@ def test_workers_share_one_rate(db: Db, ses: InboxServer, start: Start) -> None:
     ses.wait_for(lambda inbox: inbox.calls and inbox.calls[-1].at_s > inbox.calls[0].at_s + 30, 60)
     workers[0].process.kill()
     ses.wait_for(lambda inbox: inbox.calls[-1].at_s > inbox.calls[0].at_s + 60, 60)
-    accepted = [(call.at_s, call.accepted) for call in ses.inbox.calls if call.accepted]
+    accepted = [(call.at_s, call.accepted) for call in list(ses.inbox.calls) if call.accepted]
     for at, (since, _) in enumerate(accepted):
         seen = 0
         for until, count in accepted[at:]:
