@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
@@ -31,6 +32,7 @@ class DebugTransport:
 
     def __init__(self, settings: SenderSettings) -> None:
         self._settings = settings
+        self._lock = threading.Lock()
         # No constant is printed, so none has to be set.
         constants = dict.fromkeys(CONSTANTS, "") | dict(settings.templates.constants)
         self._folder = TemplateFolder(settings.templates.folder, constants)
@@ -68,9 +70,10 @@ class DebugTransport:
         call = {"call": OPERATION, "request": parameters, "response": response}
         line = (json.dumps(call, ensure_ascii=False) + "\n").encode()
         try:
-            # One write, so that lines of several threads do not mix.
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            # Lines of several threads must not mix. The buffer does not see to it: a line may be longer.
+            with self._lock:
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
         except (OSError, ValueError, AttributeError) as error:
             raise OutputClosed(
                 f"cannot write to standard output: {error}",
