@@ -19,14 +19,15 @@ def refuse(db: Db, function: str, sqlstate: str, times: int) -> None:
     db.execute("SELECT setval('public.failures', 0, false)")
     ((arguments, result, identity),) = db.execute(SIGNATURE, [function]).fetchall()
     names = ", ".join(part.split()[0] for part in identity.split(", ")) if identity else ""
-    db.execute(f"ALTER FUNCTION mailroom.{function}({identity}) RENAME TO real_{function}".encode())
     many = result.startswith(("TABLE", "SETOF"))
     call = f"mailroom.real_{function}({names})"
     answer = f"RETURN QUERY SELECT * FROM {call};" if many else f"RETURN {call};"
     if result == "void":
         answer = f"PERFORM {call};"
+    # Both at once: a worker that found no function in between would end.
     db.execute(
         f"""
+        ALTER FUNCTION mailroom.{function}({identity}) RENAME TO real_{function};
         CREATE FUNCTION mailroom.{function}({arguments}) RETURNS {result} LANGUAGE plpgsql AS $$
         #variable_conflict use_column
         BEGIN
