@@ -67,8 +67,8 @@ BOUNDS = {
     ("collector", 10): Cost(  16.6,  3.6,    215.0,    15.9,  7600,    27.8,  13),
     ("collector", 50): Cost(  15.4,  3.6,    215.0,    14.7,  7600,    22.6,  13),
     ("collector", 1000): Cost( 9.2,  3.0,    215.0,     8.5,  7600,    20.2,  12),
-    ("run", 10): Cost(        60.0, 138.0,   275.0,    60.0, 10300,  1320.0, 875),
-    ("run", 50): Cost(        60.0, 138.0,   275.0,    60.0, 10300,  1320.0, 875),
+    ("run", 10): Cost(        60.0, 138.0,   275.0,    60.0,  9300,  1270.0, 875),
+    ("run", 50): Cost(        60.0, 138.0,   275.0,    60.0,  9300,  1270.0, 875),
 }  # fmt: skip
 # For a token that comes alone: round trips (claim, settle, when is the next lease due, and now
 # and then the bell's), bytes sent, bytes received.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -25,7 +27,7 @@ from mailroom.transports.ses_templates import LOOK_AGAIN_S
 from mailroom.transports.transport import Transport, open_transport
 from mailroom.wire import Message, Reference
 from support.messages import CATALOGUE, PASSWORD_RECOVERY, message
-from support.senders import AWS_KEY_ID, AWS_SECRET, aws, settings, with_templates
+from support.senders import AWS_KEY_ID, AWS_SECRET, aws, environment, settings, with_templates
 from support.smtp import DROP, HANG, mail_server
 
 TEN = [message(number) for number in range(10)]
@@ -402,3 +404,35 @@ def test_a_translation_that_ses_deleted_is_replaced_by_the_plain_template(
     names = Counter(mail.template.name for mail in ses.inbox.mails.find())
     assert {"activationv1-de": 10, "activationv1": 10} == names
     opened.close()
+
+
+# The reader is another process, so that the pipe is full now and then.
+PRINTING = """
+import os, threading
+from mailroom.settings.variables import read_settings
+from mailroom.settings.sender import SenderSettings
+from mailroom.transports.debug import DebugTransport
+
+transport = DebugTransport(read_settings(SenderSettings, os.environ))
+call = {"Destinations": [{"number": str(number)} for number in range(900)]}
+
+def print_many():
+    for _ in range(250):
+        transport._print(call, {})
+
+threads = [threading.Thread(target=print_many) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_long_lines_of_several_calls_do_not_mix(tmp_path: Path) -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", PRINTING],
+        env=environment(tmp_path, DEBUG="true"),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert [1000] == list(Counter(printed.stdout.splitlines()).values())
