@@ -143,7 +143,7 @@ def metrics_page() -> str:
     metrics.claimed(1, 0)
     metrics.called("activation", [Answer(Result.SENT)], 0)
     metrics.settled("activation", Recorded("sent", 0))
-    metrics.read(Tally(Counter([("sent", "")]), 0, 0))
+    metrics.read(Tally(Counter([("sent", "")]), 0, 0, 0))
     text = metrics.exposition(None, outages=0, is_listening=False, sending_paused_s=0).decode()
     page = MADE + (
         "# Metrics\n\nThis page lists the metrics at `/metrics` of `mailroom run`, in Prometheus's text"

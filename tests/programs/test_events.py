@@ -156,7 +156,7 @@ def test_the_words_of_an_event_are_recorded(db: Db, sqs: ScriptedSqs, start: Sta
         "smtp; 550 5.1.1 user unknown",
     )
     assert 0 == run.stop()
-    assert "events.recorded bounced=1 repeated=0" in run.log()
+    assert "events.recorded bounced=1 repeated=0 unmatched=0" in run.log()
 
 
 def test_what_cannot_be_read_is_kept_and_disturbs_no_other(
@@ -173,6 +173,9 @@ def test_what_cannot_be_read_is_kept_and_disturbs_no_other(
     assert kept[raw(ses_events.sent("refused@example.com"))].startswith("the database refuses it: ")
     assert 0 == reader.stop()
     assert 'events.unreadable count=2 reason="not a JSON object"' in reader.log()
+    assert (
+        "events.recorded sent=1 repeated=0 unmatched=1" in reader.log()
+    )  # it is of no mail of this database
 
 
 def test_what_cannot_be_read_is_kept_without_secrets_and_each_message_once(

@@ -12,7 +12,7 @@ from mailroom.events.envelopes import Unreadable, opened
 from mailroom.events.facts import Fact, facts_of, without_secrets
 from mailroom.logs import EventLogger
 
-RECORD: Final = "SELECT is_new FROM mailroom.record_events(%s::pg_catalog.jsonb)"
+RECORD: Final = "SELECT is_new, is_known FROM mailroom.record_events(%s::pg_catalog.jsonb)"
 KEEP: Final = "SELECT mailroom.keep_unreadable(%s::pg_catalog.text[], %s::pg_catalog.text[])"
 # How many facts one statement records.
 MAX_FACTS: Final = 1000
@@ -25,12 +25,14 @@ class Tally(NamedTuple):
 
     Attributes:
         new: how many new events there are of each kind and type; only bounces have a type here.
-        repeated: how many events were known.
+        repeated: how many events were recorded before.
+        unmatched: how many new events are about a mail that the database does not know.
         unreadable: how many messages could not be read.
     """
 
     new: Counter[tuple[str, str]]
     repeated: int
+    unmatched: int
     unreadable: int
 
 
@@ -50,7 +52,7 @@ async def record(session: Session, texts: Sequence[str]) -> Tally:
             unreadable.append((text, str(error)))
         except Exception as error:  # noqa: BLE001 - no message's content may end the reading
             unreadable.append((text, f"it cannot be read: {type(error).__name__}"))
-    recorded: list[tuple[Fact, bool]] = []
+    recorded: list[tuple[Fact, bool, bool]] = []
     for first in range(0, len(facts), MAX_FACTS):
         recorded += await _record(session, facts[first : first + MAX_FACTS], unreadable)
     if unreadable:
@@ -58,18 +60,20 @@ async def record(session: Session, texts: Sequence[str]) -> Tally:
         await session.ask(KEEP, [texts, [without_secrets(reason) for _, reason in unreadable]])
         for reason, count in Counter(reason for _, reason in unreadable).items():
             log.warning("unreadable", count=count, reason=reason)
-    new = [fact for fact, is_new in recorded if is_new]
+    new = [fact for fact, is_new, _ in recorded if is_new]
     repeated = len(recorded) - len(new)
+    unmatched = sum(is_new and not is_known for _, is_new, is_known in recorded)
     if recorded:
-        log.info("recorded", **dict(sorted(Counter(fact.kind for fact in new).items())), repeated=repeated)
+        kinds = dict(sorted(Counter(fact.kind for fact in new).items()))
+        log.info("recorded", **kinds, repeated=repeated, unmatched=unmatched)
     counts = Counter((fact.kind, fact.type or "" if fact.kind == "bounced" else "") for fact in new)
-    return Tally(counts, repeated, len(unreadable))
+    return Tally(counts, repeated, unmatched, len(unreadable))
 
 
 async def _record(
     session: Session, facts: Sequence[tuple[Fact, str]], unreadable: list[tuple[str, str]]
-) -> list[tuple[Fact, bool]]:
-    """Record facts; returns each with whether it is new.
+) -> list[tuple[Fact, bool, bool]]:
+    """Record facts; returns each with whether it is new, and whether the database knows its mail.
 
     The messages of those that the database refuses are added to ``unreadable`` instead.
     """
@@ -84,7 +88,7 @@ async def _record(
             *await _record(session, facts[:half], unreadable),
             *await _record(session, facts[half:], unreadable),
         ]
-    return [(fact, is_new) for (fact, _), (is_new,) in zip(facts, rows, strict=True)]
+    return [(fact, *row) for (fact, _), row in zip(facts, rows, strict=True)]
 
 
 def _as_json(facts: Iterable[Fact]) -> str:

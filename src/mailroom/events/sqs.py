@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 MESSAGES_PER_CALL: Final = 10  # SQS's limit
 LONG_POLL_S: Final = 20  # and this too
-# An answer of a long poll may take so much longer.
+# How much longer than a long poll its answer may take.
 ANSWER_LIMIT_S: Final = 5.0
 
 _NO_QUEUE: Final = (

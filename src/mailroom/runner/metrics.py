@@ -119,6 +119,11 @@ class Metrics:
         self._repeated_events = Counter(
             "mailroom_events_repeated", "Events of SES that were known already.", registry=registry
         )
+        self._unmatched_events = Counter(
+            "mailroom_events_unmatched",
+            "New events of SES about mails that this database does not know.",
+            registry=registry,
+        )
         self._unreadable_events = Counter(
             "mailroom_events_unreadable",
             "Messages in the queue of events that could not be read.",
@@ -158,6 +163,7 @@ class Metrics:
         for labels, count in tally.new.items():
             self._events.labels(*labels).inc(count)
         self._repeated_events.inc(tally.repeated)
+        self._unmatched_events.inc(tally.unmatched)
         self._unreadable_events.inc(tally.unreadable)
 
     def exposition(
