@@ -8,6 +8,8 @@ READY_FOR_DOCS := $(VENV)/ready-for-docs
 # Workers for the tests: two for each core, since many tests wait.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) \* 2)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# What failed beside the others runs once more by itself, and both are told: $(call tested,EXPRESSION).
+tested = $(PYTEST) -m "$(1)" $(ARGS) || { test $$? = 1 && $(BIN)/python -m pytest -m "$(1)" --last-failed --last-failed-no-failures none $(ARGS); }
 AUDIT := $(VENV)/audit/bin/pip-audit
 FUZZ_SECONDS ?= 60
 ATHERIS := $(VENV)/atheris
@@ -25,10 +27,10 @@ demo: $(READY)  ## show it at work: an embedded PostgreSQL, an application to si
 	@$(BIN)/mailroom demo
 
 test: $(READY)  ## run the quick tests, on an embedded PostgreSQL: seven minutes on two cores
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(call tested,not slow)
 
 slow: $(READY)  ## run the tests that `make test` leaves out
-	$(PYTEST) -m slow $(ARGS)
+	$(call tested,slow)
 
 test-matrix: $(READY)  ## run the tests on every PostgreSQL and Python that it can install; prints which it cannot
 	PYTEST_ADDOPTS="-n $(JOBS) --dist worksteal" $(BIN)/python tests/matrix.py $(ARGS)
