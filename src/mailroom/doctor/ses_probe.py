@@ -15,7 +15,7 @@ from mailroom.doctor.report import NotKnown
 from mailroom.errors import TransportError
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.aws_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
-from mailroom.transports.aws_credentials import resolve
+from mailroom.transports.aws_credentials import resolve, secret_parts
 from mailroom.transports.redaction import redacted
 
 Value = TypeVar("Value")
@@ -111,7 +111,7 @@ class SesProbe:
 
     def _clean(self, text: str) -> str:
         try:
-            _, secrets = resolve(self.session)
+            secrets = secret_parts(resolve(self.session)[1])
         except Exception:  # noqa: BLE001 - then there is none to show
             secrets = []
         return redacted(text, secrets)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from botocore import exceptions as aws
@@ -18,8 +18,6 @@ from mailroom.errors import TransportError
 from mailroom.transports.aws_client import Client, code_of, explain
 from mailroom.transports.aws_credentials import REFUSED, AwsSession
 from mailroom.transports.redaction import redacted
-
-Value = TypeVar("Value")
 
 MESSAGES_PER_CALL: Final = 10  # SQS's limit
 LONG_POLL_S: Final = 20  # and this too
@@ -74,14 +72,10 @@ class EventQueue:
         Raises:
             TransportError: SQS does not answer, or refuses.
         """
-
-        def call(client: Client, url: str) -> list[Received]:
-            answer = client.receive_message(
-                QueueUrl=url, MaxNumberOfMessages=MESSAGES_PER_CALL, WaitTimeSeconds=wait_s
-            )
-            return [Received(one["Body"], one["ReceiptHandle"]) for one in answer.get("Messages", ())]
-
-        return self._ask(call)
+        answer = self._ask(
+            "ReceiveMessage", {"MaxNumberOfMessages": MESSAGES_PER_CALL, "WaitTimeSeconds": wait_s}
+        )
+        return [Received(one["Body"], one["ReceiptHandle"]) for one in answer.get("Messages", ())]
 
     def delete(self, messages: Sequence[Received]) -> int:
         """Delete up to ten messages; returns how many SQS did not delete, and so will send again.
@@ -90,11 +84,7 @@ class EventQueue:
             TransportError: see ``receive``.
         """
         entries = [{"Id": str(number), "ReceiptHandle": one.handle} for number, one in enumerate(messages)]
-
-        def call(client: Client, url: str) -> int:
-            return len(client.delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ()))
-
-        return self._ask(call)
+        return len(self._ask("DeleteMessageBatch", {"Entries": entries}).get("Failed", ()))
 
     def attributes(self, *names: str) -> Mapping[str, str]:
         """Attributes of the queue.
@@ -102,13 +92,10 @@ class EventQueue:
         Raises:
             TransportError: see ``receive``.
         """
-
-        def call(client: Client, url: str) -> Mapping[str, str]:
-            answer = client.get_queue_attributes(QueueUrl=url, AttributeNames=list(names))
-            found: Mapping[str, str] = answer.get("Attributes", {})
-            return found
-
-        return self._ask(call)
+        found: Mapping[str, str] = self._ask("GetQueueAttributes", {"AttributeNames": list(names)}).get(
+            "Attributes", {}
+        )
+        return found
 
     @property
     def host(self) -> str:
@@ -119,11 +106,11 @@ class EventQueue:
         """Close the connections."""
         self._session.close()
 
-    def _ask(self, call: Callable[[Client, str], Value]) -> Value:
+    def _ask(self, operation: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         client: Client = None
         try:
             client = self._session.client()
-            return call(client, self._url_from(client))
+            return self._session.call(client, operation, {"QueueUrl": self._url_from(client), **parameters})
         except Exception as error:
             if code_of(error) in _NO_QUEUE:
                 self._url = self._given_url  # it may be made again, elsewhere
@@ -144,7 +131,7 @@ class EventQueue:
         hint = found.hint
         if code_of(error) in _NO_QUEUE:
             hint = "correct MAILROOM_EVENTS, or the region; or create the queue"
-        elif "Kms" in code_of(error):
+        elif "kms" in code_of(error).lower():
             hint = "permit kms:Decrypt on the queue's key to the role, and enable the key"
         elif isinstance(error, aws.ClientError) and "AccessDenied" in code_of(error):
             hint = "permit sqs:GetQueueUrl, sqs:ReceiveMessage and sqs:DeleteMessage on the queue to the role"

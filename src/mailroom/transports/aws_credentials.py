@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import botocore.session
 from botocore import exceptions as aws
+from botocore import xform_name
+from botocore.credentials import ReadOnlyCredentials
 from botocore.session import Session
 
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TransportError
+from mailroom.transports.aws_calls import AwsCalls, SeeReply
 from mailroom.transports.aws_client import Client, Service, code_of, explain, name_of, open_client
 from mailroom.transports.ses_answers import CODES, NOT_ASKED
 
@@ -51,8 +53,8 @@ FOR_NOW: Final = (
 )
 
 
-def resolve(session: Session) -> tuple[str, list[str]]:
-    """How the session found its credentials, and their secret parts; refreshed if they have to be.
+def resolve(session: Session) -> tuple[str, ReadOnlyCredentials]:
+    """How the session found its credentials, and them; refreshed if they have to be.
 
     Raises:
         Exception: there are none, or they cannot be read: of botocore, of a file, of a program.
@@ -60,8 +62,12 @@ def resolve(session: Session) -> tuple[str, list[str]]:
     found = session.get_credentials()
     if found is None:
         raise aws.NoCredentialsError
-    frozen = found.get_frozen_credentials()
-    return found.method, [word for word in (frozen.access_key, frozen.secret_key, frozen.token) if word]
+    return found.method, found.get_frozen_credentials()
+
+
+def secret_parts(credentials: ReadOnlyCredentials) -> list[str]:
+    """What no text may show."""
+    return [word for word in (credentials.access_key, credentials.secret_key, credentials.token) if word]
 
 
 def no_credentials(error: Exception) -> Answer:
@@ -83,6 +89,7 @@ def no_credentials(error: Exception) -> Answer:
 class _Opened(NamedTuple):
     session: Session
     client: Client
+    calls: AwsCalls
     signs: bool  # a client that was made without credentials never does
 
 
@@ -94,7 +101,7 @@ class AwsSession:
         answer_timeout_ms: after how many milliseconds of silence a call fails.
         connections: how many calls may be under way.
         region: by default the region of the machine's AWS settings.
-        hooks: for events of botocore's, such as ``before-parse.ses.SendBulkTemplatedEmail``, what is called.
+        see_reply: is called with each answer before it is parsed.
 
     Raises:
         TransportError: botocore's configuration is incomplete.
@@ -107,12 +114,12 @@ class AwsSession:
         answer_timeout_ms: int,
         connections: int,
         region: str | None = None,
-        hooks: Mapping[str, Callable[..., None]] = MappingProxyType({}),
+        see_reply: SeeReply | None = None,
     ) -> None:
         self._open_client = partial(
             open_client, service, answer_timeout_ms=answer_timeout_ms, connections=connections, region=region
         )
-        self._hooks = hooks
+        self._see_reply = see_reply
         self._lock = threading.Lock()
         self._is_stale = False
         self._secrets: list[list[str]] = []
@@ -136,13 +143,21 @@ class AwsSession:
                 self.close()
                 self._opened, self._is_stale = opened, False
         try:
-            _, secrets = resolve(opened.session)
+            _, credentials = resolve(opened.session)
         except Exception:
             self.expire(opened.client)
             raise
-        if secrets not in self._secrets:
+        if (secrets := secret_parts(credentials)) not in self._secrets:
             self._secrets = [*self._secrets[-1:], secrets]
         return opened.client
+
+    def call(self, client: Client, operation: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Make a call of a client that ``client`` returned, for less; see ``AwsCalls.call``."""
+        opened = self._opened
+        if opened is None or opened.client is not client:
+            answer: Mapping[str, Any] = getattr(client, xform_name(operation))(**parameters)
+            return answer
+        return opened.calls.call(resolve(opened.session)[1], operation, parameters)
 
     def expire(self, client: Client) -> None:
         """Read the credentials anew for the next call, unless they were since ``client`` returned this."""
@@ -166,7 +181,4 @@ class AwsSession:
         except Exception:  # noqa: BLE001 - open_client explains it
             signs = False
         client = self._open_client(session=session)
-        events: Any = client.meta.events
-        for event, hook in self._hooks.items():
-            events.register(event, hook)
-        return _Opened(session, client, signs)
+        return _Opened(session, client, AwsCalls(client, self._see_reply), signs)

@@ -97,7 +97,7 @@ class SesTransport:
             "SES",
             answer_timeout_ms=settings.send_timeout_ms,
             connections=settings.send_concurrency,
-            hooks={f"before-parse.ses.{OPERATION}": self._keep_reply},
+            see_reply=self._keep_reply,
         )
         self._saved_answers = SavedAnswers(settings.output_path, "ses")
         self._reply = threading.local()
@@ -165,7 +165,7 @@ class SesTransport:
         action = messages[0].action
         parameters = request(self._settings, action, template, destinations)
         try:
-            reply = client.send_bulk_templated_email(**parameters)
+            reply = self._session.call(client, OPERATION, parameters)
             answers = [
                 ses_answers.of_status(
                     entry.get("Status", ""), entry.get("Error", ""), entry.get("MessageId", "")
@@ -207,9 +207,5 @@ class SesTransport:
     def _clean(self, answer: Answer) -> Answer:
         return replace(answer, detail=shortened(answer.detail, self._session.secrets))
 
-    def _keep_reply(self, response_dict: dict[str, Any], **_: object) -> None:
-        self._reply.kept = (
-            response_dict["status_code"],
-            dict(response_dict["headers"]),
-            response_dict["body"],
-        )
+    def _keep_reply(self, reply: dict[str, Any]) -> None:
+        self._reply.kept = (reply["status_code"], dict(reply["headers"]), reply["body"])
