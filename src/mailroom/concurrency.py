@@ -8,9 +8,22 @@ import threading
 from bisect import insort
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from itertools import count
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
 
 Value = TypeVar("Value")
+
+
+# A thread that has done its work waits for the next, since a new one would cost as much as a call to SES.
+# Unlike those of an executor, none of them holds up the end of the process.
+_works: Final[SimpleQueue[Callable[[], None]]] = SimpleQueue()
+_idle: Final = threading.Semaphore(0)
+
+
+def _keep_working() -> None:
+    while True:
+        _works.get()()
+        _idle.release()
 
 
 async def in_thread(function: Callable[..., Value], *arguments: object) -> Value:
@@ -40,7 +53,9 @@ async def in_thread(function: Callable[..., Value], *arguments: object) -> Value
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(finish, value, error)
 
-    threading.Thread(target=work, daemon=True).start()
+    _works.put(work)
+    if not _idle.acquire(blocking=False):
+        threading.Thread(target=_keep_working, daemon=True).start()
     return await future
 
 

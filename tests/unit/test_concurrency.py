@@ -1,15 +1,16 @@
-"""Races end what they began and leave alone what they were given; a ranked lock goes to the first in line."""
+"""Races, a ranked lock, and work in threads."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mailroom.concurrency import RankedLock, before
+from mailroom.concurrency import RankedLock, before, in_thread
 from mailroom.outage import back_off_s
 
 
@@ -147,3 +148,32 @@ class RankedLockMachine(RuleBasedStateMachine):
 
 RankedLockMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 TestRankedLock = RankedLockMachine.TestCase
+
+
+def test_works_run_side_by_side_and_threads_are_used_again() -> None:
+    meeting = threading.Barrier(5, timeout=30)
+
+    def meet() -> int:
+        meeting.wait()
+        return threading.get_ident()
+
+    async def meet_often() -> list[set[int]]:
+        return [set(await asyncio.gather(*(in_thread(meet) for _ in range(5)))) for _ in range(20)]
+
+    rounds = asyncio.run(meet_often())
+    assert all(len(threads) == 5 for threads in rounds)
+    assert len(set().union(*rounds)) <= 10  # one may be needed before another has come back
+
+
+def test_work_that_never_ends_holds_up_no_other() -> None:
+    stuck = threading.Event()
+
+    async def work() -> list[int]:
+        waiting = asyncio.create_task(in_thread(stuck.wait))
+        done = [await in_thread(abs, -number) for number in range(20)]
+        assert not waiting.done()
+        stuck.set()
+        await waiting
+        return done
+
+    assert list(range(20)) == asyncio.run(work())

@@ -1,7 +1,7 @@
 """Reads SES's events from a queue into the database: for ``mailroom events``, and beside ``mailroom run``.
 
-One call waits for messages. While messages come in numbers, several calls receive them. What has arrived is
-recorded in one statement; then the messages are deleted.
+One call waits for messages. While messages come in numbers, several calls receive them, and what arrives in a
+tenth of a second is recorded in one statement; then the messages are deleted.
 
 Promises: a message is deleted only when its events are committed, so none is lost, also over ``kill -9``. A
 message that comes again changes nothing. What cannot be read is kept with its text, and affects no other.
@@ -35,8 +35,9 @@ SHORT_POLL_S: Final = 1
 # How many messages may be in hand, and how many characters of them.
 MAX_IN_HAND: Final = 2000
 MAX_SIZE: Final = 32_000_000
-# How many messages are recorded together.
+# How many messages are recorded together. While they come in numbers, they are gathered for this time.
 MAX_TOGETHER: Final = 500
+GATHER_S: Final = 0.1
 MEASURE_S: Final = 30.0
 # At the end, messages in hand are recorded and deleted within this time, or come again.
 FINISH_S: Final = 5.0
@@ -208,6 +209,8 @@ class Reader:
                 await self._record_some()
             self._has_arrived.clear()
             await self._has_arrived.wait()
+            if self._is_busy.is_set():
+                await asyncio.sleep(GATHER_S)
 
     async def _record_some(self) -> None:
         """Record what has arrived, and begin to delete it."""
