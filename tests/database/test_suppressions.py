@@ -64,6 +64,7 @@ def test_all_spellings_have_one_form(db: Db) -> None:
         ("xn--bcher-kva@b.example", "xn--bcher-kva@b.example"),
         ("straße@straße.example", "straße@straße.example"),
         ("a@b.", "a@b"),
+        ("a@b..", "a@b"),
         ("", ""),
         ("@", "@"),
         (".", "."),

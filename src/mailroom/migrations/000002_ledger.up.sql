@@ -123,7 +123,7 @@ BEGIN
                      WITH ORDINALITY AS l (label, n)), '');
         END IF;
     END IF;
-    RETURN CASE WHEN address LIKE '%@%_.' THEN left(address, -1) ELSE address END;
+    RETURN CASE WHEN address LIKE '%@%_.' THEN rtrim(address, '.') ELSE address END;
 END $$;
 COMMENT ON FUNCTION mailroom.unicode_address IS
     'Returns what mailroom.normal_address does, for an address with letters beyond ASCII or a label that begins with xn--.';
@@ -242,7 +242,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp S
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    suppressing CONSTANT boolean := mailroom.any_suppressed();
+    suppressing CONSTANT boolean := EXISTS (SELECT FROM mailroom.suppressions);
 BEGIN
     RETURN QUERY SELECT p.id, mailroom.fingerprint(t.secret), CASE
         WHEN t.id IS NULL THEN 'deleted'

@@ -36,7 +36,6 @@ DROP TABLE mailroom.events;
 DROP FUNCTION mailroom.list_suppressions;
 DROP FUNCTION mailroom.unsuppress;
 DROP FUNCTION mailroom.suppress;
-DROP FUNCTION mailroom.any_suppressed;
 DROP FUNCTION mailroom.suppressed_among;
 DROP FUNCTION mailroom.suppressed;
 DROP TABLE mailroom.suppressions;

@@ -118,7 +118,7 @@ BEGIN
                      WITH ORDINALITY AS l (label, n)), '');
         END IF;
     END IF;
-    RETURN CASE WHEN address LIKE '%@%_.' THEN left(address, -1) ELSE address END;
+    RETURN CASE WHEN address LIKE '%@%_.' THEN rtrim(address, '.') ELSE address END;
 END $$;
 COMMENT ON FUNCTION mailroom.unicode_address IS
     'Returns what mailroom.normal_address does, for an address with letters beyond ASCII or a label that begins with xn--.';

@@ -56,8 +56,9 @@ DECLARE
     few         CONSTANT integer := 50;
     sweep_every CONSTANT interval := '10 seconds';
     late_commit CONSTANT interval := '1 second';
+    idle_for    CONSTANT interval := '1 second';
     longest_import CONSTANT interval := '1 day';
-    suppressing CONSTANT boolean := mailroom.any_suppressed();
+    suppressing CONSTANT boolean := EXISTS (SELECT FROM mailroom.suppressions);
     job        public.jobs;
     began      timestamptz;
     sweeps     boolean;
@@ -67,11 +68,12 @@ DECLARE
     first_turn boolean;
     label      text;                -- what the worker takes it for
     labels     text[] := '{urgent,normal,bulk}';
-    ended      boolean[];           -- the lane has nothing more, or was left early
+    idle       boolean[];           -- the lane has nothing
+    ended      boolean[];           -- it has nothing more, or was left early
     leased     boolean[] := '{f,f,f}';  -- no lease of the lane is left that is due
     handed     integer[] := '{0,0,0}';
     skipped    integer[] := '{0,0,0}';
-    shares     integer[];
+    shares     integer[] := '{0,0,0}';
     claimed    integer := 0;
     room       integer;
     due        mailroom.leases;
@@ -127,9 +129,10 @@ BEGIN
 
     began := clock_timestamp();
     sweeps := NOT p_only_new AND job.swept_at NOT BETWEEN began - sweep_every AND began;
-    -- A lane that has nothing has no turn, and keeps no share.
+    -- A lane that has nothing has no turn, and keeps no share. The snapshot is older than the look at the lane, so
+    -- that no token is behind the one and was not seen by the other.
     fresh := mailroom.with_own_running(pg_current_snapshot());
-    ended := ARRAY(
+    idle := ARRAY(
         SELECT c.last_txid = '0'
            AND NOT EXISTS (SELECT FROM public.tokens t
                            WHERE t.lane = c.lane AND t.txid >= pg_snapshot_xmin(c.low))
@@ -138,12 +141,17 @@ BEGIN
                                WHERE l.lane = c.lane AND l.due_at <= began
                                  AND l.due_at >= CASE WHEN sweeps THEN '-infinity' ELSE c.due_floor END))
         FROM unnest(cursors) c ORDER BY c.lane);
-    shares := ARRAY(SELECT CASE WHEN ended[s] THEN 0 ELSE greatest((cursors[s].owed + p_tokens) / 10, 0) END
-                    FROM generate_series(1, 3) s ORDER BY s);
+    ended := idle;
+    FOR n IN 1..3 LOOP
+        IF NOT idle[n] THEN
+            shares[n] := greatest((cursors[n].owed + p_tokens) / 10, 0);
+        END IF;
+    END LOOP;
 
     FOR turn IN 1..6 LOOP
         first_turn := turn <= 3;
         n := CASE WHEN first_turn THEN turn ELSE turn - 3 END;
+        CONTINUE WHEN idle[n];
         cursor := cursors[n];
         ready := CASE turn WHEN 5 THEN kept_2 WHEN 6 THEN kept_3 ELSE '{}' END;
         room := p_tokens - claimed;
@@ -151,14 +159,6 @@ BEGIN
             room := room - CASE n WHEN 1 THEN shares[2] + shares[3] WHEN 2 THEN shares[3] ELSE 0 END;
             IF sweeps THEN
                 cursor.due_floor := '-infinity';
-            ELSIF ended[n] AND NOT p_only_new THEN
-                cursor.due_floor := began - late_commit;
-            END IF;
-            IF ended[n] THEN
-                cursor.low := fresh;
-                cursor.high := fresh;
-                cursor.low_at := began;
-                cursor.high_at := began;
             END IF;
             -- A worker whose urgent mails never end must not hold back what the lane is owed.
             IF n > 1 AND NOT ended[1] OR n > 2 AND NOT ended[2] THEN
@@ -337,17 +337,19 @@ BEGIN
 
             -- Accounts that signed up one after the other have neighbouring ids. One walk of their tokens shows
             -- whether each has only one, for less than half of what a look at each would cost.
-            alone := cardinality(messages) > few AND highest - lowest < 2 * cardinality(messages)
-                AND (SELECT count(*) < 4 * wanted AND count(*) = count(DISTINCT o.account)
-                     FROM (SELECT x.account FROM public.tokens x WHERE x.account BETWEEN lowest AND highest
-                           ORDER BY x.account LIMIT 4 * wanted) o);
+            alone := false;
+            IF cardinality(messages) > few AND highest - lowest < 2 * cardinality(messages) THEN
+                alone := (SELECT count(*) < 4 * wanted AND count(*) = count(DISTINCT o.account)
+                          FROM (SELECT x.account FROM public.tokens x WHERE x.account BETWEEN lowest AND highest
+                                ORDER BY x.account LIMIT 4 * wanted) o);
+            END IF;
             IF suppressing THEN
                 suppressed := mailroom.suppressed_among(ARRAY(SELECT m.email FROM unnest(messages) m));
             END IF;
-            doubts := CASE WHEN doubtful OR suppressed <> '{}' OR alone IS NOT TRUE THEN ARRAY(
+            doubts := CASE WHEN doubtful OR suppressed <> '{}' OR NOT alone THEN ARRAY(
                 SELECT m.token FROM unnest(messages) m
                 WHERE m.doubtful OR m.email = ANY (suppressed)
-                   OR m.account IS NOT NULL AND alone IS NOT TRUE
+                   OR m.account IS NOT NULL AND NOT alone
                       AND EXISTS (SELECT FROM public.tokens o WHERE o.account = m.account AND o.id > m.token)
                    OR m.account IS NULL
                       AND EXISTS (SELECT FROM public.tokens o
@@ -373,16 +375,30 @@ BEGIN
         cursors[n] := cursor;
     END LOOP;
 
+    -- A lane that stays idle need not move with each claim.
     FOR n IN 1..3 LOOP
         cursor := cursors[n];
-        cursor.owed := CASE WHEN ended[n] OR labels[n] <> 'urgent' OR n = 1 THEN 0
-                            ELSE cursor.owed + claimed - 10 * handed[n] END;
-        cursors[n] := cursor;
+        IF NOT idle[n] THEN
+            cursor.owed := CASE WHEN ended[n] OR labels[n] <> 'urgent' OR n = 1 THEN 0
+                                ELSE cursor.owed + claimed - 10 * handed[n] END;
+        ELSIF sweeps OR cursor.due_floor = '-infinity'
+              OR cursor.low_at NOT BETWEEN began - idle_for AND began THEN
+            cursor.low := fresh;
+            cursor.high := fresh;
+            cursor.low_at := began;
+            cursor.high_at := began;
+            cursor.owed := 0;
+            cursor.due_floor := CASE WHEN p_only_new THEN cursor.due_floor WHEN sweeps THEN '-infinity'
+                                     ELSE began - late_commit END;
+        ELSE
+            CONTINUE;
+        END IF;
+        UPDATE mailroom.cursors c
+        SET low = cursor.low, high = cursor.high, low_at = cursor.low_at, high_at = cursor.high_at,
+            last_txid = cursor.last_txid, last_seq = cursor.last_seq, due_floor = cursor.due_floor,
+            owed = cursor.owed
+        WHERE c.lane = cursor.lane;
     END LOOP;
-    UPDATE mailroom.cursors c
-    SET low = u.low, high = u.high, low_at = u.low_at, high_at = u.high_at, last_txid = u.last_txid,
-        last_seq = u.last_seq, due_floor = u.due_floor, owed = u.owed
-    FROM unnest(cursors) u WHERE c.lane = u.lane AND c::text <> u::text;
     UPDATE public.jobs j
     SET moved_at = clock_timestamp(), swept_at = CASE WHEN sweeps THEN began ELSE job.swept_at END
     WHERE j.job_type = job.job_type;

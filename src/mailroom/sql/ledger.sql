@@ -103,7 +103,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp S
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    suppressing CONSTANT boolean := mailroom.any_suppressed();
+    suppressing CONSTANT boolean := EXISTS (SELECT FROM mailroom.suppressions);
 BEGIN
     RETURN QUERY SELECT p.id, mailroom.fingerprint(t.secret), CASE
         WHEN t.id IS NULL THEN 'deleted'

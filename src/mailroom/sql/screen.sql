@@ -142,7 +142,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
 DECLARE
     renewed_as CONSTANT text := 'renewed: it expired before it was sent';
     put_off    CONSTANT interval := '5 minutes';
-    suppressing CONSTANT boolean := mailroom.any_suppressed();
+    suppressing CONSTANT boolean := EXISTS (SELECT FROM mailroom.suppressions);
     now        CONSTANT timestamptz := clock_timestamp();
     doubts     mailroom.doubt[];
     grants     bigint[];

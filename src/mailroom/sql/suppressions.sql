@@ -69,13 +69,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.suppressed_among IS 'Returns those of these addresses that are suppressed.';
 
--- A claim asks it first, so that it costs next to nothing while no address is suppressed.
-CREATE FUNCTION mailroom.any_suppressed() RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
-    SELECT EXISTS (SELECT FROM mailroom.suppressions)
-$$;
-COMMENT ON FUNCTION mailroom.any_suppressed IS 'Returns whether any address is suppressed.';
-
 CREATE FUNCTION mailroom.suppress(p_email text, p_reason text, p_source text DEFAULT session_user) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
