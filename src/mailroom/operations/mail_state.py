@@ -14,6 +14,9 @@ from typing import Final
 from mailroom.operations.verdicts import ATTEMPTED
 
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
+NO_REASON: Final = "no reason was given"
+# The remedy for an action whose mails wait, because SES could not render one.
+RESUME_ACTION: Final = "correct the template, then `mailroom resume` and `mailroom dead retry`"
 # The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
 # The results in rows that were written because of an event, and not of an attempt.
@@ -38,7 +41,7 @@ class Pause:
         """The pause in words, without a remedy; empty if there is none."""
         if self.paused_at is None:
             return ""
-        why = plain(mask(self.pause_reason or "no reason was given"))
+        why = plain(mask(self.pause_reason or NO_REASON))
         return f"paused since {utc(self.paused_at)}: {why}"
 
     def text(self) -> str:
@@ -59,7 +62,7 @@ class PausedAction(Pause):
 
     def text(self) -> str:
         """The pause in words, with the remedy."""
-        return f"{self.reason}; correct the template, then `mailroom resume` and `mailroom dead retry`"
+        return f"{self.reason}; {RESUME_ACTION}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class TokenDelivery:
     @property
     def why(self) -> str:
         """The provider's text, or the result if there is none."""
-        return self.detail or self.result or "no reason was given"
+        return self.detail or self.result or NO_REASON
 
     @property
     def by_hand(self) -> bool:
