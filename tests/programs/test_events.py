@@ -211,12 +211,14 @@ def test_no_trouble_of_the_queue_stops_the_sending_or_loses_an_event(
     assert answer["warnings"]["events"].startswith("SES's events cannot be read: SQS: ")
     metrics = fetch(port, "/metrics")[1]
     assert "mailroom_events_trouble_seconds 0.0" not in metrics
+    wait_until(db, "SELECT events_trouble LIKE 'SQS: %' AND trouble = '' FROM mailroom.workers", True)
     assert 1 == sqs.left()
     sqs.refuses = {}
     wait_until(db, COUNT, 1)
     wait_until_left(sqs, 0)
     run.wait_for_log("events.received_again")
     assert {} == json.loads(fetch(port, "/readyz")[1])["warnings"]
+    wait_until(db, "SELECT events_trouble FROM mailroom.workers", "")
     assert 'mailroom_events_total{kind="sent",type=""} 1.0' in fetch(port, "/metrics")[1]
     assert 0 == run.stop()
 

@@ -110,13 +110,23 @@ class Fates:
             bounced,
             complained,
             *([f"delayed    {self.delayed}{more}"] if self.delayed else []),
+            *(
+                [f"infected   {self.rejected}{more}, which SES took and did not send"]
+                if self.rejected
+                else []
+            ),
+            *(
+                [f"unrendered {self.unrendered}{more}, which SES took and could not render"]
+                if self.unrendered
+                else []
+            ),
             *(f"alarm      {alarm}" for alarm in self.alarms),
         ]
 
 
 def percent(share: float) -> str:
     """A share in per cent, with two digits that matter."""
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def fates(connection: psycopg.Connection) -> Fates:

@@ -211,6 +211,11 @@ def mask(text: str, address: str = "") -> str:
     return re.sub(r"""([^\s@<>"'(),:;])[^\s@<>"'(),:;]*@(?=[^\s@])""", r"\1…@", text)
 
 
+def name_beside(email: str | None, login: str | None, subject: str | None) -> str:
+    """What tells a person from others with the same masked address: the login, else the subject; or empty."""
+    return next((name for name in (login, subject) if name and name != email), "")
+
+
 def masked(mail: MailState, written: Sequence[TokenDelivery], told: Sequence[MailEvent] = ()) -> MailState:
     """A mail with its rows of the ledger and its events, addresses masked, without control characters."""
     address = mail.email or ""

@@ -251,7 +251,8 @@ class Runner:
                 f"{name}: {why}" if name != ACCOUNT else why
                 for name, (why, _) in self._calls.troubles.items()
             ]
-            await ledger.heartbeat(self._queue, "; ".join(troubles))
+            unread = self._events.trouble if self._events else None
+            await ledger.heartbeat(self._queue, "; ".join(troubles), unread.why if unread else "")
             await self._known.refresh()
             await asyncio.sleep(HEARTBEAT_S)
 
