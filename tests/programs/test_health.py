@@ -52,6 +52,8 @@ def test_a_mail_is_counted(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     worker = start(HTTP=port)
     wait_for_readiness(port, None)
+    for outcome in ("sent", "retried", "rejected", "unknown"):  # so that the first one is an increase
+        assert 0 == metric(port, f'mailroom_outcomes_total{{action="activation",outcome="{outcome}"}}')
     sign_up(db, "zoe")
     sign_up(db, "max")
     ses.wait_for(lambda inbox: inbox.counts.accepted == 2)

@@ -148,6 +148,14 @@ def test_the_first_event_of_a_kind_is_an_increase() -> None:
 
 
 @needs_promtool
+def test_prometheus_accepts_the_configuration_of_the_guide(tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"```yaml\n(rule_files:.*?)```", GUIDE, re.DOTALL)
+    (tmp_path / "alerts.yml").write_text(ALERTS.read_text())
+    (tmp_path / "prometheus.yml").write_text(snippet)
+    assert f"{len(RULES)} rules found" in promtool("check", "config", tmp_path / "prometheus.yml")
+
+
+@needs_promtool
 def test_prometheus_accepts_the_expressions_of_the_dashboard(tmp_path: Path) -> None:
     rules = [{"record": f"panel:{number}", "expr": one} for number, one in enumerate(expressions())]
     (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))

@@ -5,7 +5,7 @@ Counters start at zero with the process. No label and no value holds an address 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from prometheus_client import (
@@ -151,7 +151,12 @@ class Metrics:
             registry=registry,
         )
         self._counted_outages = 0
-        self._actions: set[str] = set()
+
+    def begin(self, actions: Iterable[str]) -> None:
+        """Begin to count the outcomes of these actions, with 0."""
+        for action in actions:
+            for outcome in ATTEMPTED:
+                self._outcomes.labels(action, outcome)
 
     def claimed(self, tokens: int, took_s: float) -> None:
         """Count a claim."""
@@ -166,10 +171,6 @@ class Metrics:
 
     def settled(self, action: str, recorded: Recorded) -> None:
         """Count a token by what the ledger recorded for it."""
-        if action not in self._actions:
-            self._actions.add(action)
-            for outcome in ATTEMPTED:
-                self._outcomes.labels(action, outcome)
         self._outcomes.labels(action, recorded.outcome).inc()
         if recorded.outcome == "sent" and recorded.age_s is not None:
             self._deliveries.labels(action).observe(recorded.age_s)
