@@ -14,14 +14,14 @@ from typing import Final
 from mailroom.operations.verdicts import ATTEMPTED
 
 PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
-NO_REASON: Final = "no reason was given"
-# The remedy for an action whose mails wait, because SES could not render one.
-RESUME_ACTION: Final = "correct the template, then `mailroom resume` and `mailroom dead retry`"
 # The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
 # The results in rows that were written because of an event, and not of an attempt.
 KNOWN: Final = "known"
 UNRENDERED: Final = "unrendered"
+NO_REASON: Final = "no reason was given"
+# The remedy for an action whose mails wait, because SES could not render one.
+RESUME_ACTION: Final = "correct the template, then `mailroom resume` and `mailroom dead retry`"
 
 
 @dataclass(frozen=True, slots=True)
