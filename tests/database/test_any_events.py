@@ -36,7 +36,7 @@ EVENTS = st.fixed_dictionaries(
         "message_id": st.sampled_from(["", "m-1", "m-2"]) | WORDS,
         "recipient": ADDRESSES | WORDS,
         "at": st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-01T00:00:00.5Z"]),
-        "type": st.sampled_from(["", "permanent", "transient", "undetermined", "not-spam"]),
+        "type": st.sampled_from(["", "permanent", "transient", "undetermined"]),
     },
     optional={
         "subtype": WORDS,
@@ -58,9 +58,7 @@ def fact(event: dict[str, Any]) -> tuple[Any, ...]:
 def suppresses(event: dict[str, Any]) -> bool:
     if event["recipient"].count("@") != 1 or not all(event["recipient"].split("@")):
         return False
-    return (event["kind"], event["type"]) == ("bounced", "permanent") or (
-        event["kind"] == "complained" and event["type"] != "not-spam"
-    )
+    return event["kind"] == "complained" or (event["kind"], event["type"]) == ("bounced", "permanent")
 
 
 def cut(events: list[dict[str, Any]], places: list[int]) -> Iterator[list[dict[str, Any]]]:

@@ -28,6 +28,7 @@ from mailroom.demo.postgres import PostgresServer
 from mailroom.errors import DatabaseError
 from mailroom.operations.verdicts import Outcome, StoryVerdict
 from mailroom.settings.collector import QueueSettings
+from support import commands
 from support.events import event, hand_out, send, tell, unrendered
 from support.inbox import HttpAnswer, ask
 from support.processes import PATIENCE_S, environment, without
@@ -202,7 +203,7 @@ def test_the_story_of_a_mail(db: Db, console: ConsoleServer) -> None:
     assert f'href="/why?who={token}"' in page(console)
     for who in ("zoe", "ZOE%40example.com", str(token)):
         shown = text(page(console, f"/why?who={who}"))
-        assert f"sent Token {token}, activation SES accepted it at" in shown
+        assert f"sent Token {token} , activation SES accepted it at" in shown
         assert "For zoe <z…@example.com>, whose account is provisioned." in shown
         assert "attempt 1, w: sent as 0100-abc" in shown
     assert "no account or token matches 'nobody'" in text(page(console, "/why?who=nobody"))
@@ -711,8 +712,78 @@ def test_what_ses_reported_is_counted_and_alarms(db: Db, console: ConsoleServer)
     }.items() <= tiles(console).items()
     shown = text(page(console))
     assert "Alarm: 5 % of the mails bounced for good, and SES acts at 5 %: check where" in shown
-    assert "Alarm: 1.1 % of the mails were marked as spam, and SES acts at 0.1 %" in shown
+    assert "marked as spam" not in shown  # one complaint alone says nothing
+    tell(db, event("complained", message_id="c-2"))
+    time.sleep(FRESH_S)
+    shown = text(page(console))
+    assert "Alarm: 2.1 % of the mails were marked as spam, and SES acts at 0.1 %" in shown
     assert "1 message of the queue of events could not be read" in shown
+
+
+def test_a_worker_that_reads_no_events_alarms(db: Db, database: str, console: ConsoleServer) -> None:
+    why = "SQS: no queue for zoe@example.com"
+    db.execute("SELECT mailroom.heartbeat('w1', '1', '', %s)", [why])
+    db.execute("SELECT mailroom.heartbeat('w2', '1', '')")
+    shown = text(page(console))
+    assert re.search(
+        r"Alarm: w1 has not read SES's events since [\d-]+ [\d:]+ UTC: SQS: no queue for z…@example.com;"
+        r" `mailroom doctor --only events` checks the queue\.",
+        shown,
+    ), shown
+    assert '<h1><span class="lamp bad" aria-hidden="true"></span>Alarm</h1>' in page(console)
+    printed = commands.run("status", env=environment(database)).stdout
+    assert "\nalarm      w1 has not read SES's events since " in printed
+    assert 1 == printed.count("alarm ")
+    since = "SELECT events_trouble_since FROM mailroom.workers WHERE worker = 'w1'"
+    began = db.execute(since).fetchall()
+    db.execute("SELECT mailroom.heartbeat('w1', '1', 'throttled', %s)", [why])
+    assert began == db.execute(since).fetchall()
+    db.execute("SELECT mailroom.heartbeat('w1', '1', 'throttled')")
+    time.sleep(FRESH_S)
+    assert [(None,)] == db.execute(since).fetchall()
+    assert "Alarm" not in text(page(console))
+
+
+def test_rows_tell_people_apart_with_dates_and_ids_to_copy(db: Db, console: ConsoleServer) -> None:
+    sent = hand_out(db, "zoe")
+    send(db, sent, "m-zoe")
+    refused = hand_out(db, "zac")
+    record(db, refused, dict.fromkeys(refused.tokens, "rejected"))
+    db.execute("UPDATE tokens SET login = email WHERE login = 'zoe'")
+    db.execute("UPDATE tokens SET subject = 'user-7' WHERE id = %s", [sent.tokens[0]])
+    html = page(console)
+    day = f"{datetime.now(UTC):%d %b }"
+    for whose in ("user-7", "zac"):
+        assert f'z…@example.com <span class="quiet small id">{whose}</span>' in html
+    assert '<span class="mono quiet id">m-zoe</span>' in html
+    assert f'<span class="id">{sent.tokens[0]}</span>' in html
+    assert 2 == len(re.findall(rf"<time [^>]*>{day}\d\d:\d\d:\d\d</time>", html))
+    dead = page(console, "/dead")
+    assert 'z…@example.com <span class="quiet small id">zac</span>' in dead
+    assert re.search(rf"<time [^>]*>{day}", dead)
+    assert f'Token <span class="id">{sent.tokens[0]}</span>' in page(console, "/why?who=m-zoe")
+    assert 'Message id: <span class="mono id">m-zoe</span>' in page(console, "/why?who=m-zoe")
+
+
+def test_the_expired_dead_letters_of_a_page_are_renewed_with_the_others(
+    db: Db, console: ConsoleServer
+) -> None:
+    tokens = [sign_up(db, login) for login in ("a", "b", "c")]
+    record_all(db, "rejected")
+    db.execute("UPDATE mailroom.actions SET renews = false")
+    db.execute(
+        "UPDATE tokens SET expires_at = now() - interval '3 h', created_at = now() - interval '4 h'"
+        " WHERE id = %s",
+        [tokens[0]],
+    )
+    html = page(console, "/dead")
+    assert "Retry or renew these 3" in text(html)
+    assert "expired 3 h ago" in text(html)
+    (body,) = re.findall(r'name="tokens" value="([\d,]+)"', html)
+    done = post(console, "/dead/retry", f"tokens={body.replace(',', '%2C')}")
+    assert "/dead?retried=3.0" == done.headers["location"]
+    assert "3 retried or renewed ." in text(page(console, "/dead?retried=3.0"))
+    assert 3 == sum(len(lease.tokens) for lease in claim(db))
 
 
 def test_a_paused_action_is_shown_and_resumed(db: Db, console: ConsoleServer) -> None:
@@ -752,7 +823,7 @@ def test_the_dead_letters_of_a_page_are_retried_at_once(db: Db, console: Console
     done = post(console, "/dead/retry", f"tokens={tokens[2]}%2C{tokens[0]}")
     assert (303, "/dead?retried=1.1") == (done.status, done.headers["location"])
     shown = text(page(console, "/dead?retried=1.1"))
-    assert "1 retried , 1 not, since they may not be mailed any more." in shown
+    assert "1 retried or renewed , 1 not, since they may not be mailed any more." in shown
     assert "Retry these" not in shown
     assert [tokens[2]] == [token for lease in claim(db) for token in lease.tokens]
     for body in ("", "tokens=x", "tokens=1%2C", "tokens=" + "1%2C" * 500 + "1"):

@@ -211,14 +211,81 @@ def test_no_trouble_of_the_queue_stops_the_sending_or_loses_an_event(
     assert answer["warnings"]["events"].startswith("SES's events cannot be read: SQS: ")
     metrics = fetch(port, "/metrics")[1]
     assert "mailroom_events_trouble_seconds 0.0" not in metrics
+    wait_until(db, "SELECT events_trouble LIKE 'SQS: %' AND trouble = '' FROM mailroom.workers", True)
     assert 1 == sqs.left()
     sqs.refuses = {}
     wait_until(db, COUNT, 1)
     wait_until_left(sqs, 0)
     run.wait_for_log("events.received_again")
     assert {} == json.loads(fetch(port, "/readyz")[1])["warnings"]
+    wait_until(db, "SELECT events_trouble FROM mailroom.workers", "")
     assert 'mailroom_events_total{kind="sent",type=""} 1.0' in fetch(port, "/metrics")[1]
     assert 0 == run.stop()
+
+
+# In place of 20 and 5 seconds.
+PATIENCE = {"mailroom.events.sqs.LONG_POLL_S": 1, "mailroom.events.sqs.ANSWER_LIMIT_S": 1.0}
+
+
+def test_a_queue_that_answers_too_late_stops_no_sending_and_loses_no_event(
+    db: Db, database: str, sqs: ScriptedSqs, start: Start
+) -> None:
+    """SQS hands out the message, and its answer comes when nobody waits for it any more."""
+    sqs.delays = dict.fromkeys(["ReceiveMessage", "GetQueueAttributes"], 600.0)
+    sqs.send(raw(ses_events.sent()))
+    port = free_port()
+    run = start(EVENTS=NAME, HTTP=port, constants=PATIENCE).wait_for_log("events.not_received")
+    sign_up(db, "ada")
+    wait_until(db, SENT, 1)
+    status, text = fetch(port, "/readyz")
+    answer = json.loads(text)
+    assert (200, True, {}) == (status, answer["ready"], answer["faults"])
+    assert answer["warnings"]["events"].startswith("SES's events cannot be read: SQS: Read timeout")
+    metrics = fetch(port, "/metrics")[1]
+    assert "mailroom_events_trouble_seconds 0.0" not in metrics
+    assert "mailroom_events_waiting NaN" in metrics
+    wait_until(db, "SELECT events_trouble LIKE 'SQS: Read timeout%' FROM mailroom.workers", True)
+    assert "has not read SES's events since" in status_of(database)
+    assert (1, [(0,)]) == (sqs.left(), db.execute(COUNT).fetchall())
+    sqs.hurry()
+    sqs.show_again()
+    wait_until(db, COUNT, 1)
+    wait_until_left(sqs, 0)
+    run.wait_for_log("events.received_again")
+    assert {} == json.loads(fetch(port, "/readyz")[1])["warnings"]
+    wait_until(db, "SELECT events_trouble FROM mailroom.workers", "")
+    assert 0 == run.stop()
+
+
+def status_of(database: str) -> str:
+    return commands.run("status", env=processes.environment(database)).stdout
+
+
+def test_a_queue_that_is_slow_is_read_slowly(db: Db, sqs: ScriptedSqs, start: Start) -> None:
+    sqs.delays = dict.fromkeys(["ReceiveMessage", "DeleteMessageBatch"], 0.5)
+    sqs.send(*(raw(ses_events.sent(message_id=f"m-{number}")) for number in range(25)))
+    port = free_port()
+    run = start(EVENTS=NAME, HTTP=port).wait_for_log("events.started")
+    sign_up(db, "ada")
+    wait_until(db, SENT, 1)
+    wait_until(db, COUNT, 25)
+    assert {} == json.loads(fetch(port, "/readyz")[1])["warnings"]
+    wait_until_left(sqs, 0)
+    sqs.hurry()
+    assert 0 == run.stop()
+    assert "events.not_" not in run.log()
+
+
+@pytest.mark.slow
+def test_doctor_tells_of_a_queue_that_does_not_answer(sqs: ScriptedSqs) -> None:
+    sqs.delays = {"GetQueueAttributes": 600.0}
+    variables = processes.environment("", EVENTS=NAME) | aws("http://127.0.0.1:1")
+    done = commands.run("doctor", "--only", "events", env=variables | {"AWS_ENDPOINT_URL_SQS": sqs.url})
+    sqs.hurry()
+    assert 1 == done.returncode
+    (line,) = [line for line in done.stdout.splitlines() if "events-queue" in line]
+    assert line.split()[0] in {"fault", "FAULT"}, done.stdout
+    assert "Read timeout" in line
 
 
 def test_a_right_that_is_missing_is_named_with_its_remedy_and_without_a_traceback(

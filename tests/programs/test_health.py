@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -51,6 +52,8 @@ def test_a_mail_is_counted(db: Db, ses: InboxServer, start: Start) -> None:
     port = free_port()
     worker = start(HTTP=port)
     wait_for_readiness(port, None)
+    for outcome in ("sent", "retried", "rejected", "unknown"):  # so that the first one is an increase
+        assert 0 == metric(port, f'mailroom_outcomes_total{{action="activation",outcome="{outcome}"}}')
     sign_up(db, "zoe")
     sign_up(db, "max")
     ses.wait_for(lambda inbox: inbox.counts.accepted == 2)
@@ -78,6 +81,41 @@ def test_the_metrics_are_those_in_the_reference() -> None:
     }
     assert exposed
     assert exposed == set(re.findall(r"^\| `(mailroom_\w+)` \| ([a-z]+) \|", REFERENCE, re.MULTILINE))
+
+
+def test_a_pause_is_a_warning_with_its_reason_and_remedy(db: Db, start: Start) -> None:
+    port = free_port()
+    start(HTTP=port)
+    wait_for_readiness(port, None)
+    assert 0 == metric(port, "mailroom_actions_paused")
+    db.execute(
+        "UPDATE mailroom.actions SET paused_at = now(), pause_reason = 'no field app for zoe@example.com'"
+        " WHERE action = 'activation'"
+    )
+    found = warning_of(port, "pause")
+    assert (
+        "the action activation is paused: no field app for …@example.com (try: correct the template, then"
+        " `mailroom resume` and `mailroom dead retry`)" == found
+    )
+    assert 1 == metric(port, "mailroom_actions_paused")
+    db.execute("SELECT mailroom.pause('a restore')")
+    assert "the queue is paused: a restore (try: `mailroom resume`)" == warning_of(port, "pause", "queue")
+    db.execute("SELECT mailroom.resume('token_insert')")
+    assert not warning_of(port, "pause", "")
+    assert 0 == metric(port, "mailroom_actions_paused")
+
+
+def warning_of(port: int, part: str, text: str = "action") -> str:
+    """The warning of ``/readyz`` about a part, once it has a text; with an empty text, once it is gone."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        status, answer = fetch(port, "/readyz")
+        found = json.loads(answer)
+        assert (200, True) == (status, found["ready"])
+        warning = str(found["warnings"].get(part, ""))
+        if text in warning if text else not warning:
+            return warning
+        assert time.monotonic() < deadline, warning
 
 
 @pytest.mark.slow

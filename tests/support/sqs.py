@@ -43,11 +43,14 @@ class ScriptedSqs:
     Attributes:
         url: where it listens.
         refuses: by the name of an operation, which of ``REFUSALS`` it answers, or ``garbage``.
+        delays: by the name of an operation, for how many seconds its answers are kept back at most: they are
+            sent when the operation is taken out.
         calls: the operations in the order of the calls.
     """
 
     def __init__(self) -> None:
         self.refuses: dict[str, str] = {}
+        self.delays: dict[str, float] = {}
         self.calls: list[str] = []
         self._changed = threading.Condition()
         self._messages: dict[str, tuple[str, bool]] = {}
@@ -69,6 +72,12 @@ class ScriptedSqs:
             self._messages = {handle: (text, False) for handle, (text, _) in self._messages.items()}
             self._changed.notify_all()
 
+    def hurry(self) -> None:
+        """Keep no answers back any more."""
+        with self._changed:
+            self.delays = {}
+            self._changed.notify_all()
+
     def left(self) -> int:
         """How many messages were not deleted."""
         return len(self._messages)
@@ -87,7 +96,10 @@ class ScriptedSqs:
             headers = {"x-amzn-query-error": f"{query_code};Sender"}
             body = {"__type": f"com.amazonaws.sqs#{code}", "message": words}
             return 500 if refusal == "away" else 400, headers, json.dumps(body).encode()
-        return 200, {}, json.dumps(getattr(self, f"_{operation}")(given)).encode()
+        answer = json.dumps(getattr(self, f"_{operation}")(given)).encode()
+        with self._changed:
+            self._changed.wait_for(lambda: operation not in self.delays, self.delays.get(operation, 0))
+        return 200, {}, answer
 
     def _GetQueueUrl(self, given: dict[str, Any]) -> Any:  # noqa: N802 - SQS's names
         return {"QueueUrl": f"{self.url}/123456789012/{given['QueueName']}"}

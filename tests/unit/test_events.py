@@ -6,12 +6,14 @@ import contextlib
 import json
 import string
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailroom.events import facts
 from mailroom.events.envelopes import Unreadable, opened
 from mailroom.events.facts import MAX_RECIPIENTS, Fact, facts_of
 from mailroom.events.sqs import region_of
@@ -107,6 +109,9 @@ def test_a_complaint_may_come_without_a_report_and_a_correction_is_none() -> Non
     content = ses_events.complained()
     content["complaint"]["complaintFeedbackType"] = "not-spam"
     assert [] == read(raw(content))
+    source = Path(facts.__file__).parents[1]
+    texts = [*source.rglob("*.py"), *(source / "sql").glob("*.sql")]
+    assert ["facts.py"] == [path.name for path in texts if "not-spam" in path.read_text()]
 
 
 def test_the_address_is_the_one_that_was_mailed_not_the_one_it_was_forwarded_to() -> None:

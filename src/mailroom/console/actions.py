@@ -76,14 +76,14 @@ class ConsoleActions:
         return RedirectResponse(f"/dead?decided={number}.{outcome}{other}", 303)
 
     async def retry_shown(self, request: Request) -> Response:
-        """Retry the dead letters of a page."""
+        """Retry the dead letters of a page, and renew those that have expired."""
         form = await self._form(request)
         words = form.get("tokens", "").split(",")
         if len(words) > MAX_TOKENS or not all(_is_token(word) for word in words):
             raise HTTPException(400, "the form does not name dead letters")
         tokens, reason = [int(word) for word in words], _reason(form) or "in the console"
         decided = await self._do(
-            lambda connection: retry(connection, self._channel, tokens, renew=False, reason=reason)
+            lambda connection: retry(connection, self._channel, tokens, renew=True, reason=reason)
         )
         retried = sum(one.done for one in decided)
         log.info("decided_all", tokens=len(decided), retried=retried)

@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from mailroom.database.sync import one, rows
-from mailroom.operations.mail_state import PROVIDERS, mask, plain
+from mailroom.operations.mail_state import PROVIDERS, mask, name_beside, plain
 
 PAGE: Final = 50
 # The number of rows in which an outcome is searched for at a time.
@@ -31,8 +31,8 @@ LATE_S: Final = 10.0
 TRAFFIC: Final = "SELECT at, sent, retried, unknown, rejected, dropped FROM mailroom.traffic(%s, %s, %s)"
 LEDGER_ENDS: Final = "SELECT first, last FROM mailroom.ledger_ends()"
 RECENT: Final = (
-    "SELECT id, token, action, email, login, attempt, outcome, result, provider, message_id, detail, worker,"
-    " at FROM mailroom.recent_deliveries(%s, %s, %s, %s)"
+    "SELECT id, token, action, email, login, subject, attempt, outcome, result, provider, message_id, detail,"
+    " worker, at FROM mailroom.recent_deliveries(%s, %s, %s, %s)"
 )
 
 
@@ -45,6 +45,7 @@ class LedgerRow:
     action: str | None
     email: str | None
     login: str | None
+    subject: str | None
     attempt: int
     outcome: str
     result: str
@@ -53,6 +54,11 @@ class LedgerRow:
     detail: str
     worker: str
     at: datetime
+
+    @property
+    def whose(self) -> str:
+        """Whose mail it was, beside the address."""
+        return name_beside(self.email, self.login, self.subject)
 
     @property
     def by(self) -> str:
@@ -67,13 +73,15 @@ class LedgerRow:
 
     def shown(self, *, addresses: bool) -> LedgerRow:
         """The row as it may be shown: without control characters, and masked unless ``addresses``."""
-        email, login, detail = self.email or "", self.login or "", self.detail
+        whole = self.email or ""
+        email, login, subject, detail = whole, self.login or "", self.subject or "", self.detail
         if not addresses:
-            email, login, detail = mask(email, email), "", mask(detail, email)
+            email, login, subject, detail = (mask(each, whole) for each in (email, login, subject, detail))
         return replace(
             self,
             email=plain(email),
             login=plain(login),
+            subject=plain(subject),
             detail=plain(detail),
             message_id=plain(self.message_id),
         )

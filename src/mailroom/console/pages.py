@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -95,13 +95,15 @@ class ConsolePages:
         if len(letters) > DEAD_PAGE:
             last = letters[DEAD_PAGE - 1]
             older = f"/dead?{urlencode({'before': f'{last.at.isoformat()}_{last.id}'})}"
+        again = [one for one in letters[:DEAD_PAGE] if one.why_not_mailable in (None, "expired")]
         values = {
             "letters": [(letter, _moment(letter.at)) for letter in letters[:DEAD_PAGE]],
             "older": older,
             "newest": "/dead" if before != NEWEST else "",
             "decided": _decided(request.query_params.get("decided", "")),
             "retried": _RETRIED.fullmatch(request.query_params.get("retried", "")),
-            "mailable": [str(letter.token) for letter in letters[:DEAD_PAGE] if not letter.why_not_mailable],
+            "again": [str(letter.token) for letter in again],
+            "renews": any(letter.why_not_mailable for letter in again),
         }
         return self._pages.answer("dead.html", await self._shared("/dead") | values)
 
@@ -185,6 +187,8 @@ def _state(look: Look) -> tuple[str, str]:
         return "No worker", "bad"
     if now.paused_actions:
         return "An action is paused", "bad"
+    if now.fates.alarms or now.events_alarms:
+        return "Alarm", "bad"
     if now.troubled:
         return "Workers in trouble", "warn"
     if now.pulse.retrying:
@@ -226,10 +230,9 @@ def _moments(events: Sequence[tuple[datetime, str]]) -> list[tuple[dict[str, str
 def _moment(at: datetime) -> dict[str, str]:
     """A time in UTC, in several formats."""
     day = at.astimezone(UTC)
-    is_old = datetime.now(UTC) - day > timedelta(hours=20)
     return {
         "iso": day.isoformat(timespec="milliseconds"),
-        "short": f"{day:%d %b %H:%M}" if is_old else f"{day:%H:%M:%S}",
+        "short": f"{day:%d %b %H:%M:%S}",
         "long": utc(at),
     }
 

@@ -93,6 +93,11 @@ class Snapshot:
         return tuple(worker for worker in self.workers if worker.alive and worker.trouble)
 
     @property
+    def events_alarms(self) -> tuple[str, ...]:
+        """That workers cannot read SES's events."""
+        return tuple(worker.events_alarm for worker in self.workers if worker.events_alarm)
+
+    @property
     def no_worker(self) -> str:
         """A warning if there is mail and no worker; else empty."""
         if self.alive or not self.left:

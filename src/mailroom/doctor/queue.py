@@ -15,7 +15,7 @@ from mailroom.doctor.report import Finding, NotKnown, fault, ok, skipped, warnin
 from mailroom.doctor.triggers import ISSUE_FUNCTION
 from mailroom.errors import DatabaseError, DatabaseUnavailable
 from mailroom.operations import reports
-from mailroom.operations.mail_state import utc
+from mailroom.operations.mail_state import RESUME_ACTION, utc
 from mailroom.queue.client import BACKLOG, NEXT_DUE, RING, Backlog
 from mailroom.queue.start_check import (
     CALLED,
@@ -81,7 +81,7 @@ def pause(probe: Probe) -> Finding:
     if actions := _asked(probe, reports.paused_actions):
         return warning(
             "; ".join(f"{each.what} is {each.reason}" for each in actions),
-            "correct the template, then `mailroom resume` and `mailroom dead retry`",
+            RESUME_ACTION,
         )
     return ok("it is not paused")
 

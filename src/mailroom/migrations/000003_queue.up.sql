@@ -492,7 +492,7 @@ CREATE INDEX unreadable_events_received_at_idx ON mailroom.unreadable_events (re
 COMMENT ON TABLE mailroom.unreadable_events IS
     'Messages of the queue of events that could not be read. `mailroom prune` deletes old rows.';
 COMMENT ON COLUMN mailroom.unreadable_events.id IS 'The order of insertion.';
-COMMENT ON COLUMN mailroom.unreadable_events.text IS 'The message without codes and tokens, up to 65,536 bytes of it.';
+COMMENT ON COLUMN mailroom.unreadable_events.text IS 'The message without codes and tokens, up to 65,536 characters of it.';
 COMMENT ON COLUMN mailroom.unreadable_events.reason IS 'Why it could not be read.';
 COMMENT ON COLUMN mailroom.unreadable_events.received_at IS 'When the row was written.';
 COMMENT ON COLUMN mailroom.unreadable_events.digest IS 'The SHA-256 of the whole message without codes and tokens, of which one row is kept.';
@@ -618,7 +618,7 @@ BEGIN
                                  (SELECT t.email FROM public.tokens t
                                   WHERE t.id = e.token AND mailroom.fingerprint(t.secret) = e.fingerprint))
           ) AS r (n, address)
-          WHERE (e.kind = 'bounced' AND e.type = 'permanent' OR e.kind = 'complained' AND e.type <> 'not-spam')
+          WHERE (e.kind = 'bounced' AND e.type = 'permanent' OR e.kind = 'complained')
             AND r.address ~ '^[^@]+@[^@]+$') a
     ORDER BY a.hash, a.n, a.id
     ON CONFLICT DO NOTHING;
@@ -657,12 +657,11 @@ COMMENT ON FUNCTION mailroom.record_events IS
 CREATE FUNCTION mailroom.keep_unreadable(p_texts text[], p_reasons text[]) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
-    max_bytes CONSTANT integer := 65536;
-    kept      integer;
+    max_text CONSTANT integer := 65536;
+    kept     integer;
 BEGIN
     INSERT INTO mailroom.unreadable_events (text, reason, digest)
-    SELECT DISTINCT ON (u.digest) left(u.text, CASE WHEN octet_length(u.text) <= max_bytes THEN max_bytes
-                                                    ELSE max_bytes / 4 END), left(u.reason, 1000), u.digest
+    SELECT DISTINCT ON (u.digest) left(u.text, max_text), left(u.reason, 1000), u.digest
     FROM (SELECT g.text, g.reason, g.n, sha256(convert_to(g.text, 'UTF8')) AS digest
           FROM unnest(p_texts, p_reasons) WITH ORDINALITY AS g (text, reason, n)) u
     ORDER BY u.digest, u.n
@@ -678,7 +677,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
     late_settlement CONSTANT interval := '10 minutes';
-    failed mailroom.deliveries[];
+    failed  mailroom.deliveries[];
+    dead    bigint[];
+    waiting mailroom.leases;
 BEGIN
     IF NOT EXISTS (SELECT FROM mailroom.events e
                    WHERE e.kind = 'rendering_failed' AND e.received_at > clock_timestamp() - late_settlement) THEN
@@ -709,9 +710,23 @@ BEGIN
                             WHERE r.action = t.action AND s.message_id = d.message_id AND s.at < r.resumed_at)
           GROUP BY t.action) f
     WHERE k.action = f.action AND k.paused_at IS NULL;
+    -- A mail whose answer was lost waits in a lease. One that is locked or held by a worker is left for the next call.
+    dead := ARRAY(
+        SELECT DISTINCT d.token
+        FROM mailroom.events e
+        JOIN mailroom.deliveries d ON d.token = e.token AND d.fingerprint = e.fingerprint AND d.result = 'unrendered'
+        JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
+        WHERE e.kind = 'rendering_failed' AND e.received_at > clock_timestamp() - late_settlement
+          AND NOT EXISTS (SELECT FROM mailroom.deliveries o
+                          WHERE o.token = d.token AND o.fingerprint = d.fingerprint AND o.id > d.id));
+    FOR waiting IN SELECT * FROM mailroom.leases l
+                   WHERE l.worker IN ('', 'paused') AND l.tokens && dead FOR UPDATE SKIP LOCKED LOOP
+        PERFORM mailroom.settle(waiting.id, waiting.key, dead);
+    END LOOP;
 END $$;
 COMMENT ON FUNCTION mailroom.fail_unrendered IS
-    'Rejects the mails that SES could not render, by its events of the last ten minutes, and pauses their actions.';
+    'Rejects the mails that SES could not render, by its events of the last ten minutes, and pauses their actions. Those '
+    'that wait in a lease, since the answer was lost, leave it: all are dead letters.';
 
 CREATE FUNCTION mailroom.events_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, kind text, message_id text, recipient text, at timestamptz, type text, subtype text,
@@ -739,7 +754,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
     SELECT count(*) FILTER (WHERE e.kind = 'delivered'), count(*) FILTER (WHERE e.kind = 'bounced'),
            count(*) FILTER (WHERE e.kind = 'bounced' AND e.type = 'permanent'),
-           count(*) FILTER (WHERE e.kind = 'complained' AND e.type <> 'not-spam'),
+           count(*) FILTER (WHERE e.kind = 'complained'),
            count(*) FILTER (WHERE e.kind = 'delayed'), count(*) FILTER (WHERE e.kind = 'rejected'),
            count(*) FILTER (WHERE e.kind = 'rendering_failed'),
            (SELECT count(*) FROM (SELECT FROM mailroom.unreadable_events u
@@ -777,7 +792,7 @@ BEGIN
                         WHEN bool_or(e.kind = 'bounced') THEN 'bounced'
                         WHEN bool_or(e.kind = 'rejected') THEN 'rejected'
                         WHEN bool_or(e.kind = 'delayed') THEN 'delayed' END
-            FROM mailroom.events_of(ARRAY[p_token]) e WHERE e.type <> 'not-spam');
+            FROM mailroom.events_of(ARRAY[p_token]) e);
     IF why IS NOT NULL THEN
         RETURN why;
     ELSIF EXISTS (SELECT FROM mailroom.deliveries d
@@ -1567,7 +1582,9 @@ CREATE TABLE mailroom.workers (
     started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     seen_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     trouble       text        NOT NULL DEFAULT '',
-    trouble_since timestamptz
+    trouble_since timestamptz,
+    events_trouble       text NOT NULL DEFAULT '',
+    events_trouble_since timestamptz
 ) WITH (fillfactor = 10);
 
 COMMENT ON TABLE mailroom.workers IS 'The workers of `mailroom run`, each of which reports every few seconds.';
@@ -1577,21 +1594,29 @@ COMMENT ON COLUMN mailroom.workers.started_at IS 'When it first reported.';
 COMMENT ON COLUMN mailroom.workers.seen_at IS 'When it last reported.';
 COMMENT ON COLUMN mailroom.workers.trouble IS 'What keeps it from sending; empty if nothing does.';
 COMMENT ON COLUMN mailroom.workers.trouble_since IS 'When that began.';
+COMMENT ON COLUMN mailroom.workers.events_trouble IS
+    'What keeps it from reading SES''s events; empty if nothing does, or if it reads none.';
+COMMENT ON COLUMN mailroom.workers.events_trouble_since IS 'When that began.';
 
-CREATE FUNCTION mailroom.heartbeat(p_worker text, p_version text, p_trouble text) RETURNS void
+CREATE FUNCTION mailroom.heartbeat(p_worker text, p_version text, p_trouble text, p_events_trouble text DEFAULT '')
+RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT mailroom.fail_unrendered();
-    INSERT INTO mailroom.workers AS w (worker, version, trouble, trouble_since)
-    VALUES (p_worker, p_version, p_trouble, CASE WHEN p_trouble <> '' THEN clock_timestamp() END)
+    INSERT INTO mailroom.workers AS w (worker, version, trouble, trouble_since, events_trouble, events_trouble_since)
+    VALUES (p_worker, p_version, p_trouble, CASE WHEN p_trouble <> '' THEN clock_timestamp() END,
+            p_events_trouble, CASE WHEN p_events_trouble <> '' THEN clock_timestamp() END)
     ON CONFLICT (worker) DO UPDATE
     SET version = excluded.version, seen_at = clock_timestamp(), trouble = excluded.trouble,
-        trouble_since = CASE WHEN excluded.trouble <> '' THEN coalesce(w.trouble_since, excluded.trouble_since) END;
+        trouble_since = CASE WHEN excluded.trouble <> '' THEN coalesce(w.trouble_since, excluded.trouble_since) END,
+        events_trouble = excluded.events_trouble,
+        events_trouble_since = CASE WHEN excluded.events_trouble <> ''
+                                    THEN coalesce(w.events_trouble_since, excluded.events_trouble_since) END;
     DELETE FROM mailroom.workers w WHERE w.worker IN (
         SELECT o.worker FROM mailroom.workers o WHERE o.seen_at < clock_timestamp() - interval '1 day'
         FOR UPDATE SKIP LOCKED);
 $$;
 COMMENT ON FUNCTION mailroom.heartbeat IS
-    'Reports that a worker is alive, and what keeps it from sending (empty if nothing does). Removes workers '
+    'Reports that a worker is alive, and what keeps it from sending and from reading events (empty if nothing does). Removes workers '
     'that have not reported for a day. Rejects mails that SES could not render, and were recorded after its event.';
 
 CREATE FUNCTION mailroom.leave(p_worker text) RETURNS void
@@ -1603,12 +1628,13 @@ COMMENT ON FUNCTION mailroom.leave IS 'Removes a worker that has stopped in good
 CREATE FUNCTION mailroom.recent_workers()
 RETURNS TABLE (worker text, version text, alive boolean, started_at timestamptz, seen_at timestamptz,
                up double precision, silent double precision, leases bigint, tokens bigint,
-               trouble text, trouble_since timestamptz)
+               trouble text, trouble_since timestamptz, events_trouble text, events_trouble_since timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT w.worker, w.version, w.seen_at > n.now - interval '15 seconds', w.started_at, w.seen_at,
            extract(epoch FROM n.now - w.started_at)::double precision,
            extract(epoch FROM n.now - w.seen_at)::double precision,
-           coalesce(h.leases, 0), coalesce(h.tokens, 0), w.trouble, w.trouble_since
+           coalesce(h.leases, 0), coalesce(h.tokens, 0), w.trouble, w.trouble_since, w.events_trouble,
+           w.events_trouble_since
     FROM (SELECT clock_timestamp() AS now) n
     JOIN mailroom.workers w ON w.seen_at > n.now - interval '1 hour'
     LEFT JOIN (SELECT l.worker, count(*) AS leases, sum(cardinality(l.tokens))::bigint AS tokens
@@ -1617,7 +1643,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
 $$;
 COMMENT ON FUNCTION mailroom.recent_workers IS
     'Returns the workers that reported in the last hour, the oldest first: which are alive (reported in the '
-    'last 15 s), what they hold, and what keeps them from sending. up and silent are in seconds.';
+    'last 15 s), what they hold, and what keeps them from sending and from reading events. up and silent are in seconds.';
 
 -- The end of each migration: what it is, and who may call what. `mailroom roles` grants the rest to roles.
 

@@ -386,12 +386,13 @@ COMMENT ON FUNCTION mailroom.is_dead IS
 -- tables.
 CREATE FUNCTION mailroom.dead_letters(p_action text, p_since interval, p_before_at timestamptz, p_before_id bigint,
                                       p_limit integer)
-RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz, attempts bigint, detail text,
-               why_not_mailable text, expires_in double precision)
+RETURNS TABLE (id bigint, token bigint, action text, email text, login text, subject text, at timestamptz,
+               attempts bigint, detail text, why_not_mailable text, expires_in double precision)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), d.at,
+    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), t.login,
+           coalesce(t.subject, nullif(d.subject, '')), d.at,
            (SELECT count(*) FROM mailroom.deliveries e
             WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
               AND e.result NOT IN ('', 'by hand', 'known', 'unrendered')),
@@ -599,13 +600,13 @@ COMMENT ON FUNCTION mailroom.ledger_ends IS
 
 -- The settings make it walk the primary key and probe the rest, whatever the planner believes.
 CREATE FUNCTION mailroom.recent_deliveries(p_outcome text, p_before bigint, p_look bigint, p_limit integer)
-RETURNS TABLE (id bigint, token bigint, action text, email text, login text, attempt integer, outcome text,
+RETURNS TABLE (id bigint, token bigint, action text, email text, login text, subject text, attempt integer, outcome text,
                result text, provider text, message_id text, detail text, worker text, at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), t.login, d.attempt, d.outcome,
-           d.result, d.provider, d.message_id, d.detail, d.worker, d.at
+    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), t.login,
+           coalesce(t.subject, nullif(d.subject, '')), d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
     WHERE d.id < p_before AND d.id >= p_before - p_look
@@ -782,8 +783,9 @@ BEGIN
         RETURNING 1)
     SELECT erased + count(*) INTO erased FROM changed;
     WITH changed AS (
-        UPDATE mailroom.workers w SET trouble = mailroom.without_addresses(w.trouble)
-        WHERE mailroom.names_address(w.trouble, form)
+        UPDATE mailroom.workers w SET trouble = mailroom.without_addresses(w.trouble),
+                                      events_trouble = mailroom.without_addresses(w.events_trouble)
+        WHERE mailroom.names_address(w.trouble, form) OR mailroom.names_address(w.events_trouble, form)
         RETURNING 1)
     SELECT erased + count(*) INTO erased FROM changed;
     RETURN NEXT;

@@ -22,7 +22,7 @@ import psycopg
 
 from mailroom.database.sync import one, rows
 from mailroom.errors import MailroomError
-from mailroom.operations.mail_state import mask, plain, span, utc
+from mailroom.operations.mail_state import mask, name_beside, plain, span, utc
 from mailroom.operations.reports import DEAD_COUNT, MAX_COUNTED, UnknownPerson, stories
 from mailroom.operations.story import Story
 
@@ -32,8 +32,8 @@ NOT_DEAD: Final = "not dead"
 
 IS_DEAD: Final = "SELECT mailroom.is_dead(%s)"
 DEAD_LETTERS: Final = (
-    "SELECT id, token, action, email, at, attempts, detail, why_not_mailable, expires_in AS expires_in_s"
-    " FROM mailroom.dead_letters(%s, %s, %s, %s, %s)"
+    "SELECT id, token, action, email, login, subject, at, attempts, detail, why_not_mailable,"
+    " expires_in AS expires_in_s FROM mailroom.dead_letters(%s, %s, %s, %s, %s)"
 )
 RETRY_DEAD: Final = "SELECT token, outcome, other FROM mailroom.retry_dead(%s, %s::bigint[], %s, %s, %s)"
 DROP_DEAD: Final = (
@@ -75,6 +75,8 @@ class DeadLetter:
     token: int
     action: str | None
     email: str | None
+    login: str | None
+    subject: str | None
     at: datetime
     attempts: int
     detail: str
@@ -90,7 +92,14 @@ class DeadLetter:
             return f"expired {span(-self.expires_in_s)} ago"
         if self.why_not_mailable:
             return self.why_not_mailable
+        if self.expires_in_s is not None and self.expires_in_s <= 0:
+            return f"expired {span(-self.expires_in_s)} ago; a retry renews it"
         return "never expires" if self.expires_in_s is None else f"expires in {span(self.expires_in_s)}"
+
+    @property
+    def whose(self) -> str:
+        """Whose mail it was, beside the address."""
+        return name_beside(self.email, self.login, self.subject)
 
     def cells(self) -> tuple[str, ...]:
         """The cells of a table's row."""
@@ -165,6 +174,8 @@ def dead_letters(
         replace(
             letter,
             email=letter.email and plain(mask(letter.email, letter.email)),
+            login=letter.login and plain(mask(letter.login, letter.email or "")),
+            subject=letter.subject and plain(mask(letter.subject, letter.email or "")),
             detail=plain(mask(letter.detail, letter.email or "")),
         )
         for letter in found

@@ -11,7 +11,6 @@ from mailroom.operations.verdicts import Kind, StoryVerdict
 
 PERMANENT: Final = "permanent"
 TRANSIENT: Final = "transient"
-NOT_SPAM: Final = "not-spam"
 LIFT: Final = "`mailroom suppressions remove` lifts that"
 
 
@@ -28,7 +27,7 @@ def fate(events: Sequence[MailEvent], accepted: str) -> tuple[StoryVerdict, str]
         accepted: a sentence that says when SES accepted it.
     """
     last = {one.kind: one for one in sorted(events, key=lambda one: one.at)}
-    complaint = next((one for one in events if one.kind == Kind.COMPLAINED and one.type != NOT_SPAM), None)
+    complaint = next((one for one in events if one.kind == Kind.COMPLAINED), None)
     bounces = sorted(
         (one for one in events if one.kind == Kind.BOUNCED), key=lambda one: (one.type != TRANSIENT, one.at)
     )

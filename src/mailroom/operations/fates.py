@@ -17,8 +17,9 @@ MAX_COUNTED: Final = 10_000
 # Where SES puts an account under review.
 BOUNCE_LIMIT: Final = 0.05
 COMPLAINT_LIMIT: Final = 0.001
-# Of fewer mails a rate says nothing.
+# Of fewer mails a rate says nothing. One complaint alone is above the limit of up to 1,000 mails.
 MIN_MAILS: Final = 100
+MIN_COMPLAINTS: Final = 2
 
 EVENT_COUNTS: Final = (
     "SELECT delivered, bounced, bounced_for_good, complained, delayed, rejected, unrendered, unreadable, more"
@@ -80,7 +81,8 @@ class Fates:
                     f"{percent(rate)} of the mails bounced for good, and SES acts at {percent(BOUNCE_LIMIT)}:"
                     " check where the addresses come from"
                 )
-            if (rate := self.complaint_rate) is not None and rate >= COMPLAINT_LIMIT:
+            rate = self.complaint_rate
+            if rate is not None and rate >= COMPLAINT_LIMIT and self.complained >= MIN_COMPLAINTS:
                 found.append(
                     f"{percent(rate)} of the mails were marked as spam, and SES acts at"
                     f" {percent(COMPLAINT_LIMIT)}: check who asked for them"
@@ -108,13 +110,23 @@ class Fates:
             bounced,
             complained,
             *([f"delayed    {self.delayed}{more}"] if self.delayed else []),
+            *(
+                [f"infected   {self.rejected}{more}, which SES took and did not send"]
+                if self.rejected
+                else []
+            ),
+            *(
+                [f"unrendered {self.unrendered}{more}, which SES took and could not render"]
+                if self.unrendered
+                else []
+            ),
             *(f"alarm      {alarm}" for alarm in self.alarms),
         ]
 
 
 def percent(share: float) -> str:
     """A share in per cent, with two digits that matter."""
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def fates(connection: psycopg.Connection) -> Fates:

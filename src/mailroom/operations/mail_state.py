@@ -19,6 +19,9 @@ BY_HAND: Final = "by hand"
 # The results in rows that were written because of an event, and not of an attempt.
 KNOWN: Final = "known"
 UNRENDERED: Final = "unrendered"
+NO_REASON: Final = "no reason was given"
+# The remedy for an action whose mails wait, because SES could not render one.
+RESUME_ACTION: Final = "correct the template, then `mailroom resume` and `mailroom dead retry`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Pause:
         """The pause in words, without a remedy; empty if there is none."""
         if self.paused_at is None:
             return ""
-        why = plain(mask(self.pause_reason or "no reason was given"))
+        why = plain(mask(self.pause_reason or NO_REASON))
         return f"paused since {utc(self.paused_at)}: {why}"
 
     def text(self) -> str:
@@ -59,7 +62,7 @@ class PausedAction(Pause):
 
     def text(self) -> str:
         """The pause in words, with the remedy."""
-        return f"{self.reason}; correct the template, then `mailroom resume` and `mailroom dead retry`"
+        return f"{self.reason}; {RESUME_ACTION}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class TokenDelivery:
     @property
     def why(self) -> str:
         """The provider's text, or the result if there is none."""
-        return self.detail or self.result or "no reason was given"
+        return self.detail or self.result or NO_REASON
 
     @property
     def by_hand(self) -> bool:
@@ -206,6 +209,11 @@ def mask(text: str, address: str = "") -> str:
         local, _, domain = address.partition("@")
         text = re.sub(re.escape(address), lambda _: f"{local[:1]}…@{domain}", text, flags=re.IGNORECASE)
     return re.sub(r"""([^\s@<>"'(),:;])[^\s@<>"'(),:;]*@(?=[^\s@])""", r"\1…@", text)
+
+
+def name_beside(email: str | None, login: str | None, subject: str | None) -> str:
+    """What tells a person from others with the same masked address: the login, else the subject; or empty."""
+    return next((name for name in (login, subject) if name and name != email), "")
 
 
 def masked(mail: MailState, written: Sequence[TokenDelivery], told: Sequence[MailEvent] = ()) -> MailState:

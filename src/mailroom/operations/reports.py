@@ -48,7 +48,7 @@ OVERVIEW: Final = (
 DEAD_COUNT: Final = "SELECT dead, more FROM mailroom.dead_count(%s, %s, %s)"
 WORKERS: Final = (
     "SELECT worker, version, alive, started_at, seen_at, up AS up_s, silent AS silent_s, leases, tokens,"
-    " trouble, trouble_since FROM mailroom.recent_workers()"
+    " trouble, trouble_since, events_trouble, events_trouble_since FROM mailroom.recent_workers()"
 )
 PAUSED: Final = "SELECT paused_at, pause_reason FROM mailroom.paused()"
 TOKENS_OF: Final = (
@@ -89,6 +89,8 @@ class WorkerStatus:
     tokens: int
     trouble: str
     trouble_since: datetime | None
+    events_trouble: str
+    events_trouble_since: datetime | None
 
     def text(self) -> str:
         """The status on one line."""
@@ -100,6 +102,16 @@ class WorkerStatus:
         if self.trouble and self.trouble_since:
             line += f"; in trouble since {utc(self.trouble_since)}: {self.trouble}"
         return line
+
+    @property
+    def events_alarm(self) -> str:
+        """That it cannot read SES's events, with the remedy; empty if it can, or has stopped answering."""
+        if not (self.alive and self.events_trouble and self.events_trouble_since):
+            return ""
+        since = f"has not read SES's events since {utc(self.events_trouble_since)}"
+        return (
+            f"{self.worker} {since}: {self.events_trouble}; `mailroom doctor --only events` checks the queue"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +171,7 @@ class Overview:
             lines.append(f"rate       {rate}/s, shared by all workers, as of the last send")
         lines.append(f"workers    {self.workers_alive} alive")
         lines += [f"           {worker.text()}" for worker in self.workers]
+        lines += [f"alarm      {worker.events_alarm}" for worker in self.workers if worker.events_alarm]
         if not self.workers_alive and (left := self.waiting + self.in_flight + self.retrying):
             lines.append(f"no worker: {counted(left, 'token')} to be mailed, and {NO_WORKER_ALIVE}")
         if pause := Pause(self.paused_at, self.pause_reason).text():
@@ -196,7 +209,12 @@ def workers(connection: psycopg.Connection) -> tuple[WorkerStatus, ...]:
         DatabaseError, DatabaseUnavailable: as ``overview`` does.
     """
     return tuple(
-        replace(worker, worker=plain(worker.worker), trouble=plain(mask(worker.trouble)))
+        replace(
+            worker,
+            worker=plain(worker.worker),
+            trouble=plain(mask(worker.trouble)),
+            events_trouble=plain(mask(worker.events_trouble)),
+        )
         for worker in rows(connection, WorkerStatus, WORKERS)
     )
 

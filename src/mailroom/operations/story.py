@@ -68,6 +68,11 @@ class Story:
             return []
         return list(dict.fromkeys(one.recipient for one in self.mail.deliveries if one.recipient))
 
+    @property
+    def message_ids(self) -> list[str]:
+        """The provider's ids of the mail, of each time it was accepted."""
+        return list(dict.fromkeys(one.message_id for one in self.mail.deliveries if one.message_id))
+
     def as_dict(self) -> dict[str, Any]:
         """The story for JSON; times are datetimes."""
         return {"verdict": self.verdict, "conclusion": self.conclusion} | asdict(self.mail)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import psycopg
@@ -17,8 +18,9 @@ from mailroom.database.sqlstates import is_permanent, spoils_session
 
 PULSE: Final = (
     "SELECT waiting, in_flight, retrying, oldest_due, is_paused, rate, oldest_unsettled,"
-    " urgent, normal, bulk, scheduled"
-    " FROM mailroom.pulse(%s)"
+    " urgent, normal, bulk, scheduled, pause_reason,"
+    " ARRAY(SELECT ARRAY[a.action, a.pause_reason] FROM mailroom.paused_actions() AS a)"
+    " FROM mailroom.pulse(%s) LEFT JOIN mailroom.paused() ON true"
 )
 COUNT_LIMIT: Final = 10_000
 FRESH_S: Final = 1.0
@@ -39,6 +41,8 @@ class Pulse(NamedTuple):
             requested, whether or not the queue is paused.
         urgent, normal, bulk: ``waiting`` of each lane.
         scheduled: tokens that wait for their ``send_at``, which count nowhere else.
+        pause_reason: why the queue is paused, as the person wrote it; None if it is not paused.
+        paused_actions: the name of each action whose mails wait until a person resumes it, and the reason.
     """
 
     waiting: int
@@ -52,6 +56,8 @@ class Pulse(NamedTuple):
     normal: int
     bulk: int
     scheduled: int
+    pause_reason: str | None
+    paused_actions: Sequence[tuple[str, str | None]]
 
 
 class Pulses:

@@ -16,7 +16,7 @@ RECORD: Final = (
     "%s, %s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s::text[],"
     " %s::text[], %s::text[], %s, %s)"
 )
-HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s)"
+HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s, %s)"
 LOST: Final = "lost"
 LEAVE: Final = "SELECT mailroom.leave(%s)"
 
@@ -83,14 +83,15 @@ async def record(
     return recorded
 
 
-async def heartbeat(queue: Queue, trouble: str) -> None:
+async def heartbeat(queue: Queue, trouble: str, events_trouble: str = "") -> None:
     """Record that this worker is alive; to be called every few seconds.
 
     Args:
         queue: the worker's queue.
         trouble: why it cannot send, for people; empty when it can.
+        events_trouble: why it cannot read SES's events; empty when it can, or has none to read.
     """
-    await queue.ask(HEARTBEAT, [queue.worker, __version__, trouble])
+    await queue.ask(HEARTBEAT, [queue.worker, __version__, trouble, events_trouble])
 
 
 async def leave(queue: Queue) -> None:

@@ -5,7 +5,7 @@ Counters start at zero with the process. No label and no value holds an address 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from prometheus_client import (
@@ -22,7 +22,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from mailroom import __version__
 from mailroom.action_table import LANES
 from mailroom.answers import Answer, Result
+from mailroom.events.facts import BOUNCE_TYPES
 from mailroom.events.recording import Tally
+from mailroom.operations.verdicts import ATTEMPTED, Kind
 from mailroom.queue.pulse import COUNT_LIMIT, Pulse
 from mailroom.runner.ledger import Recorded
 
@@ -99,6 +101,11 @@ class Metrics:
         self._queue_paused = Gauge(
             "mailroom_queue_paused", "1 while the queue is paused by a person.", registry=registry
         )
+        self._actions_paused = Gauge(
+            "mailroom_actions_paused",
+            "Actions whose mails wait for a person, because SES could not render one.",
+            registry=registry,
+        )
         self._sending_paused = Gauge(
             "mailroom_sending_paused_seconds",
             "For how long the provider has refused all mail; 0 when it does not.",
@@ -116,6 +123,10 @@ class Metrics:
             ["kind", "type"],
             registry=registry,
         )
+        # Prometheus sees no increase in a counter that begins with 1: so all begin with 0.
+        for kind in Kind:
+            for type_ in BOUNCE_TYPES if kind == Kind.BOUNCED else ("",):
+                self._events.labels(kind, type_)
         self._repeated_events = Counter(
             "mailroom_events_repeated", "Events of SES that were known already.", registry=registry
         )
@@ -140,6 +151,12 @@ class Metrics:
             registry=registry,
         )
         self._counted_outages = 0
+
+    def begin(self, actions: Iterable[str]) -> None:
+        """Begin to count the outcomes of these actions, with 0."""
+        for action in actions:
+            for outcome in ATTEMPTED:
+                self._outcomes.labels(action, outcome)
 
     def claimed(self, tokens: int, took_s: float) -> None:
         """Count a claim."""
@@ -193,5 +210,6 @@ class Metrics:
         self._oldest_due.set(unknown if pulse is None else pulse.oldest_due_s or 0)
         self._oldest_unsettled.set(unknown if pulse is None else pulse.oldest_unsettled_s or 0)
         self._queue_paused.set(unknown if pulse is None else pulse.is_paused)
+        self._actions_paused.set(unknown if pulse is None else len(pulse.paused_actions))
         self._rate.set(unknown if pulse is None or pulse.rate is None else pulse.rate)
         return generate_latest(self._registry)

@@ -151,7 +151,7 @@ class Runner:
 
     async def _start(self) -> None:
         await self._queue.check()
-        await self._known.refresh()
+        await self._learn_actions()
         await self._calls.start()
         self.started.set()
         log.info("started", worker=self._queue.worker)
@@ -251,9 +251,14 @@ class Runner:
                 f"{name}: {why}" if name != ACCOUNT else why
                 for name, (why, _) in self._calls.troubles.items()
             ]
-            await ledger.heartbeat(self._queue, "; ".join(troubles))
-            await self._known.refresh()
+            unread = self._events.trouble if self._events else None
+            await ledger.heartbeat(self._queue, "; ".join(troubles), unread.why if unread else "")
+            await self._learn_actions()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _learn_actions(self) -> None:
+        await self._known.refresh()
+        self._metrics.begin(await self._known.covering(()))
 
     async def _keep_resuming(self) -> None:
         """Make what was put off due when it may be sent again; also at the start, for a worker that ended."""

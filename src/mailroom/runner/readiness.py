@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from mailroom.errors import DatabaseError
-from mailroom.logs import EventLogger
+from mailroom.logs import EventLogger, without_addresses
+from mailroom.operations.mail_state import NO_REASON, RESUME_ACTION
 from mailroom.queue.connect import WorkerParts
-from mailroom.queue.pulse import Pulses
+from mailroom.queue.pulse import Pulse, Pulses
 from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import ACCOUNT, Calls
 
@@ -51,9 +52,11 @@ class Readiness:
         self._state = state
         self._events = events
         self._pulses = Pulses(worker.database)
+        self._pulse: Pulse | None = None
 
     async def faults(self) -> dict[str, str]:
         """What would prevent sending, by the name of the part at fault; empty when nothing does."""
+        self._pulse = None
         if state := self._state():
             return {"worker": state}
         faults = {}
@@ -72,7 +75,7 @@ class Readiness:
         elif refused:
             faults["sending"] = "; ".join(refused)
         try:
-            pulse = await self._pulses.look()
+            self._pulse = pulse = await self._pulses.look()
         except DatabaseError as error:
             return faults | {"database": str(error)}
         if pulse is None:
@@ -88,7 +91,23 @@ class Readiness:
     def warnings(self) -> dict[str, str]:
         """What is wrong and prevents no sending, by the name of the part."""
         trouble = self._events.trouble if self._events else None
-        return {"events": f"SES's events cannot be read: {trouble.why}"} if trouble else {}
+        found = {"events": f"SES's events cannot be read: {trouble.why}"} if trouble else {}
+        if pauses := self._pauses():
+            found["pause"] = "; ".join(pauses)
+        return found
+
+    def _pauses(self) -> list[str]:
+        """What a person has to resume, with the reason and the remedy, as of the last check."""
+        pulse = self._pulse
+        if pulse is None:
+            return []
+        if pulse.is_paused:
+            why = without_addresses(pulse.pause_reason or NO_REASON)
+            return [f"the queue is paused: {why} (try: `mailroom resume`)"]
+        return [
+            f"the action {action} is paused: {without_addresses(why or NO_REASON)} (try: {RESUME_ACTION})"
+            for action, why in pulse.paused_actions
+        ]
 
     async def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""

@@ -22,12 +22,13 @@ COMMENT ON FUNCTION mailroom.is_dead IS
 -- tables.
 CREATE FUNCTION mailroom.dead_letters(p_action text, p_since interval, p_before_at timestamptz, p_before_id bigint,
                                       p_limit integer)
-RETURNS TABLE (id bigint, token bigint, action text, email text, at timestamptz, attempts bigint, detail text,
-               why_not_mailable text, expires_in double precision)
+RETURNS TABLE (id bigint, token bigint, action text, email text, login text, subject text, at timestamptz,
+               attempts bigint, detail text, why_not_mailable text, expires_in double precision)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), d.at,
+    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), t.login,
+           coalesce(t.subject, nullif(d.subject, '')), d.at,
            (SELECT count(*) FROM mailroom.deliveries e
             WHERE e.token = d.token AND coalesce(e.fingerprint = d.fingerprint, true)
               AND e.result NOT IN ('', 'by hand', 'known', 'unrendered')),

@@ -64,7 +64,7 @@ CREATE INDEX unreadable_events_received_at_idx ON mailroom.unreadable_events (re
 COMMENT ON TABLE mailroom.unreadable_events IS
     'Messages of the queue of events that could not be read. `mailroom prune` deletes old rows.';
 COMMENT ON COLUMN mailroom.unreadable_events.id IS 'The order of insertion.';
-COMMENT ON COLUMN mailroom.unreadable_events.text IS 'The message without codes and tokens, up to 65,536 bytes of it.';
+COMMENT ON COLUMN mailroom.unreadable_events.text IS 'The message without codes and tokens, up to 65,536 characters of it.';
 COMMENT ON COLUMN mailroom.unreadable_events.reason IS 'Why it could not be read.';
 COMMENT ON COLUMN mailroom.unreadable_events.received_at IS 'When the row was written.';
 COMMENT ON COLUMN mailroom.unreadable_events.digest IS 'The SHA-256 of the whole message without codes and tokens, of which one row is kept.';
@@ -190,7 +190,7 @@ BEGIN
                                  (SELECT t.email FROM public.tokens t
                                   WHERE t.id = e.token AND mailroom.fingerprint(t.secret) = e.fingerprint))
           ) AS r (n, address)
-          WHERE (e.kind = 'bounced' AND e.type = 'permanent' OR e.kind = 'complained' AND e.type <> 'not-spam')
+          WHERE (e.kind = 'bounced' AND e.type = 'permanent' OR e.kind = 'complained')
             AND r.address ~ '^[^@]+@[^@]+$') a
     ORDER BY a.hash, a.n, a.id
     ON CONFLICT DO NOTHING;
@@ -229,12 +229,11 @@ COMMENT ON FUNCTION mailroom.record_events IS
 CREATE FUNCTION mailroom.keep_unreadable(p_texts text[], p_reasons text[]) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
-    max_bytes CONSTANT integer := 65536;
-    kept      integer;
+    max_text CONSTANT integer := 65536;
+    kept     integer;
 BEGIN
     INSERT INTO mailroom.unreadable_events (text, reason, digest)
-    SELECT DISTINCT ON (u.digest) left(u.text, CASE WHEN octet_length(u.text) <= max_bytes THEN max_bytes
-                                                    ELSE max_bytes / 4 END), left(u.reason, 1000), u.digest
+    SELECT DISTINCT ON (u.digest) left(u.text, max_text), left(u.reason, 1000), u.digest
     FROM (SELECT g.text, g.reason, g.n, sha256(convert_to(g.text, 'UTF8')) AS digest
           FROM unnest(p_texts, p_reasons) WITH ORDINALITY AS g (text, reason, n)) u
     ORDER BY u.digest, u.n
@@ -250,7 +249,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
     late_settlement CONSTANT interval := '10 minutes';
-    failed mailroom.deliveries[];
+    failed  mailroom.deliveries[];
+    dead    bigint[];
+    waiting mailroom.leases;
 BEGIN
     IF NOT EXISTS (SELECT FROM mailroom.events e
                    WHERE e.kind = 'rendering_failed' AND e.received_at > clock_timestamp() - late_settlement) THEN
@@ -281,9 +282,23 @@ BEGIN
                             WHERE r.action = t.action AND s.message_id = d.message_id AND s.at < r.resumed_at)
           GROUP BY t.action) f
     WHERE k.action = f.action AND k.paused_at IS NULL;
+    -- A mail whose answer was lost waits in a lease. One that is locked or held by a worker is left for the next call.
+    dead := ARRAY(
+        SELECT DISTINCT d.token
+        FROM mailroom.events e
+        JOIN mailroom.deliveries d ON d.token = e.token AND d.fingerprint = e.fingerprint AND d.result = 'unrendered'
+        JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
+        WHERE e.kind = 'rendering_failed' AND e.received_at > clock_timestamp() - late_settlement
+          AND NOT EXISTS (SELECT FROM mailroom.deliveries o
+                          WHERE o.token = d.token AND o.fingerprint = d.fingerprint AND o.id > d.id));
+    FOR waiting IN SELECT * FROM mailroom.leases l
+                   WHERE l.worker IN ('', 'paused') AND l.tokens && dead FOR UPDATE SKIP LOCKED LOOP
+        PERFORM mailroom.settle(waiting.id, waiting.key, dead);
+    END LOOP;
 END $$;
 COMMENT ON FUNCTION mailroom.fail_unrendered IS
-    'Rejects the mails that SES could not render, by its events of the last ten minutes, and pauses their actions.';
+    'Rejects the mails that SES could not render, by its events of the last ten minutes, and pauses their actions. Those '
+    'that wait in a lease, since the answer was lost, leave it: all are dead letters.';
 
 CREATE FUNCTION mailroom.events_of(p_tokens bigint[])
 RETURNS TABLE (token bigint, kind text, message_id text, recipient text, at timestamptz, type text, subtype text,
@@ -311,7 +326,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
     SELECT count(*) FILTER (WHERE e.kind = 'delivered'), count(*) FILTER (WHERE e.kind = 'bounced'),
            count(*) FILTER (WHERE e.kind = 'bounced' AND e.type = 'permanent'),
-           count(*) FILTER (WHERE e.kind = 'complained' AND e.type <> 'not-spam'),
+           count(*) FILTER (WHERE e.kind = 'complained'),
            count(*) FILTER (WHERE e.kind = 'delayed'), count(*) FILTER (WHERE e.kind = 'rejected'),
            count(*) FILTER (WHERE e.kind = 'rendering_failed'),
            (SELECT count(*) FROM (SELECT FROM mailroom.unreadable_events u
@@ -349,7 +364,7 @@ BEGIN
                         WHEN bool_or(e.kind = 'bounced') THEN 'bounced'
                         WHEN bool_or(e.kind = 'rejected') THEN 'rejected'
                         WHEN bool_or(e.kind = 'delayed') THEN 'delayed' END
-            FROM mailroom.events_of(ARRAY[p_token]) e WHERE e.type <> 'not-spam');
+            FROM mailroom.events_of(ARRAY[p_token]) e);
     IF why IS NOT NULL THEN
         RETURN why;
     ELSIF EXISTS (SELECT FROM mailroom.deliveries d

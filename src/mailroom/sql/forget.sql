@@ -103,8 +103,9 @@ BEGIN
         RETURNING 1)
     SELECT erased + count(*) INTO erased FROM changed;
     WITH changed AS (
-        UPDATE mailroom.workers w SET trouble = mailroom.without_addresses(w.trouble)
-        WHERE mailroom.names_address(w.trouble, form)
+        UPDATE mailroom.workers w SET trouble = mailroom.without_addresses(w.trouble),
+                                      events_trouble = mailroom.without_addresses(w.events_trouble)
+        WHERE mailroom.names_address(w.trouble, form) OR mailroom.names_address(w.events_trouble, form)
         RETURNING 1)
     SELECT erased + count(*) INTO erased FROM changed;
     RETURN NEXT;

@@ -42,13 +42,13 @@ COMMENT ON FUNCTION mailroom.ledger_ends IS
 
 -- The settings make it walk the primary key and probe the rest, whatever the planner believes.
 CREATE FUNCTION mailroom.recent_deliveries(p_outcome text, p_before bigint, p_look bigint, p_limit integer)
-RETURNS TABLE (id bigint, token bigint, action text, email text, login text, attempt integer, outcome text,
+RETURNS TABLE (id bigint, token bigint, action text, email text, login text, subject text, attempt integer, outcome text,
                result text, provider text, message_id text, detail text, worker text, at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
-    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), t.login, d.attempt, d.outcome,
-           d.result, d.provider, d.message_id, d.detail, d.worker, d.at
+    SELECT d.id, d.token, t.action::text, coalesce(nullif(d.recipient, ''), t.email), t.login,
+           coalesce(t.subject, nullif(d.subject, '')), d.attempt, d.outcome, d.result, d.provider, d.message_id, d.detail, d.worker, d.at
     FROM mailroom.deliveries d
     LEFT JOIN public.tokens t ON t.id = d.token AND mailroom.is_of(d.fingerprint, t.secret)
     WHERE d.id < p_before AND d.id >= p_before - p_look
