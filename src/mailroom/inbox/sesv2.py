@@ -30,6 +30,8 @@ PUBLISHED: Final = (
     "RENDERING_FAILURE",
     "DELIVERY_DELAY",
 )
+# The limits of an account in the sandbox: recipients in 24 hours and a second.
+SANDBOX: Final = (200, 1.0)
 UNREADABLE: Final = "SerializationException"
 BAD_REQUEST: Final = ("BadRequestException", 400)
 NOT_FOUND: Final = ("NotFoundException", 404)
@@ -199,7 +201,7 @@ def _get_account(inbox: Inbox, _: str) -> Mapping[str, Any]:
     return {
         "DedicatedIpAutoWarmupEnabled": False,
         "EnforcementStatus": "HEALTHY",
-        "ProductionAccessEnabled": True,
+        "ProductionAccessEnabled": (limits.quota_24h, limits.rate) != SANDBOX,
         "SendingEnabled": not inbox.account.paused,
         "SendQuota": {
             "Max24HourSend": -1.0 if limits.quota_24h is None else float(limits.quota_24h),
@@ -241,7 +243,7 @@ def _list_suppressed_destinations(_: Inbox, __: str) -> Mapping[str, Any]:
 
 
 # The calls that read, by their paths; a name in a path is that of what the call is about.
-LOOKS: Final[Mapping[str, Callable[[Inbox, str], Mapping[str, Any]]]] = {
+LOOKS: Final[dict[str, Callable[[Inbox, str], Mapping[str, Any]]]] = {
     "/v2/email/account": _get_account,
     "/v2/email/identities/{name}": _get_email_identity,
     "/v2/email/configuration-sets/{name}": _get_configuration_set,
