@@ -915,7 +915,7 @@ def test_the_second_api_is_not_there(monkeypatch: pytest.MonkeyPatch, sending: d
 def test_moto_answers_what_is_asked_by_the_second_api(
     monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]
 ) -> None:
-    """It has configuration sets, and identities that may not send; it has no account."""
+    """It has configuration sets and identities, none of which may send; it has no account."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with moto_server() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", url)
@@ -925,10 +925,10 @@ def test_moto_answers_what_is_asked_by_the_second_api(
         with SesProbe(read_settings(SenderSettings, sending | {"MAILROOM_TRANSPORT": "sesv2"})) as probe:
             finding = ses.sender(probe)
             assert (FAULT, True) == (finding.state, finding.detail.endswith("; example.com: SUCCESS"))
-            assert OK is ses.config_set(probe).state
+            assert "sending is paused for the configuration set 'default'" == ses.config_set(probe).detail
         chosen = sending | {"MAILROOM_TRANSPORT": "sesv2", "MAILROOM_SES_CONFIG_SET": "letters"}
         with SesProbe(read_settings(SenderSettings, chosen)) as probe:
-            assert FAULT is ses.config_set(probe).state
+            assert ses.config_set(probe).detail.startswith("there is no configuration set 'letters'")
 
 
 def test_a_throttled_question_is_asked_again(
