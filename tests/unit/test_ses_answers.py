@@ -161,6 +161,7 @@ def test_each_error_of_a_call_has_its_class(
         ),
         ("Throttling", "Daily message quota exceeded.", PAUSED),
         ("Throttling", "Maximum sending rate exceeded.", THROTTLED),
+        ("InvalidParameterValue", "Template contains unsupported operations.", NO_TEMPLATE),
     ],
 )
 def test_the_words_of_an_error_may_change_its_class(

@@ -32,8 +32,7 @@ def inline_template(parts: tuple[str, str, str]) -> StoredTemplate:
     """Return what SES makes of content that comes with a call.
 
     Raises:
-        Refusal: it has more than ``{{field}}``. SES's reference says that it supports simple substitutions
-            only, and not what it does with the rest.
+        Refusal: it has more than ``{{field}}``.
     """
     if not any(part.strip() for part in parts[1:]):
         raise Refusal("InvalidTemplate", "The content has neither a text nor an HTML part")
@@ -41,7 +40,7 @@ def inline_template(parts: tuple[str, str, str]) -> StoredTemplate:
         raise Refusal("InvalidTemplate", "The content is too large")
     for tag in (tag for part in parts for tag in tags(part)):
         if tag.kind is not Kind.FIELD or "~" in tag.source:
-            raise Refusal("InvalidTemplate", f"Content in a call has simple substitutions only: {tag.source}")
+            raise Refusal("InvalidTemplate", "Template contains unsupported operations.")
     return StoredTemplate.of("", parts)
 
 

@@ -100,6 +100,8 @@ CODES: Final = {
     "UnrecognizedClientException": PAUSED,
 }
 
+# SES, of content in a call that has more than {{field}}: "Template contains unsupported operations."
+UNSUPPORTED: Final = "unsupported operations"
 DENIED: Final = ("AccessDenied", "AccessDeniedException")
 
 # Exceptions that botocore raises before a request has left this machine completely.
@@ -151,6 +153,8 @@ def of_exception(error: Exception, source: str, status: int) -> Answer:
     result, scope = _class_of(error, code, words, status)
     if result is Result.REJECTED and _names_sender(words, source):
         result, scope = PAUSED
+    if UNSUPPORTED in words.lower():
+        result, scope = NO_TEMPLATE
     if result is Result.THROTTLED and DAILY_QUOTA in words.lower():
         result, scope = PAUSED
     if code in DENIED and ":template/" in words:
