@@ -112,12 +112,13 @@ def sandbox(probe: SesProbe) -> Finding:
     """The account is not in the sandbox, where only verified recipients get mail."""
     if probe.account is None:
         return skipped("needs the quota")
-    if probe.api.in_sandbox(probe.account):
+    is_in, words = probe.api.sandbox(probe.account)
+    if is_in:
         return warning(
-            "the account is in the sandbox, where only verified recipients get mail",
+            f"{words}, where only verified recipients get mail",
             "request production access in the SES console (Account dashboard)",
         )
-    return ok("no: the account is not in the sandbox")
+    return ok(f"no: {words}")
 
 
 def sending(probe: SesProbe) -> Finding:

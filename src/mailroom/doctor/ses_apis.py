@@ -1,6 +1,6 @@
 """What the checks ask SES, in both versions of its API. Every call only reads.
 
-A role may have the rights of one version alone, so the checks speak that of the transport.
+A role may have the rights of one version alone, so the checks use that of the transport.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SesApi(Protocol):
     def quota(self, account: Answer) -> Mapping[str, float]:
         """The limits in such an answer."""
 
-    def in_sandbox(self, account: Answer) -> bool:
-        """Whether the account in such an answer is in the sandbox."""
+    def sandbox(self, account: Answer) -> tuple[bool, str]:
+        """Whether the account in such an answer is in the sandbox, and what the answer says about it."""
 
     def may_send(self, client: Client, ask: Ask) -> bool:
         """Whether the account's sending is enabled."""
@@ -65,6 +65,7 @@ class FirstApi:
 
     service: Service = "SES"
     limits = "ses:GetSendQuota"
+    _describe = "ses:DescribeConfigurationSet"
 
     def account(self, client: Client) -> Answer:
         """See ``SesApi.account``."""
@@ -75,9 +76,11 @@ class FirstApi:
         """See ``SesApi.quota``."""
         return account
 
-    def in_sandbox(self, account: Answer) -> bool:
-        """See ``SesApi.in_sandbox``. The limits show it, since this version does not say it."""
-        return (account["Max24HourSend"], account["MaxSendRate"]) == SANDBOX
+    def sandbox(self, account: Answer) -> tuple[bool, str]:
+        """See ``SesApi.sandbox``. This version does not say it, but the limits show it."""
+        if (account["Max24HourSend"], account["MaxSendRate"]) == SANDBOX:
+            return True, "the quota is that of the sandbox"
+        return False, "the quota is not that of the sandbox"
 
     def may_send(self, client: Client, ask: Ask) -> bool:
         """See ``SesApi.may_send``."""
@@ -92,23 +95,23 @@ class FirstApi:
 
     def config_set(self, client: Client, ask: Ask, name: str) -> bool | None:
         """See ``SesApi.config_set``."""
-        answer = self._described(client, ask, name, "reputationOptions")
+        call = partial(_if_there, self._describing(client, name, "reputationOptions"))
+        answer = ask(self._describe, call)
         if answer is None:
             return None
         return bool(answer.get("ReputationOptions", {}).get("SendingEnabled", True))
 
     def published(self, client: Client, ask: Ask, name: str) -> list[tuple[str, list[str]]]:
         """See ``SesApi.published``."""
-        answer = self._described(client, ask, name, "eventDestinations") or {}
+        answer = ask(self._describe, self._describing(client, name, "eventDestinations"))
         return _enabled(answer.get("EventDestinations", ()))
 
-    def _described(self, client: Client, ask: Ask, name: str, part: str) -> Any:
-        call = partial(
+    def _describing(self, client: Client, name: str, part: str) -> Callable[[], Any]:
+        return partial(
             client.describe_configuration_set,
             ConfigurationSetName=name,
             ConfigurationSetAttributeNames=[part],
         )
-        return ask("ses:DescribeConfigurationSet", partial(_if_there, call))
 
 
 class SecondApi:
@@ -127,9 +130,11 @@ class SecondApi:
         found: Mapping[str, float] = account["SendQuota"]
         return found
 
-    def in_sandbox(self, account: Answer) -> bool:
-        """See ``SesApi.in_sandbox``."""
-        return not account.get("ProductionAccessEnabled", True)
+    def sandbox(self, account: Answer) -> tuple[bool, str]:
+        """See ``SesApi.sandbox``."""
+        if account.get("ProductionAccessEnabled", True):
+            return False, "the account has production access"
+        return True, "the account is in the sandbox"
 
     def may_send(self, client: Client, ask: Ask) -> bool:
         """See ``SesApi.may_send``."""
@@ -157,7 +162,7 @@ class SecondApi:
     def published(self, client: Client, ask: Ask, name: str) -> list[tuple[str, list[str]]]:
         """See ``SesApi.published``."""
         call = partial(client.get_configuration_set_event_destinations, ConfigurationSetName=name)
-        answer = ask("ses:GetConfigurationSetEventDestinations", partial(_if_there, call)) or {}
+        answer = ask("ses:GetConfigurationSetEventDestinations", call)
         return [
             (name, [IN_WORDS.get(kind, kind.lower()) for kind in kinds])
             for name, kinds in _enabled(answer.get("EventDestinations", ()))

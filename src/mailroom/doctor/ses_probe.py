@@ -30,7 +30,7 @@ class SesProbe:
     """What the checks of SES share.
 
     Attributes:
-        api: the version of SES's API that the transport speaks.
+        api: the version of SES's API that the transport uses.
         unreadable: whether the AWS settings have invalid credentials.
         account: SES's answer about the account's limits; None if there was none.
         answered: our time before and after an answer, and the answer's Date.
