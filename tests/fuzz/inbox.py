@@ -34,6 +34,12 @@ TAGGED: Final = (
     b"&ConfigurationSetName=default&DefaultTags.member.1.Name=a&DefaultTags.member.1.Value=b"
     b"&Destinations.member.1.ReplacementTags.member.1.Name=a"
 )
+SEND_V2: Final = (
+    b'{"FromEmailAddress": "a@b.example", "DefaultContent": {"Template": {"TemplateContent":'
+    b' {"Subject": "a", "Text": "{{login}}", "Html": "b"}, "TemplateData": "{}"}}, "BulkEmailEntries":'
+    b' [{"Destination": {"ToAddresses": ["c@d.example"]}, "ReplacementTags": [{"Name": "a", "Value": "b"}],'
+    b' "ReplacementEmailContent": {"ReplacementTemplate": {"ReplacementTemplateData": "{}"}}}]}'
+)
 SQS: Final = b"X-Amz-Target: AmazonSQS."
 CREATE: Final = (
     b"Action=CreateTemplate&Template.TemplateName=hi&Template.SubjectPart=%7B%7Blogin%7D%7D"
@@ -42,6 +48,9 @@ CREATE: Final = (
 SEEDS: Final = (
     request(b"POST /", SEND, FORM),
     request(b"POST /", CREATE, FORM),
+    request(b"POST /v2/email/outbound-bulk-emails", SEND_V2),
+    request(b"GET /v2/email/account"),
+    request(b"GET /v2/email/identities/a%40b.example"),
     request(b"GET /", headers=b"Accept: text/html\r\n"),
     request(b"GET /list?q=ada&before=1"),
     request(b"GET /api/mails?recipient=a%40b&limit=10&after=x"),

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from mailroom.answers import Result, Scope
 from mailroom.demo.postgres import free_port
-from mailroom.inbox import app
+from mailroom.inbox import app, sesv2
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
@@ -46,14 +46,24 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
     def with_signature(request: Request) -> bytes:
         return head(request) + request.headers.get("authorization", "").encode()
 
-    def checked(inbox: Inbox, content_type: str, body: bytes, head: bytes) -> Reply:
+    def refusal_of(head: bytes) -> Refusal | None:
         if any(f"Credential={key}/".encode() in head for key in keys.accepted):
-            return reply(inbox, content_type, body, head)
-        refusal = Refusal(keys.code, "The security token included in the request is expired", 403)
-        return Reply(refusal.status, write_error(refusal))
+            return None
+        return Refusal(keys.code, "The security token included in the request is expired", 403)
 
+    def checked(inbox: Inbox, content_type: str, body: bytes, head: bytes) -> Reply:
+        if refusal := refusal_of(head):
+            return Reply(refusal.status, write_error(refusal))
+        return reply(inbox, content_type, body, head)
+
+    def checked_send(inbox: Inbox, body: bytes, head: bytes) -> Reply:
+        refusal = refusal_of(head)
+        return sesv2._refused(refusal) if refusal else send(inbox, body, head)
+
+    send = sesv2.send
     monkeypatch.setattr(app, "_head", with_signature)
     monkeypatch.setattr("mailroom.inbox.app.reply", checked)
+    monkeypatch.setattr("mailroom.inbox.sesv2.send", checked_send)
     return keys
 
 
@@ -83,15 +93,19 @@ def aws(url: str, **variables: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(params=["ses", "sesv2"])
 def transport(
-    ses: InboxServer, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    ses: InboxServer,
+    keys: Keys,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Transport]:
     for name in senders.aws(""):
         monkeypatch.delenv(name, raising=False)
     for name, value in aws(ses.url, **credentials_file(tmp_path, OLD)).items():
         monkeypatch.setenv(name, value)
-    opened = open_transport(settings(tmp_path / "output"))
+    opened = open_transport(settings(tmp_path / "output", TRANSPORT=request.param))
     yield opened
     opened.close()
 
@@ -120,6 +134,7 @@ def test_after_a_refusal_the_credentials_are_read_again(
     assert Result.SENT is result(transport)[0]
 
 
+@pytest.mark.parametrize("transport", ["ses"], indirect=True)
 def test_a_quota_that_is_refused_reads_them_again(transport: Transport, keys: Keys, tmp_path: Path) -> None:
     assert transport.quota()
     keys.accepted = {NEW}

@@ -35,6 +35,7 @@ from mailroom.doctor.probe import Probe
 from mailroom.doctor.report import Finding, Report, Status
 from mailroom.doctor.ses_probe import SesProbe
 from mailroom.inbox import ses as inbox_actions
+from mailroom.inbox import sesv2
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.inbox.ses_protocol import Refusal
@@ -48,6 +49,8 @@ from mailroom.templates.mails import for_ses
 from mailroom.templates.sources import load
 from support import commands
 from support.adopting import adopt
+from support.inbox import sesv2_client
+from support.moto import moto_server
 from support.queue_sql import Db, sign_up
 from support.smtp import MailServer, mail_server
 from support.sqs import QuietServer, scripted_sqs
@@ -100,8 +103,8 @@ def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
     box = Inbox(rate=14, quota_24h=50_000, identities=["example.com"])
     box.publish(load(None, NAMES).values())
     with InboxServer(inbox=box) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SES", server.url)
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", server.url)
+        for service in ("SES", "SESV2", "SQS"):
+            monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", server.url)
         yield box
 
 
@@ -132,6 +135,12 @@ def sending(tmp_path: Path) -> dict[str, str]:
         "MAILROOM_APP_URL": NAMES["app_url"],
         "MAILROOM_EVENTS": "mailroom-events",
     }
+
+
+@pytest.fixture(params=["ses", "sesv2"])
+def by_either(request: pytest.FixtureRequest, sending: dict[str, str]) -> dict[str, str]:
+    """The sender's variables, by each version of SES's API."""
+    return sending | {"MAILROOM_TRANSPORT": request.param}
 
 
 def collecting(database: str, **variables: str) -> dict[str, str]:
@@ -186,8 +195,8 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     return commands.run("doctor", *arguments, env=os.environ | environment)
 
 
-def test_all_is_well(database: str, collector: Db, box: Inbox, sending: dict[str, str]) -> None:
-    findings = examined(collecting(database) | sending)
+def test_all_is_well(database: str, collector: Db, box: Inbox, by_either: dict[str, str]) -> None:
+    findings = examined(collecting(database) | by_either)
     assert [*DATABASE, *SENDING, *SES, *EVENTS] == list(findings)
     assert ["ses-clock"] == not_ok(findings)  # the inbox tells no time
 
@@ -778,19 +787,27 @@ def refuse(
     monkeypatch.setitem(inbox_actions.ACTIONS, action, refusing)
 
 
-def test_no_credentials_and_no_region(monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]) -> None:
+def refuse_second(monkeypatch: pytest.MonkeyPatch, path: str, code: str = "AccessDenied") -> None:
+    def refusing(box: Inbox, name: str) -> Any:
+        raise Refusal(code, "no")
+
+    monkeypatch.setitem(sesv2.LOOKS, f"/v2/email/{path}", refusing)
+
+
+def test_no_credentials_and_no_region(monkeypatch: pytest.MonkeyPatch, by_either: dict[str, str]) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name)
-    findings = the_account(sending)
+    findings = the_account(by_either)
     assert ["credentials", "region"] == faults(findings)
     assert "AWS_PROFILE" in findings["credentials"].remedy
     assert "AWS_DEFAULT_REGION" in findings["region"].remedy
-    assert {SKIPPED} == {findings[name].state for name in SES[2:]}
+    asked = SES[2:] if by_either["MAILROOM_TRANSPORT"] == "ses" else SES[2:-1]
+    assert {SKIPPED} == {findings[name].state for name in asked}
 
 
-def test_half_of_the_credentials(monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]) -> None:
+def test_half_of_the_credentials(monkeypatch: pytest.MonkeyPatch, by_either: dict[str, str]) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    findings = the_account(sending)
+    findings = the_account(by_either)
     assert ["credentials"] == faults(findings)
     assert "Partial credentials" in findings["credentials"].detail
 
@@ -855,6 +872,65 @@ def test_what_the_role_may_not_read_is_a_warning(
     assert [] == faults(findings)
 
 
+def test_what_the_role_may_not_read_by_the_second_api_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
+) -> None:
+    for path in ("account", "identities/{name}", "configuration-sets/{name}"):
+        refuse_second(monkeypatch, path)
+    findings = the_account(sending, TRANSPORT="sesv2")
+    assert (OK, SKIPPED) == (findings["ses"].state, findings["sandbox"].state)
+    permissions = {
+        "quota": "GetAccount",
+        "sending-enabled": "GetAccount",
+        "sender": "GetEmailIdentity",
+        "configuration-set": "GetConfigurationSet",
+    }
+    for name, permission in permissions.items():
+        assert (WARNING, True) == (findings[name].state, f"ses:{permission}" in findings[name].detail)
+    assert [] == faults(findings)
+    refuse_second(monkeypatch, "configuration-sets/{name}/event-destinations")
+    finding = the_events(sending, TRANSPORT="sesv2")["events-published"]
+    assert (WARNING, True) == (
+        finding.state,
+        "ses:GetConfigurationSetEventDestinations" in finding.detail,
+    )
+
+
+def test_the_second_api_needs_no_template_in_ses(box: Inbox, sending: dict[str, str], tmp_path: Path) -> None:
+    box.account.templates.clear()
+    assert ["ses-clock"] == not_ok(the_account(sending, TRANSPORT="sesv2"))
+    (tmp_path / "mails" / "activation.txt").write_text("{{nickname}}")
+    findings = the_account(sending, TRANSPORT="sesv2")
+    assert ["templates"] == faults(findings)
+    assert "`mailroom templates check`" in findings["templates"].remedy
+
+
+def test_the_second_api_is_not_there(monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", f"http://u:{SMTP_PASSWORD}@127.0.0.1:{free_port()}")
+    findings = the_account(sending, TRANSPORT="sesv2")
+    assert ["ses"] == faults(findings)
+    assert "this machine reaches SES, and that AWS_ENDPOINT_URL_SESV2" in findings["ses"].remedy
+
+
+def test_moto_answers_what_is_asked_by_the_second_api(
+    monkeypatch: pytest.MonkeyPatch, sending: dict[str, str]
+) -> None:
+    """It has configuration sets and identities, none of which may send; it has no account."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto_server() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SESV2", url)
+        client = sesv2_client(url)
+        client.create_email_identity(EmailIdentity="example.com")
+        client.create_configuration_set(ConfigurationSetName="default")
+        with SesProbe(read_settings(SenderSettings, sending | {"MAILROOM_TRANSPORT": "sesv2"})) as probe:
+            finding = ses.sender(probe)
+            assert (FAULT, True) == (finding.state, finding.detail.endswith("; example.com: SUCCESS"))
+            assert "sending is paused for the configuration set 'default'" == ses.config_set(probe).detail
+        chosen = sending | {"MAILROOM_TRANSPORT": "sesv2", "MAILROOM_SES_CONFIG_SET": "letters"}
+        with SesProbe(read_settings(SenderSettings, chosen)) as probe:
+            assert ses.config_set(probe).detail.startswith("there is no configuration set 'letters'")
+
+
 def test_a_throttled_question_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
 ) -> None:
@@ -863,62 +939,64 @@ def test_a_throttled_question_is_asked_again(
     assert [] == faults(the_account(sending))
 
 
-def test_the_quota(box: Inbox, sending: dict[str, str]) -> None:
-    assert "0 sent in 24 hours, of 50000; 14 a second" == the_account(sending)["quota"].detail
-    finding = the_account(sending, SEND_RATE="50")["quota"]
+def test_the_quota(box: Inbox, by_either: dict[str, str]) -> None:
+    assert "0 sent in 24 hours, of 50000; 14 a second" == the_account(by_either)["quota"].detail
+    finding = the_account(by_either, SEND_RATE="50")["quota"]
     assert (WARNING, True) == (finding.state, "SES will throttle" in finding.detail)
     box.limits.count(45_000)
-    assert WARNING is the_account(sending)["quota"].state
+    assert WARNING is the_account(by_either)["quota"].state
     box.limits.count(5_000)
-    findings = the_account(sending)
+    findings = the_account(by_either)
     assert ["quota"] == faults(findings)
     assert findings["quota"].detail.startswith("used up: 50000 sent")
     box.limits.quota_24h = None
-    assert "50000 sent in 24 hours, of any number; 14 a second" == the_account(sending)["quota"].detail
+    assert "50000 sent in 24 hours, of any number; 14 a second" == the_account(by_either)["quota"].detail
 
 
-def test_the_sandbox(box: Inbox, sending: dict[str, str]) -> None:
+def test_the_sandbox(box: Inbox, by_either: dict[str, str]) -> None:
     box.limits.quota_24h, box.limits.rate = 200, 1.0
-    finding = the_account(sending)["sandbox"]
+    finding = the_account(by_either)["sandbox"]
     assert (WARNING, True) == (finding.state, "production access" in finding.remedy)
 
 
-def test_a_paused_account(box: Inbox, sending: dict[str, str]) -> None:
+def test_a_paused_account(box: Inbox, by_either: dict[str, str]) -> None:
     box.account.paused = True
-    assert ["sending-enabled"] == faults(the_account(sending))
+    assert ["sending-enabled"] == faults(the_account(by_either))
 
 
-def test_the_senders_identity(box: Inbox, sending: dict[str, str]) -> None:
-    assert "example.com is verified" == the_account(sending)["sender"].detail
+def test_the_senders_identity(box: Inbox, by_either: dict[str, str]) -> None:
+    assert "example.com is verified" == the_account(by_either)["sender"].detail
     box.account.identities = set()
-    findings = the_account(sending)
+    findings = the_account(by_either)
     assert ["sender"] == faults(findings)
     assert "MAILROOM_SES_SOURCE" in findings["sender"].remedy
     box.account.identities.add("noreply@mail.example.com")
-    assert "noreply@mail.example.com is verified" == the_account(sending)["sender"].detail
-    assert ["sender"] == faults(the_account(sending, SES_SOURCE="noreply@localhost"))
+    assert "noreply@mail.example.com is verified" == the_account(by_either)["sender"].detail
+    assert ["sender"] == faults(the_account(by_either, SES_SOURCE="noreply@localhost"))
     box.account.identities = None
-    assert WARNING is the_account(sending, SES_SOURCE="noreply@localhost")["sender"].state
-    found = the_account(sending, SES_SOURCE="noreply@-ü-.example")
+    assert WARNING is the_account(by_either, SES_SOURCE="noreply@localhost")["sender"].state
+    found = the_account(by_either, SES_SOURCE="noreply@-ü-.example")
     assert (FAULT, SKIPPED) == (found["MAILROOM_SES_SOURCE"].state, found["sender"].state)
 
 
-def test_the_configuration_set(box: Inbox, sending: dict[str, str]) -> None:
-    findings = the_account(sending, SES_CONFIG_SET="letters")
+def test_the_configuration_set(box: Inbox, by_either: dict[str, str]) -> None:
+    findings = the_account(by_either, SES_CONFIG_SET="letters")
     assert ["configuration-set"] == faults(findings)
     finding = findings["configuration-set"]
     assert "there is no configuration set 'letters' in this region" == finding.detail
     assert "MAILROOM_SES_CONFIG_SET" in finding.remedy
     assert "to none" in finding.remedy
-    assert "none is set" == the_account(sending, SES_CONFIG_SET="none")["configuration-set"].detail
+    assert "none is set" == the_account(by_either, SES_CONFIG_SET="none")["configuration-set"].detail
 
 
 def test_a_paused_configuration_set(
-    monkeypatch: pytest.MonkeyPatch, box: Inbox, sending: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, box: Inbox, by_either: dict[str, str]
 ) -> None:
     answer = {"ConfigurationSet": {"Name": "default"}, "ReputationOptions": {"SendingEnabled": "false"}}
     monkeypatch.setitem(inbox_actions.ACTIONS, "DescribeConfigurationSet", lambda *_: answer)
-    assert ["configuration-set"] == faults(the_account(sending))
+    second = {"ConfigurationSetName": "default", "SendingOptions": {"SendingEnabled": False}}
+    monkeypatch.setitem(sesv2.LOOKS, "/v2/email/configuration-sets/{name}", lambda *_: second)
+    assert ["configuration-set"] == faults(the_account(by_either))
 
 
 def test_actions_of_folder_and_database(db: Db, database: str, sending: dict[str, str]) -> None:
@@ -1120,22 +1198,22 @@ def the_events(sending: dict[str, str], **variables: str) -> dict[str, Finding]:
     return examined(sending | more, "events")
 
 
-def test_the_queue_of_events_and_what_is_published_to_it(box: Inbox, sending: dict[str, str]) -> None:
+def test_the_queue_of_events_and_what_is_published_to_it(box: Inbox, by_either: dict[str, str]) -> None:
     box.queue.put("an event")
-    findings = the_events(sending)
+    findings = the_events(by_either)
     assert (EVENTS, ["suppression-list"]) == (list(findings), not_ok(findings))  # needs the database
     assert "mailroom-events: about 1 wait, and 0 are being read" == findings["events-queue"].detail
     assert "default: by mailroom-events" == findings["events-published"].detail
-    by_url = the_events(sending, EVENTS="http://127.0.0.1/000000000000/mailroom-events")
+    by_url = the_events(by_either, EVENTS="http://127.0.0.1/000000000000/mailroom-events")
     assert OK is by_url["events-queue"].state
 
 
-def test_without_a_queue_nobody_sees_a_bounce(box: Inbox, sending: dict[str, str]) -> None:
-    findings = the_events(sending, EVENTS="")
+def test_without_a_queue_nobody_sees_a_bounce(box: Inbox, by_either: dict[str, str]) -> None:
+    findings = the_events(by_either, EVENTS="")
     assert EVENTS[1:] == not_ok(findings)
     assert (WARNING, SKIPPED) == (findings["events-queue"].state, findings["events-published"].state)
     assert "docs/how-to/events.md" in findings["events-queue"].remedy
-    assert [] == not_ok(the_events(sending, EVENTS="", TRANSPORT="smtp://127.0.0.1"))
+    assert [] == not_ok(the_events(by_either, EVENTS="", TRANSPORT="smtp://127.0.0.1"))
 
 
 def test_a_setting_of_the_queue_at_fault(sending: dict[str, str]) -> None:
@@ -1171,11 +1249,12 @@ def test_a_role_that_may_not_look_at_the_queue(
 
 
 def test_a_configuration_set_without_events(
-    box: Inbox, sending: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    box: Inbox, by_either: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ["events-published"] == faults(the_events(sending, SES_CONFIG_SET="none"))
+    assert ["events-published"] == faults(the_events(by_either, SES_CONFIG_SET="none"))
     monkeypatch.setattr("mailroom.inbox.ses.PUBLISHED", ("send", "delivery", "reject"))
-    finding = the_events(sending)["events-published"]
+    monkeypatch.setattr("mailroom.inbox.sesv2.PUBLISHED", ("SEND", "DELIVERY", "REJECT"))
+    finding = the_events(by_either)["events-published"]
     assert WARNING is finding.state
     assert (
         "the configuration set 'default' publishes no events of these types:"

@@ -200,12 +200,12 @@ def insert(db: Db, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["ses", "smtp"])
+@pytest.mark.parametrize("transport", ["ses", "sesv2", "smtp"])
 def test_each_row_has_an_outcome_whatever_it_holds(db: Db, start: Start, transport: str) -> None:
     without_checks(db)
     with mail_server() as server:
-        variables = {"TRANSPORT": f"smtp://127.0.0.1:{server.port}"} if transport == "smtp" else {}
-        worker = start(**variables)
+        address = f"smtp://127.0.0.1:{server.port}" if transport == "smtp" else transport
+        worker = start(TRANSPORT=address)
 
         @limits(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
         @given(ROWS)

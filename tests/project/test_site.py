@@ -470,6 +470,7 @@ def test_the_upgrade_and_scaling_guides_run(database: str, tmp_path: Path) -> No
             "MAILROOM_SES_SOURCE": "noreply@acme.example",
             "MAILROOM_SES_CONFIG_SET": "none",
             "AWS_ENDPOINT_URL_SES": ses.url,
+            "AWS_ENDPOINT_URL_SESV2": ses.url,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "x",
             "AWS_SECRET_ACCESS_KEY": "x",
@@ -497,8 +498,10 @@ def test_the_upgrade_and_scaling_guides_run(database: str, tmp_path: Path) -> No
 
 
 def test_the_least_policies_permit_every_call_that_is_made() -> None:
-    worker, deployer = permitted("ses.md")
+    second, second_deployer, worker, deployer = permitted("ses.md")
     assert {"ses:SendBulkTemplatedEmail", "ses:GetSendQuota", "ses:GetTemplate"} == worker
+    assert {"ses:SendBulkEmail", "ses:SendBulkTemplatedEmail", "ses:GetAccount"} == second
+    assert all(action.startswith(("ses:Get", "ses:List")) for action in second_deployer)
     _, reader = permitted("events.md")
     assert {
         f"sqs:{one}" for one in ("GetQueueUrl", "GetQueueAttributes", "ReceiveMessage", "DeleteMessage")
@@ -506,13 +509,16 @@ def test_the_least_policies_permit_every_call_that_is_made() -> None:
     made = set()
     for path in (ROOT / "src" / "mailroom").rglob("*.py"):
         if {"demo", "inbox"}.isdisjoint(path.parts):
-            service = "sqs" if path.name == "sqs.py" else "ses"
+            service, source = "sqs" if path.name == "sqs.py" else "ses", path.read_text()
+            names = re.findall(
+                r'^OPERATION: Final = "(\w+)"|_ask\(\s*"(\w+?)(?:Batch)?",', source, re.MULTILINE
+            )
+            made |= {f"{service}:{''.join(name)}" for name in names}
             for method in re.findall(
-                r"client\.((?:get|send|receive|delete|describe|create|update|list)_\w+)", path.read_text()
+                r"client\.((?:get|send|receive|delete|describe|create|update|list)_\w+)", source
             ):
-                name = "".join(word.capitalize() for word in method.removesuffix("_batch").split("_"))
-                made.add(f"{service}:{name}")
-    assert made == worker | deployer | reader
+                made.add(f"{service}:{''.join(word.capitalize() for word in method.split('_'))}")
+    assert made == worker | deployer | reader | second | second_deployer
 
 
 def permitted(page: str) -> list[set[str]]:

@@ -33,6 +33,10 @@ def ses_client(url: str, *, read_timeout_s: float = 30) -> Any:
     return _client("ses", url, read_timeout_s)
 
 
+def sesv2_client(url: str) -> Any:
+    return _client("sesv2", url, 30)
+
+
 def sqs_client(url: str) -> Any:
     return _client("sqs", url, 30)
 

@@ -35,6 +35,7 @@ def aws(url: str) -> dict[str, str]:
     """The environment in which botocore speaks to this endpoint and knows nothing of the machine."""
     return {
         "AWS_ENDPOINT_URL_SES": url,
+        "AWS_ENDPOINT_URL_SESV2": url,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": AWS_KEY_ID,
         "AWS_SECRET_ACCESS_KEY": AWS_SECRET,

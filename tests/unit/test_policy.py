@@ -517,7 +517,7 @@ def test_a_quota_that_is_none_is_not_believed(
 ) -> None:
     transport = open_transport(settings(tmp_path))
     answer = {"MaxSendRate": rate}
-    monkeypatch.setattr(transport, "_ask_quota", lambda: answer)
+    monkeypatch.setattr("mailroom.transports.ses_calls.SesCalls._ask_quota", lambda _: answer)
     assert transport.quota() is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from email.header import decode_header, make_header
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,19 @@ class Rig:
 
 @contextmanager
 def over_ses(output: Path, patch: pytest.MonkeyPatch, _: pytest.CaptureFixture[str]) -> Iterator[Rig]:
-    server = InboxServer(inbox=with_templates(Inbox()))
+    with at_ses("ses", with_templates(Inbox()), output, patch) as rig:
+        yield rig
+
+
+@contextmanager
+def over_sesv2(output: Path, patch: pytest.MonkeyPatch, _: pytest.CaptureFixture[str]) -> Iterator[Rig]:
+    with at_ses("sesv2", Inbox(), output, patch) as rig:  # which has no templates
+        yield rig
+
+
+@contextmanager
+def at_ses(transport: str, inbox: Inbox, output: Path, patch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    server = InboxServer(inbox=inbox)
     with server:
         for name, value in aws(server.url).items():
             patch.setenv(name, value)
@@ -74,7 +89,7 @@ def over_ses(output: Path, patch: pytest.MonkeyPatch, _: pytest.CaptureFixture[s
             return found.text, found.html
 
         yield Rig(
-            open_transport(settings(output, SEND_TIMEOUT=2000)),
+            open_transport(settings(output, TRANSPORT=transport, SEND_TIMEOUT=2000)),
             lambda: list(Counter(counts.by_recipient).elements()),
             rendered,
             lambda one: faults.add(Fault("status", recipient=one.email, status="MessageRejected")),
@@ -130,7 +145,7 @@ def into_debug(output: Path, _: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 Far = Callable[[Path, pytest.MonkeyPatch, pytest.CaptureFixture[str]], AbstractContextManager[Rig]]
 
 
-@pytest.fixture(params=[over_ses, over_smtp, into_debug], ids=["ses", "smtp", "debug"])
+@pytest.fixture(params=[over_ses, over_sesv2, over_smtp, into_debug], ids=["ses", "sesv2", "smtp", "debug"])
 def rig(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -272,10 +287,42 @@ def test_the_own_fields_of_an_action_are_shown_and_may_be_missing(rig: Rig) -> N
     assert [Result.SENT] == [outcome.result for outcome in outcomes]
 
 
+REPLY_TO = [
+    ("", ""),
+    ("help@acme.example", "help@acme.example"),
+    ('"Help, Acme" <help@bücher.example>', '"Help, Acme" <help@xn--bcher-kva.example>'),
+]
+
+
+@pytest.mark.parametrize("transport", ["ses", "sesv2", "smtp", "debug"])
+def test_answers_go_to_the_address_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], transport: str
+) -> None:
+    with mail_server() as mails, InboxServer(inbox=with_templates(Inbox())) as ses:
+        for name, value in aws(ses.url).items():
+            monkeypatch.setenv(name, value)
+        address = f"smtp://127.0.0.1:{mails.port}" if transport == "smtp" else transport
+        for given, header in REPLY_TO:
+            opened = open_transport(settings(tmp_path, TRANSPORT=address, REPLY_TO=given))
+            assert [Result.SENT] == [outcome.result for outcome in opened.send(TEN[:1])]
+            opened.close()
+            if transport == "debug":
+                request = json.loads(capsys.readouterr().out)["request"]
+                assert [header] * bool(header) == request.get("ReplyToAddresses", [])
+                continue
+            if transport == "smtp":
+                content = mails.mails[-1].content
+            else:
+                mail = ses.inbox.mails.find()[-1]
+                content = mail.as_message(ses.inbox.render(mail))
+            found = email.message_from_bytes(content)["Reply-To"]
+            assert parseaddr(header) == parseaddr(str(make_header(decode_header(found or ""))))
+
+
 UNKNOWN = "{{nobody}} is not a field of activation"
 
 
-@pytest.mark.parametrize("transport", ["ses", "smtp", "debug"])
+@pytest.mark.parametrize("transport", ["ses", "sesv2", "smtp", "debug"])
 def test_a_template_that_would_lose_mail_pauses_its_action_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], transport: str
 ) -> None:
@@ -304,14 +351,16 @@ def test_a_template_that_would_lose_mail_pauses_its_action_alone(
         opened.close()
 
 
-@pytest.mark.parametrize("transport", ["smtp", "debug"])
+@pytest.mark.parametrize("transport", ["sesv2", "smtp", "debug"])
 def test_an_action_without_a_template_waits_for_its_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], transport: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], transport: str
 ) -> None:
     folder = tmp_path / "templates"
     write_built_in(folder)
     own = Action("join", 30, b"/join", fields=("inviter",))
-    with mail_server() as mails:
+    with mail_server() as mails, InboxServer() as ses:
+        for name, value in aws(ses.url).items():
+            monkeypatch.setenv(name, value)
         address = f"smtp://127.0.0.1:{mails.port}" if transport == "smtp" else transport
         opened = open_transport(settings(tmp_path, TRANSPORT=address, TEMPLATES=folder))
         assert opened.check() is None

@@ -117,8 +117,8 @@ def _directions(url: str, smtp_url: str) -> str:
     return f"""\
 The inbox is at {url}. Point Mailroom to it with
 
-  export AWS_ENDPOINT_URL_SES={url} AWS_DEFAULT_REGION=us-east-1
-  export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
+  export AWS_ENDPOINT_URL_SES={url} AWS_ENDPOINT_URL_SESV2={url}
+  export AWS_DEFAULT_REGION=us-east-1 AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
   export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
   mailroom templates push
 {smtp}"""

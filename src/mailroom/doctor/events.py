@@ -19,7 +19,7 @@ from mailroom.doctor.report import Check, Finding, NotKnown, Report, fault, ok, 
 from mailroom.errors import MailroomError, SettingsError, TransportError
 from mailroom.settings.collector import DatabaseSettings
 from mailroom.settings.events import EventsSettings
-from mailroom.settings.sender import SenderSettings
+from mailroom.settings.sender import SES_TRANSPORTS, SenderSettings
 from mailroom.settings.variables import read_settings
 from mailroom.wording import counted
 
@@ -47,7 +47,7 @@ def examine(environment: Mapping[str, str], report: Report) -> None:
         sender = read_settings(SenderSettings, environment)
     except SettingsError:
         sender = None  # the sending side reports it
-    if settings.queue or (sender and sender.transport == "ses"):
+    if settings.queue or (sender and sender.transport in SES_TRANSPORTS):
         report.run(CHECKS, Subject(environment, settings, sender))
     elif not any(finding.name == "MAILROOM_EVENTS" for finding in report.findings):
         report.add("events-queue", ok("none is set, and the transport publishes no events"))
@@ -93,8 +93,8 @@ def published(subject: Subject) -> Finding:
     """The configuration set has a destination for the events, as far as SES's API shows it."""
     if not subject.queue:
         return skipped("needs MAILROOM_EVENTS")
-    if subject.sender is None or subject.sender.transport != "ses":
-        return skipped("needs the transport ses")
+    if subject.sender is None or subject.sender.transport not in SES_TRANSPORTS:
+        return skipped("needs the transport ses or sesv2")
     name = subject.sender.config_set
     if not name:
         return fault(
@@ -104,27 +104,20 @@ def published(subject: Subject) -> Finding:
     from mailroom.doctor.ses_probe import SesProbe
 
     with SesProbe(subject.sender) as probe:
-
-        def ask() -> Any:
-            return probe.client.describe_configuration_set(
-                ConfigurationSetName=name, ConfigurationSetAttributeNames=["eventDestinations"]
-            )
-
-        answer = probe.ask("ses:DescribeConfigurationSet", ask)
-    enabled = [one for one in answer.get("EventDestinations", ()) if one.get("Enabled")]
-    types = {kind for one in enabled for kind in one.get("MatchingEventTypes", ())}
+        enabled = probe.api.published(probe.client, probe.ask, name)
+    types = {kind for _, kinds in enabled for kind in kinds}
     if missing := [kind for kind in NEEDED if kind not in types]:
         return warning(
             f"the configuration set {name!r} publishes no events of these types: {', '.join(missing)}",
             f"add an event destination that has them; see {GUIDE}",
         )
-    return ok(f"{name}: by {', '.join(str(one.get('Name')) for one in enabled)}")
+    return ok(f"{name}: by {', '.join(destination for destination, _ in enabled)}")
 
 
 def account_list(subject: Subject) -> Finding:
     """What SES suppresses for the account is suppressed here too, as far as it may be read."""
-    if subject.sender is None or subject.sender.transport != "ses":
-        return skipped("needs the transport ses")
+    if subject.sender is None or subject.sender.transport not in SES_TRANSPORTS:
+        return skipped("needs the transport ses or sesv2")
     try:
         url = read_settings(DatabaseSettings, subject.environment).database_url
     except SettingsError:

@@ -42,7 +42,7 @@ def examine(environment: Mapping[str, str], report: Report) -> None:
 
         mailed = partial(in_use, environment, settings.templates.folder)
         with SesProbe(settings) as probe:
-            report.run((*ses.CHECKS, ses.template_check(mailed)), probe)
+            report.run((*ses.CHECKS, ses.template_check(probe, mailed)), probe)
 
 
 def output_folder(settings: SenderSettings) -> Finding:

@@ -17,6 +17,7 @@ from botocore import exceptions as aws
 from mailroom.actions import Action
 from mailroom.addresses import wire_address
 from mailroom.doctor.clocks import compared
+from mailroom.doctor.files import local_templates
 from mailroom.doctor.report import Check, Finding, NotKnown, Status, fault, ok, skipped, warning
 from mailroom.doctor.ses_probe import AWS_HOST, SesProbe
 from mailroom.errors import TemplateError
@@ -26,8 +27,6 @@ from mailroom.transports.aws_client import DENIED, ERRORS, code_of
 from mailroom.transports.aws_credentials import resolve
 from mailroom.transports.ses_answers import CODES, THROTTLED
 
-NO_CONFIG_SET: Final = ("ConfigurationSetDoesNotExist", "ConfigurationSetDoesNotExistException")
-SANDBOX: Final = (200.0, 1.0)
 NEARLY_USED: Final = 0.8
 TEMPLATES_S: Final = 5.0
 
@@ -57,7 +56,7 @@ def answers(probe: SesProbe) -> Finding:
     """SES answers and accepts the credentials."""
     asked_at = time.time()
     try:
-        answer = probe.quota = probe.client.get_send_quota()
+        answer = probe.account = probe.api.account(probe.client)
         code = ""
     except aws.ClientError as error:
         answer, code = error.response, code_of(error)
@@ -85,13 +84,14 @@ def clock(probe: SesProbe) -> Finding:
 
 def quota(probe: SesProbe) -> Finding:
     """The account may send more mail, at the rate that is set."""
-    if probe.quota is None:
+    if probe.account is None:
+        call = probe.api.limits
         raise NotKnown(
-            "not known: ses:GetSendQuota is not permitted, or was throttled",
-            "permit ses:GetSendQuota, or set MAILROOM_SEND_RATE; without either the rate is 14 a second",
+            f"not known: {call} is not permitted, or was throttled",
+            f"permit {call}, or set MAILROOM_SEND_RATE; without either the rate is 14 a second",
         )
-    most, sent = probe.quota["Max24HourSend"], probe.quota["SentLast24Hours"]
-    rate = probe.quota["MaxSendRate"]
+    limits = probe.api.quota(probe.account)
+    most, sent, rate = limits["Max24HourSend"], limits["SentLast24Hours"], limits["MaxSendRate"]
     limit = f"{most:.0f}" if most >= 0 else "any number"
     detail = f"{sent:.0f} sent in 24 hours, of {limit}; {rate:.10g} a second"
     more = "ask AWS for a higher sending quota (Service Quotas, Amazon SES)"
@@ -109,21 +109,21 @@ def quota(probe: SesProbe) -> Finding:
 
 
 def sandbox(probe: SesProbe) -> Finding:
-    """The account is not in the sandbox, where only verified recipients get mail. Its limits show that."""
-    if probe.quota is None:
+    """The account is not in the sandbox, where only verified recipients get mail."""
+    if probe.account is None:
         return skipped("needs the quota")
-    if (probe.quota["Max24HourSend"], probe.quota["MaxSendRate"]) == SANDBOX:
+    is_in, words = probe.api.sandbox(probe.account)
+    if is_in:
         return warning(
-            "the quota is that of the sandbox, where only verified recipients get mail",
+            f"{words}, where only verified recipients get mail",
             "request production access in the SES console (Account dashboard)",
         )
-    return ok("no: the quota is not that of the sandbox")
+    return ok(f"no: {words}")
 
 
 def sending(probe: SesProbe) -> Finding:
     """The account's sending is not paused."""
-    answer = probe.ask("ses:GetAccountSendingEnabled", probe.client.get_account_sending_enabled)
-    if not answer.get("Enabled", False):
+    if not probe.api.may_send(probe.client, probe.ask):
         return fault(
             "sending is paused for this account and region",
             "find the reason in the SES console, then `aws ses update-account-sending-enabled --enabled`",
@@ -138,9 +138,7 @@ def sender(probe: SesProbe) -> Finding:
     above = [".".join(labels[at:]) for at in range(1, len(labels) - 1)]
     address = f"{local}@{domain}"
     names = [address, domain.lower(), *above]
-    ask = partial(probe.client.get_identity_verification_attributes, Identities=names)
-    found = probe.ask("ses:GetIdentityVerificationAttributes", ask)["VerificationAttributes"]
-    states = {name: found[name]["VerificationStatus"] for name in names if name in found}
+    states = probe.api.identities(probe.client, probe.ask, names)
     verified = [name for name, state in states.items() if state == "Success"]
     is_default = probe.settings.source == DEFAULT_SOURCE
     if not verified:
@@ -159,25 +157,13 @@ def config_set(probe: SesProbe) -> Finding:
     name = probe.settings.config_set
     if not name:
         return ok("none is set")
-    names = ["reputationOptions"]
-
-    def ask() -> Any:
-        try:
-            return probe.client.describe_configuration_set(
-                ConfigurationSetName=name, ConfigurationSetAttributeNames=names
-            )
-        except aws.ClientError as error:
-            if code_of(error) in NO_CONFIG_SET:
-                return None
-            raise
-
-    answer = probe.ask("ses:DescribeConfigurationSet", ask)
-    if answer is None:
+    may_send = probe.api.config_set(probe.client, probe.ask, name)
+    if may_send is None:
         return fault(
             f"there is no configuration set {name!r} in this region",
             "create it in SES, or set MAILROOM_SES_CONFIG_SET to an existing one, or to none",
         )
-    if not answer.get("ReputationOptions", {}).get("SendingEnabled", True):
+    if not may_send:
         return fault(
             f"sending is paused for the configuration set {name!r}",
             "find the reason in the SES console, then enable its sending again",
@@ -253,9 +239,15 @@ CHECKS: Final[tuple[Check[SesProbe], ...]] = (
 )
 
 
-def template_check(mailed: Callable[[], Sequence[Action]]) -> Check[SesProbe]:
-    """The check of the templates of the actions that are mailed."""
+def template_check(probe: SesProbe, mailed: Callable[[], Sequence[Action]]) -> Check[SesProbe]:
+    """The check of the templates: of the folder's where calls carry them, else of SES's."""
+    if probe.api.service == "SESV2":
+        return Check("templates", _of_folder, ("MAILROOM_TEMPLATES",))
     return Check("templates", partial(templates, mailed), ("ses", "MAILROOM_TEMPLATES"))
+
+
+def _of_folder(probe: SesProbe) -> Finding:
+    return local_templates(probe.settings.templates)
 
 
 def _date(answer: Mapping[str, Any]) -> str:

@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 import botocore.session
 
 from mailroom.doctor.report import NotKnown
+from mailroom.doctor.ses_apis import FirstApi, SecondApi, SesApi
 from mailroom.errors import TransportError
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.aws_client import DENIED, ERRORS, Client, asked, code_of, explain, open_client
@@ -29,16 +30,18 @@ class SesProbe:
     """What the checks of SES share.
 
     Attributes:
+        api: the version of SES's API that the transport uses.
         unreadable: whether the AWS settings have invalid credentials.
-        quota: the answer to GetSendQuota; None if there was none.
+        account: SES's answer about the account's limits; None if there was none.
         answered: our time before and after an answer, and the answer's Date.
     """
 
     def __init__(self, settings: SenderSettings) -> None:
         self.settings = settings
+        self.api: SesApi = SecondApi() if settings.transport == "sesv2" else FirstApi()
         self.session = botocore.session.get_session()
         self.unreadable = False
-        self.quota: Mapping[str, float] | None = None
+        self.account: Mapping[str, Any] | None = None
         self.answered: tuple[float, float, str] | None = None
         self._client: Client = None
 
@@ -58,6 +61,7 @@ class SesProbe:
         """
         if self._client is None:
             self._client = open_client(
+                self.api.service,
                 session=self.session,
                 connect_timeout_s=CONNECT_LIMIT_S,
                 answer_timeout_ms=ANSWER_LIMIT_MS,
@@ -72,6 +76,9 @@ class SesProbe:
         Raises:
             TransportError: see ``client``.
         """
+        if self.api.service == "SESV2":
+            yield self.client
+            return
         first = str(self.client.meta.endpoint_url)
         is_at_aws = AWS_HOST.fullmatch(urlsplit(first).hostname or "")
         client = open_client(
@@ -106,7 +113,7 @@ class SesProbe:
 
     def explained(self, error: Exception) -> TransportError:
         """An exception of botocore as a Mailroom error, without credentials."""
-        raw = explain(error)
+        raw = explain(error, self.api.service)
         return TransportError(self._clean(str(raw)), hint=raw.hint)
 
     def _clean(self, text: str) -> str:

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from email.utils import parseaddr
 from typing import Final, Self
 
+from mailroom.doctor.files import local_templates
 from mailroom.doctor.report import Check, Finding, fault, ok, warning
 from mailroom.errors import TransportError
 from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings, SmtpServer, is_loopback
-from mailroom.templates import checks, sources
 from mailroom.transports.smtp import SmtpTransport
 
 LIMIT_S: Final = 4.0
@@ -113,13 +113,7 @@ def login(probe: SmtpProbe) -> Finding:
 
 def files(probe: SmtpProbe) -> Finding:
     """The templates are valid."""
-    settings = probe.settings.templates
-    where = str(settings.folder or "Mailroom's own")
-    loaded = sources.load(settings.folder, settings.constants)
-    faults = [text for template in loaded.values() for text in checks.check(template)]
-    if faults:
-        return fault(f"{where}: {'; '.join(faults)}", "fix it, then run `mailroom templates check`")
-    return ok(f"{where} can be used")
+    return local_templates(probe.settings.templates)
 
 
 def sender(probe: SmtpProbe) -> Finding:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from email.utils import parseaddr
+from functools import lru_cache
 from typing import Final
 
 from mailroom.inbox.calls import BulkCall
 from mailroom.inbox.limits import Limits
 from mailroom.inbox.mails import NO_TEMPLATE, StoredTemplate
 from mailroom.inbox.ses_protocol import Refusal
-from mailroom.templates.tags import syntax_fault
+from mailroom.templates.tags import Kind, syntax_fault, tags
 
 MAX_DESTINATIONS: Final = 50
 MAX_TEMPLATES: Final = 10_000
@@ -24,6 +25,23 @@ REGION: Final = "US-EAST-1"
 CONFIG_SET: Final = "default"
 
 _NAME: Final = re.compile("[A-Za-z0-9_-]{1,64}")
+
+
+@lru_cache(maxsize=64)
+def inline_template(parts: tuple[str, str, str]) -> StoredTemplate:
+    """Return what SES makes of content that comes with a call.
+
+    Raises:
+        Refusal: it has more than ``{{field}}``.
+    """
+    if not any(part.strip() for part in parts[1:]):
+        raise Refusal("InvalidTemplate", "The content has neither a text nor an HTML part")
+    if sum(map(len, parts)) > MAX_TEMPLATE:
+        raise Refusal("InvalidTemplate", "The content is too large")
+    for tag in (tag for part in parts for tag in tags(part)):
+        if tag.kind is not Kind.FIELD or "~" in tag.source:
+            raise Refusal("InvalidTemplate", "Template contains unsupported operations.")
+    return StoredTemplate.of("", parts)
 
 
 class InboxAccount:
@@ -55,7 +73,10 @@ class InboxAccount:
                 "InvalidParameterValue",
                 f"{len(call.destinations)} destinations: a call has 1 to {MAX_DESTINATIONS}.",
             )
-        template = NO_TEMPLATE if call.message else self.template(call.template)
+        if call.content:
+            template = inline_template(call.content)
+        else:
+            template = NO_TEMPLATE if call.message else self.template(call.template)
         if call.config_set:
             self.check_config_set(call.config_set)
         if len(call.source) > MAX_ADDRESS and not call.message:

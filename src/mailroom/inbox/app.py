@@ -1,6 +1,7 @@
-"""Serves the inbox over HTTP: SES's and SQS's endpoint at ``POST /``, the API under ``/api``, and pages.
+"""Serves the inbox over HTTP: the endpoint of SES and SQS, the inbox's own API under ``/api``, and pages.
 
-An invalid request is answered with a 4xx, and never raises.
+SQS and version 1 of SES's API are at ``POST /``, version 2 under ``/v2``. An invalid request
+is answered with a 4xx, and never raises.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from mailroom.inbox import sesv2
 from mailroom.inbox.api import api_routes, explain
 from mailroom.inbox.changes import Changes, event_routes
 from mailroom.inbox.event_queue import NAME
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.losses import lose
 from mailroom.inbox.pages import InboxPages, page_routes
-from mailroom.inbox.ses import reply
+from mailroom.inbox.ses import Reply, reply
 from mailroom.inbox.ses_protocol import Refusal, write_error
 from mailroom.inbox.sqs import SqsCalls
 from mailroom.web.assets import asset_routes
@@ -35,6 +37,7 @@ ABOUT: Final = """\
 This is the inbox of `mailroom inbox`: an SES endpoint that keeps mail instead of sending it.
 
   AWS_ENDPOINT_URL_SES={url}  points a client here
+  AWS_ENDPOINT_URL_SESV2={url}  points a client of SES's API v2 here
   AWS_ENDPOINT_URL_SQS={url}  points a reader of SES's events here, with MAILROOM_EVENTS={queue}
   {url}/  shows the mails in a browser
   {url}/api/mails  returns the mails as JSON
@@ -70,13 +73,25 @@ def create_app(
         if target:
             return await queue.answer(request, target, body)
         content_type = request.headers.get("content-type", "")
-        status, answer, fault = reply(inbox, content_type, body, _head(request))
+        found = reply(inbox, content_type, body, _head(request))
         on_call()
-        return lose(fault, status, answer) if fault else Response(answer, status, media_type="text/xml")
+        if found.fault:
+            return lose(found.fault, found.status, found.body)
+        return Response(found.body, found.status, media_type="text/xml")
 
-    async def account_list(_: Request) -> Response:
-        """The account's suppressed addresses, in version 2 of SES's API: nobody is on the list."""
-        return JSONResponse({"SuppressedDestinationSummaries": []})
+    async def send(request: Request) -> Response:
+        """A call of SES's second API that sends mails."""
+        found = sesv2.send(inbox, await read_body(request, MAX_CALL), _head(request))
+        on_call()
+        return lose(found.fault, found.status, found.body) if found.fault else _in_json(found)
+
+    def look(path: str) -> Route:
+        """A call of SES's second API that reads."""
+
+        async def endpoint(request: Request) -> Response:
+            return _in_json(sesv2.look(inbox, path, request.path_params.get("name", "")))
+
+        return Route(path, endpoint, methods=["GET"])
 
     async def index(request: Request) -> Response:
         if _is_browser(request):
@@ -92,7 +107,8 @@ def create_app(
         routes=[
             Route("/", aws, methods=["POST"]),
             Route("/", index, methods=["GET"]),
-            Route("/v2/email/suppression/addresses", account_list, methods=["GET"]),
+            Route(sesv2.SEND, send, methods=["POST"]),
+            *map(look, sesv2.LOOKS),
             *api_routes(inbox, changes),
             *event_routes(changes),
             *page_routes(pages),
@@ -101,6 +117,12 @@ def create_app(
         exception_handlers={HTTPException: failed, ClientDisconnect: _gone},
     )
     return Guard(app, address, names)
+
+
+def _in_json(found: Reply) -> Response:
+    """Return an answer of SES's second API."""
+    headers = {sesv2.ERROR_TYPE: found.error} if found.error else {}
+    return Response(found.body, found.status, headers, media_type=sesv2.JSON_TYPE)
 
 
 def _head(request: Request) -> bytes:

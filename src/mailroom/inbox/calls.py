@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.ses_protocol import Refusal
 
 Tags: TypeAlias = tuple[tuple[str, str], ...]
+_TAG: Final = re.compile("[A-Za-z0-9_-]{1,256}")
+
+
+def checked_tags(tags: Iterable[tuple[str, str]]) -> Tags:
+    """Return the tags.
+
+    Raises:
+        Refusal: SES would not take one.
+    """
+    found = tuple(tags)
+    for tag in found:
+        if not all(map(_TAG.fullmatch, tag)):
+            raise Refusal(
+                "InvalidParameterValue",
+                f"The name and the value of a tag are 1 to 256 letters, digits, - and _: {tag}",
+            )
+    return found
 
 
 class Destination(NamedTuple):
@@ -33,6 +52,8 @@ class BulkCall(NamedTuple):
         raw: the whole request.
         message: the mail itself if it came over SMTP; then there is no template and no data.
         tags: tags for all destinations.
+        content: subject, text and HTML if they came with the call, in place of a template's name.
+        reply_to: the addresses that answers go to.
     """
 
     source: str
@@ -43,6 +64,8 @@ class BulkCall(NamedTuple):
     raw: bytes = b""
     message: bytes = b""
     tags: Tags = ()
+    content: tuple[str, str, str] | None = None
+    reply_to: tuple[str, ...] = ()
 
     @property
     def recipients(self) -> int:

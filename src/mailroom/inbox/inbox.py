@@ -115,7 +115,7 @@ class Inbox:
             rendered = self.render(mail)
             mail.brief = Brief(
                 rendered.subject[:MAX_HEADER] if rendered else None,
-                self.kinds.action(mail.template.name, find_links(rendered)),
+                self.kinds.action(mail.template.name, find_links(rendered), mail.action_tag),
                 language_of(rendered),
                 code_of(mail.data, rendered),
             )
@@ -207,6 +207,7 @@ class Inbox:
             texts=(call.default_data, destination.data),
             call=number,
             message=call.message,
+            reply_to=", ".join(call.reply_to),
         )
         self.counts.dropped += mail.dropped
         if call.config_set:

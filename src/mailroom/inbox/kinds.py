@@ -32,11 +32,13 @@ class Kinds:
         self._actions = tuple(actions)
         self.names = tuple(action.name for action in self._actions)
 
-    def action(self, template: str, links: Iterable[Link]) -> str | None:
-        """Return the name of a mail's action: by its template, else by the path of a link with a token."""
+    def action(self, template: str, links: Iterable[Link], tag: str = "") -> str | None:
+        """Return the name of a mail's action: by its template, its tag, or the path of a link."""
         for action in self._actions:
             if is_template(template, action.template):
                 return action.name
+        if tag in self.names:
+            return tag
         for link in links:
             for action in self._actions:
                 if link.token and action.has_link and link.path.endswith(action.prefix.decode()):

@@ -21,6 +21,7 @@ from mailroom.inbox.events import Event, Sending
 from mailroom.inbox.messages import read_message, write_message
 from mailroom.templates.mails import RenderedMail
 from mailroom.templates.tags import placeholders, render_source
+from mailroom.transports.tags import ACTION
 
 KEEP: Final = 5000
 # The size of what clients wrote into the kept mails. Ordinary mails stay far below it.
@@ -74,6 +75,7 @@ class KeptMail:
         failure: why SES would have dropped it silently; empty as long as no failure is known.
         call: the number of its request in ``RawRequests``.
         message: the mail as it came over SMTP; empty if it came as a template and data.
+        reply_to: the addresses that answers go to; empty for none, and for a mail over SMTP.
         sending: what SES's events say about it; None if its call named no configuration set.
         events: what was published about it.
         brief: set when it is first asked for.
@@ -90,6 +92,7 @@ class KeptMail:
     failure: str = ""
     call: int = 0
     message: bytes = b""
+    reply_to: str = ""
     sending: Sending | None = None
     events: tuple[Event, ...] = ()
     brief: Brief | None = None
@@ -98,6 +101,11 @@ class KeptMail:
     def data(self) -> dict[str, Any]:
         """The data for its template."""
         return read_data(self.default) | read_data(self.own)
+
+    @property
+    def action_tag(self) -> str:
+        """The action that its tags name; empty if they name none, or its call named no configuration set."""
+        return dict(self.sending.tags).get(ACTION, "") if self.sending else ""
 
     @property
     def dropped(self) -> bool:
@@ -119,7 +127,9 @@ class KeptMail:
         """Return the mail as a message; empty if nothing was sent."""
         if self.message:
             return self.message
-        return write_message(rendered, self.id, self.time, self.source, self.recipient) if rendered else b""
+        if rendered is None:
+            return b""
+        return write_message(rendered, self.id, self.time, self.source, self.recipient, self.reply_to)
 
 
 class Mailbox:
@@ -153,15 +163,27 @@ class Mailbox:
         texts: tuple[str, str] = ("", ""),
         call: int = 0,
         message: bytes = b"",
+        reply_to: str = "",
     ) -> KeptMail:
         """Add a mail and return it; ``texts`` are its default data and its own data as JSON."""
         self._last += 1
         name = f"{self._last:016x}-{self._run}-000000"
         mail = KeptMail(
-            name, self._last, time, source, recipient, template, *texts, call=call, message=message
+            name,
+            self._last,
+            time,
+            source,
+            recipient,
+            template,
+            *texts,
+            call=call,
+            message=message,
+            reply_to=reply_to,
         )
         self._mails[name] = mail
-        self._sizes[name] = size = sum(map(getsizeof, (source, recipient, *texts, message)))
+        written = (source, recipient, reply_to, *texts, message)
+        content = () if template.name else (template.subject, template.text, template.html)
+        self._sizes[name] = size = sum(map(getsizeof, written + content))
         self._bytes += size
         if not template.names <= data.keys():
             mail.render()  # a block may not need a missing name, so only rendering shows a failure

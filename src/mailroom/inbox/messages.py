@@ -61,7 +61,9 @@ def read_headers(content: bytes) -> list[tuple[str, str]]:
         return []
 
 
-def write_message(rendered: RenderedMail, id: str, time: datetime, source: str, recipient: str) -> bytes:
+def write_message(
+    rendered: RenderedMail, id: str, time: datetime, source: str, recipient: str, reply_to: str = ""
+) -> bytes:
     """Return a rendered mail as the message that SES would have sent."""
     message = EmailMessage(policy.SMTP.clone(cte_type="7bit"))
     if rendered.text or not rendered.html:
@@ -72,6 +74,7 @@ def write_message(rendered: RenderedMail, id: str, time: datetime, source: str, 
     headers = {
         "From": source,
         "To": recipient,
+        **({"Reply-To": reply_to} if reply_to else {}),
         "Subject": rendered.subject,
         "Date": format_datetime(time),
         "Message-ID": f"<{id}@email.amazonses.com>",

@@ -6,7 +6,9 @@ mail's HTML is a page of its own in a sandbox: without scripts, forms, the inbox
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
@@ -257,6 +259,8 @@ class InboxPages:
         if raw is None or mail.message:
             return []
         body = raw.partition(b"\r\n\r\n")[2][:MAX_SHOWN]
+        if body.startswith(b"{"):
+            return _members(body)
         return parse_qsl(body.decode("ascii", "replace"), keep_blank_values=True, errors="replace")
 
 
@@ -268,6 +272,23 @@ def _leading_nowhere(html: str) -> str:
         (each.end() for each in heads if each[0][1:5].lower() == "head"), heads[0].end() if heads else 0
     )
     return html[:at] + NOWHERE + html[at:]
+
+
+def _members(body: bytes) -> list[tuple[str, str]]:
+    """Return the members of a JSON object by their paths; nothing if it cannot be read."""
+
+    def each(path: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict | list):
+            inner = value.items() if isinstance(value, dict) else enumerate(value, start=1)
+            for name, member in inner:
+                yield from each(f"{path}.{name}" if path else str(name), member)
+        else:
+            yield path, value if isinstance(value, str) else json.dumps(value)
+
+    try:
+        return list(each("", json.loads(body)))
+    except (ValueError, RecursionError):
+        return []
 
 
 def _download(content: bytes, name: str, type: str) -> Response:

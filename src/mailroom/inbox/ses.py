@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
 from mailroom.inbox import event_queue
-from mailroom.inbox.calls import BulkCall, CallAnswer, Destination, Tags
+from mailroom.inbox.calls import BulkCall, CallAnswer, Destination, Tags, checked_tags
 from mailroom.inbox.events import TOPIC
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
@@ -25,17 +24,17 @@ from mailroom.inbox.ses_protocol import (
 
 # The types of the events that the inbox publishes, as this API names them; it has no name for a delay.
 PUBLISHED: Final = ("send", "delivery", "bounce", "complaint", "reject", "renderingFailure")
-_TAG: Final = re.compile("[A-Za-z0-9_-]{1,256}")
 
 Action: TypeAlias = Callable[[Inbox, Parameters], "Tree | CallAnswer"]
 
 
 class Reply(NamedTuple):
-    """An HTTP answer, and the fault by which it is lost."""
+    """An HTTP answer, the fault by which it is lost, and the error's code where it stands in a header."""
 
     status: int
     body: bytes
     fault: Fault | None = None
+    error: str = ""
 
 
 def reply(inbox: Inbox, content_type: str, body: bytes, head: bytes = b"") -> Reply:
@@ -93,6 +92,7 @@ def _send_bulk_templated_email(inbox: Inbox, given: Parameters) -> CallAnswer:
             destinations,
             given.raw,
             tags=_tags(given, "DefaultTags"),
+            reply_to=tuple(given.members("ReplyToAddresses")),
         )
     )
 
@@ -103,12 +103,7 @@ def _tags(given: Parameters, name: str) -> Tags:
         f"{name}.member.{len(tags) + 1}.Value"
     ):
         tags.append((key, given.get(f"{name}.member.{len(tags) + 1}.Value")))
-        if not all(map(_TAG.fullmatch, tags[-1])):
-            raise Refusal(
-                "InvalidParameterValue",
-                f"The name and the value of a tag are 1 to 256 letters, digits, - and _: {tags[-1]}",
-            )
-    return tuple(tags)
+    return checked_tags(tags)
 
 
 def _get_send_quota(inbox: Inbox, _: Parameters) -> Tree:

@@ -13,7 +13,7 @@ from typing import Final
 
 from mailroom.operations.verdicts import ATTEMPTED
 
-PROVIDERS: Final = {"ses": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
+PROVIDERS: Final = {"ses": "SES", "sesv2": "SES", "smtp": "the SMTP server", "debug": "the debug transport"}
 # The result in a row of the ledger that `mailroom dead` wrote.
 BY_HAND: Final = "by hand"
 # The results in rows that were written because of an event, and not of an attempt.

@@ -42,6 +42,7 @@ from mailroom.runner.readiness import SILENCE_S, Readiness
 from mailroom.runner.shared_rate import SharedRate
 from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
 from mailroom.settings.events import EventsSettings
+from mailroom.settings.sender import SES_TRANSPORTS
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
 
@@ -93,7 +94,9 @@ class Runner:
             keys=collector.keys,
             known=self._known,
             # Without a configuration set SES publishes no events.
-            waits_for_events=self._events is not None and transport.name == "ses" and bool(sender.config_set),
+            waits_for_events=self._events is not None
+            and transport.name in SES_TRANSPORTS
+            and bool(sender.config_set),
         )
         self._readiness = Readiness(worker, self._calls, self._metrics, self._state, self._events)
         self._deliveries: set[asyncio.Task[None]] = set()

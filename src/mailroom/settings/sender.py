@@ -18,6 +18,8 @@ MAX_RATE: Final = 1_000_000.0
 SMTP_PORTS: Final = {"smtp": 587, "smtps": 465}
 DEFAULT_SOURCE: Final = "noreply@localhost"
 BUILT_IN: Final = "built-in"
+# The transports that call SES, each by another version of its API.
+SES_TRANSPORTS: Final = ("ses", "sesv2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class SmtpServer:
     require_tls: bool
 
 
-TransportAddress = SmtpServer | Literal["ses", "debug"]
+TransportAddress = SmtpServer | Literal["ses", "sesv2", "debug"]
 
 
 def is_loopback(host: str) -> bool:
@@ -55,6 +57,10 @@ def _rate(text: str) -> float | None:
             f"{text!r} is neither auto nor a number of recipients a second, above 0 and up to {MAX_RATE:,.0f}"
         )
     return number
+
+
+def _reply_to(text: str) -> str:
+    return text and sender_address(text)
 
 
 def _config_set(text: str) -> str:
@@ -111,6 +117,8 @@ def _transport(text: str) -> TransportAddress:
     # No message quotes the text: it may hold a password.
     if text == "ses":
         return "ses"
+    if text == "sesv2":
+        return "sesv2"
     if text == "debug":
         return "debug"
     parts, host = _server_parts(text)
@@ -149,7 +157,7 @@ def _server_parts(text: str) -> tuple[SplitResult, str]:
     except ValueError:
         pass
     raise ValueError(
-        "neither ses, debug nor smtp://user:password@host:port (or smtps://…); percent-encode special"
+        "neither ses, sesv2, debug nor smtp://user:password@host:port (or smtps://…); percent-encode special"
         " characters: %40 for @, %2F for /, %23 for #, %3A for :, %3F for ?"
     )
 
@@ -208,7 +216,8 @@ class SenderSettings:
     transport_address: TransportAddress = variable(
         "MAILROOM_TRANSPORT",
         "ses",
-        "the transport: ses, debug, smtp://user:password@host:587 (STARTTLS if offered) or smtps://… (TLS)",
+        "the transport: ses, sesv2 (version 2 of its API), debug, smtp://user:password@host:587 (STARTTLS if"
+        " offered) or smtps://… (TLS)",
         _transport,
         secret=True,
     )
@@ -229,6 +238,12 @@ class SenderSettings:
         DEFAULT_SOURCE,
         "the sender's address for every transport: name@domain or Name <name@domain>",
         sender_address,
+    )
+    reply_to: str = variable(
+        "MAILROOM_REPLY_TO",
+        "",
+        "the address that answers go to, for every transport; by default the sender's",
+        _reply_to,
     )
     output_path: Path = variable(
         "MAILROOM_SES_OUTPUT_PATH",

@@ -8,7 +8,7 @@ of empty fields that changes what the template shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import product
 from typing import Final, NamedTuple
@@ -85,6 +85,21 @@ def faults_of(folder: TemplateFolder, action: Action) -> list[str]:
         except TemplateError as error:
             faults.append(str(error))
     return list(dict.fromkeys(faults))
+
+
+def check_folder(folder: TemplateFolder, actions: Mapping[str, Action], report: Callable[..., None]) -> None:
+    """Report each action that has a template which cannot be used, with ``action`` and ``reason``.
+
+    Raises:
+        TemplateError: no action has one that can be used.
+    """
+    faults: list[str] = []
+    for name, action in actions.items():
+        if found := faults_of(folder, action):
+            report(action=name, reason="; ".join(found))
+            faults += found
+    if faults and not any(is_usable(folder, action) for action in actions.values()):
+        raise TemplateError(f"no template can be used: {faults[0]}", hint=REMEDY)
 
 
 @lru_cache(maxsize=1024)

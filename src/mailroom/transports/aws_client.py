@@ -95,7 +95,8 @@ def asked(call: Callable[[], Value]) -> Value:
 
 def explain(error: Exception, service: Service = "SES") -> TransportError:
     """The error to end with, for an exception of botocore in a call that sends no mail."""
-    text = " ".join(str(error).split())
+    text, variable = " ".join(str(error).split()), f"AWS_ENDPOINT_URL_{service}"
+    name = "SES" if service == "SESV2" else service
     match error:
         case aws.NoRegionError():
             hint = "set AWS_DEFAULT_REGION, or a region in the profile"
@@ -104,15 +105,15 @@ def explain(error: Exception, service: Service = "SES") -> TransportError:
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
             )
         case aws.EndpointConnectionError() | aws.ConnectTimeoutError() | aws.ReadTimeoutError():
-            hint = f"check that this machine reaches {service}, and that AWS_ENDPOINT_URL_{service} is right"
+            hint = f"check that this machine reaches {name}, and that {variable} is right"
         case aws.ClientError():
             hint = "check the account, the region and the role's policy"
         case ResponseParserError():
-            text = f"the answer cannot be read, so it is not from {service}"
-            hint = f"check AWS_ENDPOINT_URL_{service}, and whether a proxy (HTTPS_PROXY) changes answers"
+            text = f"the answer cannot be read, so it is not from {name}"
+            hint = f"check {variable}, and whether a proxy (HTTPS_PROXY) changes answers"
         case _:
             hint = "check this machine's AWS settings: variables, profile, role"
-    return TransportError(_USER_INFO.sub("…@", f"{service}: {text}"), hint=hint)
+    return TransportError(_USER_INFO.sub("…@", f"{name}: {text}"), hint=hint)
 
 
 def code_of(error: Exception) -> str:

@@ -20,7 +20,8 @@ from mailroom.templates.checks import usable
 from mailroom.templates.mails import ses_name
 from mailroom.templates.sources import CONSTANTS, TemplateFolder
 from mailroom.transports.preparing import no_template
-from mailroom.transports.ses import OPERATION, RECIPIENTS_PER_CALL, prepared, request
+from mailroom.transports.ses import OPERATION, prepared, request
+from mailroom.transports.ses_calls import RECIPIENTS_PER_CALL
 from mailroom.wire import Message
 
 

@@ -14,12 +14,21 @@ from mailroom.templates.mails import RenderedMail
 MAX_PLAIN_SUBJECT: Final = 68  # the line of a header should have at most 78 characters
 
 
-def compose(mail: RenderedMail, language: str, sender: Address, recipient: Address, message_id: str) -> bytes:
+def compose(
+    mail: RenderedMail,
+    language: str,
+    sender: Address,
+    recipient: Address,
+    message_id: str,
+    reply_to: Address | None = None,
+) -> bytes:
     """The bytes of a mail in a language, with a last line break."""
     utf8 = not recipient.username.isascii()
     message = EmailMessage(policy.SMTP.clone(cte_type="7bit", utf8=utf8))
     message["From"] = sender
     message["To"] = recipient
+    if reply_to:
+        message["Reply-To"] = reply_to
     message["Date"] = datetime.now(UTC)
     message["Message-ID"] = f"<{message_id}>"
     message["Auto-Submitted"] = "auto-generated"

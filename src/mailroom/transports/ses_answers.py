@@ -1,6 +1,7 @@
 """Translates SES's replies into answers, for whole calls and for single recipients.
 
-Codes and statuses are those of SES's API version 2010-12-01, and the errors common to all AWS APIs.
+Codes and statuses are those of both versions of SES's API, 2010-12-01 and 2019-09-27, and the errors common
+to all AWS APIs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NO_TEMPLATE: Final = (Result.PAUSED, Scope.ACTION)
 AWAY: Final = (Result.TRANSIENT, Scope.ACCOUNT)
 UNKNOWN: Final = (Result.UNKNOWN, Scope.ACCOUNT)
 
-# What a recipient's entry in the answer to a bulk call means.
+# What a recipient's entry in the answer to a bulk call means; the second version writes them in capitals.
 STATUSES: Final = {
     "Success": (Result.SENT, Scope.RECIPIENT),
     "MessageRejected": (Result.REJECTED, Scope.RECIPIENT),
@@ -38,12 +39,27 @@ STATUSES: Final = {
     "AccountDailyQuotaExceeded": PAUSED,
     "AccountSendingPaused": PAUSED,
     "InvalidSendingPoolName": PAUSED,
+    "SUCCESS": (Result.SENT, Scope.RECIPIENT),
+    "MESSAGE_REJECTED": (Result.REJECTED, Scope.RECIPIENT),
+    "INVALID_PARAMETER": (Result.REJECTED, Scope.RECIPIENT),
+    "TRANSIENT_FAILURE": (Result.TRANSIENT, Scope.RECIPIENT),
+    "FAILED": (Result.FAILED, Scope.RECIPIENT),
+    "ACCOUNT_THROTTLED": THROTTLED,
+    "TEMPLATE_NOT_FOUND": NO_TEMPLATE,
+    "MAIL_FROM_DOMAIN_NOT_VERIFIED": PAUSED,
+    "CONFIGURATION_SET_NOT_FOUND": PAUSED,
+    "CONFIGURATION_SET_SENDING_PAUSED": PAUSED,
+    "ACCOUNT_SUSPENDED": PAUSED,
+    "ACCOUNT_DAILY_QUOTA_EXCEEDED": PAUSED,
+    "ACCOUNT_SENDING_PAUSED": PAUSED,
+    "INVALID_SENDING_POOL_NAME": PAUSED,
 }
 
 # What an error of a whole call means; an unknown error is classified by its HTTP status.
 CODES: Final = {
     "MessageRejected": REJECTED,
     "InvalidParameterValue": REJECTED,
+    "BadRequestException": REJECTED,
     "Throttling": THROTTLED,
     "ThrottlingException": THROTTLED,
     "TooManyRequestsException": THROTTLED,
@@ -57,7 +73,10 @@ CODES: Final = {
     "ConfigurationSetSendingPausedException": PAUSED,
     "AccountSendingPausedException": PAUSED,
     "AccountSuspendedException": PAUSED,
+    "SendingPausedException": PAUSED,
+    "NotFoundException": PAUSED,
     "LimitExceeded": PAUSED,
+    "LimitExceededException": PAUSED,
     "AccessDenied": PAUSED,
     "AccessDeniedException": PAUSED,
     "AuthFailure": PAUSED,
@@ -71,7 +90,9 @@ CODES: Final = {
     "ExpiredTokenException": PAUSED,
     "IncompleteSignature": PAUSED,
     "InvalidClientTokenId": PAUSED,
+    "InvalidSignatureException": PAUSED,
     "MissingAuthenticationToken": PAUSED,
+    "MissingAuthenticationTokenException": PAUSED,
     "NotAuthorized": PAUSED,
     "OptInRequired": PAUSED,
     "RequestExpired": PAUSED,
@@ -79,6 +100,8 @@ CODES: Final = {
     "UnrecognizedClientException": PAUSED,
 }
 
+# SES, of content in a call that has more than {{field}}: "Template contains unsupported operations."
+UNSUPPORTED: Final = "unsupported operations"
 DENIED: Final = ("AccessDenied", "AccessDeniedException")
 
 # Exceptions that botocore raises before a request has left this machine completely.
@@ -130,6 +153,8 @@ def of_exception(error: Exception, source: str, status: int) -> Answer:
     result, scope = _class_of(error, code, words, status)
     if result is Result.REJECTED and _names_sender(words, source):
         result, scope = PAUSED
+    if UNSUPPORTED in words.lower():
+        result, scope = NO_TEMPLATE
     if result is Result.THROTTLED and DAILY_QUOTA in words.lower():
         result, scope = PAUSED
     if code in DENIED and ":template/" in words:

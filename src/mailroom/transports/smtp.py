@@ -124,9 +124,9 @@ class SmtpTransport:
         self._send_timeout_s = settings.send_timeout_ms / 1000
         self._folder = sources.TemplateFolder(settings.templates.folder, settings.templates.constants)
         self._settings = settings.templates
-        name, address = parseaddr(settings.source)
-        local, self._domain = wire_address(address)
-        self._sender = Address(name, local, self._domain)
+        self._sender = _address(settings.source)
+        self._domain = self._sender.domain
+        self._reply_to = _address(settings.reply_to) if settings.reply_to else None
         self._tls = ssl.create_default_context()
         self._slots = threading.BoundedSemaphore(settings.send_concurrency)
         self._idle: list[_Connection] = []  # pop and append are atomic
@@ -138,14 +138,8 @@ class SmtpTransport:
         Raises:
             TemplateError: no action has one that can be used.
         """
-        faults: list[str] = []
         actions = load_actions(self._settings.folder)
-        for name, action in actions.items():
-            if found := checks.faults_of(self._folder, action):
-                log.error("template_unusable", action=name, reason="; ".join(found))
-                faults += found
-        if faults and not any(checks.is_usable(self._folder, action) for action in actions.values()):
-            raise TemplateError(f"no template can be used: {faults[0]}", hint=checks.REMEDY)
+        checks.check_folder(self._folder, actions, lambda **why: log.error("template_unusable", **why))
 
     def quota(self) -> float | None:
         """None: SMTP has no such reply."""
@@ -270,7 +264,8 @@ class SmtpTransport:
         mail, to = mails.render(template, message), Address("", local, domain)
         message_id = f"{uuid4()}@{self._domain}"
         sent = Answer(Result.SENT, message_id=message_id, template=template.name, language=template.language)
-        return local, domain, sent, compose(mail, template.language, self._sender, to, message_id)
+        content = compose(mail, template.language, self._sender, to, message_id, self._reply_to)
+        return local, domain, sent, content
 
     def _deliver(self, connection: _Connection, message: Message) -> Answer:
         """Send one mail.
@@ -367,6 +362,12 @@ class SmtpTransport:
             if word:
                 text = re.sub(f"<{re.escape(word)}>|{re.escape(word)}", stand_in, text, flags=re.IGNORECASE)
         return " ".join(f"{code} {text}".split())
+
+
+def _address(text: str) -> Address:
+    """An address of the settings."""
+    name, address = parseaddr(text)
+    return Address(name, *wire_address(address))
 
 
 def _timed_out(error: OSError) -> bool:

@@ -74,6 +74,10 @@ def open_transport(settings: SenderSettings) -> Transport:
         from mailroom.transports.smtp import SmtpTransport
 
         return SmtpTransport(settings, settings.transport)
+    if settings.transport == "sesv2":
+        from mailroom.transports.sesv2 import SesV2Transport
+
+        return SesV2Transport(settings)
     from mailroom.transports.ses import SesTransport
 
     return SesTransport(settings)
