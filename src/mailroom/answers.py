@@ -65,3 +65,7 @@ class Answer:
     is_ours: bool = False
     template: str = field(default="", compare=False)
     language: str = field(default="", compare=False)
+
+    def of_template(self, template: str, language: str) -> Answer:
+        """The same answer, about a mail from this template."""
+        return Answer(self.result, self.detail, self.message_id, self.scope, self.is_ours, template, language)

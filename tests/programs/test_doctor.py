@@ -1252,6 +1252,7 @@ def test_a_configuration_set_without_events(
     box: Inbox, by_either: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ["events-published"] == faults(the_events(by_either, SES_CONFIG_SET="none"))
+    assert ["events-published"] == faults(the_events(by_either, SES_CONFIG_SET="letters"))
     monkeypatch.setattr("mailroom.inbox.ses.PUBLISHED", ("send", "delivery", "reject"))
     monkeypatch.setattr("mailroom.inbox.sesv2.PUBLISHED", ("SEND", "DELIVERY", "REJECT"))
     finding = the_events(by_either)["events-published"]

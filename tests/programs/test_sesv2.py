@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+from mailroom.answers import Result, Scope
 from mailroom.inbox.event_queue import NAME
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
@@ -161,6 +162,23 @@ def test_after_a_trouble_the_rest_of_a_call_is_not_tried(
             expected[0] = "rejected"
         assert expected == answers
         assert (1 if first else 2) == ses.inbox.counts.calls - calls
+    transport.close()
+
+
+def test_content_that_ses_would_read_otherwise_pauses_its_action(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in aws(ses.url).items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "mails"
+    write_built_in(folder)
+    (folder / "activation.txt").write_text("{ {{~#if login}}{{login}}{{/if}} {{secret}}")
+    chosen = environment(tmp_path, TRANSPORT="sesv2", TEMPLATES=folder)
+    transport = SesV2Transport(read_settings(SenderSettings, chosen))
+    with_login, without = transport.send([message(1), message(2)._replace(username="")])
+    assert (Result.PAUSED, Scope.ACTION, Result.SENT) == (with_login.result, with_login.scope, without.result)
+    assert "activation.txt: {{{login}} stands beside a brace" in with_login.detail
+    assert {"person2@example.com": 1} == ses.inbox.counts.by_recipient
     transport.close()
 
 

@@ -8,7 +8,6 @@ empty fields that the template tests; mails with the same choice share it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,27 +26,20 @@ class InlineContent(NamedTuple):
     html: str
 
 
-def inline_content(template: Template, data: Mapping[str, str]) -> InlineContent:
-    """Return the content that SES makes a mail from, with this data.
-
-    Args:
-        template: a checked template.
-        data: the mail's fields, as ``mails.fields`` returns them.
-
-    Raises:
-        TemplateError: a part would not be the same when SES makes it from such content.
-    """
-    return _content(template, frozenset(name for name in _tested(template) if not data.get(name)))
-
-
 @lru_cache(maxsize=1024)
-def _tested(template: Template) -> tuple[str, ...]:
+def fields_tested(template: Template) -> tuple[str, ...]:
+    """Return the fields that a template tests, whose emptiness decides its content."""
     parts = template.parts().values()
     return tuple(dict.fromkeys(tag.name for part in parts for tag in tags(part) if tag.kind is Kind.TEST))
 
 
 @lru_cache(maxsize=1024)
-def _content(template: Template, empty: frozenset[str]) -> InlineContent:
+def inline_content(template: Template, empty: tuple[str, ...]) -> InlineContent:
+    """Return the content of a checked template for mails in which these of its tested fields are empty.
+
+    Raises:
+        TemplateError: SES would make another mail from such content.
+    """
     sources = for_ses(template, "")
     data = {name: "" if name in empty else f"{{{{{name}}}}}" for name in field_names(template.action)}
     parts = {part: render_source(sources[name], data) for part, name in SES_PARTS.items()}

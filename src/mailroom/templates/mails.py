@@ -30,6 +30,9 @@ _OPENING: Final = re.compile(f"[{''.join(_ENDS)}]")
 SES_PARTS: Final = {"subject": "SubjectPart", "text": "TextPart", "html": "HtmlPart"}
 
 
+as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+
+
 class RenderedMail(NamedTuple):
     """A rendered mail."""
 
@@ -87,7 +90,7 @@ def field_names(action: Action) -> tuple[str, ...]:
 
 def ses_data(message: Message, language: str) -> str:
     """Return one recipient's replacement data for SES; arguments as for ``fields``."""
-    return json.dumps(fields(message, language), ensure_ascii=False)
+    return as_json(fields(message, language))
 
 
 def ses_name(name: str, tag: str) -> str:

@@ -6,7 +6,6 @@ The templates are in SES, where ``mailroom templates push`` puts them. See ``ses
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -103,7 +102,7 @@ class SesTransport:
         ]
         sent = iter(self._call(client, template.name, called, good) if good else ())
         answers = [one if isinstance(one, Answer) else next(sent) for one in ready]
-        return [replace(one, template=template.name, language=template.language) for one in answers]
+        return [one.of_template(template.name, template.language) for one in answers]
 
     def _call(
         self,

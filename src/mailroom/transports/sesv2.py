@@ -10,7 +10,6 @@ answer without a call; mails that were sent before it keep their answers.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
 from mailroom.settings.sender import SenderSettings
 from mailroom.templates import checks, mails, sources
-from mailroom.templates.inline import InlineContent, inline_content
+from mailroom.templates.inline import InlineContent, fields_tested, inline_content
 from mailroom.transports import ses_calls
 from mailroom.transports.aws_client import Client
 from mailroom.transports.preparing import no_template, prepare
@@ -36,8 +35,8 @@ MAX_WAITS: Final = 2
 
 log = EventLogger("ses")
 
-Ready = tuple[InlineContent, dict[str, Any]]
-"""A mail's content, and its entry in the call."""
+Ready = tuple[tuple[str, ...], dict[str, Any]]
+"""Which of the fields that the template tests are empty in a mail, and the mail's entry in the call."""
 
 
 class SesV2Transport:
@@ -77,39 +76,50 @@ class SesV2Transport:
             return [client] * len(messages)
         try:
             template = checks.usable(self._folder, action, locale)
-            ready = [prepare(partial(self._ready, template, message), message) for message in messages]
         except TemplateError as error:
             return [no_template(error)] * len(messages)
-        answers = self._send(client, messages, ready)
-        return [replace(one, template=template.name, language=template.language) for one in answers]
+        make = partial(self._ready, template.language, fields_tested(template))
+        ready = [prepare(partial(make, message), message) for message in messages]
+        answers = self._send(client, template, messages, ready)
+        return [one.of_template(template.name, template.language) for one in answers]
 
     def close(self) -> None:
         """Close the connections."""
         self._calls.close()
 
-    def _ready(self, template: sources.Template, message: Message) -> Ready:
-        data = mails.fields(message, template.language)
-        written = json.dumps(data, ensure_ascii=False)
+    def _ready(self, language: str, tested: Sequence[str], message: Message) -> Ready:
+        data = mails.fields(message, language)
         entry = {
             "Destination": ses_calls.destination(message),
-            "ReplacementEmailContent": {"ReplacementTemplate": {"ReplacementTemplateData": written}},
+            "ReplacementEmailContent": {
+                "ReplacementTemplate": {"ReplacementTemplateData": mails.as_json(data)}
+            },
             **ses_calls.own_tags(self._settings, message),
         }
-        return inline_content(template, data), entry
+        return tuple(name for name in tested if not data.get(name)), entry
 
     def _send(
-        self, client: Client, messages: Sequence[Message], ready: Sequence[Ready | Answer]
+        self,
+        client: Client,
+        template: sources.Template,
+        messages: Sequence[Message],
+        ready: Sequence[Ready | Answer],
     ) -> list[Answer]:
         """Make a call for each content."""
         found = {at: one for at, one in enumerate(ready) if isinstance(one, Answer)}
-        alike: dict[InlineContent, dict[int, dict[str, Any]]] = {}
+        alike: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
         for at, one in enumerate(ready):
             if not isinstance(one, Answer):
-                content, entry = one
-                alike.setdefault(content, {})[at] = entry
+                empty, entry = one
+                alike.setdefault(empty, {})[at] = entry
         last = time.monotonic() + MAX_WAITS * self._settings.send_timeout_ms / 1000
         trouble: Answer | None = None
-        for content, entries in alike.items():
+        for empty, entries in alike.items():
+            try:
+                content = inline_content(template, empty)
+            except TemplateError as error:
+                found |= dict.fromkeys(entries, no_template(error))
+                continue
             if trouble is None and time.monotonic() >= last:
                 trouble = Answer(Result.TRANSIENT, "not begun: SES is slow")
             if trouble:
