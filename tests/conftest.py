@@ -163,8 +163,9 @@ LEFT_OUT = pytest.StashKey[int]()
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     """Count what `-m` left out."""
-    stash = items[0].config.stash
-    stash[LEFT_OUT] = stash.get(LEFT_OUT, 0) + len(items)
+    if items:
+        stash = items[0].config.stash
+        stash[LEFT_OUT] = stash.get(LEFT_OUT, 0) + len(items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

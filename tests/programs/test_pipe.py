@@ -146,6 +146,20 @@ def test_a_line_is_mailed_as_soon_as_it_is_whole(ses: InboxServer, start: Start)
     assert sender.process.poll() is None
 
 
+def test_lines_that_wait_share_calls(ses: InboxServer, start: Start, tmp_path: Path) -> None:
+    lines = [encode([message(number) for number in range(first, first + 10)]) for first in range(0, 200, 10)]
+    lines.insert(9, b"no line\n")
+    reader, writer = os.pipe()
+    os.write(writer, b"".join(lines))
+    os.close(writer)
+    sender = start(stdin=reader)
+    os.close(reader)
+    assert 75 == sender.wait()  # since one line was set aside
+    assert {f"person{n}@example.com": 1 for n in range(200)} == ses.inbox.counts.by_recipient
+    assert 4 == ses.inbox.counts.calls
+    assert [b"no line"] == [row.line for row in set_aside(tmp_path / "output")]
+
+
 def test_a_malformed_line_is_told_and_set_aside_and_the_next_is_mailed(
     ses: InboxServer, start: Start, tmp_path: Path
 ) -> None:
@@ -766,14 +780,14 @@ def test_what_is_set_aside_is_on_the_disk_before_the_next_read(
     monkeypatch.setattr(os, "read", reading)
     monkeypatch.setattr(os, "fsync", syncing)
     for _ in range(3):
-        os.write(writer, encode([message(number) for number in range(40)]))  # more than one read takes
+        os.write(writer, encode([message(number) for number in range(50)]))  # a whole call
     os.close(writer)
     assert asyncio.run(Pipe(chosen, lines, open_transport(chosen)).run(asyncio.Event())) is False
     os.close(reader)
     assert 3 == len(set_aside(tmp_path))
     # A line is taken when the one before it is settled: so a read follows each fsync. The first one
     # has the folder's with it, which keeps the file's name.
-    assert "read read fsync fsync read fsync read fsync read" == " ".join(events)
+    assert "read read fsync fsync read read fsync read fsync read" == " ".join(events)
 
 
 def test_a_signal_at_the_start_is_heard_while_ses_hangs(start: Start) -> None:

@@ -136,6 +136,10 @@ class Calls:
         """The most messages that one attempt should have."""
         return min(self._transport.recipients_per_call, self._bucket.burst)
 
+    def in_time(self, seconds: float) -> int:
+        """How many messages of one attempt the rate allows in a time; one at least."""
+        return max(1, min(self.largest, int(seconds * self._bucket.rate)))
+
     @property
     def line_s(self) -> float:
         """For how many seconds of the rate recipients wait in the line, without its head."""

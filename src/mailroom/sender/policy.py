@@ -51,7 +51,10 @@ MAX_PAUSED: Final = 1000
 MAX_HELD_AT_BREAKER_S: Final = 1.0
 # No more are taken while calls for this many seconds of the rate wait: the next mail that is read may be more
 # urgent.
-MAX_LINE_S: Final = 1.0
+MAX_LINE_S: Final = 0.25
+# Messages of several lines share a call that has no more than the rate allows in this time, since what is in
+# hand is lost with a killed process.
+SHARED_S: Final = 0.1
 # Before a recipient is tried again: the first wait and the longest.
 BACK_OFF_S: Final = (0.5, 60.0)
 
@@ -139,6 +142,11 @@ class Sender:
             and len(self._in_hand) - self._calls.paused < MAX_IN_HAND
             and self._calls.line_s < MAX_LINE_S
         )
+
+    @property
+    def shared(self) -> int:
+        """How many messages a call may share that come in several lines; one while nothing can be sent."""
+        return self._calls.in_time(SHARED_S) if self._calls.can_send else 1
 
     @property
     def _all_held(self) -> bool:

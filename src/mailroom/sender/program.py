@@ -84,7 +84,16 @@ class Pipe:
     async def _work(self, stop: asyncio.Event) -> None:
         await self._sender.start()
         while (line := await self._next_line(stop)) is not None:
-            if messages := self._decoded(line):
+            messages = self._decoded(line)
+            # Lines that wait share a call.
+            while (
+                not stop.is_set()
+                and self._saved.is_set()
+                and len(messages) < self._sender.shared
+                and (line := self._lines.waiting()) is not None
+            ):
+                messages += self._decoded(line)
+            if messages:
                 await self._sender.submit(messages)
         await self._sender.drain()
         await self._saved.wait()

@@ -62,6 +62,12 @@ class Input:
 
         May be cancelled and called again at any time, without losing a byte.
         """
+        while (line := self.waiting()) is None and not self._ended:
+            await self._readable()
+        return line
+
+    def waiting(self) -> Line | None:
+        """The next line, if it has arrived; None if it has not, and at the end of the input."""
         while True:
             end = self._read.find(b"\n", self._searched) + 1
             self._searched = len(self._read)
@@ -69,10 +75,8 @@ class Input:
                 end = len(self._read)
             if end:
                 return self._taken(end)
-            if self._ended:
+            if self._ended or not self._poll.poll(0):
                 return None
-            if not self._poll.poll(0):
-                await self._readable()
             chunk = os.read(self._descriptor, CHUNK_BYTES if self.reads_ahead else 1)
             self._read += chunk
             self._ended = not chunk
