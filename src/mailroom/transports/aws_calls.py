@@ -48,13 +48,18 @@ SeeReply = Callable[[dict[str, Any]], None]
 
 
 class _Prepared(NamedTuple):
-    """How botocore prepared an operation's call, as far as it is the same for each."""
+    """How botocore prepared an operation's call, as far as it is the same for each.
+
+    Attributes:
+        path: as it is signed.
+        signed: the headers among those that are signed, by their small names.
+        scope: region, service and the end of the signature's scope.
+    """
 
     url: str
-    host: str
     path: str
     headers: Mapping[str, str]
-    signed: tuple[str, ...]
+    signed: Mapping[str, str]
     scope: str
 
 
@@ -127,14 +132,14 @@ class AwsCalls:
         url = urlsplit(request.url)
         if not found or url.query or request.method != "POST" or "X-Amz-Content-SHA256" in request.headers:
             return
-        origin = f"{url.scheme}://{url.netloc.lower()}"
-        without_port = _DEFAULT_PORT.search(origin)
+        without_port = _DEFAULT_PORT.search(f"{url.scheme}://{url.netloc.lower()}")
+        values = {name.lower(): " ".join(value.split()) for name, value in headers.items()}
+        values["host"] = without_port[0] if without_port else url.netloc.lower()
         self._prepared[event_name.rpartition(".")[2]] = _Prepared(
             request.url,
-            without_port[0] if without_port else url.netloc.lower(),
             quote(normalize_url_path(url.path), safe="/~"),
             {name: value for name, value in headers.items() if name.lower() not in _OF_ONE_CALL},
-            tuple(name for name in found["signed"].split(";") if name not in _OF_ONE_CALL),
+            {name: values[name] for name in found["signed"].split(";") if name not in _OF_ONE_CALL},
             found["scope"],
         )
 
@@ -142,29 +147,21 @@ class AwsCalls:
 def _signed(prepared: _Prepared, body: bytes, credentials: ReadOnlyCredentials) -> dict[str, str]:
     """The headers of a call, with its signature."""
     time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    headers = {**prepared.headers, TIME_HEADER: time}
-    if credentials.token:
-        headers[SESSION_HEADER] = credentials.token
-    signed = {name.lower(): value for name, value in headers.items()}
-    signed["host"] = prepared.host
-    names = sorted(
-        [
-            *prepared.signed,
-            *(name for name in (TIME_HEADER.lower(), SESSION_HEADER.lower()) if name in signed),
-        ]
-    )
-    canonical = "".join(f"{name}:{' '.join(signed[name].split())}\n" for name in names)
-    listed = ";".join(names)
+    own = {TIME_HEADER: time} | ({SESSION_HEADER: credentials.token} if credentials.token else {})
+    signed = sorted([*prepared.signed.items(), *((name.lower(), value) for name, value in own.items())])
+    canonical = "".join(f"{name}:{value}\n" for name, value in signed)
+    listed = ";".join(name for name, _ in signed)
     request = f"POST\n{prepared.path}\n\n{canonical}\n{listed}\n{hashlib.sha256(body).hexdigest()}"
     scope = f"{time[:8]}/{prepared.scope}"
     text = f"{ALGORITHM}\n{time}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     signature = hmac.digest(_signing_key(credentials.secret_key, scope), text.encode(), "sha256").hex()
-    credential = f"{credentials.access_key}/{scope}"
-    headers["Authorization"] = (
-        f"{ALGORITHM} Credential={credential}, SignedHeaders={listed}, Signature={signature}"
-    )
-    headers["Content-Length"] = str(len(body))
-    return headers
+    signer = f"Credential={credentials.access_key}/{scope}"
+    return {
+        **prepared.headers,
+        **own,
+        "Authorization": f"{ALGORITHM} {signer}, SignedHeaders={listed}, Signature={signature}",
+        "Content-Length": str(len(body)),
+    }
 
 
 @lru_cache(maxsize=8)

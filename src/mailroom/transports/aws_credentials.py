@@ -125,6 +125,7 @@ class AwsSession:
         self._lock = threading.Lock()
         self._is_stale = False
         self._secrets: list[list[str]] = []
+        self._credentials = ReadOnlyCredentials("", "", None)
         self._opened: _Opened | None = None
         try:
             self._opened = self._open()
@@ -149,6 +150,7 @@ class AwsSession:
         except Exception:
             self.expire(opened.client)
             raise
+        self._credentials = credentials
         if (secrets := secret_parts(credentials)) not in self._secrets:
             self._secrets = [*self._secrets[-1:], secrets]
         return opened.client
@@ -159,7 +161,7 @@ class AwsSession:
         if opened is None or opened.client is not client:
             answer: Mapping[str, Any] = getattr(client, xform_name(operation))(**parameters)
             return answer
-        return opened.calls.call(resolve(opened.session)[1], operation, parameters)
+        return opened.calls.call(self._credentials, operation, parameters)
 
     def expire(self, client: Client) -> None:
         """Read the credentials anew for the next call, unless they were since ``client`` returned this."""
