@@ -166,23 +166,22 @@ def _about(mail: Event, fact: Fact) -> Fact:
     message_id = _text(mail.get("messageId"), MAX_MESSAGE_ID)
     if not message_id:
         raise Unreadable("mail.messageId: missing")
-    fact = fact._replace(message_id=message_id)
     reference = tags.read(_tags(mail))
     if reference is None:
-        return fact
+        return fact._replace(message_id=message_id)
     token, fingerprint, attempt = reference
-    return fact._replace(token=token, fingerprint=fingerprint.hex(), attempt=attempt)
+    return fact._replace(message_id=message_id, token=token, fingerprint=fingerprint.hex(), attempt=attempt)
 
 
 def _tags(mail: Event) -> dict[str, str]:
-    """The values of the tags that have one value."""
+    """The values of the tags that name an attempt, of those that have one value."""
     found = mail.get("tags")
     if not isinstance(found, dict):
         return {}
     return {
         name: values[0]
-        for name, values in found.items()
-        if isinstance(values, list) and len(values) == 1 and isinstance(values[0], str)
+        for name in (tags.TOKEN, tags.ATTEMPT)
+        if isinstance(values := found.get(name), list) and len(values) == 1 and isinstance(values[0], str)
     }
 
 

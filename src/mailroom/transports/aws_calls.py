@@ -1,9 +1,9 @@
 """Makes a client's calls for about half of what they cost.
 
 botocore prepares the first call of an operation: where it goes, its headers, how it is signed. Those after it
-repeat that with a body and a signature of their own, over botocore's connections, and botocore's parser reads
-the answers. What is left out is the same for each call: hooks, the rules for the endpoint, the check of
-parameters that our own code made.
+repeat that with a body and a signature of their own, over botocore's connections. What is left out is the
+same for each call: hooks, the rules for the endpoint, the check of parameters that our own code made.
+botocore's parser reads the answers that are no plain JSON, and all that tell of an error.
 
 See https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html.
 """
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -76,6 +78,7 @@ class AwsCalls:
         self._see_reply = see_reply
         self._model: Any = client.meta.service_model
         protocol = self._model.resolved_protocol
+        self._is_json = protocol in {"json", "rest-json"}
         self._serializer: Any = serialize.create_serializer(protocol, include_validation=False)
         self._parser: Any = parsers.create_parser(protocol)
         self._prepared: dict[str, _Prepared] = {}
@@ -94,28 +97,33 @@ class AwsCalls:
 
         Args:
             credentials: what it is signed with.
-            operation: its name at AWS, of an operation whose parameters are all in the body.
+            operation: its name at AWS, of an operation whose parameters are all in the body. In JSON, they
+                and the answer are texts and numbers: no times, no bytes.
             parameters: as for the client's method; they are not checked.
 
         Returns:
-            What the client's method returns.
+            What the client's method returns; perhaps without ``ResponseMetadata``.
 
         Raises:
             Exception: what the client's method raises.
         """
         prepared = self._prepared.get(operation)
         if prepared is None:
-            answer: Mapping[str, Any] = getattr(self._client, xform_name(operation))(**parameters)
-            return answer
+            first: Mapping[str, Any] = getattr(self._client, xform_name(operation))(**parameters)
+            return first
         model = self._model.operation_model(operation)
-        body = self._serializer.serialize_to_request(parameters, model)["body"]
-        body = urlencode(body).encode() if isinstance(body, Mapping) else body
+        if self._is_json:
+            body = json.dumps(parameters).encode()
+        else:
+            body = urlencode(self._serializer.serialize_to_request(parameters, model)["body"]).encode()
         headers: Any = HeadersDict(_signed(prepared, body, credentials))
         request: Any = AWSPreparedRequest("POST", prepared.url, headers, body, stream_output=False)
         http = self._client._endpoint.http_session.send(request)
         reply = convert_to_response_dict(http, model)
         if self._see_reply:
             self._see_reply(reply)
+        if http.status_code < 300 and self._is_json and (answer := _json_object(reply["body"])) is not None:
+            return answer
         parsed: dict[str, Any] = self._parser.parse(reply, model.output_shape)
         if http.status_code < 300:
             return parsed
@@ -142,6 +150,14 @@ class AwsCalls:
             {name: values[name] for name in found["signed"].split(";") if name not in _OF_ONE_CALL},
             found["scope"],
         )
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    """The object in an answer; None if it is another's answer."""
+    with suppress(ValueError, RecursionError):
+        if isinstance(found := json.loads(body), dict):
+            return found
+    return None
 
 
 def _signed(prepared: _Prepared, body: bytes, credentials: ReadOnlyCredentials) -> dict[str, str]:
