@@ -8,7 +8,7 @@ READY_FOR_DOCS := $(VENV)/ready-for-docs
 # Workers for the tests: two for each core, since many tests wait.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) \* 2)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-# What failed beside the others runs once more by itself, and both are told: $(call tested,EXPRESSION).
+# A test that fails beside others runs once more by itself; both results are printed: $(call tested,EXPRESSION).
 tested = $(PYTEST) -m "$(1)" $(ARGS) || { test $$? = 1 && $(BIN)/python -m pytest -m "$(1)" --last-failed --last-failed-no-failures none $(ARGS); }
 AUDIT := $(VENV)/audit/bin/pip-audit
 FUZZ_SECONDS ?= 60

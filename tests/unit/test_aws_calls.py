@@ -53,7 +53,7 @@ class Seen(NamedTuple):
 
 
 class Server(ThreadingHTTPServer):
-    """Keeps what it is asked, and gives the answer that it is told."""
+    """Records the requests, and returns the answer that a test sets."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
