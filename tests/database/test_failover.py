@@ -100,7 +100,7 @@ def test_an_answer_from_before_touches_nothing_of_after(
         async with worker(servers.url) as queue:
             with psycopg.connect(servers.primary.url(), autocommit=True) as db:
                 lost = sign_up(db, "lost")
-                (lease,) = await (await queue.claim(10, 10)).leases()
+                (lease,) = await queue.claim(10, 10)
             servers.primary.stop("immediate")
             with psycopg.connect(servers.promoted.url(), autocommit=True) as db:
                 assert lost == sign_up(db, "other")
@@ -142,7 +142,7 @@ def test_an_answer_for_a_token_that_does_not_exist_yet_is_not_the_next_ones(
         async with worker(servers.url) as queue:
             with psycopg.connect(servers.primary.url(), autocommit=True) as db:
                 lost = sign_up(db, "lost")
-                (lease,) = await (await queue.claim(10, 10)).leases()
+                (lease,) = await queue.claim(10, 10)
             servers.primary.stop("immediate")
             await answer(queue, lease, result)
             with psycopg.connect(servers.promoted.url(), autocommit=True) as db:
@@ -164,7 +164,7 @@ def test_a_release_from_before_keeps_and_frees_only_its_own(own_server: Postgres
         async with worker(servers.url) as queue:
             with psycopg.connect(servers.primary.url(), autocommit=True) as db:
                 sign_up(db, "lost")
-                (lost,) = await (await queue.claim(10, 10)).leases()
+                (lost,) = await queue.claim(10, 10)
             servers.primary.stop("immediate")
             with psycopg.connect(servers.promoted.url(), autocommit=True) as db:
                 sign_up(db, "other")
@@ -182,11 +182,11 @@ def test_a_worker_tells_its_own_leases_of_one_id_apart(own_server: PostgresServe
         async with worker(servers.url) as queue:
             with psycopg.connect(servers.primary.url(), autocommit=True) as db:
                 sign_up(db, "lost")
-                (lost,) = await (await queue.claim(10, 10)).leases()
+                (lost,) = await queue.claim(10, 10)
             servers.primary.stop("immediate")
             with psycopg.connect(servers.promoted.url(), autocommit=True) as db:
                 sign_up(db, "other")
-            (other,) = await (await queue.claim(10, 10)).leases()
+            (other,) = await queue.claim(10, 10)
             assert (lost.id, lost.generation) == (other.id, other.generation)
             await queue.renew()
             assert [other] == queue.held

@@ -8,7 +8,7 @@ import pytest
 from support.queue_sql import Db, claim, claimed_tokens, expire_leases, next_due, sign_up, sign_up_many
 from support.runs import ledger
 
-OF_A_CLAIM = "SELECT lane, action FROM mailroom.claim('w', %s, 1000, 60000)"
+OF_A_CLAIM = "SELECT lane, unnest(actions) FROM mailroom.claim('w', %s, 1000, 60000)"
 
 
 def active(db: Db, count: int) -> list[int]:

@@ -264,7 +264,7 @@ def test_a_claim_of_new_tokens_leaves_due_leases_to_the_next(db: Db) -> None:
     claim(db)
     expire_leases(db)
     second = sign_up(db, "second")
-    only_new = "SELECT token FROM mailroom.claim('w', 10, 10, 60000, true)"
+    only_new = "SELECT unnest(tokens) FROM mailroom.claim('w', 10, 10, 60000, true)"
     assert [(second,)] == db.execute(only_new).fetchall()
     assert [] == db.execute(only_new).fetchall()
     assert 0 == next_due(db)

@@ -68,8 +68,8 @@ def test_its_life_begins_then(db: Db) -> None:
     )
     claim(db)
     let_it_be_time(db)
-    rows = db.execute("SELECT expires_in_s FROM mailroom.claim('w', 10, 10, 60000)").fetchall()
-    assert [(None,)] == rows  # the action's lifetime
+    rows = db.execute("SELECT lives_s FROM mailroom.claim('w', 10, 10, 60000)").fetchall()
+    assert [([None],)] == rows  # the action's lifetime
 
 
 def test_those_of_one_time_share_a_lease_and_a_lane_keeps_its_own(db: Db) -> None:

@@ -27,15 +27,12 @@ class Handed:
 def claim(
     db: Db, tokens: int = 1000, *, worker: str = "w", lease_tokens: int = 1000, lease_ms: int = 60_000
 ) -> list[Handed]:
-    leases: dict[tuple[int, str, int], list[tuple[int, bytes]]] = {}
-    for lease, key, generation, token, secret in db.execute(
-        "SELECT lease, key::text, generation, token, secret FROM mailroom.claim(%s, %s, %s, %s)",
-        [worker, tokens, lease_tokens, lease_ms],
-    ).fetchall():
-        leases.setdefault((lease, key, generation), []).append((token, sha256(secret).digest()[:8]))
     return [
-        Handed(*lease, tuple(token for token, _ in held), tuple(mark for _, mark in held))
-        for lease, held in leases.items()
+        Handed(lease, key, generation, tuple(ids), tuple(sha256(secret).digest()[:8] for secret in secrets))
+        for lease, key, generation, ids, secrets in db.execute(
+            "SELECT lease, key::text, generation, tokens, secrets FROM mailroom.claim(%s, %s, %s, %s)",
+            [worker, tokens, lease_tokens, lease_ms],
+        ).fetchall()
     ]
 
 

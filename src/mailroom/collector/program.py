@@ -26,10 +26,9 @@ from mailroom.collector.stdout import Output, reader_gone
 from mailroom.concurrency import end, first
 from mailroom.errors import DatabaseUnavailable, MailroomError, OutputClosed
 from mailroom.logs import EventLogger
-from mailroom.queue.client import Claim
 from mailroom.queue.connect import keep_renewing, open_worker
 from mailroom.queue.known_actions import INTERVAL_S, KnownActions
-from mailroom.queue.lease import LEASE_MS, Lease
+from mailroom.queue.lease import LEASE_MS, Lease, messages_in
 from mailroom.settings.collector import CollectorSettings
 
 REPEATED_TOKENS: Final = 200
@@ -108,14 +107,13 @@ class Collector:
         settling = asyncio.create_task(asyncio.sleep(0))
         try:
             while True:
-                claim = await claiming
-                more = claim.messages >= size
+                leases = await claiming
+                more = messages_in(leases) >= size
                 if more:
                     size = min(size * 2, self._largest_claim)
                     claiming = asyncio.create_task(self._claim(size))
-                    await asyncio.sleep(0)  # lets it be sent before the rows are read
-                for lease in await claim.leases():
-                    await asyncio.sleep(0)  # lets both be sent before the lease is signed
+                for lease in leases:
+                    await asyncio.sleep(0)  # lets the claim and the settlement be sent before it is signed
                     outgoing = Outgoing(
                         lease,
                         keys=self._keys,
@@ -136,11 +134,12 @@ class Collector:
         finally:
             await end(claiming, settling)
 
-    async def _claim(self, size: int) -> Claim:
+    async def _claim(self, size: int) -> list[Lease]:
         self._listener.clear()
-        claim = await self._queue.claim(size, self._lease_tokens)
-        self._listener.claimed(claim.messages, more=claim.messages >= size)
-        return claim
+        leases = await self._queue.claim(size, self._lease_tokens)
+        messages = messages_in(leases)
+        self._listener.claimed(messages, more=messages >= size)
+        return leases
 
     async def _write(self, outgoing: Outgoing) -> None:
         outgoing.begin(self._output.written)

@@ -1120,8 +1120,9 @@ COMMENT ON FUNCTION mailroom.life_s IS
 -- time of a small one.
 CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens integer, p_lease_ms integer,
                                p_only_new boolean DEFAULT false)
-RETURNS TABLE (lease bigint, key uuid, generation integer, lane text, token bigint, action text, email text,
-               login text, secret bytea, code text, locale text, data jsonb, expires_in_s integer)
+RETURNS TABLE (lease bigint, key uuid, generation integer, lane text, tokens bigint[], actions text[],
+               emails text[], logins text[], secrets bytea[], codes text[], locales text[], data jsonb[],
+               lives_s integer[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
@@ -1311,9 +1312,11 @@ BEGIN
                     tokens = ARRAY(SELECT m.token FROM unnest(messages) m),
                     due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
                 WHERE l.id = due.id RETURNING l.key INTO lease_key;
-                RETURN QUERY SELECT due.id, lease_key, due.generation + 1, label, m.token, m.action, m.email,
-                                    m.login, m.secret, m.code, m.locale, m.data, m.expires_in_s
-                             FROM unnest(messages) m;
+                RETURN QUERY
+                    SELECT due.id, lease_key, due.generation + 1, label, array_agg(m.token), array_agg(m.action),
+                           array_agg(m.email), array_agg(m.login), array_agg(m.secret), array_agg(m.code),
+                           array_agg(m.locale), array_agg(m.data), array_agg(m.expires_in_s)
+                    FROM unnest(messages) m;
                 room := room - cardinality(messages);
                 handed[n] := handed[n] + cardinality(messages);
                 claimed := claimed + cardinality(messages);
@@ -1330,8 +1333,11 @@ BEGIN
                 VALUES (cursor.lane, ARRAY(SELECT m.token FROM unnest(ready) m), p_worker, 1,
                         clock_timestamp() + p_lease_ms * interval '1 millisecond')
                 RETURNING id, key INTO lease_id, lease_key;
-                RETURN QUERY SELECT lease_id, lease_key, 1, label, m.token, m.action, m.email, m.login, m.secret,
-                                    m.code, m.locale, m.data, m.expires_in_s FROM unnest(ready) m;
+                RETURN QUERY
+                    SELECT lease_id, lease_key, 1, label, array_agg(m.token), array_agg(m.action),
+                           array_agg(m.email), array_agg(m.login), array_agg(m.secret), array_agg(m.code),
+                           array_agg(m.locale), array_agg(m.data), array_agg(m.expires_in_s)
+                    FROM unnest(ready) m;
                 ready := '{}';
             END IF;
             EXIT WHEN room <= 0 OR ended[n];
@@ -1479,12 +1485,13 @@ BEGIN
     WHERE j.job_type = job.job_type;
 END $$;
 COMMENT ON FUNCTION mailroom.claim IS
-    'Hands out up to p_tokens messages in leases of at most p_lease_tokens, due after p_lease_ms: urgent ones first, '
+    'Hands out up to p_tokens messages in leases of at most p_lease_tokens, due after p_lease_ms, one row a lease, '
+    'the fields of its messages as arrays: urgent ones first, '
     'then normal, then bulk, each of which keeps a tenth. Of a lane, leases past '
     'their time come first, whole, without the tokens that were sent; then new tokens. With p_only_new it hands '
     'out new tokens only. Fewer messages than requested mean that nothing more is pending, unless next_due '
     'returns 0: a lane is left early after 1,000 tokens that may not be mailed any more. A paused queue hands out '
-    'nothing. lane is urgent for a mail of a lower lane''s tenth. expires_in_s is NULL for the action''s lifetime.';
+    'nothing. lane is urgent for a lease of a lower lane''s tenth. A life in seconds is NULL for the action''s lifetime.';
 
 CREATE FUNCTION mailroom.next_due() RETURNS double precision
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$

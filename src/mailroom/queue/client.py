@@ -16,7 +16,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, LiteralString, NamedTuple
 
 from psycopg.rows import TupleRow
@@ -34,9 +34,8 @@ LATE_SHARE: Final = 1 / 3
 PUT_OFF: Final = "paused"
 
 _CLAIM: Final = (
-    "SELECT lease, uuid_send(key), generation, lane, token, action, email, login, secret, code, locale,"
-    " data::pg_catalog.text, expires_in_s"
-    " FROM mailroom.claim(%s, %s, %s, %s"
+    "SELECT lease, uuid_send(key), generation, lane, tokens, actions, emails, logins, secrets, codes,"
+    " locales, data::pg_catalog.text[], lives_s FROM mailroom.claim(%s, %s, %s, %s"
 )
 CLAIM: Final = _CLAIM + ")"
 CLAIM_NEW: Final = _CLAIM + ", true)"
@@ -48,16 +47,6 @@ NEXT_DUE: Final = "SELECT mailroom.next_due()"
 BACKLOG: Final = "SELECT waiting, in_flight, oldest_age FROM mailroom.backlog()"
 
 log = EventLogger("queue")
-
-
-class Claim(NamedTuple):
-    """A claim's result: how many messages there are, and how to read them.
-
-    Reading takes a while, so the caller can send the next claim first.
-    """
-
-    messages: int
-    leases: Callable[[], Awaitable[list[Lease]]]
 
 
 class Backlog(NamedTuple):
@@ -101,13 +90,13 @@ class Queue:
         await check_sessions(self._database, self._claims, self._settlings)
         await check_schema(self._claims, self._channel)
 
-    async def claim(self, tokens: int, lease_tokens: int, *, only_new: bool = False) -> Claim:
+    async def claim(self, tokens: int, lease_tokens: int, *, only_new: bool = False) -> list[Lease]:
         """Claim up to ``tokens`` messages, in leases of up to ``lease_tokens``.
 
         Leases that are due come first, or not at all with ``only_new``.
 
         Fewer messages than asked for mean that nothing more was pending, unless ``next_due`` returns 0: a
-        claim that meets many expired tokens stops early. The leases are held once they are read.
+        claim that meets many expired tokens stops early.
         """
         self._ever_claimed = True
         while True:
@@ -129,13 +118,9 @@ class Queue:
                 continue
             except AnswerLost:
                 self._forgotten = True
-
-        async def leases() -> list[Lease]:
-            found = read_leases(await answer.fetchall(), asked_at + LEASE_MS / 1000)
-            self._held |= {lease.id: lease for lease in found}
-            return found
-
-        return Claim(answer.rowcount, leases)
+        leases = read_leases(await answer.fetchall(), asked_at + LEASE_MS / 1000)
+        self._held |= {lease.id: lease for lease in leases}
+        return leases
 
     async def settle(self, lease: Lease, tokens: Sequence[int] | None = None, *, again: bool = False) -> bool:
         """Settle a lease, or only these tokens of it, and stop holding it.

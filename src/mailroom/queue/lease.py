@@ -7,12 +7,10 @@ line can hold, is refused. Both are logged with the token's id, and do not affec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -73,21 +71,30 @@ class Lease:
     lane: str = "normal"
 
 
-def read_leases(rows: Sequence[tuple[Any, ...]], valid_until: float) -> list[Lease]:
-    """The leases in the rows of a claim.
+def read_leases(rows: Iterable[tuple[Any, ...]], valid_until: float) -> list[Lease]:
+    """The leases that a claim returned.
 
     Args:
-        rows: lease, key as bytes, generation, lane, and the fields of ``Claimed``; sorted by lease.
+        rows: lease, key as bytes, generation, lane, and for each field of ``Claimed`` its values.
         valid_until: of ``time.monotonic``, for all of them.
     """
     as_claimed = partial(tuple.__new__, Claimed)  # a third of the time of _make
-    leases = []
-    for _, group in groupby(rows, itemgetter(0)):
-        of_lease = list(group)
-        lease, key, generation, lane = of_lease[0][:4]
-        claimed = [as_claimed(row[4:]) for row in of_lease]
-        leases.append(Lease(lease, UUID(bytes=key), generation, claimed, valid_until, lane))
-    return leases
+    return [
+        Lease(
+            lease,
+            UUID(bytes=key),
+            generation,
+            list(map(as_claimed, zip(*columns, strict=True))),
+            valid_until,
+            lane,
+        )
+        for lease, key, generation, lane, *columns in rows
+    ]
+
+
+def messages_in(leases: Iterable[Lease]) -> int:
+    """How many messages the leases have."""
+    return sum(len(lease.claimed) for lease in leases)
 
 
 class Signed(NamedTuple, Generic[Encoded]):

@@ -34,7 +34,7 @@ from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
 from mailroom.queue.connect import keep_renewing, open_worker
 from mailroom.queue.known_actions import KnownActions
-from mailroom.queue.lease import LEASE_MS, Lease
+from mailroom.queue.lease import LEASE_MS, Lease, messages_in
 from mailroom.runner import health, ledger
 from mailroom.runner.delivery import LeaseDelivery
 from mailroom.runner.metrics import Metrics
@@ -180,7 +180,7 @@ class Runner:
                 if leases is None or self._stopping.is_set():
                     await self._unclaim(leases or [])
                     return
-                claimed = sum(len(lease.claimed) for lease in leases)
+                claimed = messages_in(leases)
                 self._metrics.claimed(claimed, time.monotonic() - began)
                 for lease in leases:
                     task = asyncio.create_task(self._deliver(lease, waited_s))
@@ -192,11 +192,9 @@ class Runner:
 
     async def _claim(self, tokens: int, lease_tokens: int) -> list[Lease]:
         self._tries_new = not (self._tries_new or self._calls.can_send)
-        if self._tries_new:
-            claim = await self._queue.claim(tokens, lease_tokens, only_new=True)
-            if leases := await claim.leases():
-                return leases
-        return await (await self._queue.claim(tokens, lease_tokens)).leases()
+        if self._tries_new and (leases := await self._queue.claim(tokens, lease_tokens, only_new=True)):
+            return leases
+        return await self._queue.claim(tokens, lease_tokens)
 
     async def _unclaim(self, leases: Sequence[Lease]) -> None:
         """Release what was being claimed when the signal came, even if the claim's answer is missing."""
