@@ -1,8 +1,8 @@
 """Measures the latency from the commit to the line, and in ``mailroom run`` to SES's acceptance.
 
-There is no batch timeout. Another process signs people up, one commit each. The time runs from the answer to
-COMMIT until the line is read from the pipe, or a local SES accepts the mail. The time of the commit itself is
-measured separately.
+`MAILROOM_BATCH_TIMEOUT` is 0, which is the default of ``run``. Another process signs people up, one commit
+each. The time runs from the answer to COMMIT until the line is read from the pipe, or a local SES accepts the
+mail. The time of the commit itself is measured separately.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measure(options: Options) -> dict[str, Any]:
                 rows.append(row("collector: line", rate, signups, reader.times))
         url = database.make(server, "sent")
         with TemporaryDirectory() as folder, InboxServer(inbox=Inbox(keep=1_000_000)) as ses:
-            variables = environment(url, BATCH_TIMEOUT=0) | ses_environment(ses.url, Path(folder))
+            variables = environment(url) | ses_environment(ses.url, Path(folder))
             push_templates(variables)
             with running(mailroom("run"), variables) as process:
                 sign_up(url, 1, 0, "first")

@@ -36,7 +36,7 @@ from mailroom.settings.events import EventsSettings
 from mailroom.settings.migrations import MigrationSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import MAX_MS, variables
-from mailroom.settings.worker import HealthSettings
+from mailroom.settings.worker import HealthSettings, RunSettings
 
 FOLDER: Final = Path(__file__).parent / "reference"
 ALERTS: Final = Path(__file__).parents[1] / "contrib" / "prometheus" / "alerts.yml"
@@ -121,6 +121,7 @@ def settings_page() -> str:
         "Migrations": MigrationSettings,
     }
     by_variable = readers()
+    defaults_of_run = {variable.name: variable.default for variable in variables(RunSettings)}
     shown = set()
     for title, settings in sections.items():
         page += f"\n## {title}\n\n"
@@ -132,6 +133,8 @@ def settings_page() -> str:
             least, most = variable.bounds or (0, 0)
             names = f"`{variable.name}`" + (f", or `{variable.name}_FILE`" if variable.secret else "")
             default = {None: "required", "": "optional"}.get(variable.default, f"`{variable.default}`")
+            if (own := defaults_of_run.get(variable.name, variable.default)) != variable.default:
+                default += f"; of `run` `{own}`"
             unit = " ms" if most == MAX_MS else ""
             meaning = _text(variable.purpose) + ("; secret" if variable.secret else "")
             read_by = ", ".join(f"`{name}`" for name in by_variable[variable.name])

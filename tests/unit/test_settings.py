@@ -13,6 +13,7 @@ from mailroom.settings import misspelt
 from mailroom.settings.collector import CollectorSettings, DatabaseSettings, KeySettings
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.settings.variables import read_settings
+from mailroom.settings.worker import RunSettings
 from support.messages import ACTIVATION, PASSWORD_RECOVERY
 
 KEY = "deadbeef" * 8
@@ -41,6 +42,13 @@ def test_defaults() -> None:
         settings.batch_timeout_ms,
         settings.batch_limit,
     )
+
+
+def test_run_sends_at_once() -> None:
+    settings = read_settings(RunSettings, GOOD | {"MAILROOM_TRANSPORT": "debug"})
+    assert 0 == settings.collector.batch_timeout_ms
+    given = GOOD | {"MAILROOM_TRANSPORT": "debug", "MAILROOM_BATCH_TIMEOUT": "200"}
+    assert 200 == read_settings(RunSettings, given).collector.batch_timeout_ms
 
 
 def test_a_database_has_one_queue() -> None:

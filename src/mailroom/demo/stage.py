@@ -35,7 +35,6 @@ METRICS_PORT: Final = 8027
 KEEP: Final = 30_000
 APP_NAME: Final = "Acme"
 SOURCE: Final = "Acme <noreply@acme.example>"
-BATCH_TIMEOUT_MS: Final = 200
 
 Tell = Callable[[str], None]
 
@@ -142,7 +141,6 @@ class Stage:
             ["mailroom", "run"],
             {
                 "MAILROOM_HTTP": "127.0.0.1:{port}",
-                "MAILROOM_BATCH_TIMEOUT": str(BATCH_TIMEOUT_MS),
                 "MAILROOM_APP_URL": app,
                 "MAILROOM_SES_SOURCE": SOURCE,
                 "MAILROOM_SES_OUTPUT_PATH": str(self._folder / "output"),

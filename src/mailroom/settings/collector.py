@@ -101,6 +101,16 @@ class KeySettings:
     )
 
 
+def batch_timeout(default_ms: int) -> int:
+    """The field for how long a batch waits."""
+    return whole(
+        "MAILROOM_BATCH_TIMEOUT",
+        default_ms,
+        "a batch waits at most this many milliseconds for more tokens; 0 means no wait",
+        least=0,
+    )
+
+
 @dataclass(frozen=True)
 class CollectorSettings(KeySettings, QueueSettings):
     """The settings of ``mailroom collector``. Durations are in milliseconds, as in the environment.
@@ -122,12 +132,7 @@ class CollectorSettings(KeySettings, QueueSettings):
         " at most 30 s",
         least=1000,
     )
-    batch_timeout_ms: int = whole(
-        "MAILROOM_BATCH_TIMEOUT",
-        5000,
-        "a batch waits at most this many milliseconds for more tokens; 0 means no wait",
-        least=0,
-    )
+    batch_timeout_ms: int = batch_timeout(5000)
     line_format: LineFormat = variable(
         "MAILROOM_LINE_FORMAT",
         "csv",

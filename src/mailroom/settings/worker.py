@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mailroom.settings.collector import CollectorSettings
+from mailroom.settings.collector import CollectorSettings, batch_timeout
 from mailroom.settings.events import EventsSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import group, variable
@@ -20,6 +20,13 @@ def _address(text: str) -> tuple[str, int] | None:
     if not found or int(found["port"]) > 65535:
         raise ValueError(f"{text!r} is neither host:port nor a port; write 127.0.0.1:8027, or 0.0.0.0:8027")
     return (found["host"] or "127.0.0.1").strip("[]"), int(found["port"])
+
+
+@dataclass(frozen=True)
+class QueueingSettings(CollectorSettings):
+    """The collector's settings in ``run``, which sends at once: while it cannot, what waits shares calls."""
+
+    batch_timeout_ms: int = batch_timeout(0)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class HealthSettings:
 class RunSettings:
     """The settings of ``mailroom run``."""
 
-    collector: CollectorSettings = group(CollectorSettings)
+    collector: QueueingSettings = group(QueueingSettings)
     sender: SenderSettings = group(SenderSettings)
     health: HealthSettings = group(HealthSettings)
     events: EventsSettings = group(EventsSettings)
