@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import subprocess
@@ -178,21 +177,6 @@ def test_a_sleeper_takes_over_what_another_worker_left(db: Db, start: Start) -> 
     (lease,) = claim(db, worker="ghost", lease_ms=2500)
     assert 1 == len(lease.tokens)
     assert "left behind" == collector.wait_for_messages(2)[1].username
-
-
-@pytest.mark.slow
-def test_a_busy_channel_needs_no_sign_of_life(db: Db, start: Start) -> None:
-    """A notification shows that the connection is alive."""
-    collector = start(BATCH_TIMEOUT=0, HEALTHCHECK_INTERVAL=3000).wait_until_listening()
-    deadline = time.monotonic() + 3  # of silence it would bear 2 s
-    for number in itertools.count(1):
-        sign_up(db, f"u{number}")
-        collector.wait_for_messages(number)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    # A session shows its last query.
-    assert 'LISTEN "token_insert"' in {query for _, query in sessions(db)}
 
 
 @pytest.mark.slow

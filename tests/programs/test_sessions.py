@@ -20,7 +20,7 @@ from support import postgres, processes, senders
 from support.doorbell import wait_for_holder
 from support.inbox import ask
 from support.processes import PATIENCE_S, CollectorProcess
-from support.queue_sql import Db, sign_up
+from support.queue_sql import Db, sign_up, sign_up_many
 from support.runs import RunProcess, fetch, readiness, wait_for_readiness, wait_until
 
 LOOK_S = 0.05
@@ -73,6 +73,39 @@ def snapshots(db: Db, seconds: float) -> list[tuple[object, ...]]:
         found += db.execute(SNAPSHOTS.encode()).fetchall()
         time.sleep(LOOK_S)
     return found
+
+
+def connections_of(program: str) -> str:
+    return f"{CONNECTED} AND application_name = 'mailroom {program}'"
+
+
+def test_a_collector_has_three_connections(database: str, db: Db, tmp_path: Path) -> None:
+    with CollectorProcess(database, log=tmp_path / "log", BATCH_TIMEOUT=0) as collector:
+        wait_for_holder(db, "sleep_lock")
+        sign_up_many(db, 1000)
+        collector.wait_for_messages(1000)
+        wait_for_holder(db, "sleep_lock")
+        sign_up(db, "zoe")
+        collector.wait_for_messages(1001)
+        wait_until(db, connections_of("collector"), 3)
+
+
+@pytest.mark.parametrize(("health", "expected"), [(False, 3), (True, 4)])
+def test_run_has_three_connections_and_a_fourth_with_health(
+    database: str, db: Db, ses: InboxServer, run: Runs, health: bool, expected: int
+) -> None:
+    port = free_port()
+    run(database, BATCH_TIMEOUT=0, **({"HTTP": port} if health else {})).wait_for_log("run.started")
+    wait_for_holder(db, "sleep_lock")
+    sign_up_many(db, 100)
+    ses.wait_for(lambda inbox: inbox.counts.accepted == 100)
+    wait_for_holder(db, "sleep_lock")
+    sign_up(db, "zoe")
+    ses.wait_for(lambda inbox: inbox.counts.accepted == 101)
+    if health:
+        wait_for_readiness(port, None)
+        assert 200 == fetch(port, "/metrics")[0]
+    wait_until(db, connections_of("run"), expected)
 
 
 @pytest.mark.slow

@@ -8,13 +8,14 @@ The protocol:
 
 - A producer (the trigger ``tokens_ring``) tries to take SLEEP, shared, until the end of its transaction.
   If it gets the lock, the leader does not sleep, and the producer does not ring. If it is refused, it rings.
-- To fall asleep, the leader requests SLEEP exclusively, on a session of its own, once a claim came back
-  short. While it waits for the lock, producers are refused and ring. The lock is granted when the
+- To fall asleep, the leader requests SLEEP exclusively, on a session that makes no claims, once a claim came
+  back short. While it waits for the lock, producers are refused and ring. The lock is granted when the
   transactions of all producers that did not ring are over. After the grant the leader claims once more: the
   last drain.
-- A request ends after ``REQUEST_S`` without the lock, and is made again: a session that waits for a lock
-  holds a snapshot, which delays VACUUM and CREATE INDEX CONCURRENTLY in the whole database. Between two
-  requests producers may get SLEEP again. That is as before the first request: the leader does not sleep yet.
+- A request ends after ``REQUEST_S`` at most without the lock, and is made again. The server sends a session
+  no notification while it waits. A session that waits for a lock also holds a snapshot, which delays VACUUM
+  and CREATE INDEX CONCURRENTLY in the whole database. Between two requests producers may get SLEEP again.
+  That is as before the first request: the leader does not sleep yet.
 - Until the grant, which a producer with a long transaction may delay, the leader claims now and then. So does
   a worker whose session for this protocol cannot connect, since producers may not ring then.
 - While tokens come faster than ``BUSY``, or a backlog is deep, the leader is awake and does not hold SLEEP.
@@ -34,22 +35,26 @@ first. The leader wakes them when the backlog is deep. It gives BELL up when it 
 and the next leader begins with a claim. When it is suspended while awake, the server ends its session after
 ``FROZEN_MS``; when it is suspended while it sleeps, the others receive the notifications.
 
-Promises: reports each change of its role, and whether a claim has to follow. An idle session holds no
-snapshot and waits for no lock. Does not listen: that is ``listener``'s part.
+One session does all of this: it listens, holds both locks, and makes no claims. A session that the server
+ended with a reason is no outage; any other loss is.
+
+Promises: reports each notification and each change of its role, and whether a claim has to follow. An idle
+session holds no snapshot and waits for no lock. Does not decide when to claim: that is ``listener``'s part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, LiteralString
 
 import psycopg
+from psycopg import sql
 
-from mailroom.concurrency import before
 from mailroom.database.connection import Connection, Database, explained, reason, refusal
 from mailroom.database.sqlstates import is_lost, is_permanent
 from mailroom.logs import EventLogger
@@ -60,8 +65,9 @@ PATIENCE_S: Final = 1.0
 FROZEN_MS: Final = 5000
 # A worker in line tries to become the leader this often.
 TRY_S: Final = 1.0
-# A request for SLEEP waits at most this long, and for less than the server's limit of a statement.
-REQUEST_S: Final = 0.5
+# A request for SLEEP waits for half the time that falling asleep has taken so far, within these, and for less
+# than the server's limit of a statement.
+REQUEST_S: Final = (0.01, 0.05)
 REQUEST_SHARE: Final = 0.5
 WAKE: Final = "wake"
 
@@ -105,6 +111,8 @@ class Leader:
         channel: the channel of the notifications.
         silence_s: a session that was silent for this number of seconds is checked.
         changed: is called when ``role`` has changed; with True when a claim has to follow.
+        listening: is called when the session listens; a claim has to follow.
+        heard: is called with the payload of each notification.
 
     Attributes:
         role: this worker's part.
@@ -118,11 +126,15 @@ class Leader:
         channel: str,
         silence_s: float,
         changed: Callable[[bool], None],
+        listening: Callable[[], None],
+        heard: Callable[[str], None],
     ) -> None:
         self._database = database
         self._channel = channel
         self._silence_s = silence_s
         self._changed = changed
+        self._listening = listening
+        self._heard = heard
         self.role = Role.AWAY
         self.since = self._claimed_at = time.monotonic()
         self._may_sleep = self._nothing_to_claim = self._wakes_others = False
@@ -137,19 +149,23 @@ class Leader:
 
     @property
     def silent_s(self) -> float | None:
-        """For how many seconds the server has not answered; None when it never has."""
+        """For how many seconds the server has not answered; None when no connection listens."""
         return None if self._answered_at is None else time.monotonic() - self._answered_at
 
     def update(self, *, may_sleep: bool | None = None, nothing_to_claim: bool | None = None) -> None:
         """Set whether the leader may sleep, and whether this worker waits for something to claim."""
+        known = self._may_sleep, self._is_stuck
         self._may_sleep = self._may_sleep if may_sleep is None else may_sleep
         self._nothing_to_claim = self._nothing_to_claim if nothing_to_claim is None else nothing_to_claim
-        self._updated.set()
+        if nothing_to_claim is False or known != (self._may_sleep, self._is_stuck):
+            self._updated.set()
 
     def note_claim(self) -> None:
         """Note that this worker claims, so it is not stuck."""
+        was_stuck = self._is_stuck
         self._claimed_at = time.monotonic()
-        self._updated.set()
+        if was_stuck:
+            self._updated.set()
 
     def wake_others(self) -> None:
         """Notify the other workers, if this one is the leader, so that they claim as well."""
@@ -167,18 +183,7 @@ class Leader:
             await self._refused.back_off()
             connection = await self._database.connect()
             try:
-                while True:
-                    self._become(Role.IN_LINE)
-                    if await self._ask(connection, TRY_BELL, self._channel, str(FROZEN_MS)):
-                        self._refused.ended()
-                        self._become(Role.AWAKE, claim=True)
-                        await self._lead(connection)
-                        self._become(Role.IN_LINE)
-                        await self._ask(connection, UNLOCK_BELL, self._channel)
-                    self._refused.ended()
-                    await asyncio.sleep(TRY_S)
-                    while self._is_stuck:
-                        await self._watch(connection, PATIENCE_S)
+                await self._use(connection)
             except psycopg.Error as error:
                 if is_lost(connection, error):
                     log.debug("session_lost", reason=reason(error))
@@ -187,6 +192,7 @@ class Leader:
                 else:
                     self._refused.failed(refusal(error))
             finally:
+                self._answered_at = None
                 self._become(Role.AWAY)
                 await connection.close()
             await asyncio.sleep(max(0.0, began + PATIENCE_S - time.monotonic()))
@@ -199,6 +205,39 @@ class Leader:
     def _is_stuck(self) -> bool:
         return not self._nothing_to_claim and time.monotonic() - self._claimed_at > PATIENCE_S
 
+    async def _use(self, connection: Connection) -> None:
+        """Listen and take part over a connection; report an outage unless the server ends the session."""
+        epoch = self._database.epoch
+        notices: list[str | None] = []
+        connection.add_notice_handler(lambda notice: notices.append(notice.severity_nonlocalized))
+        connection.add_notify_handler(lambda notification: self._heard(notification.payload))
+        try:
+            await self._ask(connection, sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+            self._database.answered()
+            self._listening()
+            await self._take_part(connection)
+        except psycopg.Error as error:
+            is_ended = (error.sqlstate or "").startswith("57P") or "FATAL" in notices
+            if is_lost(connection, error) and not is_ended and epoch == self._database.epoch:
+                self._database.lost(error)
+            raise
+
+    async def _take_part(self, connection: Connection) -> None:
+        while True:
+            self._become(Role.IN_LINE)
+            if await self._ask(connection, TRY_BELL, self._channel, str(FROZEN_MS)):
+                self._refused.ended()
+                self._become(Role.AWAKE, claim=True)
+                await self._lead(connection)
+                self._become(Role.IN_LINE)
+                await self._ask(connection, UNLOCK_BELL, self._channel)
+            self._refused.ended()
+            until = time.monotonic() + TRY_S
+            while (left_s := until - time.monotonic()) > 0:
+                await self._hear(connection, left_s)
+            while self._is_stuck:
+                await self._watch(connection, self._silence_s)
+
     async def _lead(self, connection: Connection) -> None:
         """Be the leader, awake at first and at the end, until this worker is stuck."""
         while await self._stay_awake(connection):
@@ -206,7 +245,8 @@ class Leader:
             if await self._fall_asleep(connection):
                 self._become(Role.ASLEEP, claim=True)  # the last drain
                 while self._may_sleep and not self._is_stuck:
-                    await self._watch(connection, self._silence_s if self._nothing_to_claim else PATIENCE_S)
+                    stuck_s = math.inf if self._nothing_to_claim else PATIENCE_S
+                    await self._watch(connection, self._silence_s, stuck_s)
                 await self._ask(connection, UNLOCK_SLEEP, self._channel, str(FROZEN_MS))
             self._become(Role.AWAKE)
 
@@ -219,36 +259,67 @@ class Leader:
                 self._wakes_others = False
                 await self._ask(connection, NOTIFY, self._channel, WAKE)
             else:
-                await self._watch(connection, PATIENCE_S)
+                await self._watch(connection, min(PATIENCE_S, self._silence_s))  # else the server ends it
         return False
 
     async def _fall_asleep(self, connection: Connection) -> bool:
         """Request SLEEP; False when it was not granted before it was time to be awake."""
-        wait_s = min(REQUEST_S, REQUEST_SHARE * self._database.answer_limit_s)
+        longest_s = min(REQUEST_S[1], REQUEST_SHARE * self._database.answer_limit_s)
         while self._may_sleep and not self._is_stuck:
+            wait_s = min(max((time.monotonic() - self.since) / 2, REQUEST_S[0]), longest_s)
             if await self._ask(connection, REQUEST_SLEEP, self._channel, round(wait_s * 1000)):
                 return True
+            self._pass_on(connection)
         return False
 
-    async def _watch(self, connection: Connection, timeout_s: float) -> None:
-        """Wait for an update, for data from the server, or for the timeout; then check the session."""
+    async def _watch(self, connection: Connection, silence_s: float, timeout_s: float = math.inf) -> None:
+        """Wait for an update or the timeout; ask a server that has not answered for ``silence_s``."""
+        now = time.monotonic()
+        ask_at = (self._answered_at or now) + silence_s
+        await self._hear(connection, min(ask_at - now, timeout_s))
+        if time.monotonic() >= ask_at:
+            await self._ask(connection, SIGN_OF_LIFE)
+
+    async def _hear(self, connection: Connection, timeout_s: float) -> None:
+        """Wait for an update, for the end of the session, or for the timeout; report what is notified.
+
+        Raises:
+            psycopg.OperationalError: the session has ended.
+        """
         loop, descriptor = asyncio.get_running_loop(), connection.fileno()
-        readable = asyncio.Event()
         self._updated.clear()
-        loop.add_reader(descriptor, readable.set)
+        self._pass_on(connection)  # what came with the last answer
+        loop.add_reader(descriptor, self._readable, connection)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
-                    await before(self._updated.wait(), readable.wait())
+                    await self._updated.wait()
         finally:
             loop.remove_reader(descriptor)
-        late_s = min(timeout_s, self._silence_s)
-        if readable.is_set() or self._answered_at is None or time.monotonic() - self._answered_at >= late_s:
-            await self._ask(connection, SIGN_OF_LIFE)
+        self._read(connection)
 
-    async def _ask(self, connection: Connection, query: LiteralString, *parameters: object) -> object:
+    def _readable(self, connection: Connection) -> None:
+        try:
+            self._read(connection)
+        except psycopg.OperationalError:
+            self._updated.set()  # _hear raises it again
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            connection.pgconn.consume_input()
+        finally:
+            self._pass_on(connection)
+
+    def _pass_on(self, connection: Connection) -> None:
+        """Report the notifications that have arrived, and let psycopg report the notices."""
+        while notification := connection.pgconn.notifies():
+            self._heard(notification.extra.decode("utf-8", "replace"))
+
+    async def _ask(
+        self, connection: Connection, query: LiteralString | sql.Composed, *parameters: object
+    ) -> object:
         """The first value of the answer."""
         cursor = await self._database.limited(connection, connection.execute(query, parameters))
         self._answered_at = time.monotonic()
-        row = await cursor.fetchone()
+        row = await cursor.fetchone() if cursor.description else None
         return row[0] if row else None

@@ -1,4 +1,4 @@
-"""Listens for notifications of new tokens, and decides when a claim is due.
+"""Decides when a claim is due, by the notifications of new tokens.
 
 A notification is only a hint that tokens are pending; the claim finds out which. Its payload is the number
 of tokens that a statement inserted. After the first hint the listener waits until the batch is full or its
@@ -21,15 +21,9 @@ import re
 import time
 from typing import Final
 
-import psycopg
-from psycopg import sql
-
-from mailroom.concurrency import first
-from mailroom.database.connection import Database, explained, refusal
-from mailroom.database.sqlstates import is_lost, is_permanent
+from mailroom.database.connection import Database
 from mailroom.logs import EventLogger
-from mailroom.outage import Outage
-from mailroom.queue.leader import PATIENCE_S, SIGN_OF_LIFE, WAKE, Leader, Role
+from mailroom.queue.leader import PATIENCE_S, WAKE, Leader, Role
 
 # Above this number of tokens a second producers need not notify: a commit that notifies may have to wait
 # for a slow disk, and the next commit waits for it.
@@ -68,9 +62,6 @@ class Listener:
         self._channel = channel
         self._batch_limit = batch_limit
         self._batch_timeout_s = batch_timeout_s
-        # After silence for two thirds of the interval the server is asked, and has to answer in the last
-        # third (see Database.limited). So a dead connection is noticed within the interval.
-        self._silence_s = check_interval_s * 2 / 3
         self._announced = 0
         self._first_hint_at: float | None = None
         self._catch_up = False
@@ -78,22 +69,21 @@ class Listener:
         self._leader = Leader(
             database,
             channel=channel,
-            silence_s=self._silence_s,
+            # After silence for two thirds of the interval the server is asked, and has to answer in the last
+            # third (see Database.limited). So a dead connection is noticed within the interval.
+            silence_s=check_interval_s * 2 / 3,
             changed=self._role_changed,
+            listening=self._listening,
+            heard=self._hear,
         )
-        self._refused = Outage(log, "refused", "still_refused", "accepted")
-        self._heard_at: float | None = None
         self._rate = 0.0
         self._claimed = self._claims = 0
         self._counted_since = time.monotonic()
 
     @property
     def silent_s(self) -> float | None:
-        """For how many seconds one of the sessions was silent; None when no connection listens."""
-        leader_s = self._leader.silent_s
-        if self._heard_at is None or leader_s is None:
-            return None
-        return max(time.monotonic() - self._heard_at, leader_s)
+        """For how many seconds the session was silent; None when no connection listens."""
+        return self._leader.silent_s
 
     @property
     def is_busy(self) -> bool:
@@ -153,7 +143,7 @@ class Listener:
         Raises:
             DatabaseError: the first connection was refused for good.
         """
-        await first(self._listen(), self._leader.run())
+        await self._leader.run()
 
     def _pause_s(self) -> float | None:
         """How long to wait without a hint; None where producers notify."""
@@ -173,35 +163,9 @@ class Listener:
             batch_due_at = self._first_hint_at + self._batch_timeout_s + patience_s
         return min((at for at in (batch_due_at, *others) if at is not None), default=None)
 
-    async def _listen(self) -> None:
-        listen = sql.SQL("LISTEN {}").format(sql.Identifier(self._channel))
-        while True:
-            await self._refused.back_off()
-            connection = await self._database.connect()
-            try:
-                await self._database.limited(connection, connection.execute(listen))
-                self._database.answered()
-                self._refused.ended()
-                log.debug("listening", channel=self._channel)
-                self._claim_soon()
-                while True:
-                    self._heard_at = time.monotonic()
-                    heard = False
-                    async for notification in connection.notifies(timeout=self._silence_s, stop_after=1):
-                        self._hear(notification.payload)
-                        heard = True
-                    if not heard:
-                        await self._database.limited(connection, connection.execute(SIGN_OF_LIFE))
-            except psycopg.Error as error:
-                if is_lost(connection, error):
-                    self._database.lost(error)
-                elif is_permanent(error):
-                    raise explained(error) from error
-                else:
-                    self._refused.failed(refusal(error))
-            finally:
-                self._heard_at = None
-                await connection.close()
+    def _listening(self) -> None:
+        log.debug("listening", channel=self._channel)
+        self._claim_soon()
 
     def _hear(self, payload: str) -> None:
         if payload == WAKE:
