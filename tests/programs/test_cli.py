@@ -230,6 +230,18 @@ def test_a_recovery_token_takes_a_code() -> None:
     assert (64, True) == (done.returncode, "--code" in done.stderr)
 
 
+def test_bash_completes_a_command() -> None:
+    script = (
+        'eval "$(_MAILROOM_COMPLETE=bash_source mailroom)"; COMP_WORDS=(mailroom mig); COMP_CWORD=1;'
+        ' _mailroom_completion mailroom; echo "${COMPREPLY[@]}"'
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert ("migrate\n", "") == (done.stdout, done.stderr)
+
+
 def test_logs_can_be_json(tmp_path: Path) -> None:
     done = run(
         "--log-format", "json", "collector",

@@ -43,6 +43,8 @@ from mailroom.cli.why import why
 from mailroom.errors import MailroomError, OutputClosed, SettingsError, TokenError
 from mailroom.settings.variables import clerical_fault
 
+# Shells complete commands and options by it: _MAILROOM_COMPLETE=bash_source mailroom prints the script.
+COMPLETION = "_MAILROOM_COMPLETE"
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
 
 
@@ -97,6 +99,10 @@ def _discard_output() -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if instruction := os.environ.get(COMPLETION):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "mailroom", COMPLETION, instruction)
     # click's own main would treat a reader that is gone as a failure of the command.
     try:
         with cli.make_context("mailroom", list(arguments), color=_colour()) as context:
