@@ -225,7 +225,7 @@ def _without_file(folder: Path) -> Catalogue:
         raise ActionsError(
             f"{str(folder)!r} has no {FILE_NAME}, and no template of an action of the catalogue",
             hint="name the right folder in MAILROOM_TEMPLATES, or write files to start from with"
-            " `mailroom templates init FOLDER`",
+            " `mailroom init`",
         )
     return Catalogue(found, catalogue.language, tuple(found))
 

@@ -8,9 +8,10 @@ from typing import Final
 import pytest
 
 from mailroom.actions import load_actions
+from mailroom.operations.action_files import write_built_in
 from mailroom.templates.checks import usable
 from mailroom.templates.mails import render
-from mailroom.templates.sources import Template, TemplateFolder, load, write_built_in
+from mailroom.templates.sources import Template, TemplateFolder, load
 from mailroom.wire import Message
 from support.browser import (
     BrowserPages,

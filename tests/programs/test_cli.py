@@ -230,6 +230,34 @@ def test_a_recovery_token_takes_a_code() -> None:
     assert (64, True) == (done.returncode, "--code" in done.stderr)
 
 
+def test_init_writes_files_that_can_be_used_and_overwrites_none(tmp_path: Path) -> None:
+    done = run("init", str(tmp_path / "mine"))
+    settings = tmp_path / "mine" / "mailroom.env"
+    written = {str(path) for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+    assert written == set(done.stdout.splitlines()) > {str(settings)}
+    assert 0o600 == settings.stat().st_mode & 0o777
+    script = (
+        'set -a; . ./mailroom.env; set +a; "$0" -m mailroom templates check'
+        ' && exec "$0" -c "import os; from mailroom.settings.worker import RunSettings;'
+        ' from mailroom.settings.variables import read_settings; read_settings(RunSettings, os.environ)"'
+    )
+    used = subprocess.run(
+        ["sh", "-ec", script, sys.executable],
+        cwd=settings.parent,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (0, "") == (used.returncode, used.stderr)
+    before = settings.read_bytes()
+    again = run("init", str(tmp_path / "mine"))
+    assert (78, "", True) == (again.returncode, again.stdout, "exists already" in again.stderr)
+    assert before == settings.read_bytes()
+    assert 0 == run("init", str(tmp_path / "other")).returncode
+    assert before != (tmp_path / "other" / "mailroom.env").read_bytes()
+
+
 def test_bash_completes_a_command() -> None:
     script = (
         'eval "$(_MAILROOM_COMPLETE=bash_source mailroom)"; COMP_WORDS=(mailroom mig); COMP_CWORD=1;'

@@ -39,12 +39,12 @@ from mailroom.inbox import sesv2
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
 from mailroom.inbox.ses_protocol import Refusal
+from mailroom.operations.action_files import write_built_in
 from mailroom.queue.start_check import CALLED
 from mailroom.sender.rejected import Rejected, RejectedRow
 from mailroom.settings.collector import CollectorSettings
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import read_settings
-from mailroom.templates import sources
 from mailroom.templates.mails import for_ses
 from mailroom.templates.sources import load
 from support import commands
@@ -1140,7 +1140,7 @@ def test_a_mail_server_at_fault(sending: dict[str, str]) -> None:
 
 
 def test_templates_and_sender_of_smtp(sending: dict[str, str], tmp_path: Path) -> None:
-    sources.write_built_in(tmp_path / "files")
+    write_built_in(tmp_path / "files")
     with mail_server() as server:
         variables = {"TRANSPORT": by_smtp(server), "TEMPLATES": str(tmp_path / "files")}
         assert WARNING is the_account(sending, **variables, SES_SOURCE="noreply@localhost")["sender"].state

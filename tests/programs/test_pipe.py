@@ -32,10 +32,10 @@ from mailroom.errors import WireError
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
+from mailroom.operations.action_files import write_built_in
 from mailroom.sender.program import Pipe
 from mailroom.sender.rejected import RejectedRow, read
 from mailroom.sender.stdin import Input
-from mailroom.templates.sources import write_built_in
 from mailroom.transports.transport import open_transport
 from mailroom.wire import encode
 from support import commands

@@ -13,9 +13,9 @@ from mailroom.inbox.event_queue import NAME
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.server import InboxServer
 from mailroom.inbox.sesv2 import SEND
+from mailroom.operations.action_files import write_built_in
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import read_settings
-from mailroom.templates.sources import write_built_in
 from mailroom.tokens import verify
 from mailroom.transports.sesv2 import SesV2Transport
 from support.messages import message

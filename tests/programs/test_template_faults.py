@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mailroom.templates.sources import write_built_in
+from mailroom.operations.action_files import write_built_in
 from support import commands, processes
 from support.queue_sql import Db, sign_up
 from support.runs import UNSETTLED, Start, wait_until

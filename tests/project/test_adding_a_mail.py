@@ -73,7 +73,7 @@ def test_mails_are_added_by_the_guide_alone(with_roles: str, tmp_path: Path) -> 
             return done.stdout + done.stderr
 
         del variables["MAILROOM_TEMPLATES"]
-        run("-m", *only("sh", containing="templates init").split())
+        run("-m", *only("sh", containing="mailroom init").split())
         variables["MAILROOM_TEMPLATES"] = "mails"
         ses.inbox.publish(
             sources.load(mails, {"app_name": "Acme", "app_url": "https://acme.example"}).values()

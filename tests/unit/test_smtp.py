@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
+from mailroom.operations.action_files import write_built_in
 from mailroom.settings.sender import SenderSettings, SmtpServer
 from mailroom.settings.variables import read_settings
 from mailroom.templates import mails, sources
@@ -152,7 +153,7 @@ HOSTILE = [
 def greeting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Templates that show the login everywhere, and begin lines with it."""
     folder = tmp_path_factory.mktemp("templates")
-    sources.write_built_in(folder)
+    write_built_in(folder)
     (folder / "activation.subject.txt").write_text("{{login}} for {{login}}")
     (folder / "activation.txt").write_text("{{login}}\n{{secret}}\n.\n..\n{{login}}\n")
     return folder

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from mailroom.actions import Action
 from mailroom.cli.templates import templates
 from mailroom.errors import TemplateError
+from mailroom.operations.action_files import write_built_in
 from mailroom.templates import sources
 from mailroom.templates.checks import check, check_action, usable
 from mailroom.templates.languages import canonical, choose, direction, duration
 from mailroom.templates.mails import for_ses, render
-from mailroom.templates.sources import TemplateFolder, write_built_in
+from mailroom.templates.sources import TemplateFolder
 from mailroom.wire import Message
 from support.messages import ACTIVATION, CATALOGUE
 
@@ -167,7 +168,7 @@ def test_an_action_without_files_is_found_when_they_come(tmp_path: Path) -> None
     for _ in range(2):
         with pytest.raises(TemplateError, match=r"join\.subject\.txt: No such file") as missing:
             usable(opened, own, "")
-        assert "mailroom templates init" in missing.value.hint
+        assert "mailroom init" in missing.value.hint
     write(tmp_path, "join", "Join {{nobody}}", "{{secret}}", "{{secret}}")
     with pytest.raises(
         TemplateError, match=r"join\.subject\.txt: \{\{nobody\}\} is not a field of join"

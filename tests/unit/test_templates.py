@@ -22,11 +22,12 @@ from mailroom.actions import Action
 from mailroom.cli.templates import SAMPLE_TOKEN
 from mailroom.cli.templates import templates as command
 from mailroom.errors import MailroomError, TemplateError, WireError
+from mailroom.operations.action_files import write_built_in
 from mailroom.templates.checks import check, check_fetched
 from mailroom.templates.listing import PARTS
 from mailroom.templates.mails import fields, for_ses
 from mailroom.templates.remote import due_change, fetch, push
-from mailroom.templates.sources import Template, load, write_built_in
+from mailroom.templates.sources import Template, load
 from mailroom.templates.tags import _compiled, placeholders, render_source
 from mailroom.wire import Message
 from support.messages import ACTIVATION, CATALOGUE, PASSWORD_RECOVERY
@@ -300,7 +301,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     (folder / "activation.txt").unlink()
     with pytest.raises(TemplateError, match=r"activation\.txt: No such file") as missing:
         load(folder, CONSTANTS)
-    assert "mailroom templates init" in missing.value.hint
+    assert "mailroom init" in missing.value.hint
 
 
 def test_built_in_files_overwrite_nothing(tmp_path: Path) -> None:
@@ -542,13 +543,6 @@ def test_render_refuses_what_no_mail_would_have() -> None:
     )
     assert isinstance(done.exception, WireError)
     assert isinstance(run("render", "activation").exception, TemplateError)
-
-
-def test_init_writes_files_once(tmp_path: Path) -> None:
-    done = run("init", str(tmp_path / "mine"))
-    assert 0 == done.exit_code
-    assert sorted(str(path) for path in (tmp_path / "mine").iterdir()) == sorted(done.stdout.splitlines())
-    assert isinstance(run("init", str(tmp_path / "mine")).exception, TemplateError)
 
 
 def test_a_full_disk_is_told_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

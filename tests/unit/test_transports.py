@@ -25,7 +25,8 @@ from mailroom.errors import TemplateError
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
-from mailroom.templates.sources import Template, load, write_built_in
+from mailroom.operations.action_files import write_built_in
+from mailroom.templates.sources import Template, load
 from mailroom.transports.ses_templates import LOOK_AGAIN_S
 from mailroom.transports.transport import Transport, open_transport
 from mailroom.wire import Message, Reference

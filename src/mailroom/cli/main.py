@@ -27,6 +27,7 @@ from mailroom.cli.doctor import doctor
 from mailroom.cli.events import events
 from mailroom.cli.forget import forget
 from mailroom.cli.inbox import inbox
+from mailroom.cli.init import init
 from mailroom.cli.key import key
 from mailroom.cli.migrate import migrate
 from mailroom.cli.pause import pause, resume
@@ -179,6 +180,7 @@ def cli(log_format: str, log_level: str) -> None:
 
 
 for command in (
+    init,
     run,
     status,
     why,

@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,7 +41,7 @@ def templates() -> None:
     Each action has three template files in the folder that MAILROOM_TEMPLATES names:
     activation.subject.txt, activation.txt and activation.html. A translation has its language in the
     names, as in activation.de.html; layout.html is the page around every HTML part.
-    `mailroom templates init FOLDER` writes copies of the built-in ones to start from.
+    `mailroom init` writes copies of the built-in ones to start from.
     """
 
 
@@ -106,19 +105,6 @@ def templates_render(
         click.echo("\n".join(f"--- {name}\n{text.rstrip()}\n" for name, text in shown.items()), nl=False)
     else:
         click.echo(shown[part].rstrip())
-
-
-@templates.command("init")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def templates_init(folder: Path) -> None:
-    """Write actions.toml and copies of the built-in templates into FOLDER, to start from.
-
-    It overwrites no file. `mailroom actions add` copies more of them.
-    """
-    from mailroom.templates.sources import write_built_in
-
-    for path in write_built_in(folder):
-        click.echo(path)
 
 
 @templates.command("push", epilog=HELP)

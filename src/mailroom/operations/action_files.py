@@ -1,6 +1,6 @@
-"""Copies an action of the catalogue into a folder.
+"""Writes the files to start from, and copies an action of the catalogue into a folder.
 
-Promises: ``copy`` overwrites no file and no table. It may be repeated, also after an interruption: the table
+Promises: no file and no table is overwritten. ``copy`` may be repeated, also after an interruption: the table
 is written last.
 """
 
@@ -9,13 +9,42 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from mailroom.action_text import table, whole_file
 from mailroom.actions import BUILT_IN, FILE_NAME, Action, load_catalogue
-from mailroom.errors import ActionsError
+from mailroom.errors import ActionsError, TemplateError
 from mailroom.templates.listing import LAYOUT
 from mailroom.templates.sources import built_in_files
+from mailroom.tokens import new_key
+
+MAILS: Final = "mails"
+
+
+def write_start(folder: Path) -> list[Path]:
+    """Write ``mails/``, as ``write_built_in`` does, and ``mailroom.env`` with a new key; return the paths.
+
+    The folder is created if it does not exist. Only the owner may read ``mailroom.env``.
+
+    Raises:
+        TemplateError: a file exists already or cannot be written.
+    """
+    settings = folder / "mailroom.env"
+    text = (BUILT_IN / "mailroom.env").read_text(encoding="utf-8").format(key=new_key())
+    return _write_new(_built_in(folder / MAILS) | {settings: text.encode()}, private=settings)
+
+
+def write_built_in(folder: Path) -> list[Path]:
+    """Write what a new installation has: actions, their files, and the layout; return their paths.
+
+    The folder is created if it does not exist.
+
+    Raises:
+        TemplateError: a file exists already or cannot be written.
+    """
+    return _write_new(_built_in(folder))
 
 
 def copy(action: Action, folder: Path) -> list[Path]:
@@ -50,6 +79,33 @@ def copy(action: Action, folder: Path) -> list[Path]:
         ) from None
     load_catalogue(folder)  # the new table may clash with another
     return [*written, path]
+
+
+def _built_in(folder: Path) -> dict[Path, bytes]:
+    actions, language, start = load_catalogue()
+    copied = [LAYOUT, *(name for action in start for name in built_in_files(action))]
+    contents = {folder / FILE_NAME: whole_file(language, [actions[name] for name in start]).encode()}
+    return contents | {folder / name: (BUILT_IN / name).read_bytes() for name in copied}
+
+
+def _write_new(contents: Mapping[Path, bytes], private: Path | None = None) -> list[Path]:
+    path = Path()
+    try:
+        present = [path for path in contents if path.exists()]
+        for path, content in () if present else contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                if path == private:
+                    os.fchmod(file.fileno(), 0o600)
+                file.write(content)
+    except OSError as error:
+        # The error of a full disk names no file.
+        raise TemplateError(
+            f"{error.filename or path}: {error.strerror}", hint="name another folder"
+        ) from None
+    if present:
+        raise TemplateError(f"{present[0]} exists already", hint="name another folder, or move the file away")
+    return list(contents)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -107,9 +107,7 @@ def _folder(text: str) -> Path | None:
         return None
     folder = Path(text)
     if not folder.is_dir():
-        raise ValueError(
-            f"{text!r} is not a folder; `mailroom templates init FOLDER` writes one to start from"
-        )
+        raise ValueError(f"{text!r} is not a folder; `mailroom init` writes one to start from")
     return folder
 
 

@@ -20,8 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from mailroom.action_text import whole_file
-from mailroom.actions import BUILT_IN, FILE_NAME, Action, load_catalogue
+from mailroom.actions import BUILT_IN, Action, load_catalogue
 from mailroom.errors import ActionsError, TemplateError
 from mailroom.logs import EventLogger
 from mailroom.templates.languages import canonical, choose, direction
@@ -228,39 +227,6 @@ def built_in_files(action: str) -> list[str]:
     return [name for _, files in sorted(languages.items()) for _, name in sorted(files.items())]
 
 
-def write_built_in(folder: Path) -> list[Path]:
-    """Write what a new installation has: actions, their files, and the layout; return their paths.
-
-    The folder is created if it does not exist.
-
-    Raises:
-        TemplateError: a file exists already or cannot be written. No file is overwritten.
-    """
-    actions, language, start = load_catalogue()
-    copied = [LAYOUT, *(name for action in start for name in built_in_files(action))]
-    contents = {FILE_NAME: whole_file(language, [actions[name] for name in start]).encode()}
-    contents |= {name: (BUILT_IN / name).read_bytes() for name in copied}
-    try:
-        present = [folder / name for name in contents if (folder / name).exists()]
-    except OSError as error:
-        raise TemplateError(f"{error.filename}: {error.strerror}", hint="name another folder") from None
-    if present:
-        raise TemplateError(f"{present[0]} exists already", hint="name another folder, or move the file away")
-    path = folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            path = folder / name
-            with path.open("xb") as file:
-                file.write(content)
-    except OSError as error:
-        # The error of a full disk names no file.
-        raise TemplateError(
-            f"{error.filename or path}: {error.strerror}", hint="name another folder"
-        ) from None
-    return [folder / name for name in contents]
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -268,7 +234,7 @@ def _read(path: Path) -> str:
         raise TemplateError(
             f"{path}: {error.strerror}",
             hint=f"each action has {', '.join('ACTION' + suffix for suffix in PARTS.values())};"
-            " `mailroom templates init FOLDER` writes files to start from",
+            " `mailroom init` writes files to start from",
         ) from None
     except UnicodeDecodeError:
         raise TemplateError(f"{path}: not UTF-8", hint="save it as UTF-8") from None
