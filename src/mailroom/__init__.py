@@ -5,40 +5,45 @@ that was mailed without a link. ``worker`` sends the mails from within an applic
 the application's own actions, and ``sign`` makes a token for tests.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mailroom.actions import Action, load_actions
-from mailroom.errors import (
-    AccountIneligible,
-    AccountSuspended,
-    ActionsError,
-    CodesExhausted,
-    ForgedToken,
-    MailroomError,
-    MalformedToken,
-    TokenError,
-    TokenExpired,
-    TokenUsed,
-    UnknownToken,
-    WrongAction,
-    WrongCode,
-)
-from mailroom.tokens import sign, verify
-
 if TYPE_CHECKING:
+    from mailroom.actions import Action, load_actions
     from mailroom.consumption import Consumed, consume, consume_code
+    from mailroom.errors import (
+        AccountIneligible,
+        AccountSuspended,
+        ActionsError,
+        CodesExhausted,
+        ForgedToken,
+        MailroomError,
+        MalformedToken,
+        TokenError,
+        TokenExpired,
+        TokenUsed,
+        UnknownToken,
+        WrongAction,
+        WrongCode,
+    )
     from mailroom.runner.embedded import worker
+    from mailroom.tokens import sign, verify
 else:
+    _MODULES = {
+        "actions": ("Action", "load_actions"),
+        "consumption": ("Consumed", "consume", "consume_code"),
+        "runner.embedded": ("worker",),
+        "tokens": ("sign", "verify"),
+    }
 
     def __getattr__(name):
-        """Import what needs a database driver when it is first used."""
-        if name in {"Consumed", "consume", "consume_code"}:
-            from mailroom import consumption as module
-        elif name == "worker":
-            from mailroom.runner import embedded as module
-        else:
+        """Import a name's module when the name is first used: a command needs few of them."""
+        if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(module, name)
+        found = (module for module, names in _MODULES.items() if name in names)
+        value = getattr(import_module(f"{__name__}.{next(found, 'errors')}"), name)
+        globals()[name] = value
+        return value
 
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 
-from mailroom.cli.main import cli
+from mailroom.cli.main import SUMMARIES, cli
 from mailroom.settings import misspelt
 from mailroom.settings.collector import CollectorSettings
 from mailroom.settings.variables import variables
@@ -44,6 +44,10 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     assert (0, "") == (done.returncode, done.stderr)
     assert done.stdout.startswith(f"Usage: mailroom {' '.join(path)}".rstrip())
     assert "\x1b" not in done.stdout
+
+
+def test_the_list_of_commands_says_what_each_says() -> None:
+    assert SUMMARIES == {name: command.get_short_help_str(1000) for name, command in cli.commands.items()}
 
 
 def test_the_collectors_help_lists_every_setting() -> None:

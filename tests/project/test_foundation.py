@@ -40,35 +40,49 @@ HEAVY = {
 SQL_FILES = {f"{m.version:06d}_{m.name}.{way}.sql" for m in migrate.shipped() for way in ("up", "down")}
 
 
-def loaded_by(*arguments: str) -> set[str]:
-    """The modules that a Python process imports."""
+def loaded_by(code: str) -> set[str]:
+    """The modules that a Python process has imported when it ends."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments],
+        [
+            sys.executable,
+            "-c",
+            f"import atexit, sys; atexit.register(lambda: print('loaded', *sys.modules)); {code}",
+        ],
         env={name: value for name, value in os.environ.items() if not name.startswith("MAILROOM_")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
-    return set(re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE))
+    (found,) = re.findall("^loaded (.*)$", done.stdout, re.MULTILINE)
+    return set(found.split())
+
+
+def command(*words: str) -> str:
+    """The code that runs ``mailroom``."""
+    return f"from mailroom.cli.main import main; main({list(words)})"
 
 
 def test_the_collector_loads_neither_botocore_nor_a_web_framework() -> None:
-    loaded = loaded_by("-m", "mailroom", "collector")  # ends at once: no setting is made
+    loaded = loaded_by(command("collector"))  # ends at once: no setting is made
     assert {"mailroom.collector.program", "mailroom.queue.listener", "psycopg"} <= loaded
     assert not {name.split(".")[0] for name in loaded} & HEAVY
+    commands = {name for name in loaded if name.startswith("mailroom.cli.")}
+    assert {"mailroom.cli.main", "mailroom.cli.common", "mailroom.cli.collector"} == commands
 
 
 def test_verifying_and_naming_the_worker_load_no_database_driver() -> None:
-    loaded = loaded_by("-c", "import mailroom; mailroom.verify; mailroom.worker")
+    loaded = loaded_by("import mailroom; mailroom.verify; mailroom.worker")
     assert {"mailroom.tokens", "mailroom.runner.embedded"} <= loaded
     assert not {"psycopg", "botocore"} & loaded
 
 
-def test_help_loads_no_database_driver() -> None:
-    loaded = loaded_by("-m", "mailroom", "--help")
+def test_help_loads_click_and_no_command() -> None:
+    loaded = loaded_by(command("--help"))
     assert "click" in loaded
-    assert not {"psycopg", "asyncio"} & loaded
+    assert not {"psycopg", "asyncio", "tomllib", "dataclasses", "hashlib"} & loaded
+    own = {name for name in loaded if name.startswith("mailroom")}
+    assert {"mailroom", "mailroom.cli", "mailroom.cli.main", "mailroom.errors"} >= own
 
 
 def test_the_embedded_server_lets_no_other_user_of_the_machine_in() -> None:

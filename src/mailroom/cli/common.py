@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from mailroom.actions import Action
 
 EXIT_FOUND: Final = 1
-EXIT_USAGE: Final = 64
 EXIT_DATA: Final = 65
 EXIT_TRY_AGAIN: Final = 75
 EXIT_CONFIGURATION: Final = 78
-EXIT_INTERRUPTED: Final = 130
 
 # A thousand tokens in hand are ten thousand objects, and none of them is part of a cycle.
 OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000

@@ -9,43 +9,54 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Final, NoReturn, cast
 
 import click
 from click.core import ParameterSource
 
 from mailroom import __version__
-from mailroom.cli.actions import actions
-from mailroom.cli.adopt import adopt
-from mailroom.cli.collector import collector
-from mailroom.cli.common import EXIT_INTERRUPTED, EXIT_USAGE
-from mailroom.cli.console import console
-from mailroom.cli.dead import dead
-from mailroom.cli.demo import demo
-from mailroom.cli.doctor import doctor
-from mailroom.cli.events import events
-from mailroom.cli.forget import forget
-from mailroom.cli.inbox import inbox
-from mailroom.cli.init import init
-from mailroom.cli.key import key
-from mailroom.cli.migrate import migrate
-from mailroom.cli.pause import pause, resume
-from mailroom.cli.prune import prune
-from mailroom.cli.replay import replay
-from mailroom.cli.roles import roles
-from mailroom.cli.run import run
-from mailroom.cli.sender import sender
-from mailroom.cli.status import status
-from mailroom.cli.suppressions import suppressions
-from mailroom.cli.templates import templates
-from mailroom.cli.token import token
-from mailroom.cli.why import why
 from mailroom.errors import MailroomError, OutputClosed, SettingsError, TokenError
-from mailroom.settings.variables import clerical_fault
 
 # Shells complete commands and options by it: _MAILROOM_COMPLETE=bash_source mailroom prints the script.
 COMPLETION = "_MAILROOM_COMPLETE"
+# What each command does: the first sentence of its own help, which is imported only when it is used.
+SUMMARIES: Final = {
+    "init": "Write files to start from: the mails and the settings.",
+    "run": "Claim, send and settle in one process, and record the outcome of every mail in the database.",
+    "status": "Show the queue: tokens that wait, tokens in flight, recent outcomes, and the workers.",
+    "why": "Show what happened to the mails of WHO: an address, a login, a subject, or the id of a"
+    " token or a mail.",
+    "dead": "List mails that were rejected for good; retry or drop them.",
+    "suppressions": "Show and change which addresses get no mail.",
+    "forget": "Erase ADDRESS, in all its spellings, from Mailroom's tables and from the files on this"
+    " machine.",
+    "pause": "Stop all workers from claiming mail; mail that they have claimed is still sent.",
+    "resume": "Let workers claim mail again, after `mailroom pause`.",
+    "prune": "Delete old rows of the ledger, old events, and tokens that expired or were consumed that"
+    " long ago.",
+    "doctor": "Check everything that mail depends on, and print what is wrong and how to fix it.",
+    "collector": "Print committed tokens, signed, as one line for each batch.",
+    "sender": "Mail the lines on standard input: mailroom collector | mailroom sender.",
+    "replay": "Turn FILE, a rejected.csv, into lines for `mailroom sender`.",
+    "events": "Read SES's events into the database: what became of each mail after SES took it.",
+    "actions": "List, check and add actions, the kinds of mail.",
+    "adopt": "Adopt TABLE, the application's own table of users; without TABLE, list what is adopted.",
+    "templates": "Check, preview and publish the templates of mails.",
+    "inbox": "Receive mail in place of SES, and keep it instead of sending it.",
+    "console": "Show the queue in a browser: waiting mails, outcomes and workers; pause and resume it there.",
+    "migrate": "Apply or revert migrations of the database's schema.",
+    "roles": "Print or run the SQL that makes three roles with the least rights they need.",
+    "token": "Check tokens from a shell.",
+    "key": "Make keys.",
+    "demo": "Run a demonstration: people sign up at an application and get their mails.",
+}
+# The module of a command, where its name differs.
+MODULES: Final = {"resume": "pause"}
+
+EXIT_USAGE: Final = 64
+EXIT_INTERRUPTED: Final = 130
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
 
 
@@ -130,12 +141,41 @@ class _Word(click.Choice[str]):
     """A choice whose value may come from a file of variables, as other settings do."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from mailroom.settings.variables import clerical_fault
+
         if fault := clerical_fault(value := value.strip()):
             self.fail(f"{value!r} {fault}", param, ctx)
         return super().convert(value, param, ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(Mapping[str, click.Command]):
+    """The commands by their names, each imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in SUMMARIES:
+            raise KeyError(name)
+        module = import_module(f"mailroom.cli.{MODULES.get(name, name)}")
+        return cast("click.Command", getattr(module, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SUMMARIES)
+
+    def __len__(self) -> int:
+        return len(SUMMARIES)
+
+
+class _Group(click.Group):
+    """Lists its commands without importing them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(commands=cast("dict[str, click.Command]", _Commands()), **settings)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        summaries = [click.Command(name, help=summary) for name, summary in SUMMARIES.items()]
+        click.Group(commands=summaries).format_commands(ctx, formatter)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mailroom")
 @click.option(
     "--log-format",
@@ -177,33 +217,3 @@ def cli(log_format: str, log_level: str) -> None:
     from mailroom import logs
 
     logs.set_up(log_format, log_level)
-
-
-for command in (
-    init,
-    run,
-    status,
-    why,
-    dead,
-    suppressions,
-    forget,
-    pause,
-    resume,
-    prune,
-    doctor,
-    collector,
-    sender,
-    replay,
-    events,
-    actions,
-    adopt,
-    templates,
-    inbox,
-    console,
-    migrate,
-    roles,
-    token,
-    key,
-    demo,
-):
-    cli.add_command(command)

@@ -15,6 +15,7 @@ from botocore.parsers import ResponseParserError
 from botocore.session import Session
 
 from mailroom.errors import TransportError
+from mailroom.transports.aws_data import lighten
 from mailroom.transports.ses_answers import CODES, THROTTLED
 from mailroom.transports.transport import CONNECT_TIMEOUT_S
 
@@ -71,6 +72,7 @@ def open_client(
     try:
         # Containers and functions of AWS get this variable; botocore reads only AWS_DEFAULT_REGION.
         region = region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
+        lighten(session)
         return session.create_client(
             _NAMES[service], region_name=region, endpoint_url=endpoint_url, config=config
         )
