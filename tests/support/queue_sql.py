@@ -38,7 +38,7 @@ def claim(
 
 def reserve(db: Db, recipients: int, ceiling: float, longest_s: float = float("inf")) -> float:
     """Charge the shared rate by the sender's policy; returns the wait in seconds."""
-    ((wait_s, _),) = db.execute(RESERVE, [recipients, 0, ceiling, longest_s, *POLICY]).fetchall()
+    ((wait_s, _),) = db.execute(RESERVE, ["ses", recipients, 0, ceiling, longest_s, *POLICY]).fetchall()
     return float(wait_s)
 
 
@@ -72,7 +72,7 @@ def record(
     """Settle a lease as `mailroom run` does; returns whether it was still held under its key."""
     fingerprints = dict(zip(lease.tokens, lease.fingerprints, strict=True))
     rows = db.execute(
-        "SELECT settled FROM mailroom.record(%s, %s, %s, 'w', 'ses', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        "SELECT settled FROM mailroom.record(%s, %s, %s, 'w', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         [
             lease.lease,
             lease.key,
@@ -80,6 +80,7 @@ def record(
             [*results],
             [fingerprints[token] for token in results],
             [*results.values()],
+            ["ses"] * len(results),
             [(message_ids or {}).get(token, "") for token in results],
             [detail] * len(results),
             [recipient] * len(results),

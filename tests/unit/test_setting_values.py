@@ -12,7 +12,8 @@ from mailroom.cli.main import cli
 from mailroom.errors import SettingsError
 from mailroom.settings import misspelt
 from mailroom.settings.addresses import web_address
-from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SmtpServer
 from mailroom.settings.variables import read_settings, variables
 from mailroom.settings.worker import RunSettings
 
@@ -27,7 +28,8 @@ GOOD = {
     "BATCH_TIMEOUT": "5",
     "LINE_FORMAT": "json",
     "BATCH_LIMIT": "7",
-    "TRANSPORT": "smtp://u:hunter2@mail.example:25",
+    "TRANSPORT": "smtp://u:hunter2@mail.example:25,sesv2",
+    "FAILOVER_AFTER": "3",
     "DEBUG": "false",
     "SES_CONFIG_SET": "letters",
     "SES_SOURCE": "Acme <noreply@acme.example>",

@@ -19,7 +19,8 @@ from mailroom.doctor.report import Check, Finding, NotKnown, Report, fault, ok, 
 from mailroom.errors import MailroomError, SettingsError, TransportError
 from mailroom.settings.collector import DatabaseSettings
 from mailroom.settings.events import EventsSettings
-from mailroom.settings.sender import SES_TRANSPORTS, SenderSettings
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SES_TRANSPORTS
 from mailroom.settings.variables import read_settings
 from mailroom.wording import counted
 

@@ -13,7 +13,8 @@ from mailroom.doctor.actions import in_use
 from mailroom.doctor.report import Check, Finding, Report, fault, ok, warning
 from mailroom.errors import ReplayError
 from mailroom.sender.rejected import FILE_NAME, read
-from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SmtpServer
 from mailroom.wording import counted
 
 NOTHING_IS_SENT: Final = warning(

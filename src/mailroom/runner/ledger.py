@@ -13,8 +13,8 @@ from mailroom.queue.lease import Lease
 
 RECORD: Final = (
     "SELECT token, outcome, settled, age FROM mailroom.record("
-    "%s, %s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s::text[],"
-    " %s::text[], %s::text[], %s, %s)"
+    "%s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s::text[],"
+    " %s::text[], %s::text[], %s::text[], %s, %s)"
 )
 HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s, %s)"
 LOST: Final = "lost"
@@ -45,7 +45,7 @@ async def record(
         queue: the queue.
         lease: the lease.
         answers: one for each of its tokens; None where there was no attempt.
-        provider: the transport's name.
+        provider: the transport's name, where an answer has none.
         retry_ms: in how many milliseconds the tokens to be tried again are due.
         retry_limit: after this number of failures without a stated reason a token is rejected.
 
@@ -62,10 +62,10 @@ async def record(
             lease.key,
             lease.generation,
             queue.worker,
-            provider,
             list(answers),
             [claimed[token].fingerprint for token in answers],
             [one.result.value if one else "" for one in answers.values()],
+            [one.transport or provider for one in given],
             [one.message_id for one in given],
             [one.detail for one in given],
             [claimed[token].email for token in answers],

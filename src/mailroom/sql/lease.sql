@@ -52,8 +52,8 @@ END $$;
 COMMENT ON FUNCTION mailroom.settle IS
     'Ends a lease, or only the given tokens of it. Returns false if the lease no longer has this key.';
 
-CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text, p_provider text,
-                                p_tokens bigint[], p_fingerprints bytea[], p_results text[],
+CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text,
+                                p_tokens bigint[], p_fingerprints bytea[], p_results text[], p_providers text[],
                                 p_message_ids text[], p_details text[], p_recipients text[], p_templates text[],
                                 p_languages text[], p_retry_ms integer, p_retry_limit integer)
 RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
@@ -91,11 +91,11 @@ BEGIN
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
          language, subject)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker,
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, u.message_id, u.detail, p_worker,
            u.recipient, u.template, u.language, u.subject
-    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_message_ids, p_details, p_recipients, p_templates,
-                p_languages, subjects)
-         AS u (id, fingerprint, outcome, result, message_id, detail, recipient, template, language, subject)
+    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_providers, p_message_ids, p_details, p_recipients,
+                p_templates, p_languages, subjects)
+         AS u (id, fingerprint, outcome, result, provider, message_id, detail, recipient, template, language, subject)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused')),
