@@ -98,7 +98,7 @@ class CountingQueue(Queue):
         self.charged: list[int] = []
 
     async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
-        recipients, *_ = parameters
+        _, recipients, *_ = parameters
         assert isinstance(recipients, int)
         self.charged.append(recipients)
         return await super().ask(query, parameters)

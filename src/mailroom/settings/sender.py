@@ -10,7 +10,7 @@ from typing import Final
 
 from mailroom.actions import Action
 from mailroom.settings.addresses import sender_address, web_address
-from mailroom.settings.transports import TransportAddress, transports
+from mailroom.settings.transports import SES_TRANSPORTS, TransportAddress, transports
 from mailroom.settings.variables import boolean, by_action, group, is_printable, variable, whole
 
 MAX_RATE: Final = 1_000_000.0
@@ -209,6 +209,11 @@ class SenderSettings:
         if self.debug:
             return (self,)
         return tuple(replace(self, addresses=(address,)) for address in self.addresses)
+
+    @property
+    def over_ses(self) -> SenderSettings | None:
+        """The settings of the transport that calls SES; None without one."""
+        return next((each for each in self.each if each.transport in SES_TRANSPORTS), None)
 
     @property
     def transport(self) -> TransportAddress:
