@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -18,9 +19,9 @@ from mailroom.demo.postgres import free_port
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
-from support import processes, senders
+from support import commands, processes, senders
 from support.queue_sql import Db, sign_up
-from support.runs import UNSETTLED, RunProcess, ledger, wait_until
+from support.runs import UNSETTLED, RunProcess, fetch, ledger, wait_until
 from support.senders import SenderProcess
 
 PER_S = 100
@@ -244,3 +245,54 @@ def test_the_pipe_mails_everybody_through_a_failover_and_back_and_the_log_counts
     figures(
         f"{people} people, {second.accepted} by the second, {lost} answers lost, {duplicates} mails twice"
     )
+
+
+def test_a_worker_that_starts_while_the_first_is_away_says_that_the_second_sends(
+    db: Db, database: str, providers: tuple[Provider, Provider], tmp_path: Path
+) -> None:
+    first, second = providers
+    first.go()
+    port = free_port()
+    variables = environment(tmp_path, database, ("ses", "smtp"), providers, HTTP=port)
+    with RunProcess(variables, tmp_path / "log", {"mailroom.runner.program.HEARTBEAT_S": 0.2}) as worker:
+        worker.wait_for_log("run.started")
+        token = sign_up(db, "zoe")
+        second.wait_for(1)
+        wait_until(db, UNSETTLED, 0)
+        status, text = fetch(port, "/readyz")
+        assert (200, "smtp sends instead of ses since ") == (status, text[text.find("smtp") :][:32])
+        assert "mailroom_failover_active 1.0" in fetch(port, "/metrics")[1]
+        wait_until(db, "SELECT trouble LIKE 'smtp sends instead of ses since %' FROM mailroom.workers", True)
+        shown = commands.run("status", env=variables).stdout
+        assert "in trouble since" in shown
+        assert "smtp sends instead of ses since" in shown
+        first.come()
+        logins = iter(range(1000))
+        deadline = time.monotonic() + processes.PATIENCE_S
+        while "mailroom_failover_active 0.0" not in fetch(port, "/metrics")[1]:
+            assert time.monotonic() < deadline, worker.log()
+            sign_up(db, f"later{next(logins)}")
+        wait_until(db, UNSETTLED, 0)
+        wait_until(db, "SELECT trouble FROM mailroom.workers", "")
+        assert {"ready": True, "faults": {}, "warnings": {}} == json.loads(fetch(port, "/readyz")[1])
+        assert 0 == worker.stop()
+    assert "sent by the SMTP server" in commands.run("why", str(token), env=variables).stdout
+    assert {"ses", "smtp"} == {provider for (provider,) in ledger(db, "provider")}
+
+
+def test_a_first_without_credentials_ends_nothing(
+    db: Db, database: str, providers: tuple[Provider, Provider], tmp_path: Path
+) -> None:
+    _, second = providers
+    variables = environment(tmp_path, database, ("ses", "smtp"), providers)
+    without = {
+        name: text for name, text in variables.items() if not name.startswith("AWS_SE") or "URL" in name
+    }
+    del without["AWS_ACCESS_KEY_ID"]
+    with RunProcess(without, tmp_path / "log") as worker:
+        worker.wait_for_log("run.started")
+        sign_up(db, "zoe")
+        second.wait_for(1)
+        wait_until(db, UNSETTLED, 0)
+        assert 0 == worker.stop()
+    assert "credentials" in worker.log()

@@ -15,7 +15,8 @@ import pytest
 
 from mailroom.answers import Answer, Result, Scope
 from mailroom.sender import breaker, failover, policy
-from mailroom.sender.calls import ACCOUNT, Attempt
+from mailroom.sender.attempt import Attempt
+from mailroom.sender.calls import ACCOUNT
 from mailroom.sender.failover import Failover, open_calls
 from mailroom.sender.policy import Sender, Verdict
 from mailroom.wire import Message
@@ -116,6 +117,12 @@ async def sent_by(calls: Failover, *messages: Message, is_retry: bool = False) -
             return named
 
 
+async def sent_by_first(calls: Failover) -> None:
+    """Send mails until the first has taken one."""
+    while await sent_by(calls, message(1000)) != "ses":  # noqa: ASYNC110 - each is a try
+        await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("trouble", [PAUSED, AWAY, THROTTLED])
 def test_the_second_sends_once_the_first_could_not_for_a_time_and_the_first_when_it_can(
     first: Scripted, second: Scripted, tmp_path: Path, trouble: Answer
@@ -132,9 +139,7 @@ def test_the_second_sends_once_the_first_could_not_for_a_time_and_the_first_when
         assert trouble.detail in calls.detour
         assert {} == calls.troubles
         first.answer = None
-        named = ""
-        while named != "ses":
-            named = await sent_by(calls, message(3))
+        await sent_by_first(calls)
         assert "" == calls.detour
 
     asyncio.run(scenario())
@@ -188,6 +193,37 @@ def test_one_mail_at_a_time_tries_the_first_and_goes_by_the_second_when_refused(
 
     asyncio.run(scenario())
     assert dict.fromkeys((message(number).username for number in range(200)), 1) == second.mailed
+
+
+def test_a_first_that_fails_again_and_again_is_tried_less_often(
+    first: Scripted, second: Scripted, tmp_path: Path
+) -> None:
+    """As one with a quota of the day, which takes a few mails now and then."""
+    first.answer = PAUSED
+
+    async def scenario() -> None:
+        calls = two_calls(first, second, tmp_path)
+        assert "smtp" == await sent_by(calls, message(0))
+        away_s, began = [], time.monotonic()
+        for _ in range(3):
+            first.answer = None
+            await sent_by_first(calls)
+            away_s.append(time.monotonic() - began)
+            first.answer, began = PAUSED, time.monotonic()
+            assert "smtp" == await sent_by(calls, message(2))
+            assert calls.detour
+        assert AFTER_S <= away_s[1]
+        assert 2 * AFTER_S <= away_s[2]
+        first.answer = None
+        await sent_by_first(calls)
+        # Once it has worked for a while, it is waited for again.
+        await asyncio.sleep(4 * AFTER_S + 0.01)
+        first.answer = AWAY
+        await attempted(calls, message(4))
+        assert 0 < calls.moves_in_s <= AFTER_S
+        assert "ses" in str(calls.troubles)
+
+    asyncio.run(scenario())
 
 
 def test_neither_a_retry_nor_several_mails_try_the_first(
@@ -280,8 +316,7 @@ def test_a_failover_and_the_way_back_are_logged_once(
         calls = two_calls(first, second, tmp_path)
         await asyncio.gather(*(sent_by(calls, message(number)) for number in range(20)))
         first.answer = None
-        while await sent_by(calls, message(30)) != "ses":
-            pass
+        await sent_by_first(calls)
         await sent_by(calls, message(31))
 
     with caplog.at_level(logging.INFO):

@@ -16,7 +16,8 @@ from mailroom.answers import Answer, Result, Scope
 from mailroom.queue.lease import Claimed, Lease
 from mailroom.runner.delivery import PUT_OFF_S, SOON_S, LeaseDelivery
 from mailroom.runner.metrics import Metrics
-from mailroom.sender.calls import Attempt, Calls
+from mailroom.sender.attempt import Attempt
+from mailroom.sender.calls import Calls
 from mailroom.sender.failover import EVENT_S
 from mailroom.wire import Message, Reference
 from support.messages import CATALOGUE

@@ -18,13 +18,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Final, NamedTuple, TypeVar
+from typing import Final
 
 from mailroom.action_table import LANES
 from mailroom.answers import Answer, Result, Scope
 from mailroom.concurrency import RankedLock, in_thread
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger, without_addresses
+from mailroom.sender.attempt import Attempt
 from mailroom.sender.brake import Brake
 from mailroom.sender.breaker import Breaker
 from mailroom.sender.rate import Bucket, Rate
@@ -42,35 +43,7 @@ MAX_WAITS: Final = 4
 ACCOUNT: Final = ""
 CUT_OFF: Final = "stopped before it was answered; it may have been accepted"
 
-Item = TypeVar("Item")
-
 log = EventLogger("sender")
-
-
-class Attempt(NamedTuple):
-    """The result of one call.
-
-    Attributes:
-        answers: one for each message, in their order.
-        tripped: whether it tripped a breaker, which then decides when to try again. False for a recipient
-            whose own refusal did, so that others are tried before it.
-    """
-
-    answers: list[Answer]
-    tripped: bool
-
-    def halves(self, items: Sequence[Item]) -> list[Sequence[Item]]:
-        """The items at fault in two halves, if the call was refused because of one recipient among several.
-
-        Args:
-            items: one for each message. Sending the halves separately narrows down which recipient it is.
-
-        Returns:
-            Two halves; nothing when the call was refused for one message alone, or for none.
-        """
-        blamed = [item for item, one in zip(items, self.answers, strict=True) if one.scope is Scope.CALL]
-        half = len(blamed) // 2
-        return [blamed[:half], blamed[half:]] if half else []
 
 
 class Calls:

@@ -5,6 +5,9 @@ second, also what waits for the first. Meanwhile single mails try the first, one
 lets a call through. The call that resets the breaker ends this, and mail goes by the first again. A
 mail that the first refused in such a try, as it refuses all, goes by the second at once.
 
+If the first fails again soon after that, as one that takes a few mails now and then, the second sends at
+once, and the first is not tried for a while, which doubles each time.
+
 Each transport has its own breakers, brake, line and rate. The breaker of an action, or the refusal of a
 recipient, moves no mail to the second.
 
@@ -26,7 +29,8 @@ from typing import Final
 
 from mailroom.answers import Answer, Result, Scope
 from mailroom.logs import EventLogger
-from mailroom.sender.calls import ACCOUNT, Attempt, Calls
+from mailroom.sender.attempt import Attempt
+from mailroom.sender.calls import ACCOUNT, Calls
 from mailroom.sender.rate import Rate
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
@@ -37,6 +41,8 @@ from mailroom.wire import Message
 EVENT_S: Final = 10.0
 # While the second cannot send either, what waits for it looks again in this interval.
 LOOK_S: Final = 1.0
+# For how long at most the first is not tried after it failed again.
+MAX_REST_S: Final = 600.0
 
 log = EventLogger("sender")
 
@@ -64,7 +70,8 @@ class Failover:
         self.resumed = resumed
         self.moved = asyncio.Event()
         self._detour = ""
-        self._moved_at = 0.0
+        self._moved_at = self._back_at = -math.inf
+        self._rest_s = 0.0  # from the last move on, the first is not tried
 
     @property
     def detour(self) -> str:
@@ -77,12 +84,16 @@ class Failover:
         """In how many seconds the second sends if the first still cannot."""
         if self._chosen() is self._second or not self._first.trouble:
             return math.inf
-        return max(self._after_s - self._first.trouble[1], 0.0)
+        return max(self._patience_s - self._first.trouble[1], 0.0)
 
     @property
     def wants_probe(self) -> bool:
         """Whether an attempt with one message is to find out whether the first can send again."""
-        return self._chosen() is self._second and self._first.account_try_in_s is None
+        return (
+            self._chosen() is self._second
+            and self._first.account_try_in_s is None
+            and (time.monotonic() >= self._moved_at + self._rest_s or not self._second.can_send)
+        )
 
     @property
     def can_send(self) -> bool:
@@ -232,10 +243,18 @@ class Failover:
             and not self._first.is_paused(messages[0].action.name)
         )
 
+    @property
+    def _patience_s(self) -> float:
+        """For how long the first cannot send before the second does."""
+        is_on_trial = time.monotonic() < self._back_at + max(self._after_s, self._rest_s)
+        return 0.0 if is_on_trial else self._after_s
+
     def _chosen(self) -> Calls:
         """The one that sends now. Changes it when that is due."""
         trouble = self._first.trouble
-        if not self._detour and trouble and trouble[1] >= self._after_s:
+        if not self._detour and trouble and trouble[1] >= self._patience_s:
+            has_relapsed = self._patience_s == 0.0
+            self._rest_s = min(max(2 * self._rest_s, self._after_s), MAX_REST_S) if has_relapsed else 0.0
             now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             names = f"{self._second.name} sends instead of {self._first.name}"
             self._detour = f"{names} since {now}: {trouble[0]}"
@@ -251,7 +270,8 @@ class Failover:
             self._moved()
         elif self._detour and not trouble:
             self._detour = ""
-            lasted_s = time.monotonic() - self._moved_at
+            self._back_at = time.monotonic()
+            lasted_s = self._back_at - self._moved_at
             log.info("back", to=self._first.name, instead_of=self._second.name, after=f"{lasted_s:.1f}s")
             self._moved()
         return self._second if self._detour else self._first
