@@ -329,6 +329,25 @@ def test_a_failover_and_the_way_back_are_logged_once(
     ]
 
 
+def test_a_mail_that_is_cut_off_names_its_transport(
+    first: Scripted, second: Scripted, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        calls = two_calls(first, second, tmp_path)
+        first.may_answer.clear()
+        one = message(1)
+        attempt = asyncio.create_task(attempted(calls, one))
+        await until(lambda: calls.is_under_way(one))
+        found = calls.cut_off(one)
+        assert found
+        assert (Result.UNKNOWN, "ses") == (found.result, found.transport)
+        assert calls.cut_off(message(2)) is None
+        first.may_answer.set()
+        assert await attempt
+
+    asyncio.run(scenario())
+
+
 def send(
     first: Scripted, second: Scripted, folder: Path, scenario: Callable[[Sender], Awaitable[None]]
 ) -> Sent:

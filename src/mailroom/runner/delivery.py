@@ -118,6 +118,7 @@ class LeaseDelivery:
             provider=self._provider,
             retry_ms=round(1000 * retry_s),
             retry_limit=RETRY_LIMIT,
+            never_early=self._calls.lost_wait_s > 0,
         )
         actions = {claimed.token: claimed.action for claimed in lease.claimed}
         tried = {token: one for token, one in recorded.items() if answers[token]}
