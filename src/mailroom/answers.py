@@ -56,6 +56,7 @@ class Answer:
         is_ours: whether Mailroom gave it without asking the provider, so it says nothing about the provider.
         template: the name of the template that the mail was made from, for the ledger.
         language: the language of that template; empty for the templates' own.
+        transport: which of two transports was called; empty where there is one.
     """
 
     result: Result
@@ -65,6 +66,7 @@ class Answer:
     is_ours: bool = False
     template: str = field(default="", compare=False)
     language: str = field(default="", compare=False)
+    transport: str = field(default="", compare=False)
 
     def of_template(self, template: str, language: str) -> Answer:
         """The same answer, about a mail from this template."""

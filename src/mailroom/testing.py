@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mailroom.answers import Answer
     from mailroom.inbox.mails import KeptMail
-    from mailroom.settings.sender import SmtpServer
+    from mailroom.settings.transports import SmtpServer
     from mailroom.settings.worker import RunSettings
     from mailroom.transports.transport import Transport
     from mailroom.wire import Message
@@ -228,7 +228,7 @@ async def _work(settings: RunSettings, inbox: MailroomInbox, started: Future[Cal
             loop.call_soon_threadsafe(stop.set)
 
     try:
-        async with working(settings, _transport(settings, inbox)) as worker:
+        async with working(settings, [_transport(settings, inbox)]) as worker:
             started.set_result(stop_soon)
             ended = asyncio.create_task(worker.ended())
             stopping = asyncio.create_task(stop.wait())

@@ -158,7 +158,7 @@ def test_a_lost_answer_that_an_event_told(db: Db, handed: Handed) -> None:
     assert f"sent: {ACCEPTED}" == text.splitlines()[0]
     assert [
         "  T  attempt 1, w: unknown: no answer",
-        "  T  after attempt 1, w: sent as m-1 (activation, en), known from SES's event",
+        "  T  after attempt 1, w: sent by SES as m-1 (activation, en), known from SES's event",
     ] == _lines(text, ", w: ")
 
 
@@ -232,7 +232,7 @@ def test_a_mail_is_found_after_the_account_is_gone(db: Db, handed: Handed, who: 
         recipient="old@bücher.example",
         template="activation",
     )
-    assert "attempt 1, w: sent to o…@bücher.example as m-1 (activation)" in told(db, who)[0]
+    assert "attempt 1, w: sent by SES to o…@bücher.example as m-1 (activation)" in told(db, who)[0]
     db.execute("DELETE FROM accounts")
     (text,) = told(db, who)
     assert [

@@ -294,3 +294,21 @@ def test_a_mail_whose_answer_was_lost_is_due_again_before_it_expires(
         "SELECT extract(epoch FROM due_at - clock_timestamp())::double precision FROM mailroom.leases"
     ).fetchall()
     assert due_s - 0.5 < wait_s <= due_s
+
+
+def test_a_mail_that_may_go_by_another_transport_is_never_due_early(db: Db) -> None:
+    token = sign_up(db, "ada")
+    (lease,) = claim(db)
+    db.execute("UPDATE tokens SET expires_at = clock_timestamp() + interval '12 seconds'")
+    record(db, lease, {token: "unknown"}, retry_ms=10_000, never_early=True)
+    ((wait_s,),) = db.execute(
+        "SELECT extract(epoch FROM due_at - clock_timestamp())::double precision FROM mailroom.leases"
+    ).fetchall()
+    assert 9 < wait_s <= 10
+
+
+def test_each_row_of_the_ledger_names_its_own_transport(db: Db) -> None:
+    first, second = sign_up(db, "a"), sign_up(db, "b")
+    (lease,) = claim(db)
+    record(db, lease, {first: "sent", second: "unknown"}, providers={first: "smtp", second: "ses"})
+    assert [(first, "smtp", "sent"), (second, "ses", "unknown")] == ledger(db, "token", "provider", "outcome")

@@ -86,7 +86,7 @@ def test_a_sent_mail_is_explained_from_the_row_to_the_message_id(db: Db) -> None
             f"  token {token}: activation for zoe <z…@example.com>, whose account is provisioned\n"
             "  T  made; it expires at T\n"
             "  T  attempt 1, w: retried: Maximum sending rate exceeded.\n"
-            "  T  attempt 2, w: sent as 0100-abc"
+            "  T  attempt 2, w: sent by SES as 0100-abc"
         )
     ] == told(db, "zoe")
 

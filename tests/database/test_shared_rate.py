@@ -66,7 +66,7 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(db: Db, recipients: 
 def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> None:
     async def scenario() -> list[bool]:
         queue = Queue(Database(database, program="mailroom test", answer_limit_s=30), channel="token_insert")
-        rate, line = SharedRate(queue, 2.0), RankedLock()
+        rate, line = SharedRate(queue, 2.0, "ses"), RankedLock()
         until = time.monotonic() + 3
 
         async def take() -> bool:
@@ -98,7 +98,7 @@ class CountingQueue(Queue):
         self.charged: list[int] = []
 
     async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
-        recipients, *_ = parameters
+        _, recipients, *_ = parameters
         assert isinstance(recipients, int)
         self.charged.append(recipients)
         return await super().ask(query, parameters)
@@ -114,7 +114,7 @@ def test_one_charge_is_for_several_calls_at_a_high_rate(
 ) -> None:
     async def scenario() -> list[int]:
         queue = CountingQueue(database)
-        rate = SharedRate(queue, ceiling)
+        rate = SharedRate(queue, ceiling, "ses")
         try:
             for behind in (3, 2, 1, 0):
                 await rate.take(recipients, behind=behind * recipients)
@@ -128,7 +128,7 @@ def test_one_charge_is_for_several_calls_at_a_high_rate(
 def test_a_call_that_gives_up_leaves_its_charge_to_the_next(database: str) -> None:
     async def scenario() -> tuple[list[int], float]:
         queue = CountingQueue(database)
-        rate = SharedRate(queue, 20)
+        rate = SharedRate(queue, 20, "ses")
         try:
             await rate.take(10)
             with pytest.raises(TimeoutError):
@@ -187,7 +187,7 @@ def test_it_settles_near_what_the_provider_lets_through(
     async def scenario() -> None:
         queue = ClockedQueue(database, clock)
         try:
-            await send(account, SharedRate(queue, ceiling), clock, seconds)
+            await send(account, SharedRate(queue, ceiling, "ses"), clock, seconds)
         finally:
             await queue.close()
 

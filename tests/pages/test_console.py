@@ -205,7 +205,7 @@ def test_the_story_of_a_mail(db: Db, console: ConsoleServer) -> None:
         shown = text(page(console, f"/why?who={who}"))
         assert f"sent Token {token} , activation SES accepted it at" in shown
         assert "For zoe <z…@example.com>, whose account is provisioned." in shown
-        assert "attempt 1, w: sent as 0100-abc" in shown
+        assert "attempt 1, w: sent by SES as 0100-abc" in shown
     assert "no account or token matches 'nobody'" in text(page(console, "/why?who=nobody"))
     assert "Find a mail" in page(console, "/why?who=%00")
     assert HOSTILE not in page(console, f"/why?who={HOSTILE}")

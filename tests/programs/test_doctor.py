@@ -1102,6 +1102,22 @@ def test_a_healthy_mail_server(sending: dict[str, str]) -> None:
     assert [] == server.mails
 
 
+def test_the_second_transport_is_checked_too(sending: dict[str, str]) -> None:
+    with mail_server() as first, mail_server() as second:
+        addresses = f"{by_smtp(first)},{by_smtp(second)}"
+        findings = the_account(sending, TRANSPORT=addresses)
+        names = ["mail-server", "encryption", "login", "templates", "sender"]
+        assert [*SENDING, *names, *(f"second-{name}" for name in names)] == list(findings)
+        assert [] == not_ok(findings)
+        second.answer("banner", "554 go away")
+        findings = the_account(sending, TRANSPORT=addresses)
+        assert ["second-mail-server"] == faults(findings)
+        assert (SKIPPED, OK) == (findings["second-login"].state, findings["login"].state)
+    with mail_server() as second:
+        findings = the_account(sending, TRANSPORT=f"ses,{by_smtp(second)}")
+        assert {"credentials", "second-mail-server"} <= set(findings)
+
+
 def test_mail_servers_over_tls(
     sending: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

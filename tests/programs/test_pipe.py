@@ -36,7 +36,7 @@ from mailroom.operations.action_files import write_built_in
 from mailroom.sender.program import Pipe
 from mailroom.sender.rejected import RejectedRow, read
 from mailroom.sender.stdin import Input
-from mailroom.transports.transport import open_transport
+from mailroom.transports.transport import open_transports
 from mailroom.wire import encode
 from support import commands
 from support.inbox import ses_client
@@ -594,7 +594,7 @@ def test_a_fault_of_ours_is_noticed_while_nothing_is_read(
     reader, writer = os.pipe()
     os.write(writer, encode([message(1)]))
     with pytest.raises(KeyError, match="a bug"):
-        asyncio.run(Pipe(chosen, Input(reader), open_transport(chosen)).run(asyncio.Event()))
+        asyncio.run(Pipe(chosen, Input(reader), open_transports(chosen)).run(asyncio.Event()))
     os.close(reader)
     os.close(writer)
     assert 1 == len(set_aside(tmp_path))
@@ -782,7 +782,7 @@ def test_what_is_set_aside_is_on_the_disk_before_the_next_read(
     for _ in range(3):
         os.write(writer, encode([message(number) for number in range(50)]))  # a whole call
     os.close(writer)
-    assert asyncio.run(Pipe(chosen, lines, open_transport(chosen)).run(asyncio.Event())) is False
+    assert asyncio.run(Pipe(chosen, lines, open_transports(chosen)).run(asyncio.Event())) is False
     os.close(reader)
     assert 3 == len(set_aside(tmp_path))
     # A line is taken when the one before it is settled: so a read follows each fsync. The first one

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mailroom.logs import EventLogger
-from mailroom.settings.sender import SmtpServer
+from mailroom.settings.transports import SmtpServer
 from support import commands
 from support.processes import KEY, PATIENCE_S
 from support.secrets import Watch, leaks, secrets_of

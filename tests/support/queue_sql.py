@@ -38,7 +38,7 @@ def claim(
 
 def reserve(db: Db, recipients: int, ceiling: float, longest_s: float = float("inf")) -> float:
     """Charge the shared rate by the sender's policy; returns the wait in seconds."""
-    ((wait_s, _),) = db.execute(RESERVE, [recipients, 0, ceiling, longest_s, *POLICY]).fetchall()
+    ((wait_s, _),) = db.execute(RESERVE, ["ses", recipients, 0, ceiling, longest_s, *POLICY]).fetchall()
     return float(wait_s)
 
 
@@ -63,16 +63,19 @@ def record(
     *,
     detail: str = "",
     message_ids: Mapping[int, str] | None = None,
+    providers: Mapping[int, str] | None = None,
     recipient: str = "",
     template: str = "",
     language: str = "",
     retry_ms: int = 0,
     limit: int = 3,
+    never_early: bool = False,
 ) -> bool:
     """Settle a lease as `mailroom run` does; returns whether it was still held under its key."""
     fingerprints = dict(zip(lease.tokens, lease.fingerprints, strict=True))
     rows = db.execute(
-        "SELECT settled FROM mailroom.record(%s, %s, %s, 'w', 'ses', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        "SELECT settled FROM mailroom.record("
+        "%s, %s, %s, 'w', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         [
             lease.lease,
             lease.key,
@@ -80,6 +83,7 @@ def record(
             [*results],
             [fingerprints[token] for token in results],
             [*results.values()],
+            [(providers or {}).get(token, "ses") for token in results],
             [(message_ids or {}).get(token, "") for token in results],
             [detail] * len(results),
             [recipient] * len(results),
@@ -87,6 +91,7 @@ def record(
             [language] * len(results),
             retry_ms,
             limit,
+            never_early,
         ],
     ).fetchall()
     return all(row[0] for row in rows)

@@ -29,7 +29,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from mailroom.logs import EventLogger, _TextFormatter
-from mailroom.settings.sender import SmtpServer
+from mailroom.settings.transports import SmtpServer
 from support import commands
 from support.processes import KEY
 from support.senders import AWS_SECRET, AWS_TOKEN

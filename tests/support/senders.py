@@ -22,7 +22,7 @@ from mailroom.sender.policy import Sender, Verdict
 from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import read_settings
 from mailroom.templates import sources
-from mailroom.transports.transport import Transport, open_transport
+from mailroom.transports.transport import Transport, open_transports
 from mailroom.wire import Message, encode
 from support.processes import PATIENCE_S
 
@@ -101,7 +101,7 @@ def send(
 
     async def run() -> None:
         sender = Sender(
-            transport or open_transport(chosen),
+            [transport] if transport else open_transports(chosen),
             chosen,
             sent.report,
             retry_limit=retry_limit,

@@ -296,7 +296,7 @@ def test_a_list_of_refused_recipients_does_not_stop_the_others(
     sent = Sent()
 
     async def run() -> None:
-        sender = Sender(open_transport(far.settings), far.settings, sent.report, retry_limit=3)
+        sender = Sender([open_transport(far.settings)], far.settings, sent.report, retry_limit=3)
         async with asyncio.timeout(PATIENCE_S):
             await sender.start()
             await sender.submit(TWENTY)

@@ -14,9 +14,11 @@ import pytest
 from mailroom.actions import Action
 from mailroom.answers import Answer, Result, Scope
 from mailroom.queue.lease import Claimed, Lease
-from mailroom.runner.delivery import EVENT_S, PUT_OFF_S, SOON_S, LeaseDelivery
+from mailroom.runner.delivery import PUT_OFF_S, SOON_S, LeaseDelivery
 from mailroom.runner.metrics import Metrics
-from mailroom.sender.calls import Attempt
+from mailroom.sender.attempt import Attempt
+from mailroom.sender.calls import Calls
+from mailroom.sender.failover import EVENT_S
 from mailroom.wire import Message, Reference
 from support.messages import CATALOGUE
 
@@ -36,6 +38,8 @@ class ScriptedCalls:
     """Answers each attempt by its messages' logins; an attempt without an answer got no turn."""
 
     largest = 50
+    can_send = True
+    wants_probe, moves_in_s, lost_wait_s = Calls.wants_probe, Calls.moves_in_s, Calls.lost_wait_s
 
     def __init__(self, answers: dict[str, list[Answer]]) -> None:
         self._answers = answers

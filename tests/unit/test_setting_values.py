@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from mailroom.cli.main import cli
 from mailroom.errors import SettingsError
 from mailroom.settings import misspelt
 from mailroom.settings.addresses import web_address
-from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SmtpServer
 from mailroom.settings.variables import read_settings, variables
 from mailroom.settings.worker import RunSettings
 
@@ -27,7 +29,8 @@ GOOD = {
     "BATCH_TIMEOUT": "5",
     "LINE_FORMAT": "json",
     "BATCH_LIMIT": "7",
-    "TRANSPORT": "smtp://u:hunter2@mail.example:25",
+    "TRANSPORT": "smtp://u:hunter2@mail.example:25,sesv2",
+    "FAILOVER_AFTER": "3",
     "DEBUG": "false",
     "SES_CONFIG_SET": "letters",
     "SES_SOURCE": "Acme <noreply@acme.example>",
@@ -206,6 +209,19 @@ def test_an_invisible_character_is_named(name: str) -> None:
         ("TRANSPORT", "smtp://u:hunter2@mail.example..", "neither ses, sesv2, debug nor smtp://"),
         ("TRANSPORT", "smtp://.", "neither ses, sesv2, debug nor smtp://"),
         ("TRANSPORT", "smtp://mail\u3000server.example", "contains a blank"),
+        ("TRANSPORT", "ses,smtp://u:hunter2@mail.example,sesv2", "3 transports"),
+        ("TRANSPORT", "ses,", "the second transport is empty"),
+        ("TRANSPORT", ",smtp://u:hunter2@mail.example", "the first transport is empty"),
+        ("TRANSPORT", "ses,ses", "the second transport is the first again"),
+        (
+            "TRANSPORT",
+            "smtp://u:hunter2@b.example,smtp://b.example",
+            "the second transport is the first again",
+        ),
+        ("TRANSPORT", "ses,debug", "write it alone"),
+        ("TRANSPORT", "debug,smtp://u:hunter2@mail.example", "write it alone"),
+        ("TRANSPORT", "ses,hunter2", "the second transport: neither ses, sesv2, debug nor smtp://"),
+        ("TRANSPORT", "smtp://u:hunter2%@mail.example,ses", "the first transport: a % is not followed"),
         ("SES_SOURCE", "no\u3000reply@acme.example", "not one address"),
         ("APP_URL", "https://acme\u3000.example", "contains a blank"),
         ("SECRET_KEY", f"{KEY[:32]}\u3000{KEY[32:]}", "not hexadecimal"),
@@ -290,6 +306,46 @@ def test_an_application_may_have_an_ideographic_space_in_its_name() -> None:
 )
 def test_a_mail_server_that_can_be_used(text: str, server: SmtpServer) -> None:
     assert server == read_settings(SenderSettings, {"MAILROOM_TRANSPORT": text}).transport
+
+
+SERVER = SmtpServer("mail.example", 587, "", "", tls=False, require_tls=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("ses,smtp://mail.example", ("ses", SERVER)),
+        ("smtp://mail.example , sesv2", (SERVER, "sesv2")),
+        ("ses,sesv2", ("ses", "sesv2")),
+        ("smtp://mail.example,smtp://b.example:25", (SERVER, replace(SERVER, host="b.example", port=25))),
+        (
+            "ses,smtp://u:a,b@mail.example",
+            ("ses", replace(SERVER, user="u", password="a,b", require_tls=True)),
+        ),
+        (
+            "smtp://u:a@,ses,b@mail.example",
+            (replace(SERVER, user="u", password="a@,ses,b", require_tls=True),),
+        ),
+        (
+            "smtp://u:hunter2@mail.example,smtp://u:hunter3@b.example",
+            (
+                replace(SERVER, user="u", password="hunter2", require_tls=True),
+                replace(SERVER, user="u", password="hunter3", require_tls=True, host="b.example"),
+            ),
+        ),
+    ],
+)
+def test_two_transports(text: str, addresses: tuple[object, ...]) -> None:
+    found = read_settings(SenderSettings, {"MAILROOM_TRANSPORT": text})
+    assert addresses == found.addresses
+    assert list(addresses) == [each.transport for each in found.each]
+    assert ("ses" in text) == (found.over_ses is not None) or len(addresses) == 1
+
+
+def test_debug_is_the_only_transport() -> None:
+    found = read_settings(SenderSettings, {"MAILROOM_TRANSPORT": "ses,sesv2", "MAILROOM_DEBUG": "true"})
+    assert ["debug"] == [each.transport for each in found.each]
+    assert found.over_ses is None
 
 
 def test_a_password_may_look_like_a_comment() -> None:

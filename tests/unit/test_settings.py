@@ -11,7 +11,8 @@ import mailroom
 from mailroom.errors import SettingsError
 from mailroom.settings import misspelt
 from mailroom.settings.collector import CollectorSettings, DatabaseSettings, KeySettings
-from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SmtpServer
 from mailroom.settings.variables import read_settings
 from mailroom.settings.worker import RunSettings
 from support.messages import ACTIVATION, PASSWORD_RECOVERY

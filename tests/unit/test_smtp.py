@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
 from mailroom.operations.action_files import write_built_in
-from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SmtpServer
 from mailroom.settings.variables import read_settings
 from mailroom.templates import mails, sources
 from mailroom.transports import smtp

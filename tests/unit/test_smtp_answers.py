@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mailroom.answers import Result, Scope
-from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SmtpServer
 from mailroom.settings.variables import read_settings
 from mailroom.transports.refusals import about_recipient, about_sender
 from mailroom.transports.smtp import SmtpTransport

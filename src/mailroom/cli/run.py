@@ -30,13 +30,13 @@ def run() -> None:
 
     from mailroom.runner.program import Runner
     from mailroom.settings import misspelt
-    from mailroom.transports.transport import open_transport
+    from mailroom.transports.transport import open_transports
 
     misspelt.warn(os.environ)
     settings = from_environment(RunSettings)
 
     async def work() -> None:
-        await Runner(settings, open_transport(settings.sender)).run(stop_on_signals())
+        await Runner(settings, open_transports(settings.sender)).run(stop_on_signals())
 
     collect_garbage_rarely()
     asyncio.run(work())

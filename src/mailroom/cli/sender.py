@@ -29,13 +29,13 @@ def sender() -> None:
     from mailroom.sender.program import Pipe
     from mailroom.sender.stdin import standard_input
     from mailroom.settings import misspelt
-    from mailroom.transports.transport import open_transport
+    from mailroom.transports.transport import open_transports
 
     misspelt.warn(os.environ)
     settings = from_environment(SenderSettings)
 
     async def run() -> bool:
-        pipe = Pipe(settings, standard_input(), open_transport(settings))
+        pipe = Pipe(settings, standard_input(), open_transports(settings))
         return await pipe.run(stop_on_signals())
 
     sys.exit(0 if asyncio.run(run()) else EXIT_TRY_AGAIN)

@@ -19,7 +19,7 @@ from mailroom.doctor.report import Check, Finding, NotKnown, Report, fault, ok, 
 from mailroom.errors import MailroomError, SettingsError, TransportError
 from mailroom.settings.collector import DatabaseSettings
 from mailroom.settings.events import EventsSettings
-from mailroom.settings.sender import SES_TRANSPORTS, SenderSettings
+from mailroom.settings.sender import SenderSettings
 from mailroom.settings.variables import read_settings
 from mailroom.wording import counted
 
@@ -44,17 +44,17 @@ def examine(environment: Mapping[str, str], report: Report) -> None:
     """Run the checks."""
     settings = variables.read(EventsSettings, environment, report, "mailroom events")
     try:
-        sender = read_settings(SenderSettings, environment)
+        sender = read_settings(SenderSettings, environment).over_ses
     except SettingsError:
         sender = None  # the sending side reports it
-    if settings.queue or (sender and sender.transport in SES_TRANSPORTS):
+    if settings.queue or sender:
         report.run(CHECKS, Subject(environment, settings, sender))
     elif not any(finding.name == "MAILROOM_EVENTS" for finding in report.findings):
         report.add("events-queue", ok("none is set, and the transport publishes no events"))
 
 
 class Subject:
-    """What the checks share: the settings; None for the sender's if they are not valid."""
+    """What the checks share: the settings; None for the sender's if they are not valid, or name no SES."""
 
     def __init__(
         self, environment: Mapping[str, str], settings: EventsSettings, sender: SenderSettings | None
@@ -93,7 +93,7 @@ def published(subject: Subject) -> Finding:
     """The configuration set has a destination for the events, as far as SES's API shows it."""
     if not subject.queue:
         return skipped("needs MAILROOM_EVENTS")
-    if subject.sender is None or subject.sender.transport not in SES_TRANSPORTS:
+    if subject.sender is None:
         return skipped("needs the transport ses or sesv2")
     name = subject.sender.config_set
     if not name:
@@ -116,7 +116,7 @@ def published(subject: Subject) -> Finding:
 
 def account_list(subject: Subject) -> Finding:
     """What SES suppresses for the account is suppressed here too, as far as it may be read."""
-    if subject.sender is None or subject.sender.transport not in SES_TRANSPORTS:
+    if subject.sender is None:
         return skipped("needs the transport ses or sesv2")
     try:
         url = read_settings(DatabaseSettings, subject.environment).database_url

@@ -16,7 +16,8 @@ from typing import Final, Self
 from mailroom.doctor.files import local_templates
 from mailroom.doctor.report import Check, Finding, fault, ok, warning
 from mailroom.errors import TransportError
-from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings, SmtpServer, is_loopback
+from mailroom.settings.sender import DEFAULT_SOURCE, SenderSettings
+from mailroom.settings.transports import SmtpServer, is_loopback
 from mailroom.transports.smtp import SmtpTransport
 
 LIMIT_S: Final = 4.0

@@ -206,10 +206,10 @@ END $$;
 COMMENT ON FUNCTION mailroom.settle IS
     'Ends a lease, or only the given tokens of it. Returns false if the lease no longer has this key.';
 
-CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text, p_provider text,
-                                p_tokens bigint[], p_fingerprints bytea[], p_results text[],
+CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text,
+                                p_tokens bigint[], p_fingerprints bytea[], p_results text[], p_providers text[],
                                 p_message_ids text[], p_details text[], p_recipients text[], p_templates text[],
-                                p_languages text[], p_retry_ms integer, p_retry_limit integer)
+                                p_languages text[], p_retry_ms integer, p_retry_limit integer, p_never_early boolean)
 RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
@@ -245,11 +245,11 @@ BEGIN
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
          language, subject)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker,
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, u.message_id, u.detail, p_worker,
            u.recipient, u.template, u.language, u.subject
-    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_message_ids, p_details, p_recipients, p_templates,
-                p_languages, subjects)
-         AS u (id, fingerprint, outcome, result, message_id, detail, recipient, template, language, subject)
+    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_providers, p_message_ids, p_details, p_recipients,
+                p_templates, p_languages, subjects)
+         AS u (id, fingerprint, outcome, result, provider, message_id, detail, recipient, template, language, subject)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused')),
@@ -262,7 +262,7 @@ BEGIN
         SET tokens = rest, worker = CASE WHEN put_off THEN 'paused' ELSE '' END, due_at = least(
             clock_timestamp() + p_retry_ms * interval '1 millisecond',
             -- A mail whose answer was lost waits for an event, and is sent once more before it is too late.
-            (SELECT CASE WHEN lost THEN least(greatest(min(t.expires_at) - interval '5 seconds',
+            (SELECT CASE WHEN lost AND NOT p_never_early THEN least(greatest(min(t.expires_at) - interval '5 seconds',
                                                        clock_timestamp() + interval '1 second'), min(t.expires_at))
                          ELSE min(t.expires_at) END
              FROM public.tokens t WHERE t.id = ANY (rest)))
@@ -285,7 +285,7 @@ COMMENT ON FUNCTION mailroom.record IS
     'Settles a lease with the outcomes of an attempt. The outcomes go into the ledger whether or not the lease '
     'still has this key; settled says whether it did. Sent and rejected tokens leave the lease. The '
     'others are due after p_retry_ms, or when the first of them expires if that is earlier; five seconds before that '
-    'if an answer is unknown. A token that failed '
+    'if an answer is unknown, unless p_never_early, as where the retry may go by another transport. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
     'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has '
@@ -1510,25 +1510,24 @@ COMMENT ON FUNCTION mailroom.next_due IS
     'the first lease is due or the next claim must check all leases. NULL if there is nothing to wait for, or '
     'the queue is paused.';
 
--- The rate that all workers share: a token bucket as one timestamp (the generic cell rate algorithm, ITU-T
--- I.371), which adapts to the provider's throttles. The caller passes the bucket's policy.
+-- The rate of a transport that all workers share: a token bucket as one timestamp (the generic cell rate algorithm,
+-- ITU-T I.371), which adapts to the provider's throttles. The caller passes the bucket's policy.
 
 CREATE TABLE mailroom.rates (
-    one_row    boolean     PRIMARY KEY DEFAULT true,
+    transport  text        PRIMARY KEY,
     free_at    timestamptz NOT NULL DEFAULT '-infinity',
     rate       double precision NOT NULL,
-    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT rates_one_row CHECK (one_row)
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 10);
 
 COMMENT ON TABLE mailroom.rates IS
-    'The rate that all workers share, in one row: a token bucket as one timestamp.';
-COMMENT ON COLUMN mailroom.rates.one_row IS 'Always true, so that there is one row.';
+    'The rate of each transport, which all workers share: a token bucket as one timestamp.';
+COMMENT ON COLUMN mailroom.rates.transport IS 'The transport.';
 COMMENT ON COLUMN mailroom.rates.free_at IS 'The time up to which the rate is used by earlier charges.';
 COMMENT ON COLUMN mailroom.rates.rate IS 'Recipients a second at present.';
 COMMENT ON COLUMN mailroom.rates.changed_at IS 'When the rate was last computed.';
 
-CREATE FUNCTION mailroom.reserve(p_recipients integer, p_throttled integer, p_ceiling double precision,
+CREATE FUNCTION mailroom.reserve(p_transport text, p_recipients integer, p_throttled integer, p_ceiling double precision,
                                  p_longest_s double precision, p_burst_s double precision,
                                  p_doubled_in_s double precision, p_least_factor double precision,
                                  p_lowest_share double precision)
@@ -1547,10 +1546,10 @@ BEGIN
         RAISE EXCEPTION 'mailroom: a charge needs at least one recipient, and a rate above zero'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
+    SELECT r.* INTO bucket FROM mailroom.rates r WHERE r.transport = p_transport FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        INSERT INTO mailroom.rates (rate) VALUES (p_ceiling) ON CONFLICT DO NOTHING;
-        SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
+        INSERT INTO mailroom.rates (transport, rate) VALUES (p_transport, p_ceiling) ON CONFLICT DO NOTHING;
+        SELECT r.* INTO bucket FROM mailroom.rates r WHERE r.transport = p_transport FOR NO KEY UPDATE;
     END IF;
     now := clock_timestamp();
     -- Not below zero, since the clock may have been set back; ten doublings are more than the rate ever needs.
@@ -1570,11 +1569,12 @@ BEGIN
     IF needed_s <= least(p_longest_s, longest_s) THEN
         bucket.free_at := bucket.free_at + charge_s * interval '1 second';
     END IF;
-    UPDATE mailroom.rates r SET free_at = bucket.free_at, rate = bucket.rate, changed_at = now;
+    UPDATE mailroom.rates r SET free_at = bucket.free_at, rate = bucket.rate, changed_at = now
+    WHERE r.transport = p_transport;
     RETURN QUERY SELECT needed_s, bucket.rate;
 END $$;
 COMMENT ON FUNCTION mailroom.reserve IS
-    'Charges recipients to the rate that all workers share, and returns the seconds to wait before the call and '
+    'Charges recipients to the rate of a transport that all workers share, and returns the seconds to wait before the call and '
     'the rate at present. If the wait is longer than p_longest_s, or than 15 s, nothing is charged: ask again. '
     'The bucket holds p_burst_s seconds of the rate. The rate doubles in p_doubled_in_s seconds, up to p_ceiling. '
     'Each of p_throttled, the recipients that the provider throttled since the last charge, lowers it by one a '

@@ -62,7 +62,8 @@ RETURNS TABLE (waiting bigint, urgent bigint, normal bigint, bulk bigint, schedu
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT b.waiting, w.urgent, w.normal, w.bulk, w.scheduled + r.scheduled, b.in_flight - r.retrying, r.retrying,
            b.oldest_age, d.sent_minute, d.rejected_minute, d.unknown_minute, d.sent_hour, d.rejected_hour,
-           d.unknown_hour, j.paused_at, j.pause_reason, (SELECT s.rate FROM mailroom.rates s)
+           d.unknown_hour, j.paused_at, j.pause_reason,
+           (SELECT s.rate FROM mailroom.rates s ORDER BY s.changed_at DESC LIMIT 1)
     FROM public.jobs j
     CROSS JOIN mailroom.backlog() b
     CROSS JOIN mailroom.waiting() w
@@ -183,7 +184,7 @@ BEGIN
     IF NOT is_paused THEN
         oldest_due := greatest(extract(epoch FROM clock_timestamp() - least(first, due)), 0);
     END IF;
-    rate := (SELECT r.rate FROM mailroom.rates r);
+    rate := (SELECT r.rate FROM mailroom.rates r ORDER BY r.changed_at DESC LIMIT 1);
     RETURN NEXT;
 END $$;
 COMMENT ON FUNCTION mailroom.pulse IS

@@ -110,7 +110,8 @@ def _events(mail: MailState) -> list[tuple[datetime, str]]:
             what = BY_HAND
         said = f": {one.why}"
         if one.outcome == Outcome.SENT and one.message_id:
-            said = f"{_to(mail, one)} as {one.message_id}{_made_from(one)}"
+            sender = f" by {one.by}" if one.provider else ""
+            said = f"{sender}{_to(mail, one)} as {one.message_id}{_made_from(one)}"
         elif one.why == one.outcome:
             said = ""
         by = f", {plain(one.worker)}" if one.worker else ""

@@ -28,7 +28,7 @@ from mailroom.queue.known_actions import KnownActions
 from mailroom.queue.lease import Lease, Signed, sign_claimed
 from mailroom.runner.ledger import record
 from mailroom.runner.metrics import Metrics
-from mailroom.sender.calls import Calls
+from mailroom.sender.failover import EVENT_S, AnyCalls
 from mailroom.wire import Message, Reference, checked
 
 # A mail that waits longer at a tripped breaker is claimed again, and the claim checks again whether it may be
@@ -38,12 +38,9 @@ MAX_AT_BREAKER_S: Final = 1.0
 BACK_OFF_S: Final = (0.5, 60.0)
 # For how long the mails of a paused action are put off. They are due at once when they can be sent again.
 PUT_OFF_S: Final = 300.0
-# An event says usually within a second that a mail was taken.
-EVENT_S: Final = 10.0
 # Another lease is to try if the one that was to come back is later than this.
 LATE_S: Final = 5.0
 SOON_S: Final = 0.2
-CUT_OFF: Final = Answer(Result.UNKNOWN, "stopped before it was answered; it may have been accepted")
 
 log = EventLogger("run")
 
@@ -52,7 +49,7 @@ class LeaseDelivery:
     """Delivers leases of ``queue`` over ``calls``, signed with ``keys``.
 
     Args:
-        provider: the transport's name, for the ledger.
+        provider: the transport's name, for the ledger; of two the first's.
         waits_for_events: whether the provider reports by an event that it took a mail. Then a mail whose
             answer was lost waits for one before it is sent again.
     """
@@ -60,7 +57,7 @@ class LeaseDelivery:
     def __init__(
         self,
         queue: Queue,
-        calls: Calls,
+        calls: AnyCalls,
         metrics: Metrics,
         *,
         provider: str,
@@ -94,7 +91,9 @@ class LeaseDelivery:
         try:
             await asyncio.gather(*attempts)
         except asyncio.CancelledError:
-            under_way = {token: CUT_OFF for token, message in messages if self._calls.is_under_way(message)}
+            under_way = {
+                token: answer for token, message in messages if (answer := self._calls.cut_off(message))
+            }
             if any(answers.values()) or under_way:
                 self._cut_off.append((lease, {**answers, **under_way}))
             raise
@@ -119,6 +118,7 @@ class LeaseDelivery:
             provider=self._provider,
             retry_ms=round(1000 * retry_s),
             retry_limit=RETRY_LIMIT,
+            never_early=self._calls.lost_wait_s > 0,
         )
         actions = {claimed.token: claimed.action for claimed in lease.claimed}
         tried = {token: one for token, one in recorded.items() if answers[token]}
@@ -134,16 +134,21 @@ class LeaseDelivery:
     ) -> None:
         """Send messages of one action and language, and add their answers to ``answers``."""
         action = messages[0][1].action.name
-        size = self._calls.largest
-        chunks = [messages[first : first + size] for first in range(0, len(messages), size)]
+        chunks = [messages]
         while chunks and self._calls.try_in_s(action) is None:
             chunk = chunks.pop()
+            # While no transport can send, one mail tries the first.
+            size = 1 if self._calls.wants_probe and not self._calls.can_send else self._calls.largest
+            if len(chunk) > size:
+                chunks.append(chunk[size:])
+                chunk = chunk[:size]
             # Only within the lease's time: a process that was suspended must not send late.
             attempt = await self._calls.attempt(
                 [message for _, message in chunk],
                 lease.valid_until,
                 lane=lease.lane,
                 max_wait_s=MAX_AT_BREAKER_S,
+                is_retry=lease.generation > 1,
             )
             if attempt is None:
                 continue
@@ -165,12 +170,15 @@ class LeaseDelivery:
             known_s = [wait_s for wait_s in waits_s if wait_s is not None]
             if known_s and len(known_s) == len(waits_s):
                 return min(known_s)
-        return max(back_off_s(lease.generation - 1, BACK_OFF_S), self._event_s(answers))
+        # They are due by the time when another transport begins to send.
+        wait_s = min(back_off_s(lease.generation - 1, BACK_OFF_S), self._calls.moves_in_s)
+        return max(wait_s, self._event_s(answers))
 
     def _event_s(self, answers: dict[int, Answer | None]) -> float:
         """For how long a retry waits for an event that says that the mail was taken."""
         is_unknown = any(answer and answer.result is Result.UNKNOWN for answer in answers.values())
-        return EVENT_S if self._waits_for_events and is_unknown else 0.0
+        waits = self._waits_for_events or self._calls.lost_wait_s
+        return EVENT_S if waits and is_unknown else 0.0
 
     def _put_off_s(self, lease: Lease, action: str) -> float | None:
         """For how long the mails of a paused action are put off; None when one may be tried now."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -75,25 +75,25 @@ async def worker(environ: Mapping[str, str] | None = None) -> AsyncIterator[Work
         yield running
 
 
-def _opened(environ: Mapping[str, str]) -> tuple[RunSettings, Transport]:
+def _opened(environ: Mapping[str, str]) -> tuple[RunSettings, Sequence[Transport]]:
     # Here, so that a thread imports botocore and psycopg, which takes a while.
     from mailroom.runner import program  # noqa: F401
     from mailroom.settings import misspelt
     from mailroom.settings.variables import read_settings
     from mailroom.settings.worker import RunSettings
-    from mailroom.transports.transport import open_transport
+    from mailroom.transports.transport import open_transports
 
     misspelt.warn(environ)
     settings = read_settings(RunSettings, environ)
-    return settings, open_transport(settings.sender)
+    return settings, open_transports(settings.sender)
 
 
 @asynccontextmanager
-async def working(settings: RunSettings, transport: Transport) -> AsyncIterator[Worker]:
-    """Run a worker that sends over this transport; see ``worker``."""
+async def working(settings: RunSettings, transports: Sequence[Transport]) -> AsyncIterator[Worker]:
+    """Run a worker that sends over these transports; see ``worker``."""
     from mailroom.runner.program import Runner
 
-    stop, runner = asyncio.Event(), Runner(settings, transport)
+    stop, runner = asyncio.Event(), Runner(settings, transports)
     task = asyncio.create_task(runner.run(stop), name="mailroom.worker")
     try:
         await _start(task, runner.started)

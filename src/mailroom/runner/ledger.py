@@ -13,8 +13,8 @@ from mailroom.queue.lease import Lease
 
 RECORD: Final = (
     "SELECT token, outcome, settled, age FROM mailroom.record("
-    "%s, %s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s::text[],"
-    " %s::text[], %s::text[], %s, %s)"
+    "%s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s::text[],"
+    " %s::text[], %s::text[], %s::text[], %s, %s, %s)"
 )
 HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s, %s)"
 LOST: Final = "lost"
@@ -38,6 +38,7 @@ async def record(
     provider: str,
     retry_ms: int,
     retry_limit: int,
+    never_early: bool = False,
 ) -> dict[int, Recorded]:
     """Settle a lease with the answers of an attempt, and stop holding it.
 
@@ -45,9 +46,10 @@ async def record(
         queue: the queue.
         lease: the lease.
         answers: one for each of its tokens; None where there was no attempt.
-        provider: the transport's name.
+        provider: the transport's name, where an answer has none.
         retry_ms: in how many milliseconds the tokens to be tried again are due.
         retry_limit: after this number of failures without a stated reason a token is rejected.
+        never_early: whether a token whose answer was lost waits so long even if it expires meanwhile.
 
     Returns:
         For each token its record in the ledger; none for a token that the database lost in a failover, and
@@ -62,10 +64,10 @@ async def record(
             lease.key,
             lease.generation,
             queue.worker,
-            provider,
             list(answers),
             [claimed[token].fingerprint for token in answers],
             [one.result.value if one else "" for one in answers.values()],
+            [one.transport or provider for one in given],
             [one.message_id for one in given],
             [one.detail for one in given],
             [claimed[token].email for token in answers],
@@ -73,6 +75,7 @@ async def record(
             [one.language for one in given],
             retry_ms,
             retry_limit,
+            never_early,
         ],
     )
     if queue.let_go(lease) and not all(row[2] for row in rows):

@@ -111,6 +111,11 @@ class Metrics:
             "For how long the provider has refused all mail; 0 when it does not.",
             registry=registry,
         )
+        self._failover = Gauge(
+            "mailroom_failover_active",
+            "1 while mail goes by the second transport, since the first cannot send.",
+            registry=registry,
+        )
         self._rate = Gauge("mailroom_rate", "Recipients a second that all workers share.", registry=registry)
         self._up = Gauge("mailroom_database_up", "1 when PostgreSQL answers.", registry=registry)
         self._listener_up = Gauge(
@@ -190,6 +195,7 @@ class Metrics:
         outages: int,
         is_listening: bool,
         sending_paused_s: float,
+        is_failover: bool = False,
         events_waiting: int | None = None,
         events_trouble_s: float = 0.0,
     ) -> bytes:
@@ -202,6 +208,7 @@ class Metrics:
         self._up.set(pulse is not None)
         self._listener_up.set(is_listening)
         self._sending_paused.set(sending_paused_s)
+        self._failover.set(is_failover)
         for lane in LANES:
             self._waiting.labels(lane).set(unknown if pulse is None else getattr(pulse, lane))
         self._scheduled.set(unknown if pulse is None else pulse.scheduled)

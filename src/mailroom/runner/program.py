@@ -40,9 +40,10 @@ from mailroom.runner.delivery import LeaseDelivery
 from mailroom.runner.metrics import Metrics
 from mailroom.runner.readiness import SILENCE_S, Readiness
 from mailroom.runner.shared_rate import SharedRate
-from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
+from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE
+from mailroom.sender.failover import open_calls
 from mailroom.settings.events import EventsSettings
-from mailroom.settings.sender import SES_TRANSPORTS
+from mailroom.settings.transports import SES_TRANSPORTS
 from mailroom.settings.worker import RunSettings
 from mailroom.transports.transport import Transport
 
@@ -63,13 +64,13 @@ log = EventLogger("run")
 
 
 class Runner:
-    """One worker of a queue that sends over ``transport``.
+    """One worker of a queue that sends over the first of ``transports``, or the second while that cannot.
 
     Attributes:
         started: is set once the database and the transport were checked.
     """
 
-    def __init__(self, settings: RunSettings, transport: Transport) -> None:
+    def __init__(self, settings: RunSettings, transports: Sequence[Transport]) -> None:
         collector, sender = settings.collector, settings.sender
         self._health = settings.health
         worker = open_worker(
@@ -82,20 +83,26 @@ class Runner:
         self._shutdown_s = sender.shutdown_timeout_ms / 1000
         self._changed = asyncio.Event()
         self._metrics = Metrics()
-        self._rate = SharedRate(self._queue, sender.send_rate or DEFAULT_RATE)
-        self._calls = Calls(transport, sender, self._changed, self._rate, self._metrics.called)
+        ceiling = sender.send_rate or DEFAULT_RATE
+        self._calls = open_calls(
+            transports,
+            sender,
+            self._changed,
+            lambda name: SharedRate(self._queue, ceiling, name),
+            self._metrics.called,
+        )
         self._known = KnownActions(self._queue)
         self._events = self._reader(settings.events) if settings.events.queue else None
         self._delivery = LeaseDelivery(
             self._queue,
             self._calls,
             self._metrics,
-            provider=transport.name,
+            provider=transports[0].name,
             keys=collector.keys,
             known=self._known,
             # Without a configuration set SES publishes no events.
             waits_for_events=self._events is not None
-            and transport.name in SES_TRANSPORTS
+            and transports[0].name in SES_TRANSPORTS
             and bool(sender.config_set),
         )
         self._readiness = Readiness(worker, self._calls, self._metrics, self._state, self._events)
@@ -216,12 +223,14 @@ class Runner:
     @property
     def _max_leases(self) -> int:
         """The most leases in hand: as many as recipients may be mailed in a second, or fewer."""
-        return min(self._max_in_hand, max(2, int(self._rate.rate)))
+        return min(self._max_in_hand, max(2, int(self._calls.rate)))
 
     @property
     def _lease_tokens(self) -> int:
         """The most tokens in a lease, so that all leases in hand are at most a second of the rate."""
-        return min(self._calls.largest, max(1, int(self._rate.rate / self._max_leases)))
+        if self._calls.wants_probe:
+            return 1
+        return min(self._calls.largest, max(1, int(self._calls.rate / self._max_leases)))
 
     async def _room(self) -> int:
         """Wait until more leases may be in hand; returns how many."""
@@ -248,7 +257,8 @@ class Runner:
     async def _keep_reporting(self) -> None:
         while True:
             self._calls.reset_if_untried(UNTRIED_S)
-            troubles = [
+            troubles = [self._calls.detour] if self._calls.detour else []
+            troubles += [
                 f"{name}: {why}" if name != ACCOUNT else why
                 for name, (why, _) in self._calls.troubles.items()
             ]

@@ -11,7 +11,8 @@ from mailroom.operations.mail_state import NO_REASON, RESUME_ACTION
 from mailroom.queue.connect import WorkerParts
 from mailroom.queue.pulse import Pulse, Pulses
 from mailroom.runner.metrics import Metrics
-from mailroom.sender.calls import ACCOUNT, Calls
+from mailroom.sender.calls import ACCOUNT
+from mailroom.sender.failover import AnyCalls
 
 if TYPE_CHECKING:
     from mailroom.events.program import Reader
@@ -41,7 +42,7 @@ class Readiness:
     def __init__(
         self,
         worker: WorkerParts,
-        calls: Calls,
+        calls: AnyCalls,
         metrics: Metrics,
         state: Callable[[], str],
         events: Reader | None = None,
@@ -92,6 +93,8 @@ class Readiness:
         """What is wrong and prevents no sending, by the name of the part."""
         trouble = self._events.trouble if self._events else None
         found = {"events": f"SES's events cannot be read: {trouble.why}"} if trouble else {}
+        if detour := self._calls.detour:
+            found["transport"] = detour
         if pauses := self._pauses():
             found["pause"] = "; ".join(pauses)
         return found
@@ -121,6 +124,7 @@ class Readiness:
             pulse,
             outages=self._worker.database.epoch,
             is_listening=silent_s is not None and silent_s <= SILENCE_S + LATE_S,
+            is_failover=bool(self._calls.detour),
             sending_paused_s=troubles[ACCOUNT][1] if ACCOUNT in troubles else 0.0,
             events_waiting=self._events.waiting if self._events else None,
             events_trouble_s=self._events.trouble.since_s if self._events and self._events.trouble else 0.0,

@@ -1,6 +1,6 @@
 """The sending rate that all workers of a queue share; it is kept in the database.
 
-SES's rate belongs to the account, not to a worker. Each charge is one statement, so the calls of all
+A provider's rate belongs to the account, not to a worker. Each charge is one statement, so the calls of all
 workers together stay within the rate, and a worker that joins, leaves or dies changes the shares at once.
 
 Promises: a call that will not wait for its turn is not charged. A charge is made at most ``MAX_S`` ahead, so
@@ -24,7 +24,7 @@ from mailroom.sender.rate import BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHA
 RESERVE: Final = (
     "SELECT wait_s, rate"
     " FROM pg_catalog.set_config('synchronous_commit', 'off', true)"
-    ", mailroom.reserve(%s, %s, %s, %s, %s, %s, %s, %s)"
+    ", mailroom.reserve(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 POLICY: Final = (BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHARE)
 MAX_S: Final = 1.0
@@ -36,10 +36,11 @@ MAX_PAUSE_S: Final = 5.0
 
 
 class SharedRate:
-    """A ``Rate`` for the workers of one queue; ``ceiling`` is in recipients a second."""
+    """A ``Rate`` for the workers of one queue and a transport; ``ceiling`` is in recipients a second."""
 
-    def __init__(self, queue: Queue, ceiling: float) -> None:
+    def __init__(self, queue: Queue, ceiling: float, transport: str) -> None:
         self._queue = queue
+        self._transport = transport
         self._ceiling = self._rate = ceiling
         self._throttled = 0  # recipients, since the last charge
         self._charged = 0  # recipients who were charged for, and may be mailed from the next time on
@@ -88,7 +89,7 @@ class SharedRate:
         together = max(recipients, min(recipients + behind, int(self._rate * TOGETHER_S)))
         throttled, self._throttled = self._throttled, 0
         ((wait_s, self._rate),) = await self._queue.ask(
-            RESERVE, [together, throttled, self._ceiling, longest_s, *POLICY]
+            RESERVE, [self._transport, together, throttled, self._ceiling, longest_s, *POLICY]
         )
         if wait_s <= longest_s:
             self._charged += together

@@ -18,13 +18,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Final, NamedTuple, TypeVar
+from typing import Final
 
 from mailroom.action_table import LANES
 from mailroom.answers import Answer, Result, Scope
 from mailroom.concurrency import RankedLock, in_thread
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger, without_addresses
+from mailroom.sender.attempt import Attempt
 from mailroom.sender.brake import Brake
 from mailroom.sender.breaker import Breaker
 from mailroom.sender.rate import Bucket, Rate
@@ -40,36 +41,9 @@ QUOTA_INTERVAL_S: Final = 300.0
 CHECK_INTERVAL_S: Final = 10.0
 MAX_WAITS: Final = 4
 ACCOUNT: Final = ""
-
-Item = TypeVar("Item")
+CUT_OFF: Final = "stopped before it was answered; it may have been accepted"
 
 log = EventLogger("sender")
-
-
-class Attempt(NamedTuple):
-    """The result of one call.
-
-    Attributes:
-        answers: one for each message, in their order.
-        tripped: whether it tripped a breaker, which then decides when to try again. False for a recipient
-            whose own refusal did, so that others are tried before it.
-    """
-
-    answers: list[Answer]
-    tripped: bool
-
-    def halves(self, items: Sequence[Item]) -> list[Sequence[Item]]:
-        """The items at fault in two halves, if the call was refused because of one recipient among several.
-
-        Args:
-            items: one for each message. Sending the halves separately narrows down which recipient it is.
-
-        Returns:
-            Two halves; nothing when the call was refused for one message alone, or for none.
-        """
-        blamed = [item for item, one in zip(items, self.answers, strict=True) if one.scope is Scope.CALL]
-        half = len(blamed) // 2
-        return [blamed[:half], blamed[half:]] if half else []
 
 
 class Calls:
@@ -81,14 +55,27 @@ class Calls:
         changed: is set whenever ``can_send`` or ``waiting`` may have changed.
         bucket: a rate that is shared with other workers; by default its own rate.
         called: is called after each call with the action, the answers and the seconds it took.
+        resumed: is set when a breaker was reset.
+        account: what the log calls the account's breaker.
 
     Attributes:
+        name: the transport's.
         unable: why no mail can be sent, as the last check of the transport found; empty for no reason.
         waiting: how many attempts wait at a tripped breaker.
         paused: how many messages wait at the breakers of their actions.
-        resumed: is set when a breaker was reset.
+        resumed: see above.
         answers: how many answers of each class recipients got.
+        moved: is set when mail begins to go by another transport: never, as there is one. See ``failover``.
+        moves_in_s: in how many seconds that happens if nothing changes.
+        wants_probe: whether an attempt with one message is to find out whether another transport can send.
+        detour: why mail goes by another transport.
+        lost_wait_s: for how long a recipient waits, at least, after its answer was lost.
     """
+
+    moves_in_s: float = math.inf
+    wants_probe = False
+    detour = ""
+    lost_wait_s = 0.0
 
     def __init__(
         self,
@@ -97,13 +84,18 @@ class Calls:
         changed: asyncio.Event,
         bucket: Rate | None = None,
         called: Callable[[str, Sequence[Answer], float], None] | None = None,
+        *,
+        resumed: asyncio.Event | None = None,
+        account: str = "account",
     ) -> None:
         self._transport = transport
+        self.name = transport.name
         self._asks_quota = settings.send_rate is None
         self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
         self._brake = Brake()
-        self.resumed = asyncio.Event()
-        self._breaker = Breaker("account", self.resumed.set)
+        self.resumed = resumed or asyncio.Event()
+        self.moved = asyncio.Event()
+        self._breaker = Breaker(account, self.resumed.set)
         self._action_breakers: dict[str, Breaker] = {}  # made with the first mail of each
         self._line = RankedLock()
         self._in_line = 0  # recipients
@@ -123,6 +115,11 @@ class Calls:
         return not self._breaker.is_tripped
 
     @property
+    def trouble(self) -> tuple[str, float] | None:
+        """Why no mail can be sent, and for how many seconds; None when it can."""
+        return self._breaker.trouble
+
+    @property
     def troubles(self) -> dict[str, tuple[str, float]]:
         """Why mail cannot be sent, and for how many seconds it could not.
 
@@ -132,9 +129,19 @@ class Calls:
         return {name: trouble for name, breaker in breakers.items() if (trouble := breaker.trouble)}
 
     @property
+    def rate(self) -> float:
+        """Recipients a second at present."""
+        return self._bucket.rate
+
+    @property
+    def recipients_per_call(self) -> int:
+        """The most messages that one call takes."""
+        return self._transport.recipients_per_call
+
+    @property
     def largest(self) -> int:
         """The most messages that one attempt should have."""
-        return min(self._transport.recipients_per_call, self._bucket.burst)
+        return min(self.recipients_per_call, self._bucket.burst)
 
     def in_time(self, seconds: float) -> int:
         """How many messages of one attempt the rate allows in a time; one at least."""
@@ -149,6 +156,10 @@ class Calls:
         """Whether a call for it has begun and has not been answered."""
         return id(message) in self._in_calls
 
+    def cut_off(self, message: Message) -> Answer | None:
+        """The answer to a message whose call is under way and is not waited for; None for any other."""
+        return Answer(Result.UNKNOWN, CUT_OFF) if self.is_under_way(message) else None
+
     def is_held(self, message: Message) -> bool:
         """Whether its recipient was refused in words that pause all mail."""
         return self._brake.is_on and self._brake.holds(message)
@@ -159,6 +170,15 @@ class Calls:
         0 while another mail tries; None when a call may be made now.
         """
         return self._breaker_of(action).try_in_s
+
+    @property
+    def account_try_in_s(self) -> float | None:
+        """As ``try_in_s``, for a mail that may try whether any mail can be sent again."""
+        return self._breaker.try_in_s
+
+    def is_paused(self, action: str) -> bool:
+        """Whether the action's own breaker is tripped."""
+        return self._breaker_of(action).is_tripped
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.
@@ -196,7 +216,13 @@ class Calls:
         self._changed.set()
 
     async def attempt(
-        self, messages: Sequence[Message], give_up_at: float, *, lane: str, max_wait_s: float = math.inf
+        self,
+        messages: Sequence[Message],
+        give_up_at: float,
+        *,
+        lane: str,
+        max_wait_s: float = math.inf,
+        is_retry: bool = False,  # noqa: ARG002 - it matters where there are two transports
     ) -> Attempt | None:
         """Send messages of one action in one call; None when no call could begin in time.
 
@@ -205,6 +231,7 @@ class Calls:
             give_up_at: of ``time.monotonic``; a call that has begun by then is waited for.
             lane: urgent, normal or bulk; where in the line the call waits.
             max_wait_s: how long to wait at a tripped breaker.
+            is_retry: whether one of them was tried before.
         """
         action = messages[0].action.name
         answers = await self._call(

@@ -15,6 +15,8 @@ and given to the transport in a few threads, the most urgent first. The answers 
 - refused for good in words that nobody knows: retry, until the provider has accepted another mail. When all
   are refused so, other recipients are tried first, and a few more are read to try them.
 
+With two transports, the second sends while the first cannot; see ``failover``.
+
 Promises: every submitted message is reported once with its verdict; ``abandon`` reports those still in
 hand. Does not promise that a mail is sent once: a lost answer is counted and logged as unknown, and
 the mail is sent again.
@@ -28,7 +30,8 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
@@ -37,7 +40,8 @@ from mailroom.action_table import LANES
 from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.outage import back_off_s
-from mailroom.sender.calls import Calls
+from mailroom.sender.calls import CUT_OFF
+from mailroom.sender.failover import open_calls
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
 from mailroom.wire import Message
@@ -80,6 +84,7 @@ class Recipient:
         failures: how often it failed without a stated reason, or its answer was lost.
         last: the last answer.
         lost: the last UNKNOWN answer: the mail may have been accepted.
+        waits: whether it waits, with two transports, since its last answer was UNKNOWN.
     """
 
     message: Message
@@ -87,6 +92,7 @@ class Recipient:
     failures: int = 0
     last: Answer | None = None
     lost: Answer | None = None
+    waits: bool = False
 
 
 Report = Callable[[list[tuple[Message, Verdict, str]]], None]
@@ -94,10 +100,10 @@ Report = Callable[[list[tuple[Message, Verdict, str]]], None]
 
 
 class Sender:
-    """Sends submitted messages over one transport.
+    """Sends submitted messages.
 
     Args:
-        transport: the transport to send with.
+        transports: the transport to send with, and the second if there is one.
         settings: rate, concurrency, limits.
         report: see ``Report``; called once for every recipient.
         retry_limit: how often to try a recipient that fails for no stated reason, or whose answer is lost.
@@ -108,7 +114,7 @@ class Sender:
 
     def __init__(
         self,
-        transport: Transport,
+        transports: Sequence[Transport],
         settings: SenderSettings,
         report: Report,
         *,
@@ -118,7 +124,7 @@ class Sender:
         self._concurrency = settings.send_concurrency
         self._retry_limit = retry_limit
         self._changed = asyncio.Event()
-        self._calls = Calls(transport, settings, self._changed)
+        self._calls = open_calls(transports, settings, self._changed)
         self._submitted: list[Recipient] = []  # and not begun yet
         self._in_hand: set[Recipient] = set()
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -150,7 +156,7 @@ class Sender:
 
     @property
     def _all_held(self) -> bool:
-        return all(self._calls.is_held(one.message) for one in self._in_hand)
+        return all(one.waits or self._calls.is_held(one.message) for one in self._in_hand)
 
     async def start(self) -> None:
         """Check the transport and ask for its rate.
@@ -211,7 +217,7 @@ class Sender:
         self._calls.close()
         self._finish(
             [
-                (one, Verdict.UNKNOWN, "stopped before it was answered; it may have been accepted")
+                (one, Verdict.UNKNOWN, CUT_OFF)
                 if self._calls.is_under_way(one.message)
                 else _given_up(one, Verdict.UNSENT, "stopped before it was sent")
                 for one in [*self._in_hand, *self._submitted]
@@ -230,22 +236,32 @@ class Sender:
         self._in_hand.update(recipients)
         self._start(recipients)
 
-    def _start(self, recipients: Sequence[Recipient], tries: int = 0, lost: int = 0) -> None:
-        task = self._run(self._deliver(recipients, tries, lost))
+    def _start(
+        self, recipients: Sequence[Recipient], tries: int = 0, lost: int = 0, *, wait_s: float = 0.0
+    ) -> None:
+        task = self._run(self._deliver(recipients, tries, lost, wait_s))
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
 
-    async def _deliver(self, recipients: Sequence[Recipient], tries: int, lost: int) -> None:
+    async def _deliver(self, recipients: Sequence[Recipient], tries: int, lost: int, wait_s: float) -> None:
         """Try until each recipient has a verdict.
 
         Args:
             recipients: of one action and language.
             tries: how often they were tried before.
             lost: how often in a row the answer for all of them was lost.
+            wait_s: before the first try.
         """
+        if wait_s:
+            await self._wait(asyncio.sleep(wait_s))
+            for recipient in recipients:
+                recipient.waits = False
         while recipients := self._drop_expired(recipients):
             # The rate may have gone down. A call that is lost repeatedly may be one recipient's fault.
             size = min(self._calls.largest, len(recipients) // 2 or 1 if lost > 1 else len(recipients))
+            if self._calls.wants_probe and size > 1:
+                self._start(recipients[1:], tries, lost)
+                recipients = recipients[:1]
             for first in range(size, len(recipients), size):
                 self._start(recipients[first : first + size], tries, lost)
             recipients = recipients[:size]
@@ -254,7 +270,11 @@ class Sender:
             is_held = any(map(self._calls.is_held, messages))
             max_wait_s = MAX_HELD_AT_BREAKER_S if is_held else math.inf
             attempt = await self._calls.attempt(
-                messages, useful_until, lane=messages[0].action.lane, max_wait_s=max_wait_s
+                messages,
+                useful_until,
+                lane=messages[0].action.lane,
+                max_wait_s=max_wait_s,
+                is_retry=any(one.last for one in recipients),
             )
             if attempt is None:
                 if is_held:
@@ -266,7 +286,7 @@ class Sender:
                     self._start(half)
                 pairs = [(one, answer) for one, answer in pairs if answer.scope is not Scope.CALL]
             lost = lost + 1 if all(answer.result is Result.UNKNOWN for _, answer in pairs) else 0
-            recipients = self._judge(pairs)
+            recipients = self._without_lost(self._judge(pairs), tries, lost)
             if attempt.tripped:  # one that ends every call must not stay before the others
                 random.shuffle(recipients)
             elif recipients:
@@ -292,6 +312,16 @@ class Sender:
         self._finish(final)
         return again
 
+    def _without_lost(self, recipients: list[Recipient], tries: int, lost: int) -> list[Recipient]:
+        """Those whose last answer was not lost; with two transports the others wait on their own."""
+        if not (wait_s := self._calls.lost_wait_s):
+            return recipients
+        if waiting := [one for one in recipients if one.last and one.last.result is Result.UNKNOWN]:
+            for one in waiting:
+                one.waits = True
+            self._start(waiting, tries + 1, lost, wait_s=wait_s)
+        return [one for one in recipients if one not in waiting]
+
     def _drop_expired(self, recipients: Sequence[Recipient]) -> list[Recipient]:
         now = time.monotonic()
         expired = [recipient for recipient in recipients if recipient.useful_until <= now]
@@ -313,10 +343,16 @@ class Sender:
         self._changed.set()
 
     async def _back_off(self, tries: int) -> None:
+        """Wait before another try; until mail goes by another transport at the longest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(back_off_s(tries, BACK_OFF_S)):
+                await self._wait(self._calls.moved.wait())
+
+    async def _wait(self, over: Awaitable[object]) -> None:
         self._backing_off += 1
         self._changed.set()
         try:
-            await asyncio.sleep(back_off_s(tries, BACK_OFF_S))
+            await over
         finally:
             self._backing_off -= 1
 

@@ -14,6 +14,7 @@ Does not promise anything for mails in hand at a ``kill -9``: they are lost, as 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 from mailroom.actions import load_actions
@@ -36,12 +37,12 @@ log = EventLogger("sender")
 class Pipe:
     """Sends the mails of the lines that ``lines`` reads."""
 
-    def __init__(self, settings: SenderSettings, lines: Input, transport: Transport) -> None:
+    def __init__(self, settings: SenderSettings, lines: Input, transports: Sequence[Transport]) -> None:
         self._lines = lines
         self._folder = settings.templates.folder
         self._actions = load_actions(self._folder)
         self._rejected = Rejected(settings.output_path)
-        self._sender = Sender(transport, settings, self._report)
+        self._sender = Sender(transports, settings, self._report)
         self._shutdown_s = settings.shutdown_timeout_ms / 1000
         self._unsaved: list[RejectedRow] = []
         self._saved, self._not_saved = asyncio.Event(), asyncio.Event()

@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
-from urllib.parse import SplitResult, unquote, urlsplit
+from typing import Final
 
 from mailroom.actions import Action
-from mailroom.addresses import ascii_host
 from mailroom.settings.addresses import sender_address, web_address
+from mailroom.settings.transports import SES_TRANSPORTS, TransportAddress, transports
 from mailroom.settings.variables import boolean, by_action, group, is_printable, variable, whole
 
 MAX_RATE: Final = 1_000_000.0
-SMTP_PORTS: Final = {"smtp": 587, "smtps": 465}
 DEFAULT_SOURCE: Final = "noreply@localhost"
 BUILT_IN: Final = "built-in"
-# The transports that call SES, each by another version of its API.
-SES_TRANSPORTS: Final = ("ses", "sesv2")
-
-
-@dataclass(frozen=True, slots=True)
-class SmtpServer:
-    """A mail server.
-
-    Attributes:
-        tls: whether TLS starts with the first byte; otherwise STARTTLS is used where the server offers it.
-        require_tls: whether to refuse a connection without TLS; the default for a password, except on
-            loopback.
-    """
-
-    host: str
-    port: int
-    user: str
-    password: str = field(repr=False)
-    tls: bool
-    require_tls: bool
-
-
-TransportAddress = SmtpServer | Literal["ses", "sesv2", "debug"]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a mail server's host is this machine."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _rate(text: str) -> float | None:
@@ -111,55 +81,6 @@ def _folder(text: str) -> Path | None:
     return folder
 
 
-def _transport(text: str) -> TransportAddress:
-    # No message quotes the text: it may hold a password.
-    if text == "ses":
-        return "ses"
-    if text == "sesv2":
-        return "sesv2"
-    if text == "debug":
-        return "debug"
-    parts, host = _server_parts(text)
-    if parts.query not in {"", "tls=required", "tls=optional"}:
-        raise ValueError("an smtp:// address has an option other than ?tls=required or ?tls=optional")
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    if bool(user) != bool(password):
-        raise ValueError(
-            "a user without a password, or a password without a user; write smtp://user:password@host:port,"
-            " or smtp://host:port to send without a login"
-        )
-    if not (user + password).isascii():
-        raise ValueError("the user or the password is not ASCII, which SMTP cannot log in with; use others")
-    return SmtpServer(
-        host=host,
-        port=parts.port or SMTP_PORTS[parts.scheme],
-        user=user,
-        password=password,
-        tls=parts.scheme == "smtps",
-        require_tls=parts.query == "tls=required"
-        or (parts.query != "tls=optional" and bool(password) and not is_loopback(host)),
-    )
-
-
-def _server_parts(text: str) -> tuple[SplitResult, str]:
-    """The parts of an smtp:// address with a valid port, and its host in ASCII."""
-    if re.search(r"\s", text):
-        raise ValueError("the value contains a blank; in a password, write %20 for it")
-    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
-        raise ValueError("a % is not followed by two hexadecimal digits; in a password, write %25 for %")
-    try:
-        parts = urlsplit(text)
-        if parts.scheme in SMTP_PORTS and parts.port != 0 and not (parts.path.strip("/") or parts.fragment):
-            # In DNS a final dot says that the name is complete; certificates and TLS have none.
-            return parts, ascii_host((parts.hostname or "").removesuffix("."))
-    except ValueError:
-        pass
-    raise ValueError(
-        "neither ses, sesv2, debug nor smtp://user:password@host:port (or smtps://…); percent-encode special"
-        " characters: %40 for @, %2F for /, %23 for #, %3A for :, %3F for ?"
-    )
-
-
 @dataclass(frozen=True)
 class FolderSettings:
     """The folder of actions and templates; None for the built-in one."""
@@ -207,17 +128,25 @@ class SenderSettings:
     """The settings of ``mailroom sender``. Durations are in milliseconds, as in the environment.
 
     Attributes:
+        addresses: one transport, or two.
         config_set: SES's configuration set; empty for none.
         send_rate: recipients a second; None to ask the provider.
     """
 
-    transport_address: TransportAddress = variable(
+    addresses: tuple[TransportAddress, ...] = variable(
         "MAILROOM_TRANSPORT",
         "ses",
         "the transport: ses, sesv2 (version 2 of its API), debug, smtp://user:password@host:587 (STARTTLS if"
-        " offered) or smtps://… (TLS)",
-        _transport,
+        " offered) or smtps://… (TLS); or two of them with a comma between: the second sends while the first"
+        " cannot",
+        transports,
         secret=True,
+    )
+    failover_after_ms: int = whole(
+        "MAILROOM_FAILOVER_AFTER",
+        30_000,
+        "of two transports the second sends once the first has refused every mail for this many milliseconds",
+        least=1,
     )
     debug: bool = variable(
         "MAILROOM_DEBUG",
@@ -273,6 +202,18 @@ class SenderSettings:
     )
 
     @property
+    def each(self) -> tuple[SenderSettings, ...]:
+        """The settings of each transport, without the others; the first comes first."""
+        if self.debug:
+            return (self,)
+        return tuple(replace(self, addresses=(address,)) for address in self.addresses)
+
+    @property
+    def over_ses(self) -> SenderSettings | None:
+        """The settings of the transport that calls SES; None without one."""
+        return next((each for each in self.each if each.transport in SES_TRANSPORTS), None)
+
+    @property
     def transport(self) -> TransportAddress:
-        """The transport to send with."""
-        return "debug" if self.debug else self.transport_address
+        """The transport to send with; the first of two."""
+        return "debug" if self.debug else self.addresses[0]

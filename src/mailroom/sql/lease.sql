@@ -52,10 +52,10 @@ END $$;
 COMMENT ON FUNCTION mailroom.settle IS
     'Ends a lease, or only the given tokens of it. Returns false if the lease no longer has this key.';
 
-CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text, p_provider text,
-                                p_tokens bigint[], p_fingerprints bytea[], p_results text[],
+CREATE FUNCTION mailroom.record(p_lease bigint, p_key uuid, p_attempt integer, p_worker text,
+                                p_tokens bigint[], p_fingerprints bytea[], p_results text[], p_providers text[],
                                 p_message_ids text[], p_details text[], p_recipients text[], p_templates text[],
-                                p_languages text[], p_retry_ms integer, p_retry_limit integer)
+                                p_languages text[], p_retry_ms integer, p_retry_limit integer, p_never_early boolean)
 RETURNS TABLE (token bigint, outcome text, settled boolean, age double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
@@ -91,11 +91,11 @@ BEGIN
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
          language, subject)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, p_provider, u.message_id, u.detail, p_worker,
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, u.message_id, u.detail, p_worker,
            u.recipient, u.template, u.language, u.subject
-    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_message_ids, p_details, p_recipients, p_templates,
-                p_languages, subjects)
-         AS u (id, fingerprint, outcome, result, message_id, detail, recipient, template, language, subject)
+    FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_providers, p_message_ids, p_details, p_recipients,
+                p_templates, p_languages, subjects)
+         AS u (id, fingerprint, outcome, result, provider, message_id, detail, recipient, template, language, subject)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused')),
@@ -108,7 +108,7 @@ BEGIN
         SET tokens = rest, worker = CASE WHEN put_off THEN 'paused' ELSE '' END, due_at = least(
             clock_timestamp() + p_retry_ms * interval '1 millisecond',
             -- A mail whose answer was lost waits for an event, and is sent once more before it is too late.
-            (SELECT CASE WHEN lost THEN least(greatest(min(t.expires_at) - interval '5 seconds',
+            (SELECT CASE WHEN lost AND NOT p_never_early THEN least(greatest(min(t.expires_at) - interval '5 seconds',
                                                        clock_timestamp() + interval '1 second'), min(t.expires_at))
                          ELSE min(t.expires_at) END
              FROM public.tokens t WHERE t.id = ANY (rest)))
@@ -131,7 +131,7 @@ COMMENT ON FUNCTION mailroom.record IS
     'Settles a lease with the outcomes of an attempt. The outcomes go into the ledger whether or not the lease '
     'still has this key; settled says whether it did. Sent and rejected tokens leave the lease. The '
     'others are due after p_retry_ms, or when the first of them expires if that is earlier; five seconds before that '
-    'if an answer is unknown. A token that failed '
+    'if an answer is unknown, unless p_never_early, as where the retry may go by another transport. A token that failed '
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
     'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has '

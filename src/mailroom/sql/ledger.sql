@@ -51,7 +51,8 @@ COMMENT ON COLUMN mailroom.deliveries.result IS
     'The class of the transport''s answer: sent, rejected, transient, throttled, unknown, failed, paused; by '
     'hand for a person''s decision; known if an event of SES told the answer, unrendered if one told that SES took the mail '
     'and could not render it.';
-COMMENT ON COLUMN mailroom.deliveries.provider IS 'The transport that was used.';
+COMMENT ON COLUMN mailroom.deliveries.provider IS
+    'The transport that was used: ses, sesv2, smtp, debug; of two mail servers with its host and port.';
 COMMENT ON COLUMN mailroom.deliveries.message_id IS 'The provider''s id of the mail, if it was sent.';
 COMMENT ON COLUMN mailroom.deliveries.detail IS
     'The reason, in the provider''s words or Mailroom''s. It never holds a secret.';

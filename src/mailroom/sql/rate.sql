@@ -1,22 +1,21 @@
--- The rate that all workers share: a token bucket as one timestamp (the generic cell rate algorithm, ITU-T
--- I.371), which adapts to the provider's throttles. The caller passes the bucket's policy.
+-- The rate of a transport that all workers share: a token bucket as one timestamp (the generic cell rate algorithm,
+-- ITU-T I.371), which adapts to the provider's throttles. The caller passes the bucket's policy.
 
 CREATE TABLE mailroom.rates (
-    one_row    boolean     PRIMARY KEY DEFAULT true,
+    transport  text        PRIMARY KEY,
     free_at    timestamptz NOT NULL DEFAULT '-infinity',
     rate       double precision NOT NULL,
-    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT rates_one_row CHECK (one_row)
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 10);
 
 COMMENT ON TABLE mailroom.rates IS
-    'The rate that all workers share, in one row: a token bucket as one timestamp.';
-COMMENT ON COLUMN mailroom.rates.one_row IS 'Always true, so that there is one row.';
+    'The rate of each transport, which all workers share: a token bucket as one timestamp.';
+COMMENT ON COLUMN mailroom.rates.transport IS 'The transport.';
 COMMENT ON COLUMN mailroom.rates.free_at IS 'The time up to which the rate is used by earlier charges.';
 COMMENT ON COLUMN mailroom.rates.rate IS 'Recipients a second at present.';
 COMMENT ON COLUMN mailroom.rates.changed_at IS 'When the rate was last computed.';
 
-CREATE FUNCTION mailroom.reserve(p_recipients integer, p_throttled integer, p_ceiling double precision,
+CREATE FUNCTION mailroom.reserve(p_transport text, p_recipients integer, p_throttled integer, p_ceiling double precision,
                                  p_longest_s double precision, p_burst_s double precision,
                                  p_doubled_in_s double precision, p_least_factor double precision,
                                  p_lowest_share double precision)
@@ -35,10 +34,10 @@ BEGIN
         RAISE EXCEPTION 'mailroom: a charge needs at least one recipient, and a rate above zero'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
+    SELECT r.* INTO bucket FROM mailroom.rates r WHERE r.transport = p_transport FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        INSERT INTO mailroom.rates (rate) VALUES (p_ceiling) ON CONFLICT DO NOTHING;
-        SELECT r.* INTO bucket FROM mailroom.rates r FOR NO KEY UPDATE;
+        INSERT INTO mailroom.rates (transport, rate) VALUES (p_transport, p_ceiling) ON CONFLICT DO NOTHING;
+        SELECT r.* INTO bucket FROM mailroom.rates r WHERE r.transport = p_transport FOR NO KEY UPDATE;
     END IF;
     now := clock_timestamp();
     -- Not below zero, since the clock may have been set back; ten doublings are more than the rate ever needs.
@@ -58,11 +57,12 @@ BEGIN
     IF needed_s <= least(p_longest_s, longest_s) THEN
         bucket.free_at := bucket.free_at + charge_s * interval '1 second';
     END IF;
-    UPDATE mailroom.rates r SET free_at = bucket.free_at, rate = bucket.rate, changed_at = now;
+    UPDATE mailroom.rates r SET free_at = bucket.free_at, rate = bucket.rate, changed_at = now
+    WHERE r.transport = p_transport;
     RETURN QUERY SELECT needed_s, bucket.rate;
 END $$;
 COMMENT ON FUNCTION mailroom.reserve IS
-    'Charges recipients to the rate that all workers share, and returns the seconds to wait before the call and '
+    'Charges recipients to the rate of a transport that all workers share, and returns the seconds to wait before the call and '
     'the rate at present. If the wait is longer than p_longest_s, or than 15 s, nothing is charged: ask again. '
     'The bucket holds p_burst_s seconds of the rate. The rate doubles in p_doubled_in_s seconds, up to p_ceiling. '
     'Each of p_throttled, the recipients that the provider throttled since the last charge, lowers it by one a '

@@ -29,7 +29,8 @@ from mailroom.addresses import wire_address
 from mailroom.answers import Answer, Result, Scope
 from mailroom.errors import TemplateError
 from mailroom.logs import EventLogger
-from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SmtpServer
 from mailroom.templates import checks, mails, sources
 from mailroom.transports import smtp_answers
 from mailroom.transports.mime import compose

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from mailroom.answers import Answer
-from mailroom.settings.sender import SenderSettings, SmtpServer
+from mailroom.settings.sender import SenderSettings
+from mailroom.settings.transports import SmtpServer
 from mailroom.wire import Message
 
 # The time limit for an attempt to connect.
@@ -59,8 +60,22 @@ class Transport(Protocol):
         """Close the connections."""
 
 
+def open_transports(settings: SenderSettings) -> list[Transport]:
+    """The transports that the settings name, as ``open_transport`` opens each. No two have the same name.
+
+    Raises:
+        MailroomError: the configuration of one cannot be used.
+    """
+    opened = [open_transport(each) for each in settings.each]
+    if len({transport.name for transport in opened}) < len(opened):  # two mail servers
+        for transport, each in zip(opened, settings.each, strict=True):
+            if isinstance(each.transport, SmtpServer):
+                transport.name = f"smtp {each.transport.host}:{each.transport.port}"
+    return opened
+
+
 def open_transport(settings: SenderSettings) -> Transport:
-    """The transport that the settings name, ready to send; it does not contact the provider yet.
+    """The transport that the settings name, of two the first, ready to send; it contacts no provider yet.
 
     Raises:
         MailroomError: its configuration cannot be used.
