@@ -178,7 +178,7 @@ def test_the_commands_for_mailing_through_ses_work(database: str, tmp_path: Path
 def test_the_commands_for_templates_work(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "templates.md").read_text()
     script = block(text, "sh", "mailroom init") + block(text, "sh", "templates push")
-    script += block(text, "sh", "render invitation")
+    script += block((ROOT / "docs" / "how-to" / "languages.md").read_text(), "sh", "render invitation")
     with InboxServer() as ses:
         endpoint = {"AWS_ENDPOINT_URL_SES": ses.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         with shell(script, tmp_path, AWS_DEFAULT_REGION="us-east-1", **endpoint) as process:
