@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
 import botocore.session
 import pytest
@@ -14,8 +15,10 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mailroom.transports.aws_calls import AwsCalls
+from mailroom.transports.aws_calls import AwsCalls, form
 from mailroom.transports.aws_client import Client, Service, open_client
 
 BULK: Final = {
@@ -237,3 +240,11 @@ def test_an_unusual_signature_stays_botocores(server: Server) -> None:
     for _ in range(2):
         calls.call(credentials.get_frozen_credentials(), "ReceiveMessage", {"QueueUrl": "q"})
     assert all("amz-sdk-invocation-id" in seen.headers for seen in server.seen)
+
+
+TEXTS: Final = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("%+ &=Āā~'\"\0"))
+
+
+@given(st.dictionaries(TEXTS, TEXTS | st.integers() | st.booleans()))
+def test_a_form_is_written_as_by_the_standard_library(fields: dict[str, object]) -> None:
+    assert urlencode(fields).encode() == form(fields)

@@ -7,13 +7,14 @@ from typing import Final, NamedTuple
 
 from mailroom import __version__
 from mailroom.answers import Answer, Result
+from mailroom.database import arrays
 from mailroom.logs import EventLogger
 from mailroom.queue.client import Queue
 from mailroom.queue.lease import Lease
 
 RECORD: Final = (
     "SELECT token, outcome, settled, age FROM mailroom.record("
-    "%s, %s, %s, %s, %s::bigint[], %b::bytea[], %s::text[], %s::text[], %s::text[], %s::text[],"
+    "%s, %s, %s, %s, %s::bigint[], %s::bytea[], %s::text[], %s::text[], %s::text[], %s::text[],"
     " %s::text[], %s::text[], %s::text[], %s, %s, %s)"
 )
 HEARTBEAT: Final = "SELECT mailroom.heartbeat(%s, %s, %s, %s)"
@@ -64,15 +65,15 @@ async def record(
             lease.key,
             lease.generation,
             queue.worker,
-            list(answers),
-            [claimed[token].fingerprint for token in answers],
-            [one.result.value if one else "" for one in answers.values()],
-            [one.transport or provider for one in given],
-            [one.message_id for one in given],
-            [one.detail for one in given],
-            [claimed[token].email for token in answers],
-            [one.template for one in given],
-            [one.language for one in given],
+            arrays.numbers(answers),
+            arrays.octets([claimed[token].fingerprint for token in answers]),
+            arrays.texts([one.result.value if one else "" for one in answers.values()]),
+            arrays.texts([one.transport or provider for one in given]),
+            arrays.texts([one.message_id for one in given]),
+            arrays.texts([one.detail for one in given]),
+            arrays.texts([claimed[token].email for token in answers]),
+            arrays.texts([one.template for one in given]),
+            arrays.texts([one.language for one in given]),
             retry_ms,
             retry_limit,
             never_early,
