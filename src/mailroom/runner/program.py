@@ -238,7 +238,7 @@ class Runner:
             await self._calls.ready()
             # While nothing can be sent, one lease at a time is claimed, to try. Else one claim feeds several
             # calls.
-            limit = self._max_leases if self._calls.can_send else 1
+            limit = (self._max_leases if self._calls.can_send else 1) + self._calls.probing
             if (free := limit - len(self._deliveries)) >= max(limit // 3, 1):
                 return free
             self._changed.clear()
