@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailroom.cli.main import cli
 from mailroom.errors import SettingsError
 from mailroom.settings import misspelt
 from mailroom.settings.addresses import web_address
 from mailroom.settings.sender import SenderSettings
-from mailroom.settings.transports import SmtpServer
+from mailroom.settings.transports import SmtpServer, transports
 from mailroom.settings.variables import read_settings, variables
 from mailroom.settings.worker import RunSettings
 
@@ -340,6 +342,26 @@ def test_two_transports(text: str, addresses: tuple[object, ...]) -> None:
     assert addresses == found.addresses
     assert list(addresses) == [each.transport for each in found.each]
     assert ("ses" in text) == (found.over_ses is not None) or len(addresses) == 1
+
+
+PASSWORDS = st.text("ab,@:.;=&", min_size=1, max_size=6)
+ADDRESSES = st.one_of(
+    st.sampled_from(["ses", "sesv2", "smtp://three.example"]),
+    PASSWORDS.map(lambda password: f"smtp://u:{password}@one.example"),
+    PASSWORDS.map(lambda password: f"smtp://u:{password}@two.example?tls=required"),
+)
+
+
+@given(first=ADDRESSES, second=ADDRESSES)
+def test_a_list_is_read_as_each_of_it_alone(first: str, second: str) -> None:
+    """Whatever the passwords hold."""
+    alone = transports(first) + transports(second)
+    assert 2 == len(alone)
+    if len({one if isinstance(one, str) else one.host for one in alone}) == 2:
+        assert alone == transports(f"{first},{second}")
+    else:
+        with pytest.raises(ValueError, match="is the first again"):
+            transports(f"{first},{second}")
 
 
 def test_debug_is_the_only_transport() -> None:
