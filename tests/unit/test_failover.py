@@ -329,6 +329,20 @@ def test_a_failover_and_the_way_back_are_logged_once(
     ]
 
 
+def test_each_transport_has_its_own_rate(first: Scripted, second: Scripted, tmp_path: Path) -> None:
+    first.answer = PAUSED
+
+    async def scenario() -> None:
+        chosen = settings(tmp_path, SEND_RATE="100,20", FAILOVER_AFTER=1)
+        calls = open_calls([first, second], chosen, asyncio.Event())
+        assert isinstance(calls, Failover)
+        assert (100, 50) == (calls.rate, calls.largest)
+        assert "smtp" == await sent_by(calls, message(0))
+        assert (20, 10) == (calls.rate, calls.largest)
+
+    asyncio.run(scenario())
+
+
 def test_a_mail_that_is_cut_off_names_its_transport(
     first: Scripted, second: Scripted, tmp_path: Path
 ) -> None:
