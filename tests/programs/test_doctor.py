@@ -1114,7 +1114,10 @@ def test_the_second_transport_is_checked_too(sending: dict[str, str]) -> None:
         assert ["second-mail-server"] == faults(findings)
         assert (SKIPPED, OK) == (findings["second-login"].state, findings["login"].state)
     with mail_server() as second:
-        findings = the_account(sending, TRANSPORT=f"ses,{by_smtp(second)}")
+        assert ["MAILROOM_SEND_RATE"] == faults(
+            the_account(sending, TRANSPORT=by_smtp(second), SEND_RATE="7,8")
+        )
+        findings = the_account(sending, TRANSPORT=f"ses,{by_smtp(second)}", SEND_RATE="7,8")
         assert {"credentials", "second-mail-server"} <= set(findings)
 
 

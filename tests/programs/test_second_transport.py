@@ -201,6 +201,33 @@ def test_run_mails_everybody_through_a_failover_and_back_and_the_ledger_explains
     )
 
 
+@pytest.mark.slow
+def test_with_ses_events_a_first_that_hangs_mails_nobody_twice(
+    db: Db,
+    database: str,
+    providers: tuple[Provider, Provider],
+    tmp_path: Path,
+    figures: Callable[[str], None],
+) -> None:
+    first, second = providers
+    variables = environment(tmp_path, database, ("ses", "smtp"), providers) | {
+        "MAILROOM_EVENTS": "mailroom-events",
+        "AWS_ENDPOINT_URL_SQS": first.ses_url,
+    }
+    with RunProcess(variables, tmp_path / "log") as worker:
+        worker.wait_for_log("run.started")
+        people = fail_over_and_back(database, first, second, hanging)
+        wait_until(db, UNSETTLED, 0, 2 * processes.PATIENCE_S)
+        assert 0 == worker.stop()
+    mailed = by_recipient(first, second)
+    assert (people, people) == (len(mailed), mailed.total())
+    lost = [row for row in ledger(db, "outcome", "provider") if row == ("unknown", "ses")]
+    told = [row for row in ledger(db, "result", "provider") if row == ("known", "ses")]
+    assert lost
+    assert len(lost) == len(told)
+    figures(f"{people} people, {second.accepted} by the second, {len(lost)} answers lost, 0 mails twice")
+
+
 @contextmanager
 def pipe(variables: dict[str, str], log: Path) -> Iterator[SenderProcess]:
     """``mailroom collector | mailroom sender``; they end with the block."""

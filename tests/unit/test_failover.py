@@ -329,6 +329,20 @@ def test_a_failover_and_the_way_back_are_logged_once(
     ]
 
 
+def test_each_transport_has_its_own_rate(first: Scripted, second: Scripted, tmp_path: Path) -> None:
+    first.answer = PAUSED
+
+    async def scenario() -> None:
+        chosen = settings(tmp_path, SEND_RATE="100,20", FAILOVER_AFTER=1)
+        calls = open_calls([first, second], chosen, asyncio.Event())
+        assert isinstance(calls, Failover)
+        assert (100, 50) == (calls.rate, calls.largest)
+        assert "smtp" == await sent_by(calls, message(0))
+        assert (20, 10) == (calls.rate, calls.largest)
+
+    asyncio.run(scenario())
+
+
 def test_a_mail_that_is_cut_off_names_its_transport(
     first: Scripted, second: Scripted, tmp_path: Path
 ) -> None:
@@ -349,11 +363,15 @@ def test_a_mail_that_is_cut_off_names_its_transport(
 
 
 def send(
-    first: Scripted, second: Scripted, folder: Path, scenario: Callable[[Sender], Awaitable[None]]
+    first: Scripted,
+    second: Scripted,
+    folder: Path,
+    scenario: Callable[[Sender], Awaitable[None]],
+    **variables: float,
 ) -> Sent:
     """Run a scenario with the pipe's sender, and wait until nothing is in hand."""
     sent = Sent()
-    chosen = settings(folder, SEND_RATE=10_000, FAILOVER_AFTER=round(1000 * AFTER_S))
+    chosen = settings(folder, SEND_RATE=10_000, FAILOVER_AFTER=round(1000 * AFTER_S), **variables)
 
     async def run() -> None:
         sender = Sender([first, second], chosen, sent.report)
@@ -385,6 +403,30 @@ def test_the_pipes_sender_mails_everybody_once_through_a_failover_and_back(
     )
     assert second.mailed.total() > 20
     assert first.mailed[message(299).username] == 1
+
+
+def test_the_pipes_sender_reads_on_while_its_only_call_waits_for_the_firsts_answer(
+    first: Scripted, second: Scripted, tmp_path: Path
+) -> None:
+    first.answer = PAUSED
+
+    async def scenario(sender: Sender) -> None:
+        await sender.submit([message(0)])
+        await until(lambda: second.mailed)
+        first.calls.clear()
+        first.may_answer.clear()
+        number = 0
+        while not first.calls:
+            number += 1
+            await sender.submit([message(number)])
+        mailed = second.mailed.total()
+        for later in range(1000, 1100):
+            await sender.submit([message(later)])
+        await until(lambda: second.mailed.total() >= mailed + 100)
+        first.may_answer.set()
+
+    sent = send(first, second, tmp_path, scenario, SEND_CONCURRENCY=1)
+    assert {"sent"} == set(sent.count())
 
 
 def test_the_second_gets_a_mail_whose_answer_was_lost_when_an_event_had_its_time(

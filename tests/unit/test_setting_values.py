@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailroom.cli.main import cli
 from mailroom.errors import SettingsError
 from mailroom.settings import misspelt
 from mailroom.settings.addresses import web_address
 from mailroom.settings.sender import SenderSettings
-from mailroom.settings.transports import SmtpServer
+from mailroom.settings.transports import SmtpServer, transports
 from mailroom.settings.variables import read_settings, variables
 from mailroom.settings.worker import RunSettings
+from mailroom.transports.transport import open_transports
 
 KEY = "deadbeef" * 8
 URL = "postgresql://app:hunter2@db.example/app"
@@ -210,6 +213,8 @@ def test_an_invisible_character_is_named(name: str) -> None:
         ("TRANSPORT", "smtp://.", "neither ses, sesv2, debug nor smtp://"),
         ("TRANSPORT", "smtp://mail\u3000server.example", "contains a blank"),
         ("TRANSPORT", "ses,smtp://u:hunter2@mail.example,sesv2", "3 transports"),
+        ("SEND_RATE", "1,2,3", "3 rates"),
+        ("SEND_RATE", "7,", "neither auto nor a number"),
         ("TRANSPORT", "ses,", "the second transport is empty"),
         ("TRANSPORT", ",smtp://u:hunter2@mail.example", "the first transport is empty"),
         ("TRANSPORT", "ses,ses", "the second transport is the first again"),
@@ -340,6 +345,36 @@ def test_two_transports(text: str, addresses: tuple[object, ...]) -> None:
     assert addresses == found.addresses
     assert list(addresses) == [each.transport for each in found.each]
     assert ("ses" in text) == (found.over_ses is not None) or len(addresses) == 1
+
+
+PASSWORDS = st.text("ab,@:.;=&", min_size=1, max_size=6)
+ADDRESSES = st.one_of(
+    st.sampled_from(["ses", "sesv2", "smtp://three.example"]),
+    PASSWORDS.map(lambda password: f"smtp://u:{password}@one.example"),
+    PASSWORDS.map(lambda password: f"smtp://u:{password}@two.example?tls=required"),
+)
+
+
+@given(first=ADDRESSES, second=ADDRESSES)
+def test_a_list_is_read_as_each_of_it_alone(first: str, second: str) -> None:
+    """Whatever the passwords hold."""
+    alone = transports(first) + transports(second)
+    assert 2 == len(alone)
+    if len({one if isinstance(one, str) else one.host for one in alone}) == 2:
+        assert alone == transports(f"{first},{second}")
+    else:
+        with pytest.raises(ValueError, match="is the first again"):
+            transports(f"{first},{second}")
+
+
+def test_each_transport_has_its_rate() -> None:
+    both = {"MAILROOM_TRANSPORT": "ses,sesv2"}
+    for text, rates in (("auto,20", [None, 20.0]), ("7", [7.0, 7.0]), (" 7.5 , auto", [7.5, None])):
+        found = read_settings(SenderSettings, both | {"MAILROOM_SEND_RATE": text})
+        assert rates == [each.send_rate for each in found.each]
+    alone = read_settings(SenderSettings, {"MAILROOM_SEND_RATE": "7,8"})
+    with pytest.raises(SettingsError, match="two rates and one transport"):
+        open_transports(alone)
 
 
 def test_debug_is_the_only_transport() -> None:

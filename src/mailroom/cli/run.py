@@ -16,7 +16,8 @@ def run() -> None:
 
     It does what `mailroom collector | mailroom sender` does, with acknowledged delivery: a lease is settled
     when the provider has answered. After a crash, mails in flight may be sent twice, and none is lost. Any
-    number of workers can run on any number of machines; they share the queue and the send rate.
+    number of workers can run on any number of machines; they share the queue and the send rate. With two
+    transports in MAILROOM_TRANSPORT, the second sends while the first cannot.
 
     MAILROOM_HTTP serves Prometheus's /metrics, and /livez and /readyz, which report why mail does not
     go out.

@@ -35,6 +35,7 @@ def examine(environment: Mapping[str, str], report: Report) -> None:
     report.run(CHECKS, settings)
     if "MAILROOM_TRANSPORT" in faulty or "MAILROOM_DEBUG" in faulty:
         return  # it is unknown which transport was meant
+    report.attempt("MAILROOM_SEND_RATE", settings.check_rates)
     for each, prefix in zip(settings.each, ("", SECOND), strict=False):
         _examine_transport(each, prefix, environment, report)
 

@@ -40,7 +40,7 @@ from mailroom.runner.delivery import LeaseDelivery
 from mailroom.runner.metrics import Metrics
 from mailroom.runner.readiness import SILENCE_S, Readiness
 from mailroom.runner.shared_rate import SharedRate
-from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE
+from mailroom.sender.calls import ACCOUNT
 from mailroom.sender.failover import open_calls
 from mailroom.settings.events import EventsSettings
 from mailroom.settings.transports import SES_TRANSPORTS
@@ -83,12 +83,11 @@ class Runner:
         self._shutdown_s = sender.shutdown_timeout_ms / 1000
         self._changed = asyncio.Event()
         self._metrics = Metrics()
-        ceiling = sender.send_rate or DEFAULT_RATE
         self._calls = open_calls(
             transports,
             sender,
             self._changed,
-            lambda name: SharedRate(self._queue, ceiling, name),
+            lambda name, ceiling: SharedRate(self._queue, ceiling, name),
             self._metrics.called,
         )
         self._known = KnownActions(self._queue)
@@ -238,7 +237,7 @@ class Runner:
             await self._calls.ready()
             # While nothing can be sent, one lease at a time is claimed, to try. Else one claim feeds several
             # calls.
-            limit = self._max_leases if self._calls.can_send else 1
+            limit = (self._max_leases if self._calls.can_send else 1) + self._calls.probing
             if (free := limit - len(self._deliveries)) >= max(limit // 3, 1):
                 return free
             self._changed.clear()

@@ -67,12 +67,14 @@ class Calls:
         answers: how many answers of each class recipients got.
         moved: is set when mail begins to go by another transport: never, as there is one. See ``failover``.
         moves_in_s: in how many seconds that happens if nothing changes.
+        probing: how many attempts find out whether another transport can send.
         wants_probe: whether an attempt with one message is to find out whether another transport can send.
         detour: why mail goes by another transport.
         lost_wait_s: for how long a recipient waits, at least, after its answer was lost.
     """
 
     moves_in_s: float = math.inf
+    probing = 0
     wants_probe = False
     detour = ""
     lost_wait_s = 0.0

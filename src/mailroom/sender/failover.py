@@ -30,7 +30,7 @@ from typing import Final
 from mailroom.answers import Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.sender.attempt import Attempt
-from mailroom.sender.calls import ACCOUNT, Calls
+from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
 from mailroom.sender.rate import Rate
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
@@ -56,6 +56,10 @@ class Failover:
         after_s: for how long the first cannot send before the second does.
         changed: is set when another one sends.
         resumed: is set when another one sends, or a breaker of one was reset.
+
+    Attributes:
+        probing: how many attempts try the first while the second sends.
+        moved: is set when another one sends.
     """
 
     lost_wait_s = EVENT_S
@@ -69,6 +73,7 @@ class Failover:
         self._changed = changed
         self.resumed = resumed
         self.moved = asyncio.Event()
+        self.probing = 0
         self._detour = ""
         self._moved_at = self._back_at = -math.inf
         self._rest_s = 0.0  # from the last move on, the first is not tried
@@ -117,8 +122,8 @@ class Failover:
 
     @property
     def waiting(self) -> int:
-        """How many attempts wait at a tripped breaker."""
-        return self._first.waiting + self._second.waiting
+        """How many attempts wait at a tripped breaker, or try the first while the second sends."""
+        return self._first.waiting + self._second.waiting + self.probing
 
     @property
     def paused(self) -> int:
@@ -212,7 +217,12 @@ class Failover:
         until = min(give_up_at, time.monotonic() + max_wait_s)
         while True:
             if self._is_to_try_first(messages, is_retry=is_retry):
-                tried = await self._first.attempt(messages, give_up_at, lane=lane, max_wait_s=LOOK_S)
+                self.probing += 1
+                self._changed.set()
+                try:
+                    tried = await self._first.attempt(messages, give_up_at, lane=lane, max_wait_s=LOOK_S)
+                finally:
+                    self.probing -= 1
                 if tried and not _is_for_second(tried.answers[0]):
                     self._chosen()
                     return _named(tried, self._first)
@@ -290,7 +300,7 @@ def open_calls(
     transports: Sequence[Transport],
     settings: SenderSettings,
     changed: asyncio.Event,
-    rate_of: Callable[[str], Rate] | None = None,
+    rate_of: Callable[[str, float], Rate] | None = None,
     called: Callable[[str, Sequence[Answer], float], None] | None = None,
 ) -> AnyCalls:
     """The calls of one transport, or of two.
@@ -299,21 +309,21 @@ def open_calls(
         transports: the first, and the second if there is one.
         settings: rate, concurrency, and for how long the first cannot send before the second does.
         changed: see ``Calls``.
-        rate_of: the rate of a transport by its name; by default its own.
+        rate_of: the rate of a transport by its name and ceiling; by default its own.
         called: see ``Calls``.
     """
     resumed, is_one = asyncio.Event(), len(transports) == 1
     first, *others = [
         Calls(
             transport,
-            settings,
+            settings.at(place),
             changed,
-            rate_of and rate_of(transport.name),
+            rate_of and rate_of(transport.name, settings.at(place).send_rate or DEFAULT_RATE),
             called,
             resumed=resumed,
             account="account" if is_one else transport.name,
         )
-        for transport in transports
+        for place, transport in enumerate(transports)
     ]
     for second in others:
         return Failover(first, second, settings.failover_after_ms / 1000, changed, resumed)

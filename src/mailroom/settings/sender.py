@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from mailroom.actions import Action
+from mailroom.errors import SettingsError
 from mailroom.settings.addresses import sender_address, web_address
 from mailroom.settings.transports import SES_TRANSPORTS, TransportAddress, transports
 from mailroom.settings.variables import boolean, by_action, group, is_printable, variable, whole
@@ -16,6 +17,15 @@ from mailroom.settings.variables import boolean, by_action, group, is_printable,
 MAX_RATE: Final = 1_000_000.0
 DEFAULT_SOURCE: Final = "noreply@localhost"
 BUILT_IN: Final = "built-in"
+
+
+def _rates(text: str) -> tuple[float | None, ...]:
+    parts = text.split(",")
+    if len(parts) > 2:
+        raise ValueError(
+            f"{text!r} has {len(parts)} rates; write one for all transports, or one for each of two"
+        )
+    return tuple(_rate(part.strip()) for part in parts)
 
 
 def _rate(text: str) -> float | None:
@@ -130,7 +140,7 @@ class SenderSettings:
     Attributes:
         addresses: one transport, or two.
         config_set: SES's configuration set; empty for none.
-        send_rate: recipients a second; None to ask the provider.
+        send_rates: recipients a second, for all transports or for each of two; None to ask the provider.
     """
 
     addresses: tuple[TransportAddress, ...] = variable(
@@ -179,11 +189,12 @@ class SenderSettings:
         _output_folder,
     )
     templates: TemplateSettings = group(TemplateSettings)
-    send_rate: float | None = variable(
+    send_rates: tuple[float | None, ...] = variable(
         "MAILROOM_SEND_RATE",
         "auto",
-        f"the maximum recipients a second, up to {MAX_RATE:,.0f}; auto uses SES's quota, or 14 without one",
-        _rate,
+        f"the maximum recipients a second, up to {MAX_RATE:,.0f}; auto uses SES's quota, or 14 without one;"
+        " two transports may have two rates, with a comma between them",
+        _rates,
     )
     send_concurrency: int = whole(
         "MAILROOM_SEND_CONCURRENCY", 4, "the maximum number of calls at a time", least=1, most=100
@@ -206,7 +217,27 @@ class SenderSettings:
         """The settings of each transport, without the others; the first comes first."""
         if self.debug:
             return (self,)
-        return tuple(replace(self, addresses=(address,)) for address in self.addresses)
+        return tuple(
+            replace(self.at(place), addresses=(address,)) for place, address in enumerate(self.addresses)
+        )
+
+    def check_rates(self) -> None:
+        """Check that there are no more rates than transports.
+
+        Raises:
+            SettingsError: there are.
+        """
+        if not self.debug and len(self.send_rates) > len(self.addresses):
+            raise SettingsError(["MAILROOM_SEND_RATE: two rates and one transport; write one rate"])
+
+    def at(self, place: int) -> SenderSettings:
+        """These settings with the rate of the first transport (0) or of the second (1)."""
+        return replace(self, send_rates=(self.send_rates[min(place, len(self.send_rates) - 1)],))
+
+    @property
+    def send_rate(self) -> float | None:
+        """The rate of the transport to send with; of two the first's."""
+        return self.send_rates[0]
 
     @property
     def over_ses(self) -> SenderSettings | None:

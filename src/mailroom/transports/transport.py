@@ -66,6 +66,7 @@ def open_transports(settings: SenderSettings) -> list[Transport]:
     Raises:
         MailroomError: the configuration of one cannot be used.
     """
+    settings.check_rates()
     opened = [open_transport(each) for each in settings.each]
     if len({transport.name for transport in opened}) < len(opened):  # two mail servers
         for transport, each in zip(opened, settings.each, strict=True):
