@@ -33,7 +33,8 @@ from mailroom.errors import MailroomError
 # In the order of the document.
 BENCHES: Final = {
     "drain": "bench.drain",
-    "peers": "bench.peers.measure",
+    "peers": "bench.peers.draining",
+    "peers_latency": "bench.peers.latency",
     "reference": "bench.reference",
     "producers": "bench.producers",
     "adopted": "bench.adopted",
@@ -70,13 +71,13 @@ def main() -> None:
     if arguments.report:
         report.write()
         return
-    wanted = (
-        arguments.only.split(",") if arguments.only else [name for name in BENCHES if name != "reference"]
-    )
-    if arguments.reference and not arguments.only:
-        wanted.append("reference")
-    if unknown := set(wanted) - set(BENCHES):
+    only = arguments.only.split(",") if arguments.only else []
+    if unknown := set(only) - set(BENCHES):
         options.error(f"--only: there is no {', '.join(sorted(unknown))}; choose from {', '.join(BENCHES)}")
+    # The peers' measurements go together.
+    wanted = [name for name in BENCHES if not only or name in only or name.partition("_")[0] in only]
+    if not arguments.reference and not only:
+        wanted.remove("reference")
     if "reference" in wanted and not arguments.reference:
         options.error("--only reference needs --reference")
     if arguments.largest < MIN_TABLE:

@@ -51,11 +51,7 @@ def machine() -> str:
 
 def versions() -> str:
     found = load("peers")
-    return (
-        ", ".join(f"{name} {version}" for name, version in found["result"]["versions"].items())
-        if found
-        else ""
-    )
+    return ", ".join(found["result"]["versions"]) if found else ""
 
 
 def figure(name: str, alternative: str) -> str:

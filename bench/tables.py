@@ -28,6 +28,7 @@ def default_form(value: object) -> str:
 HEADINGS: Final = {
     "drain": "Draining a backlog",
     "peers": "Compared with other queues on PostgreSQL",
+    "peers_latency": "Other queues: from the commit to the start of the job",
     "reference": "Compared with the reference",
     "producers": "Effect on producers",
     "adopted": "An adopted table",
@@ -63,8 +64,16 @@ COLUMNS: Final[dict[str, list[Column]]] = {
             "Mailroom at limit 10 is faster by",
             lambda row: f"{row['ours_over_it']} ×" if "ours_over_it" in row else "",
         ),
-        column("latency p50, ms", "p50_ms"),
-        column("p99, ms", "p99_ms"),
+    ],
+    "peers_latency": [
+        column("worker", "name"),
+        column("tuning", "tuning"),
+        column("alone: p50, ms", "quiet_p50_ms", ".2f"),
+        column("p99, ms", "quiet_p99_ms", ".2f"),
+        column("p50, to Mailroom's", "quiet_ratio", ".2f"),
+        column("at 100/s: p50, ms", "busy_p50_ms", ".2f"),
+        column("p99, ms ", "busy_p99_ms", ".2f"),
+        column("p50, to Mailroom's ", "busy_ratio", ".2f"),
     ],
     "reference": [
         Column("`MAILROOM_BATCH_LIMIT`", lambda row: row["limit"]),
@@ -167,7 +176,9 @@ def table(name: str) -> str:
     found = load(name)
     if not found:
         return f'Not measured: `make bench ARGS="--only {name}"`.'
-    text = markdown(COLUMNS[name], rows(name))
+    missing = found["result"].get("missing", {})
+    left_out = [{"name": one, "tuning": f"not measured: {why}"} for one, why in missing.items()]
+    text = markdown(COLUMNS[name], [*rows(name), *left_out])
     if name == "reference":
         text += "\n\n" + markdown(LATENCY, found["result"]["latency"])
     if found["quick"]:
