@@ -35,6 +35,8 @@ BENCHES: Final = {
     "drain": "bench.drain",
     "peers": "bench.peers.draining",
     "peers_latency": "bench.peers.latency",
+    "peers_producers": "bench.peers.producers",
+    "peers_sending": "bench.peers.sending",
     "reference": "bench.reference",
     "producers": "bench.producers",
     "adopted": "bench.adopted",
@@ -55,6 +57,10 @@ Any command that follows the reference's contract, quoted with its arguments; it
 (token_insert), MAILROOM_QUEUE_NAME (mailroom), MAILROOM_HEALTHCHECK_INTERVAL, MAILROOM_BATCH_TIMEOUT and
 MAILROOM_BATCH_LIMIT in its environment, on a database with tokens waiting, and must print lines
 (action,email,username,secret,code, repeated) to standard output until SIGTERM.
+"""
+SENDER_HELP: Final = """
+The command that reads these lines on standard input and calls SES, at AWS_ENDPOINT_URL_SES. With it,
+--reference sends mail beside Mailroom and the other queues.
 """
 SCHEMA_HELP: Final = """
 SQL for psql that makes the reference's own schema: accounts (email, login) whose inserts make tokens, and
@@ -82,7 +88,13 @@ def main() -> None:
         options.error("--only reference needs --reference")
     if arguments.largest < MIN_TABLE:
         options.error(f"--largest must be at least {MIN_TABLE}")
-    given = Options(arguments.quick, arguments.largest, arguments.reference, arguments.reference_schema)
+    given = Options(
+        arguments.quick,
+        arguments.largest,
+        arguments.reference,
+        arguments.reference_sender,
+        arguments.reference_schema,
+    )
     machine = machine_facts()
     failed = []
     for name in wanted:
@@ -135,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
         "--largest", type=int, default=5_000_000, help="tokens in the largest table (default 5000000)"
     )
     options.add_argument("--reference", metavar="PATH", default="", help=REFERENCE_HELP)
+    options.add_argument("--reference-sender", metavar="PATH", default="", help=SENDER_HELP)
     options.add_argument("--reference-schema", metavar="FILE", type=Path, help=SCHEMA_HELP)
     options.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return options

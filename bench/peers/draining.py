@@ -27,7 +27,7 @@ OURS: Final = (("Mailroom collector, limit 10", 10), ("Mailroom collector, limit
 
 def measure(options: Options) -> dict[str, Any]:
     """A row for each worker."""
-    jobs, trial = options.sized((50_000, 10_000), (2_000, 500))
+    jobs, trial = options.sized((50_000, 10_000), (1_000, 500))
     rows: list[dict[str, Any]] = []
     queues = Queues()
     with database.durable() as server:

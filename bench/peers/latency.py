@@ -26,7 +26,7 @@ PATIENCE_S: Final = 30.0
 
 def measure(options: Options) -> dict[str, Any]:
     """A row for each worker."""
-    singles = options.sized(400, 60)
+    singles = options.sized(400, 30)
     queues = Queues()
     with database.durable() as server:
         command, variables = mailroom("collector"), {"MAILROOM_BATCH_TIMEOUT": "0"}

@@ -88,7 +88,7 @@ PEERS: Final = (
     Peer(
         "River", "river_jobs:adapter",
         [{"workers": 100, "cooldown": 2, "pool": 16}, {"workers": 1000, "cooldown": 2, "pool": 16}],
-        {"workers": 1000, "cooldown": 2, "pool": 16},
+        {"workers": 100, "cooldown": 2, "pool": 16},
     ),
     Peer(
         "graphile-worker", "node_jobs:graphile",
@@ -103,7 +103,7 @@ PEERS: Final = (
     ),
     Peer(
         "pg-boss 12", "node_jobs:pg_boss_12",
-        [{"batch": 1000, "workers": 4}, {"batch": 5000, "workers": 4}], {"batch": 250, "workers": 4},
+        [{"batch": 1000, "workers": 4}, {"batch": 5000, "workers": 4}], {"batch": 100, "workers": 4},
     ),
 )  # fmt: skip
 

@@ -56,3 +56,27 @@ def test_a_queue_whose_runtime_is_missing_is_left_out(
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with pytest.raises(Missing, match="no-such-tool is not installed"):
         build("river", "no-such-tool", ["no-such-tool"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_peers_are_measured_beside_a_reference() -> None:
+    """The reference is Mailroom itself, which follows the same contract."""
+    mailroom = Path(sys.executable).with_name("mailroom")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench", "--quick", "--only", "peers", "--json"),
+            *("--reference", f"{mailroom} collector", "--reference-sender", f"{mailroom} sender"),
+        ],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    found = {name: result["result"]["rows"] for name, result in json.loads(done.stdout).items()}
+    assert list(found) == ["peers", "peers_latency", "peers_producers", "peers_sending"]
+    sent = {row["name"]: row for row in found["peers_sending"]}
+    assert "the reference, limit 10" in {row["name"] for row in found["peers"]} & set(sent)
+    # A worker that was killed loses nothing, and sends at most what it had in hand again.
+    assert sent["Mailroom run, limit 10"]["left"] == 0
+    assert sent["SELECT … SKIP LOCKED, batches"]["left"] == 0
+    assert sent["SELECT … SKIP LOCKED, batches"]["duplicates"] <= 50
