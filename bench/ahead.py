@@ -35,7 +35,7 @@ def ahead() -> str:
 def findings() -> Iterator[tuple[str, str]]:
     """The name of each queue that is ahead, and in what."""
     for row in rows("peers"):
-        if row.get("ours_over_it", 1) < 1 - NOISE:
+        if 0 < row.get("ours_over_it", 1) < 1 - NOISE:
             what = " with all fields in the job" * row["name"].endswith(FIELDS)
             rate = f"{1 / row['ours_over_it']:.2f} × as fast as Mailroom at limit 10"
             yield row["name"].removesuffix(FIELDS), f"drains{what} {rate}"

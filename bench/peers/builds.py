@@ -31,7 +31,8 @@ def build(name: str, tool: str, *commands: list[str]) -> Path:
         return built
     if not shutil.which(tool):
         raise Missing(f"{tool} is not installed")
-    shutil.rmtree(built, ignore_errors=True)
+    for old in built.parent.glob(f"{name}-*"):
+        shutil.rmtree(old)
     shutil.copytree(HERE / name, built, ignore=shutil.ignore_patterns("node_modules"))
     tell(f"{name}: {tool} builds it")
     for command in commands:

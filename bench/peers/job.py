@@ -93,3 +93,5 @@ def _turns() -> Callable[[], None]:
 
 
 _take_turn: Final = _turns()
+if SENDS:
+    _client()  # before the threads, which would each make one

@@ -163,7 +163,8 @@ class _Bench:
     def _wait_for_all(self, ses: LocalSes, processes: list[subprocess.Popen[bytes]]) -> None:
         """Wait until all mails have come and none is repeated, or none has come for a while."""
         seen, self._last = len(ses.accepted), time.monotonic()
-        mails, heard = ses.mails, time.monotonic()
+        at_start = mails = ses.mails
+        heard = time.monotonic()
         while True:
             _check(processes)
             now = time.monotonic()
@@ -171,7 +172,8 @@ class _Bench:
                 seen, self._last = len(ses.accepted), now
             if ses.mails > mails:
                 mails, heard = ses.mails, now
-            if now - heard > (QUIET_S if seen >= self._mails else self._patience_s):
+            patience_s = QUIET_S if seen >= self._mails else self._patience_s
+            if now - heard > (patience_s if mails > at_start else START_S):
                 return
             time.sleep(STEP_S)
 

@@ -15,6 +15,7 @@ from bench.peers.job import KEYS, line
 from bench.peers.node_jobs import node
 from bench.peers.queues import Missing, job_environment
 from bench.peers.river_jobs import adapter as river
+from bench.ses import LocalSes
 
 from mailroom.actions import load_actions
 
@@ -56,6 +57,20 @@ def test_a_queue_whose_runtime_is_missing_is_left_out(
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with pytest.raises(Missing, match="no-such-tool is not installed"):
         build("river", "no-such-tool", ["no-such-tool"])
+
+
+def test_the_local_ses_counts_repeated_mails_and_throttles() -> None:
+    ses = LocalSes()
+    body = b"Action=SendBulkTemplatedEmail"
+    body += b"".join(
+        b"&Destinations.member.%d.Destination.ToAddresses.member.1=user%d%%40example.com" % (n, n % 400)
+        for n in range(1, 601)
+    )
+    assert ses.answer(body)[0] == 200
+    assert (ses.mails, len(ses.accepted), ses.duplicates) == (600, 400, 200)
+    status, text = ses.answer(body)
+    assert (status, ses.mails, ses.calls, ses.throttled) == (400, 600, 2, 1)
+    assert "<Code>Throttling</Code>" in text
 
 
 @pytest.mark.slow
