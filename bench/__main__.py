@@ -33,7 +33,10 @@ from mailroom.errors import MailroomError
 # In the order of the document.
 BENCHES: Final = {
     "drain": "bench.drain",
-    "peers": "bench.peers.measure",
+    "peers": "bench.peers.draining",
+    "peers_latency": "bench.peers.latency",
+    "peers_producers": "bench.peers.producers",
+    "peers_sending": "bench.peers.sending",
     "reference": "bench.reference",
     "producers": "bench.producers",
     "adopted": "bench.adopted",
@@ -55,6 +58,10 @@ Any command that follows the reference's contract, quoted with its arguments; it
 MAILROOM_BATCH_LIMIT in its environment, on a database with tokens waiting, and must print lines
 (action,email,username,secret,code, repeated) to standard output until SIGTERM.
 """
+SENDER_HELP: Final = """
+The command that reads these lines on standard input and calls SES, at AWS_ENDPOINT_URL_SES. With it,
+--reference sends mail beside Mailroom and the other queues.
+"""
 SCHEMA_HELP: Final = """
 SQL for psql that makes the reference's own schema: accounts (email, login) whose inserts make tokens, and
 jobs. Without it the reference gets Mailroom's schema, whose jobs has no numeric cursor.
@@ -70,18 +77,24 @@ def main() -> None:
     if arguments.report:
         report.write()
         return
-    wanted = (
-        arguments.only.split(",") if arguments.only else [name for name in BENCHES if name != "reference"]
-    )
-    if arguments.reference and not arguments.only:
-        wanted.append("reference")
-    if unknown := set(wanted) - set(BENCHES):
+    only = arguments.only.split(",") if arguments.only else []
+    if unknown := set(only) - set(BENCHES):
         options.error(f"--only: there is no {', '.join(sorted(unknown))}; choose from {', '.join(BENCHES)}")
+    # The peers' measurements go together.
+    wanted = [name for name in BENCHES if not only or name in only or name.partition("_")[0] in only]
+    if not arguments.reference and not only:
+        wanted.remove("reference")
     if "reference" in wanted and not arguments.reference:
         options.error("--only reference needs --reference")
     if arguments.largest < MIN_TABLE:
         options.error(f"--largest must be at least {MIN_TABLE}")
-    given = Options(arguments.quick, arguments.largest, arguments.reference, arguments.reference_schema)
+    given = Options(
+        arguments.quick,
+        arguments.largest,
+        arguments.reference,
+        arguments.reference_sender,
+        arguments.reference_schema,
+    )
     machine = machine_facts()
     failed = []
     for name in wanted:
@@ -134,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
         "--largest", type=int, default=5_000_000, help="tokens in the largest table (default 5000000)"
     )
     options.add_argument("--reference", metavar="PATH", default="", help=REFERENCE_HELP)
+    options.add_argument("--reference-sender", metavar="PATH", default="", help=SENDER_HELP)
     options.add_argument("--reference-schema", metavar="FILE", type=Path, help=SCHEMA_HELP)
     options.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return options

@@ -17,12 +17,14 @@ class Options:
         quick: small sizes, as a smoke test.
         largest: the number of tokens in the largest table.
         reference: a command that follows the reference's contract.
+        reference_sender: the command that reads the reference's lines and calls SES.
         reference_schema: the SQL for its database; None for Mailroom's migrations.
     """
 
     quick: bool = False
     largest: int = 5_000_000
     reference: str = ""
+    reference_sender: str = ""
     reference_schema: Path | None = None
 
     def sized(self, full: Size, quick: Size) -> Size:

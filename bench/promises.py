@@ -36,6 +36,12 @@ def judge_peers() -> Iterator[Promise]:
             yield Promise(f"faster than {row['name']}", f"{ratio} ×", ratio > 1)
 
 
+def judge_sending() -> Iterator[Promise]:
+    for row in rows("peers_sending"):
+        if row["name"].startswith("Mailroom run"):
+            yield at_most(f"{row['name']}, killed in the middle: mails not sent", row["left"], 0)
+
+
 def judge_producers() -> Iterator[Promise]:
     for row in rows("producers"):
         if row["clients"] == 64 and row["variant"] == "draining":
@@ -98,6 +104,7 @@ def judge_events() -> Iterator[Promise]:
 JUDGES: Final = (
     judge_drain,
     judge_peers,
+    judge_sending,
     judge_producers,
     judge_adopted,
     judge_latency,

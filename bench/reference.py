@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from bench import database
 from bench.options import Options
-from bench.peers.measure import late
+from bench.peers.latency import QUIET_PER_S, late
 from bench.programs import KEY, Reader, StoppedShort, drain, mailroom, percentiles, running
 from bench.tell import tell
 from mailroom.demo.postgres import PostgresServer
@@ -57,7 +57,7 @@ def measure(options: Options) -> dict[str, Any]:
             with running(command, settings(url, 1)) as process:
                 reader = Reader(process, times=True)
                 time.sleep(1)
-                latency.append({"name": name} | percentiles(late(url, reader, singles, "")))
+                latency.append({"name": name} | percentiles(late(url, reader, singles, QUIET_PER_S)))
             tell(f"{name}: {latency[-1]}")
     return {"command": options.reference, "tokens": tokens, "rows": rows, "latency": latency}
 

@@ -7,6 +7,7 @@ from string import Template
 from typing import Final
 
 from bench import results
+from bench.ahead import ahead
 from bench.promises import behind, promised
 from bench.results import load, rows
 from bench.tables import HEADINGS, column, markdown, table
@@ -51,11 +52,7 @@ def machine() -> str:
 
 def versions() -> str:
     found = load("peers")
-    return (
-        ", ".join(f"{name} {version}" for name, version in found["result"]["versions"].items())
-        if found
-        else ""
-    )
+    return ", ".join(found["result"]["versions"]) if found else ""
 
 
 def figure(name: str, alternative: str) -> str:
@@ -82,11 +79,14 @@ def write() -> None:
         "machine": machine(),
         "promised": promised(),
         "behind": behind(),
+        "ahead": ahead(),
         "trials": trials(),
         "versions": versions(),
         "help_ms": f"{drained['result']['help_s'] * 1000:.0f}" if drained else "…",
         "drain_tokens": sized("drain", "tokens"),
         "peer_jobs": sized("peers", "jobs"),
+        "peer_mails": sized("peers_sending", "mails"),
+        "peer_patience_s": sized("peers_sending", "patience_s"),
         "deep_tokens": sized("deep", "tokens"),
         "snapshot_tokens": sized("snapshot", "tokens"),
         "snapshot_rounds": sized("snapshot", "rounds"),

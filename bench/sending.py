@@ -86,6 +86,7 @@ def ses_environment(url: str, folder: Path) -> dict[str, str]:
         "MAILROOM_SES_OUTPUT_PATH": str(folder),
         "MAILROOM_SEND_RATE": "1000000",
         "AWS_ENDPOINT_URL_SES": url,
+        "AWS_REGION": "us-east-1",  # JavaScript reads this one
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "bench",
         "AWS_SECRET_ACCESS_KEY": "bench",

@@ -1,8 +1,7 @@
-"""``python -m bench.signups URL COUNT RATE PREFIX [PEER]`` signs people up at a rate, one commit each.
+"""``python -m bench.signups URL COUNT RATE PREFIX`` signs people up at a rate, one commit each.
 
 A rate of 0 means as fast as possible. It prints a line per commit: the address, the times when COMMIT was
-sent and answered (monotonic clock), and the time when it was answered (wall clock). With a peer, it
-enqueues the peer's job in the same transaction.
+sent and answered (monotonic clock), and the time when it was answered (wall clock).
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from importlib import import_module
 from typing import Final, NamedTuple
 
 import psycopg
@@ -34,9 +31,9 @@ class Signup(NamedTuple):
     answered_at: float
 
 
-def sign_up(url: str, count: int, rate: float, prefix: str, peer: str = "") -> list[Signup]:
+def sign_up(url: str, count: int, rate: float, prefix: str) -> list[Signup]:
     """Sign up ``count`` people from another process, and return their commits."""
-    command = [sys.executable, "-m", "bench.signups", url, str(count), str(rate), prefix, peer]
+    command = [sys.executable, "-m", "bench.signups", url, str(count), str(rate), prefix]
     done = subprocess.run(
         ending_with_us(command), env=environment(url), stdout=subprocess.PIPE, check=True, text=True
     )
@@ -45,15 +42,12 @@ def sign_up(url: str, count: int, rate: float, prefix: str, peer: str = "") -> l
 
 
 def main() -> None:
-    url, count, rate, prefix, peer = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]
-    enqueue = import_module(f"bench.peers.{peer}").enqueue_one if peer else None
+    url, count, rate, prefix = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
     clients = CLIENTS if rate > QUIET_RATE else 1
     start = time.monotonic() + 0.5
     found: list[list[Signup]] = [[] for _ in range(clients)]
     threads = [
-        threading.Thread(
-            target=client, args=[url, range(n, count, clients), rate, prefix, start, found[n], enqueue]
-        )
+        threading.Thread(target=client, args=[url, range(n, count, clients), rate, prefix, start, found[n]])
         for n in range(clients)
     ]
     for thread in threads:
@@ -72,7 +66,6 @@ def client(
     prefix: str,
     start: float,
     found: list[Signup],
-    enqueue: Callable[[psycopg.Connection, int], None] | None,
 ) -> None:
     """Commit each of these numbers at its time."""
     with psycopg.connect(url, autocommit=True) as connection:
@@ -84,23 +77,12 @@ def client(
                 time.sleep(max(0.0, due - time.monotonic()))
             login = f"{prefix}{number}"
             connection.execute("BEGIN")
-            ((account,),) = connection.execute(
-                "INSERT INTO accounts (email, login) VALUES (%s, %s) RETURNING id",
-                [f"{login}@example.com", login],
-            ).fetchall()
-            if enqueue:
-                enqueue(connection, issue(connection, account))
+            connection.execute(
+                "INSERT INTO accounts (email, login) VALUES (%s, %s)", [f"{login}@example.com", login]
+            )
             sent_s = time.monotonic()
             connection.execute("COMMIT")
             found.append(Signup(f"{login}@example.com", sent_s, time.monotonic(), time.time()))
-
-
-def issue(connection: psycopg.Connection, account: int) -> int:
-    """Insert the token that the trigger would add; triggers are disabled for a peer."""
-    (row,) = connection.execute(
-        "INSERT INTO tokens (action, account) VALUES ('activation', %s) RETURNING id", [account]
-    ).fetchall()
-    return int(row[0])
 
 
 if __name__ == "__main__":

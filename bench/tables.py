@@ -28,6 +28,9 @@ def default_form(value: object) -> str:
 HEADINGS: Final = {
     "drain": "Draining a backlog",
     "peers": "Compared with other queues on PostgreSQL",
+    "peers_latency": "Other queues: from the commit to the start of the job",
+    "peers_producers": "Other queues: the producers' cost",
+    "peers_sending": "Other queues: the whole job",
     "reference": "Compared with the reference",
     "producers": "Effect on producers",
     "adopted": "An adopted table",
@@ -63,8 +66,35 @@ COLUMNS: Final[dict[str, list[Column]]] = {
             "Mailroom at limit 10 is faster by",
             lambda row: f"{row['ours_over_it']} ×" if "ours_over_it" in row else "",
         ),
-        column("latency p50, ms", "p50_ms"),
-        column("p99, ms", "p99_ms"),
+    ],
+    "peers_latency": [
+        column("worker", "name"),
+        column("tuning", "tuning"),
+        column("alone: p50, ms", "quiet_p50_ms", ".2f"),
+        column("p99, ms", "quiet_p99_ms", ".2f"),
+        column("p50, to Mailroom's", "quiet_ratio", ".2f"),
+        column("at 100/s: p50, ms", "busy_p50_ms", ".2f"),
+        column("p99, ms ", "busy_p99_ms", ".2f"),
+        column("p50, to Mailroom's ", "busy_ratio", ".2f"),
+    ],
+    "peers_producers": [
+        column("the transaction enqueues for", "name"),
+        column("8 clients: commits/s", "commits_per_s_8"),
+        column("ratio to the insert alone", "ratio_8", ".2f"),
+        column("64 clients: commits/s", "commits_per_s_64"),
+        column("ratio to the insert alone ", "ratio_64", ".2f"),
+    ],
+    "peers_sending": [
+        column("worker", "name"),
+        column("tuning", "tuning"),
+        column("recipients/s", "recipients_per_s"),
+        column("CPU of 1,000, s", "cpu_s_per_1000", ".2f"),
+        column("CPU, to `run` at limit 10", "cpu_ratio", ".2f"),
+        column("calls", "calls"),
+        column("throttled", "throttled"),
+        column("sent twice", "duplicates"),
+        column("not sent", "left"),
+        column("last mail after the kill, s", "whole_after_s", ".0f"),
     ],
     "reference": [
         Column("`MAILROOM_BATCH_LIMIT`", lambda row: row["limit"]),
@@ -167,7 +197,9 @@ def table(name: str) -> str:
     found = load(name)
     if not found:
         return f'Not measured: `make bench ARGS="--only {name}"`.'
-    text = markdown(COLUMNS[name], rows(name))
+    missing = found["result"].get("missing", {})
+    left_out = [{"name": one, "tuning": f"not measured: {why}"} for one, why in missing.items()]
+    text = markdown(COLUMNS[name], [*rows(name), *left_out])
     if name == "reference":
         text += "\n\n" + markdown(LATENCY, found["result"]["latency"])
     if found["quick"]:

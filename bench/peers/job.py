@@ -1,13 +1,14 @@
-"""The job of all peers: fetch a mail's fields, sign them and write the line, with Mailroom's own code."""
+"""The job of the queues in Python: fetch a mail's fields, sign them, and write the line or call SES."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final
-
-import psycopg
 
 from mailroom.actions import load_actions
 from mailroom.tokens import parse_keys, sign
@@ -18,12 +19,14 @@ SELECT t.id, t.action::text, a.email, a.login, t.secret, t.code
 FROM tokens t JOIN accounts a ON a.id = t.account
 WHERE t.consumed_at IS NULL AND t.expires_at > now() AND a.status = 'provisioned'
 """
-FETCH: Final = f"{ELIGIBLE} AND t.id = %s"
-FETCH_ASYNCPG: Final = f"{ELIGIBLE} AND t.id = $1"
+FETCH: Final = f"{ELIGIBLE} AND t.id = ANY ($1::bigint[])"
+FETCH_PSYCOPG: Final = f"{ELIGIBLE} AND t.id = %s"
 
 KEYS: Final = parse_keys(os.environ.get("MAILROOM_SECRET_KEY", "ab" * 32))
 ACTIONS: Final = load_actions()
 TUNING: Final[dict[str, Any]] = json.loads(os.environ.get("MAILROOM_BENCH_TUNING", "{}"))
+SENDS: Final = os.environ.get("MAILROOM_BENCH_JOB") == "send"
+MAX_CONNECTIONS: Final = 100
 
 
 def url() -> str:
@@ -44,18 +47,51 @@ def write(content: bytes) -> None:
         rest = rest[os.write(1, rest) :]
 
 
-def first_tokens(connection: psycopg.Connection, jobs: int) -> list[tuple[Any, ...]]:
-    """The first ``jobs`` rows of ``ELIGIBLE``."""
-    return connection.execute(f"{ELIGIBLE} ORDER BY t.id LIMIT %s".encode(), [jobs]).fetchall()
-
-
-def pack(row: Sequence[Any], *, fields: bool) -> dict[str, Any]:
-    """The payload of a job: the token's id, or all fields."""
-    if not fields:
-        return {"token": row[0]}
-    return {"token": row[0], "row": [*row[:4], bytes(row[4]).hex(), row[5]]}
+def send(row: Sequence[Any]) -> None:
+    """Send one mail through SES, within its rate."""
+    _, action, email, login, secret, code = row
+    known = ACTIONS[action]
+    token = sign(bytes(secret), known, keys=KEYS, code=code)
+    _take_turn()
+    _client().send_templated_email(
+        Source=os.environ["MAILROOM_SES_SOURCE"],
+        Destination={"ToAddresses": [email]},
+        Template=known.template,
+        TemplateData=json.dumps({"login": login, "secret": token, "code": code}),
+    )
 
 
 def unpack(row: Sequence[Any]) -> list[Any]:
-    """The row that ``pack`` put into a job."""
-    return [*row[:4], bytes.fromhex(row[4]), row[5]]
+    """The row of ``ELIGIBLE`` whose fields a job carries."""
+    action, email, login, secret, code = row
+    return [None, action, email, login, bytes.fromhex(secret), code]
+
+
+@cache
+def _client() -> Any:
+    import botocore.session
+    from botocore.config import Config
+
+    config = Config(max_pool_connections=MAX_CONNECTIONS, retries={"mode": "standard"})
+    return botocore.session.get_session().create_client("ses", config=config)
+
+
+def _turns() -> Callable[[], None]:
+    """Return a function that waits, so that its calls are spaced evenly at the rate."""
+    interval_s = 1 / int(os.environ.get("MAILROOM_BENCH_RATE", "1000"))
+    lock, following = threading.Lock(), 0.0
+
+    def wait() -> None:
+        nonlocal following
+        with lock:
+            now = time.monotonic()
+            following = max(following, now - 50 * interval_s) + interval_s
+            due = following
+        time.sleep(max(0.0, due - now))
+
+    return wait
+
+
+_take_turn: Final = _turns()
+if SENDS:
+    _client()  # before the threads, which would each make one

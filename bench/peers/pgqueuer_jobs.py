@@ -9,49 +9,54 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any, Final
 
 import asyncpg
-import psycopg
 import uvloop
 from pgqueuer import PgQueuer
-from pgqueuer.db import AsyncpgDriver, SyncPsycopgDriver
-from pgqueuer.queries import Queries, SyncQueries
+from pgqueuer.db import AsyncpgDriver
+from pgqueuer.queries import Queries
 
-from bench.peers.job import FETCH_ASYNCPG, TUNING, first_tokens, line, pack, unpack, url, write
+from bench.peers.job import FETCH, MAX_CONNECTIONS, SENDS, TUNING, line, send, unpack, url, write
+from bench.peers.queues import Adapter
 
-CHUNK: Final = 1000
 ENTRY: Final = "mail"
+ARGUMENTS: Final = {
+    "$1::int[]": "ARRAY[0]",
+    "$2::text[]": f"ARRAY['{ENTRY}']",
+    "$3::bytea[]": "ARRAY[convert_to(bench_enqueue.payload::text, 'UTF8')]",
+    "$4::interval[]": "ARRAY[interval '0']",
+    "$5::text[]": "ARRAY[NULL::text]",
+    "$6::jsonb[]": "ARRAY[NULL::jsonb]",
+}
 
 
-def prepare(database: str) -> None:
-    async def install() -> None:
+def adapter() -> Adapter:
+    command = [sys.executable, "-c", "from bench.peers.pgqueuer_jobs import main; main()"]
+    return Adapter(install, enqueue(), "pgqueuer", command, f"PgQueuer {version('pgqueuer')}")
+
+
+def enqueue() -> str:
+    """PgQueuer's own statement, with arguments in place of its parameters."""
+    statement = Queries(AsyncpgDriver(None)).qbq.build_enqueue_query()
+    for parameter, argument in ARGUMENTS.items():
+        assert parameter in statement
+        statement = statement.replace(parameter, argument)
+    return f"FOR made IN {statement} LOOP\nEND LOOP"
+
+
+def install(database: str) -> None:
+    async def connect() -> None:
         connection = await asyncpg.connect(database)
         queries = Queries(AsyncpgDriver(connection))
         await queries.install()
         await connection.execute(queries.qbe.build_optimize_autovacuum_query())
         await connection.close()
 
-    asyncio.run(install())
-
-
-def enqueue(database: str, jobs: int, fields: bool) -> None:
-    async def insert() -> None:
-        connection = await asyncpg.connect(database)
-        queries = Queries(AsyncpgDriver(connection))
-        for first in range(0, len(rows), CHUNK):
-            payloads = [json.dumps(pack(row, fields=fields)).encode() for row in rows[first : first + CHUNK]]
-            await queries.enqueue([ENTRY] * len(payloads), payloads, [0] * len(payloads))
-        await connection.execute("VACUUM ANALYZE pgqueuer")
-        await connection.close()
-
-    with psycopg.connect(database) as psycopg_connection:
-        rows = first_tokens(psycopg_connection, jobs)
-    asyncio.run(insert())
-
-
-def enqueue_one(connection: psycopg.Connection, token: int) -> None:
-    SyncQueries(SyncPsycopgDriver(connection)).enqueue(ENTRY, json.dumps({"token": token}).encode())
+    asyncio.run(connect())
 
 
 def main() -> None:
@@ -61,11 +66,14 @@ def main() -> None:
 async def _work() -> None:
     managers = []
     pool = await asyncpg.create_pool(url(), min_size=2, max_size=10)
+    threads = ThreadPoolExecutor(MAX_CONNECTIONS)
 
     async def mail(job: Any) -> None:
         given = json.loads(job.payload)
-        found = unpack(given["row"]) if "row" in given else await pool.fetchrow(FETCH_ASYNCPG, given["token"])
-        if found:
+        found = unpack(given["row"]) if "row" in given else await pool.fetchrow(FETCH, [given["token"]])
+        if found and SENDS:
+            await asyncio.get_running_loop().run_in_executor(threads, send, found)
+        elif found:
             write(line(found))
 
     for _ in range(TUNING.get("managers", 1)):
@@ -80,7 +88,3 @@ async def _work() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     await asyncio.gather(*(manager.run(batch_size=TUNING.get("batch", 10)) for manager in managers))
     await pool.close()
-
-
-if __name__ == "__main__":
-    main()
