@@ -15,8 +15,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from bench import report, results
 from bench.__main__ import machine_facts
-from bench.soak.report import keep, printed
+from bench.soak.report import keep, tables
 from bench.soak.run import Plan, soak
 from bench.tell import tell
 
@@ -29,16 +30,15 @@ def main() -> None:
     options.add_argument(
         "--folder", type=Path, help="keep the logs and the mails here; by default they are deleted"
     )
-    options.add_argument(
-        "--keep", action="store_true", help="write the result to bench/results and docs/benchmarks.md"
-    )
     given = options.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = replace(Plan(), seconds=given.minutes * 60, seed=given.seed, rate=given.rate)
     result = soak(plan, given.folder)
-    print(printed(result), flush=True)
-    if given.keep:
-        keep(result, machine_facts())
+    print(tables([result]), flush=True)
+    if not result["flat"]:  # too short to be a result
+        results.files = results.QUICK
+    keep(result, machine_facts())
+    report.write()
     if result["faults_found"]:
         sys.exit(1)
 

@@ -21,6 +21,7 @@ class Network:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._proxies: list[Proxy] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
 
     def __enter__(self) -> Self:
@@ -42,9 +43,12 @@ class Network:
         """
         proxy = Proxy(self._loop, target, answer_after_s)
         asyncio.run_coroutine_threadsafe(proxy.listen(), self._loop).result(START_S)
+        self._proxies.append(proxy)
         return proxy
 
     async def _end(self) -> None:
+        for proxy in self._proxies:
+            proxy.close()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -71,6 +75,11 @@ class Proxy:
         """Take a free port."""
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0, limit=CHUNK)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    def close(self) -> None:
+        """Take no more connections."""
+        if self._server:
+            self._server.close()
 
     def go_deaf(self) -> None:
         """Forward nothing from here on, in either direction."""

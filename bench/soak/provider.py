@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TextIO
 
 from mailroom.demo.postgres import ending_with_us
 from mailroom.inbox.inbox import Inbox
@@ -58,11 +58,11 @@ class Provider:
         lost_calls: the numbers of calls whose mails were accepted, and whose answers were lost by a fault.
     """
 
-    def __init__(self, url: str, file: Path) -> None:
+    def __init__(self, url: str, file: TextIO) -> None:
         self.url = url
         self.mails: list[Mail] = []
         self.lost_calls: dict[int, str] = {}
-        self._file = file.open()
+        self._file = file
         self._rest = ""
         self._last_call = 0
 
@@ -130,7 +130,8 @@ def provider(folder: Path) -> Iterator[Provider]:
         try:
             found = re.search(r"http\S+", process.stdout.readline())
             assert found, "the provider did not start"
-            yield Provider(found[0], file)
+            with file.open() as mails:
+                yield Provider(found[0], mails)
         finally:
             process.terminate()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -34,6 +35,8 @@ ANSWER_S: Final = 0.03
 CALLS_S: Final = 5.0
 # The queue is empty within a lease, a time limit and the back-offs after the last fault.
 EMPTY_S: Final = 240.0
+# SIGTERM may come before a starting process is ready for it.
+ENDS: Final = (0, -signal.SIGKILL, -signal.SIGTERM)
 STEP_S: Final = 10.0  # between the points of the plot
 SETTINGS: Final = {
     # A deaf network is noticed within 15 s instead of the default 270 s.
@@ -116,9 +119,9 @@ def soak(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
         if not row["holds"]
     ]
     problems += [
-        f"process {end.process} ended by itself with {end.code}"
+        f"process {end.process} ended with {end.code}{'' if end.asked_for else ', and was not asked to'}"
         for end in ends
-        if not end.asked_for and end.at < stopped
+        if end.code not in ENDS or not end.asked_for
     ]
     return {
         "seed": plan.seed,
