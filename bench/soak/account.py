@@ -8,8 +8,9 @@
   token. A duplicate without a cause is not allowed.
 
 A cause is one of these, in this order: the call's answer was lost by a fault of the provider; the process
-that made the call was killed before it recorded the answer; the answer was in a network that was deaf; the
-process stood still between the answer and the record; the database was away at that time.
+that made the call was killed before it recorded the answer; the answer was in a network that was deaf, or the
+later call was, which arrived when the network heard again; the process stood still between the answer and the
+record; the database was away at that time.
 """
 
 from __future__ import annotations
@@ -161,8 +162,10 @@ def cause_of(mail: Mail, following: Mail, row: Delivery | None, evidence: Eviden
         for end in evidence.ends
     ):  # fmt: skip
         return "the worker was killed before it recorded the answer"
-    if during("answers", mail.at + BEHIND_S) or deaf_before(mail, worker, evidence):
+    if during("answers", mail.at + BEHIND_S) or held_back(mail, evidence):
         return "SES's answer was in a deaf network"
+    if held_back(following, evidence):
+        return "the later call was held back by a deaf network, and was made again before"
     if during("worker", min(recorded, mail.at + RECORD_S)):
         return "the worker stood still before it recorded the answer"
     if found := during("database", min(recorded, mail.at + RECORD_S)):
@@ -181,9 +184,13 @@ def blocked_until(mail: Mail, worker: str, evidence: Evidence) -> float:
     return max(ends, default=0.0)
 
 
-def deaf_before(mail: Mail, worker: str, evidence: Evidence) -> bool:
-    """Whether the call was held back by a deaf network, so that its sender had given up."""
-    return any(window.covers("answers", worker, mail.at - BEHIND_S, mail.at) for window in evidence.windows)
+def held_back(mail: Mail, evidence: Evidence) -> bool:
+    """Whether the call arrived when a deaf network heard again, so that its sender had given up."""
+    worker = mail.sender.partition("-")[0]
+    return any(
+        window.covers("answers", worker, mail.at - BEHIND_S, mail.at) and window.end <= mail.at + CLOCK_S
+        for window in evidence.windows
+    )
 
 
 def described(token: int, mail: Mail, following: Mail, row: Delivery | None, outcomes: list[str]) -> str:

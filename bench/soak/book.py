@@ -36,7 +36,9 @@ SELECT id, token, fingerprint, attempt, outcome, message_id, detail, extract(epo
 FROM mailroom.deliveries
 """
 OLD_ACCOUNTS: Final = """
-DELETE FROM accounts WHERE email LIKE 'u%%' AND activated_at < now() - make_interval(secs => %s)
+DELETE FROM accounts WHERE id IN (
+    SELECT id FROM accounts
+    WHERE email LIKE 'u%%' AND activated_at < now() - make_interval(secs => %s) LIMIT 1000)
 """
 
 
@@ -115,7 +117,8 @@ class Caretaker:
                 self._book.copy(self._url())
                 self._prune()
                 with connect(self._url()) as connection:
-                    connection.execute(OLD_ACCOUNTS, [ACCOUNTS_KEPT_S])
+                    while connection.execute(OLD_ACCOUNTS, [ACCOUNTS_KEPT_S]).rowcount:
+                        pass
             except (psycopg.Error, subprocess.SubprocessError):
                 self.failed += 1
             else:

@@ -6,9 +6,11 @@ for any application.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Self
 
@@ -25,7 +27,8 @@ POOL: Final = 10_000
 LATE_S: Final = 1.0  # a request that cannot be made for that long is not made
 CLICK_AFTER_S: Final = 10.0
 CLICK_S: Final = 1.0
-TIMEOUTS: Final = "-c statement_timeout=5s -c lock_timeout=4s"
+CLICKS: Final = 100  # in one transaction
+TIMEOUTS: Final = "-c statement_timeout=30s -c lock_timeout=4s"
 
 PEOPLE: Final = """
 INSERT INTO accounts (email, login, status)
@@ -122,7 +125,7 @@ class Visitors:
         self._provider = provider
         self._url = url
         self._key = key
-        self._waiting: list[Mail] = []
+        self._waiting: deque[Mail] = deque()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="visitors", daemon=True)
 
@@ -136,17 +139,16 @@ class Visitors:
 
     def _run(self) -> None:
         while not self._over.wait(CLICK_S):
-            self._waiting += self._provider.read()
-            until = time.time() - CLICK_AFTER_S
-            ripe = [mail for mail in self._waiting if mail.at <= until]
-            if not ripe:
-                continue
-            try:
-                with connect(self._url()) as connection:
-                    self.clicked += click(connection, ripe, self._key)
-            except psycopg.Error:
-                continue
-            self._waiting = [mail for mail in self._waiting if mail.at > until]
+            self._waiting.extend(self._provider.read())
+            with contextlib.suppress(psycopg.Error), connect(self._url()) as connection:
+                while self._ripe() and not self._over.is_set():
+                    together = list(itertools.islice(self._waiting, CLICKS))
+                    self.clicked += click(connection, together, self._key)
+                    for _ in together:
+                        self._waiting.popleft()
+
+    def _ripe(self) -> bool:
+        return bool(self._waiting) and self._waiting[0].at <= time.time() - CLICK_AFTER_S
 
 
 def click(connection: psycopg.Connection, mails: list[Mail], key: str) -> int:

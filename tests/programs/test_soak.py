@@ -96,6 +96,12 @@ KILLED = End("one-1", 10.2, -9, asked_for=True)
         (Evidence([window("answers", 9, 20, "two")], [], {}), ""),
         (Evidence([window("answers", 12, 20)], [], {}), ""),
         (
+            Evidence([window("answers", 12, 24.9, "two")], [], {}),
+            "the later call was held back by a deaf network, and was made again before",
+        ),
+        (Evidence([window("answers", 12, 24.9, "one")], [], {}), ""),
+        (Evidence([window("answers", 12, 30)], [], {}), ""),
+        (
             Evidence([window("worker", 10, 30, "one")], [], {}),
             "the worker stood still before it recorded the answer",
         ),
