@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -209,12 +208,11 @@ class Faults:
         self._chance = random.Random(seed)  # noqa: S311 - no secret
         self._kinds = kinds
 
-    def run(self, until_s: float, over: threading.Event) -> None:
+    def run(self, until_s: float) -> None:
         """Let faults happen until a time on the monotonic clock; the last ones end a little later."""
         deck: list[Kind] = []
-        while (left_s := until_s - time.monotonic()) > 0:
-            if over.wait(min(left_s, self._chance.uniform(*QUIET_S))) or time.monotonic() >= until_s:
-                return
+        while (quiet_s := self._chance.uniform(*QUIET_S)) < until_s - time.monotonic():
+            time.sleep(quiet_s)
             deck = deck or self._chance.sample(self._kinds, len(self._kinds))
             together = [deck.pop()]
             # Two faults of one part would undo each other.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import tempfile
 import threading
@@ -27,7 +26,7 @@ from bench.soak.load import Load, Visitors, connect
 from bench.soak.network import Network
 from bench.soak.provider import provider
 from bench.soak.samples import BACKLOG, Sample, Samples
-from bench.soak.workers import Worker
+from bench.soak.workers import End, Worker
 from bench.tell import tell
 
 WORKERS: Final = ("one", "two")
@@ -91,14 +90,13 @@ def soak(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
         caretaker = Caretaker(book, cluster.url, variables, folder / "log-prune")
         samples = Samples(workers, cluster.url, load, ses)
         faults = Faults(Stage(cluster, ses, tuple(workers)), plan.seed, plan.kinds)
-        started, cpu_s = time.time(), cpu()
+        started = time.time()
         with caretaker, samples, repeated(ses.read_calls, CALLS_S):
             with load:
                 until_s = time.monotonic() + plan.seconds
-                faults.run(until_s, threading.Event())
+                faults.run(until_s)
                 time.sleep(max(0.0, until_s - time.monotonic()))
-            stopped = time.time()
-            tell(f"the load ends after {stopped - started:.0f} s; waiting until the queue is empty")
+            tell("the load ends; waiting until the queue is empty")
             problems = emptied(cluster)
         book.copy(cluster.url())
         ses.read_calls()
@@ -112,17 +110,6 @@ def soak(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
         book, ses.mails, load.signed_up, load.recovered, Evidence(faults.windows, ends, ses.lost_calls), KEY
     )
     flat = thirds(samples.taken)
-    problems += found.faults()
-    problems += [
-        f"{row['what']}: {row['last']} in the last third, {row['first']} in the first"
-        for row in flat
-        if not row["holds"]
-    ]
-    problems += [
-        f"process {end.process} ended with {end.code}{'' if end.asked_for else ', and was not asked to'}"
-        for end in ends
-        if end.code not in ENDS or not end.asked_for
-    ]
     return {
         "seed": plan.seed,
         "minutes": round(plan.seconds / 60, 2),
@@ -140,11 +127,27 @@ def soak(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
             for window in faults.windows
         ],
         "restarts": {worker.name: len(worker.ends) - 1 for worker in workers},
-        "cpu_s": round(cpu() - cpu_s, 1),
         "flat": flat,
         "series": thinned(samples.taken),
-        "faults_found": problems,
+        "faults_found": [*problems, *found.faults(), *grown(flat), *strange(ends)],
     }
+
+
+def grown(flat: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{row['what']}: {row['last']} in the last third, {row['first']} in the first"
+        for row in flat
+        if not row["holds"]
+    ]
+
+
+def strange(ends: list[End]) -> list[str]:
+    """The processes that ended without being asked to, or otherwise than asked."""
+    return [
+        f"process {end.process} ended with {end.code}{'' if end.asked_for else ', and was not asked to'}"
+        for end in ends
+        if end.code not in ENDS or not end.asked_for
+    ]
 
 
 def emptied(cluster: Cluster) -> list[str]:
@@ -189,8 +192,3 @@ def thinned(samples: list[Sample]) -> list[Sample]:
         if not kept or sample["at_s"] >= kept[-1]["at_s"] + STEP_S:
             kept.append(sample)
     return kept
-
-
-def cpu() -> float:
-    """The CPU seconds of the processes that ended, and of this one."""
-    return sum(os.times()[:4])
