@@ -10,7 +10,8 @@
 A cause is one of these, in this order: the call's answer was lost by a fault of the provider; the process
 that made the call was killed before it recorded the answer; the answer was in a network that was deaf, or the
 later call was, which arrived when the network heard again; the process stood still between the answer and the
-record; the database was away at that time.
+record, or the other process stood still in the later call, while its lease ran out; the database was away at
+that time.
 """
 
 from __future__ import annotations
@@ -166,6 +167,8 @@ def cause_of(mail: Mail, following: Mail, row: Delivery | None, evidence: Eviden
         return "SES's answer was in a deaf network"
     if held_back(following, evidence):
         return "the later call was held back by a deaf network, and was made again before"
+    if stood_still(mail, following, evidence):
+        return "the later call was under way in a process that stood still until its lease was over"
     if during("worker", min(recorded, mail.at + RECORD_S)):
         return "the worker stood still before it recorded the answer"
     if found := during("database", min(recorded, mail.at + RECORD_S)):
@@ -189,6 +192,16 @@ def held_back(mail: Mail, evidence: Evidence) -> bool:
     worker = mail.sender.partition("-")[0]
     return any(
         window.covers("answers", worker, mail.at - BEHIND_S, mail.at) and window.end <= mail.at + CLOCK_S
+        for window in evidence.windows
+    )
+
+
+def stood_still(mail: Mail, following: Mail, evidence: Evidence) -> bool:
+    """Whether the following call's process stood still when the mail was sent, and went on just then."""
+    worker = following.sender.partition("-")[0]
+    return any(
+        window.covers("worker", worker, mail.at, mail.at)
+        and 0 <= following.at - window.end + CLOCK_S <= RECORD_S
         for window in evidence.windows
     )
 

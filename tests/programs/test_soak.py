@@ -107,6 +107,12 @@ KILLED = End("one-1", 10.2, -9, asked_for=True)
         ),
         (Evidence([window("worker", 13, 30, "one")], [], {}), ""),
         (
+            Evidence([window("worker", 8, 24.5, "two")], [], {}),
+            "the later call was under way in a process that stood still until its lease was over",
+        ),
+        (Evidence([window("worker", 8, 22, "two")], [], {}), ""),
+        (Evidence([window("worker", 12, 24.5, "two")], [], {}), ""),
+        (
             Evidence([window("database", 9, 12)], [], {}),
             "the outcome was not recorded in time: a fault of database",
         ),
