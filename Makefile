@@ -18,7 +18,7 @@ ATHERIS := $(VENV)/atheris
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow test-matrix check format lint types layers audit fuzz migration bench docs screenshots release lock clean
+.PHONY: help demo test slow test-matrix check format lint types layers audit fuzz migration bench soak docs screenshots release lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,9 @@ migration: $(READY)  ## make the migrations from src/mailroom/sql, NAME=… one 
 
 bench: $(READY_TO_BENCH)  ## measure what docs/benchmarks.md shows, and rewrite it; takes half an hour
 	$(BIN)/python -m bench $(ARGS)
+
+soak: $(READY_TO_BENCH)  ## let faults happen under load for MINUTES=20, by SEED=1, and account for every mail
+	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),20) --seed $(or $(SEED),1) $(ARGS)
 
 docs: $(READY_FOR_DOCS)  ## build the documentation's site into site/, without the network; ARGS=serve shows it while you write
 	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs $(or $(ARGS),build --strict)

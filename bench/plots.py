@@ -11,6 +11,7 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 from bench import results
+from bench.soak import plot as soak
 from bench.tables import VARIANTS
 
 OURS: Final = "#2f6f9f"
@@ -142,4 +143,5 @@ DRAWINGS: Final = {
     "latency": latency,
     "tablesize": tablesize,
     "deep": deep,
+    "soak": soak.draw,
 }

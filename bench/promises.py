@@ -101,6 +101,12 @@ def judge_events() -> Iterator[Promise]:
         yield at_least("SES's events a second", row["events_per_s"], 2000)
 
 
+def judge_soak() -> Iterator[Promise]:
+    for row in rows("soak"):
+        for name, what in (("lost", "mails lost"), ("unexplained", "duplicates without a cause")):
+            yield at_most(f"soak with seed {row['seed']}: {what}", row["account"][name]["count"], 0)
+
+
 JUDGES: Final = (
     judge_drain,
     judge_peers,
@@ -113,6 +119,7 @@ JUDGES: Final = (
     judge_snapshot,
     judge_deep,
     judge_events,
+    judge_soak,
 )
 
 

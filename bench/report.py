@@ -10,6 +10,7 @@ from bench import results
 from bench.ahead import ahead
 from bench.promises import behind, promised
 from bench.results import load, rows
+from bench.soak.report import section
 from bench.tables import HEADINGS, column, markdown, table
 from bench.tell import tell
 
@@ -81,6 +82,7 @@ def write() -> None:
         "behind": behind(),
         "ahead": ahead(),
         "trials": trials(),
+        "soaks": section(),
         "versions": versions(),
         "help_ms": f"{drained['result']['help_s'] * 1000:.0f}" if drained else "…",
         "drain_tokens": sized("drain", "tokens"),
@@ -96,6 +98,7 @@ def write() -> None:
         "plot_producers": figure("producers", "Commits per second of 1, 8 and 64 clients with each trigger"),
         "plot_latency": figure("latency", "Percentiles of the latency"),
         "plot_tablesize": figure("tablesize", "The cost of a claim against the size of the table"),
+        "plot_soak": figure("soak", "Mails, memory, connections and tables over each soak, with its faults"),
         "plot_deep": figure("deep", "Claim time and memory while a deep queue drains"),
     }
     text = Template(TEMPLATE.read_text()).substitute(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import random
@@ -21,8 +22,9 @@ from mailroom.answers import Result, Scope
 from mailroom.inbox.faults import Fault
 from mailroom.inbox.inbox import Inbox
 from mailroom.inbox.server import InboxServer
-from mailroom.sender import breaker, policy
+from mailroom.sender import breaker, calls, policy
 from mailroom.sender.policy import Verdict
+from mailroom.sender.rate import Bucket
 from mailroom.transports.transport import open_transport
 from support.messages import ACTIVATION, PASSWORD_RECOVERY, message, mixed
 from support.processes import PATIENCE_S
@@ -346,6 +348,28 @@ def test_the_rate_comes_from_the_quota(ses: InboxServer, tmp_path: Path) -> None
     assert {20} == {call.recipients for call in ses.inbox.calls}  # half a second's worth a call
     first, last = ses.inbox.calls[0], ses.inbox.calls[-1]
     assert 1.9 < last.at_s - first.at_s < 4
+
+
+def test_a_quota_that_was_not_known_at_the_start_is_asked_for_again_soon(
+    ses: InboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a worker that starts while SES does not answer holds all workers back for minutes."""
+    monkeypatch.setattr(calls, "CHECK_INTERVAL_S", 0.05)
+    answers: list[float | None] = [None, None, 500.0]
+
+    async def scenario() -> None:
+        transport, bucket, limited = open_transport(settings(tmp_path)), Bucket(14), asyncio.Event()
+        monkeypatch.setattr(transport, "quota", lambda: answers.pop(0))
+        monkeypatch.setattr(bucket, "limit", lambda _: limited.set())
+        made = calls.Calls(transport, settings(tmp_path), asyncio.Event(), bucket)
+        await made.start()
+        asking = asyncio.create_task(made.keep_asking())
+        async with asyncio.timeout(PATIENCE_S):
+            await limited.wait()
+        asking.cancel()
+
+    asyncio.run(scenario())
+    assert [] == answers
 
 
 @pytest.mark.slow

@@ -93,6 +93,7 @@ class Calls:
         self._transport = transport
         self.name = transport.name
         self._asks_quota = settings.send_rate is None
+        self._knows_quota = False
         self._bucket: Rate = bucket or Bucket(settings.send_rate or DEFAULT_RATE)
         self._brake = Brake()
         self.resumed = resumed or asyncio.Event()
@@ -200,7 +201,8 @@ class Calls:
             MailroomError: see ``start``.
         """
         while True:
-            await asyncio.sleep(CHECK_INTERVAL_S if self.unable else QUOTA_INTERVAL_S)
+            soon = self.unable or (self._asks_quota and not self._knows_quota)
+            await asyncio.sleep(CHECK_INTERVAL_S if soon else QUOTA_INTERVAL_S)
             if self.unable:
                 await self._check()
             if self._asks_quota and not self.unable:
@@ -402,4 +404,5 @@ class Calls:
             async with asyncio.timeout(self._longest_s):
                 rate = await in_thread(self._transport.quota)
                 if rate is not None:
+                    self._knows_quota = True
                     self._bucket.limit(rate)

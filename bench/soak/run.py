@@ -1,0 +1,194 @@
+"""One soak, from its servers to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from bench.programs import KEY, environment
+from bench.sending import push_templates, ses_environment
+from bench.soak.account import Evidence, account
+from bench.soak.book import Book, Caretaker
+from bench.soak.cluster import Cluster, wait_until
+from bench.soak.faults import KINDS, Faults, Kind, Stage
+from bench.soak.flat import thirds
+from bench.soak.load import Load, Visitors, connect
+from bench.soak.network import Network
+from bench.soak.provider import provider
+from bench.soak.samples import BACKLOG, Sample, Samples
+from bench.soak.workers import End, Worker
+from bench.tell import tell
+
+WORKERS: Final = ("one", "two")
+ANSWER_S: Final = 0.03
+CALLS_S: Final = 5.0
+# The queue is empty within a lease, a time limit and the back-offs after the last fault.
+EMPTY_S: Final = 240.0
+# SIGTERM may come before a starting process is ready for it.
+ENDS: Final = (0, -signal.SIGKILL, -signal.SIGTERM)
+STEP_S: Final = 10.0  # between the points of the plot
+SETTINGS: Final = {
+    # A deaf network is noticed within 15 s instead of the default 270 s.
+    "HEALTHCHECK_INTERVAL": "15000",
+    "SES_CONFIG_SET": "none",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a soak does.
+
+    Attributes:
+        rate: mails a second.
+        kinds: the faults.
+    """
+
+    seconds: float = 1200
+    seed: int = 1
+    rate: float = 200
+    kinds: tuple[Kind, ...] = KINDS
+
+
+def soak(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
+    """Run one soak and return its result; ``faults_found`` holds what does not hold."""
+    with contextlib.ExitStack() as stack:
+        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mailroom-soak-")))
+        folder.mkdir(exist_ok=True, parents=True)
+        tell(f"soak: {plan.seconds:.0f} s, seed {plan.seed}, logs in {folder}")
+        cluster = stack.enter_context(Cluster())
+        ses = stack.enter_context(provider(folder))
+        network = stack.enter_context(Network())
+        variables = environment("") | ses_environment(ses.url, folder)
+        variables |= {f"MAILROOM_{name}": value for name, value in SETTINGS.items()}
+        del variables["MAILROOM_SEND_RATE"]
+        push_templates(variables)
+        workers = []
+        for name in WORKERS:
+            worker = Worker(
+                name,
+                variables,
+                folder / f"log-{name}",
+                network.proxy(lambda: cluster.port),
+                network.proxy(lambda: ses.port, answer_after_s=ANSWER_S),
+                lambda port: cluster.url(port=port),
+            )
+            workers.append(worker)
+            stack.callback(worker.stop)
+        book = Book()
+        load = Load(cluster.url, plan.rate)
+        visitors = stack.enter_context(Visitors(ses, cluster.url, KEY))
+        caretaker = Caretaker(book, cluster.url, variables, folder / "log-prune")
+        samples = Samples(workers, cluster.url, load, ses)
+        faults = Faults(Stage(cluster, ses, tuple(workers)), plan.seed, plan.kinds)
+        started = time.time()
+        with caretaker, samples, repeated(ses.read_calls, CALLS_S):
+            with load:
+                until_s = time.monotonic() + plan.seconds
+                faults.run(until_s)
+                time.sleep(max(0.0, until_s - time.monotonic()))
+            tell("the load ends; waiting until the queue is empty")
+            problems = emptied(cluster)
+        book.copy(cluster.url())
+        ses.read_calls()
+        for worker in workers:
+            worker.stop()
+        book.copy(cluster.url())
+        visitors.__exit__()
+        ses.read()
+    ends = [end for worker in workers for end in worker.ends]
+    found = account(
+        book, ses.mails, load.signed_up, load.recovered, Evidence(faults.windows, ends, ses.lost_calls), KEY
+    )
+    flat = thirds(samples.taken)
+    return {
+        "seed": plan.seed,
+        "minutes": round(plan.seconds / 60, 2),
+        "rate": plan.rate,
+        "started": round(started),
+        "committed": len(load.signed_up) + len(load.recovered),
+        "failed": load.failed,
+        "skipped": load.skipped,
+        "clicked": visitors.clicked,
+        "pruned": caretaker.pruned,
+        "account": found.as_json(),
+        "faults": dict(Counter(window.kind for window in faults.windows).most_common()),
+        "windows": [
+            [window.kind, round(window.start - started, 1), round(window.end - started, 1)]
+            for window in faults.windows
+        ],
+        "restarts": {worker.name: len(worker.ends) - 1 for worker in workers},
+        "flat": flat,
+        "series": thinned(samples.taken),
+        "faults_found": [*problems, *found.faults(), *grown(flat), *strange(ends)],
+    }
+
+
+def grown(flat: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{row['what']}: {row['last']} in the last third, {row['first']} in the first"
+        for row in flat
+        if not row["holds"]
+    ]
+
+
+def strange(ends: list[End]) -> list[str]:
+    """The processes that ended without being asked to, or otherwise than asked."""
+    return [
+        f"process {end.process} ended with {end.code}{'' if end.asked_for else ', and was not asked to'}"
+        for end in ends
+        if end.code not in ENDS or not end.asked_for
+    ]
+
+
+def emptied(cluster: Cluster) -> list[str]:
+    """Wait until the queue is empty; returns what is wrong if it stays filled."""
+
+    def empty() -> bool:
+        try:
+            with connect(cluster.url()) as connection:
+                return connection.execute(BACKLOG).fetchall() == [(0,)]
+        except psycopg.Error:
+            return False
+
+    try:
+        wait_until(empty, "the queue is empty", EMPTY_S)
+    except TimeoutError as error:
+        return [str(error)]
+    return []
+
+
+@contextlib.contextmanager
+def repeated(what: Callable[[], object], every_s: float) -> Any:
+    """Do something again and again until the context is left."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(every_s):
+            what()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def thinned(samples: list[Sample]) -> list[Sample]:
+    """A sample every ten seconds."""
+    kept: list[Sample] = []
+    for sample in samples:
+        if not kept or sample["at_s"] >= kept[-1]["at_s"] + STEP_S:
+            kept.append(sample)
+    return kept
