@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mailroom.answers import RETRY_LIMIT, Answer, Result, Scope
 from mailroom.logs import EventLogger
@@ -27,9 +27,11 @@ from mailroom.queue.client import Queue
 from mailroom.queue.known_actions import KnownActions
 from mailroom.queue.lease import Lease, Signed, sign_claimed
 from mailroom.runner.ledger import record
-from mailroom.runner.metrics import Metrics
 from mailroom.sender.failover import EVENT_S, AnyCalls
 from mailroom.wire import Message, Reference, checked
+
+if TYPE_CHECKING:
+    from mailroom.runner.metrics import Metrics
 
 # A mail that waits longer at a tripped breaker is claimed again, and the claim checks again whether it may be
 # sent.
@@ -49,6 +51,7 @@ class LeaseDelivery:
     """Delivers leases of ``queue`` over ``calls``, signed with ``keys``.
 
     Args:
+        metrics: count the outcomes; None if nobody reads them.
         provider: the transport's name, for the ledger; of two the first's.
         waits_for_events: whether the provider reports by an event that it took a mail. Then a mail whose
             answer was lost waits for one before it is sent again.
@@ -58,7 +61,7 @@ class LeaseDelivery:
         self,
         queue: Queue,
         calls: AnyCalls,
-        metrics: Metrics,
+        metrics: Metrics | None,
         *,
         provider: str,
         keys: Sequence[bytes],
@@ -123,7 +126,8 @@ class LeaseDelivery:
         actions = {claimed.token: claimed.action for claimed in lease.claimed}
         tried = {token: one for token, one in recorded.items() if answers[token]}
         for token, one in tried.items():
-            self._metrics.settled(actions[token], one)
+            if self._metrics:
+                self._metrics.settled(actions[token], one)
         if tried:
             counts = Counter(one.outcome for one in tried.values())
             log.info("settled", **dict(sorted(counts.items())), waited=f"{waited_s:.1f}s")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 
 from mailroom.errors import MailroomError
 from mailroom.logs import EventLogger
-from mailroom.runner.metrics import CONTENT_TYPE
 from mailroom.web.listening import authority, extra_installed, listen
 
 if TYPE_CHECKING:
@@ -85,6 +84,8 @@ def _app(check: Check, warnings: Warnings, exposition: Exposition) -> Starlette:
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
+
+    from mailroom.runner.metrics import CONTENT_TYPE
 
     async def livez(_: Request) -> Response:
         await asyncio.sleep(0)  # shows that the loop runs its tasks

@@ -37,7 +37,6 @@ from mailroom.queue.known_actions import KnownActions
 from mailroom.queue.lease import LEASE_MS, Lease, messages_in
 from mailroom.runner import health, ledger
 from mailroom.runner.delivery import LeaseDelivery
-from mailroom.runner.metrics import Metrics
 from mailroom.runner.readiness import SILENCE_S, Readiness
 from mailroom.runner.shared_rate import SharedRate
 from mailroom.sender.calls import ACCOUNT
@@ -49,6 +48,7 @@ from mailroom.transports.transport import Transport
 
 if TYPE_CHECKING:
     from mailroom.events.program import Reader
+    from mailroom.runner.metrics import Metrics
 
 HEARTBEAT_S: Final = 5.0
 GIVE_BACK_S: Final = 5.0
@@ -82,13 +82,13 @@ class Runner:
         self._max_in_hand = sender.send_concurrency + sender.send_concurrency // 2
         self._shutdown_s = sender.shutdown_timeout_ms / 1000
         self._changed = asyncio.Event()
-        self._metrics = Metrics()
+        self._metrics = _metrics() if settings.health.address else None
         self._calls = open_calls(
             transports,
             sender,
             self._changed,
             lambda name, ceiling: SharedRate(self._queue, ceiling, name),
-            self._metrics.called,
+            self._metrics.called if self._metrics else None,
         )
         self._known = KnownActions(self._queue)
         self._events = self._reader(settings.events) if settings.events.queue else None
@@ -104,7 +104,9 @@ class Runner:
             and transports[0].name in SES_TRANSPORTS
             and bool(sender.config_set),
         )
-        self._readiness = Readiness(worker, self._calls, self._metrics, self._state, self._events)
+        self._readiness = self._metrics and Readiness(
+            worker, self._calls, self._metrics, self._state, self._events
+        )
         self._deliveries: set[asyncio.Task[None]] = set()
         self._tries_new = False  # the last claim of a time of trouble
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -119,8 +121,10 @@ class Runner:
             DatabaseError: at the start, for an error that retrying cannot fix.
             MailroomError: the transport's configuration cannot be used, or health cannot be served.
         """
-        listening = health.listen_on(self._health.address) if self._health.address else None
-        serving = [asyncio.create_task(self._serve(listening))] if listening else []
+        serving = []
+        if self._health.address and self._readiness:
+            listening = health.listen_on(self._health.address)
+            serving.append(asyncio.create_task(self._serve(listening, self._readiness)))
         working = asyncio.create_task(self._work())
         reading = asyncio.create_task(self._read_events())
         stopping = asyncio.create_task(stop.wait())
@@ -143,7 +147,8 @@ class Runner:
                 async with asyncio.timeout(CLOSE_S):
                     await in_thread(self._calls.close)
             await end(*serving)
-            await self._readiness.close()
+            if self._readiness:
+                await self._readiness.close()
 
     async def _work(self) -> None:
         """Work until the signal has come and nothing is in hand."""
@@ -187,7 +192,8 @@ class Runner:
                     await self._unclaim(leases or [])
                     return
                 claimed = messages_in(leases)
-                self._metrics.claimed(claimed, time.monotonic() - began)
+                if self._metrics:
+                    self._metrics.claimed(claimed, time.monotonic() - began)
                 for lease in leases:
                     task = asyncio.create_task(self._deliver(lease, waited_s))
                     self._deliveries.add(task)
@@ -268,7 +274,8 @@ class Runner:
 
     async def _learn_actions(self) -> None:
         await self._known.refresh()
-        self._metrics.begin(await self._known.covering(()))
+        if self._metrics:
+            self._metrics.begin(await self._known.covering(()))
 
     async def _keep_resuming(self) -> None:
         """Make what was put off due when it may be sent again; also at the start, for a worker that ended."""
@@ -286,7 +293,8 @@ class Runner:
         # Imported when needed, so that SMTP works without botocore.
         from mailroom.events.program import Reader, open_queue
 
-        return Reader(open_queue(settings), Session(self._database), self._metrics.read)
+        counted = [self._metrics.read] if self._metrics else []
+        return Reader(open_queue(settings), Session(self._database), *counted)
 
     async def _read_events(self) -> None:
         """Read SES's events, if they are read, until the signal comes."""
@@ -294,8 +302,7 @@ class Runner:
             await self._unless_stopping(self.started.wait())
             await self._events.keep_running(self._stopping)
 
-    async def _serve(self, listening: socket.socket) -> None:
-        readiness = self._readiness
+    async def _serve(self, listening: socket.socket, readiness: Readiness) -> None:
         await health.serve(listening, readiness.faults, readiness.warnings, readiness.exposition)
 
     def _state(self) -> str:
@@ -320,3 +327,10 @@ class Runner:
             )
         finally:
             await self._queue.close()
+
+
+def _metrics() -> Metrics:
+    # Imported when needed, since they take a thirtieth of the memory.
+    from mailroom.runner.metrics import Metrics
+
+    return Metrics()

@@ -10,12 +10,12 @@ from mailroom.logs import EventLogger, without_addresses
 from mailroom.operations.mail_state import NO_REASON, RESUME_ACTION
 from mailroom.queue.connect import WorkerParts
 from mailroom.queue.pulse import Pulse, Pulses
-from mailroom.runner.metrics import Metrics
 from mailroom.sender.calls import ACCOUNT
 from mailroom.sender.failover import AnyCalls
 
 if TYPE_CHECKING:
     from mailroom.events.program import Reader
+    from mailroom.runner.metrics import Metrics
 
 # Where health is served, the listener's connections are checked in this interval, and may be late.
 SILENCE_S: Final = 2.0
