@@ -76,7 +76,7 @@ fuzz: $(READY)  ## fuzz the parsers, FUZZ_SECONDS=60 each; with atheris where pi
 migration: $(READY)  ## make the migrations from src/mailroom/sql, NAME=… one of them or a new one
 	@$(BIN)/python scripts/migration.py $(NAME)
 
-bench: $(READY_TO_BENCH)  ## measure what docs/benchmarks.md shows, and rewrite it; takes half an hour
+bench: $(READY_TO_BENCH)  ## measure what docs/benchmarks.md shows, and rewrite it; takes 40 minutes
 	$(BIN)/python -m bench $(ARGS)
 
 soak: $(READY_TO_BENCH)  ## let faults happen under load for MINUTES=20, by SEED=1, and account for every mail

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.peers.builds import build
-from bench.peers.queues import Adapter
+from bench.peers.queues import Adapter, Missing, job_environment
 
 # https://worker.graphile.org/docs/sql-add-job
 ADD_JOB: Final = "PERFORM graphile_worker.add_job('mail', payload::json)"
@@ -49,7 +49,10 @@ def pg_boss_12() -> Adapter:
 def node() -> tuple[str, Path]:
     """The Node that the packages bring, and the folder of the workers."""
     built = build("node", "npm", ["npm", "ci", "--no-audit", "--no-fund"])
-    return str(built / "node_modules" / ".bin" / "node"), built
+    program = built / "node_modules" / ".bin" / "node"
+    if not program.exists():
+        raise Missing("npm ran no install scripts, so there is no Node 22")
+    return str(program), built
 
 
 def _adapter(package: str, arguments: list[str], enqueue: str, table: str, enqueue_many: str = "") -> Adapter:
@@ -57,8 +60,6 @@ def _adapter(package: str, arguments: list[str], enqueue: str, table: str, enque
     command = [program, str(built / arguments[0]), *arguments[1:]]
 
     def install(database: str) -> None:
-        from bench.peers.queues import job_environment
-
         variables = job_environment({}) | {
             "MAILROOM_DATABASE_URL": database,
             "MAILROOM_SECRET_KEY": "ab" * 32,

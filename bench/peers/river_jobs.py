@@ -10,6 +10,8 @@ import re
 import subprocess
 from typing import Final
 
+import psycopg
+
 from bench.peers.builds import build
 from bench.peers.queues import Adapter
 
@@ -27,12 +29,10 @@ END IF
 
 
 def adapter() -> Adapter:
-    built = build("river", "go", ["go", "build", "-o", "river", "."])
+    built = build("river", "go", ["go", "build", "-buildvcs=false", "-o", "river", "."])
     program = str(built / "river")
 
     def install(database: str) -> None:
-        import psycopg
-
         subprocess.run(
             [program, "install"], env=dict(os.environ) | {"MAILROOM_DATABASE_URL": database}, check=True
         )
