@@ -46,7 +46,7 @@ LIMITS: Final = (10, 50)
 
 def measure(options: Options) -> dict[str, Any]:
     """A row for each worker."""
-    mails, patience_s = options.sized((20_000, 75.0), (500, 3.0))
+    mails, patience_s = options.sized((20_000, 75.0), (500, 25.0))
     rows: Rows = []
     queues = Queues()
     with database.durable() as server, TemporaryDirectory() as folder:
