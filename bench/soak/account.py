@@ -33,7 +33,7 @@ RECORD_S: Final = 2.0
 CLOCK_S: Final = 0.1
 # Workers connect again with a back-off of up to five seconds.
 BACK_OFF_S: Final = 5.0
-# What a deaf network held back arrives when it hears again.
+# What is under way arrives this much later: a killed process's call, or what a deaf network held back.
 BEHIND_S: Final = 1.0
 SHOWN: Final = 20
 
@@ -158,7 +158,7 @@ def cause_of(mail: Mail, following: Mail, row: Delivery | None, evidence: Eviden
         return next((one for one in evidence.windows if one.covers(reach, worker, start, end)), None)
 
     if not row and any(
-        end.process == mail.sender and end.asked_for and end.code == -9 and end.at - mail.at + CLOCK_S >= 0
+        end.process == mail.sender and end.asked_for and end.code == -9 and mail.at - end.at <= BEHIND_S
         and end.at <= max(mail.at + RECORD_S, blocked_until(mail, worker, evidence))
         for end in evidence.ends
     ):  # fmt: skip

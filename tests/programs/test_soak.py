@@ -89,7 +89,11 @@ KILLED = End("one-1", 10.2, -9, asked_for=True)
         (Evidence([], [], {2: "cut"}), ""),
         (Evidence([], [KILLED], {}), "the worker was killed before it recorded the answer"),
         (Evidence([], [KILLED._replace(process="one-2")], {}), ""),
-        (Evidence([], [KILLED._replace(at=9.5)], {}), ""),
+        (
+            Evidence([], [KILLED._replace(at=9.5)], {}),
+            "the worker was killed before it recorded the answer",
+        ),
+        (Evidence([], [KILLED._replace(at=8.5)], {}), ""),
         (Evidence([], [KILLED._replace(at=14)], {}), ""),
         (Evidence([], [KILLED._replace(code=0)], {}), ""),
         (Evidence([window("answers", 9, 20, "one")], [], {}), "SES's answer was in a deaf network"),
