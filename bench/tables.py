@@ -138,9 +138,12 @@ COLUMNS: Final[dict[str, list[Column]]] = {
     ],
     "memory": [
         Column("command", lambda row: f"`mailroom {row['command']}`"),
+        column("transport", "transport"),
         column("backlog", "backlog"),
         column("peak, MB", "peak_mb", ".0f"),
         column("afterwards, MB", "after_mb", ".0f"),
+        column("connections", "connections"),
+        column("CPU of the start, s", "start_cpu_s", ".2f"),
     ],
     "tablesize": [
         column("tokens in the table", "tokens"),
