@@ -25,6 +25,8 @@ from bench.tell import tell
 
 REST_S: Final = 2.0
 MAX_S: Final = 600.0
+# One claims, one settles, one listens: then the worker has started.
+WORKERS_CONNECTIONS: Final = 3
 CONNECTIONS: Final = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
 )
@@ -49,6 +51,8 @@ def measure(options: Options) -> dict[str, Any]:
                     reader = Reader(process)
                     if not reader_done(command, reader, url, tokens):
                         raise TimeoutError(f"{command}: {tokens:,} tokens were not drained in {MAX_S:.0f} s")
+                    while connections(connection, command) < WORKERS_CONNECTIONS:
+                        time.sleep(0.05)
                     time.sleep(REST_S)
                     rows.append(
                         {
