@@ -245,6 +245,24 @@ def test_neither_a_retry_nor_several_mails_try_the_first(
     asyncio.run(scenario())
 
 
+def test_a_lost_answer_to_a_try_is_no_sign_that_the_first_works(
+    first: Scripted, second: Scripted, tmp_path: Path
+) -> None:
+    first.answer = PAUSED
+
+    async def scenario() -> None:
+        calls = two_calls(first, second, tmp_path)
+        assert "smtp" == await sent_by(calls, message(0))
+        first.answer = Answer(Result.UNKNOWN, "the reply to the mail was lost")
+        await until(lambda: calls.wants_probe)
+        found = await attempted(calls, message(1))
+        assert found
+        assert Result.UNKNOWN is found.answers[0].result
+        assert calls.detour
+
+    asyncio.run(scenario())
+
+
 def test_mails_go_on_while_one_waits_for_the_firsts_answer(
     first: Scripted, second: Scripted, tmp_path: Path
 ) -> None:

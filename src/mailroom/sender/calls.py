@@ -361,6 +361,8 @@ class Calls:
             return False
         general = [one for one in answers if one.scope in {Scope.ACTION, Scope.ACCOUNT}]
         trips = bool(general) and all(answer.result is not Result.SENT for answer in answers)
+        if not trips and all(answer.is_ours or answer.result is Result.UNKNOWN for answer in answers):
+            return False  # a lost answer is no sign that others are not lost
         if not trips:
             self.unable = ""
             self._succeeded()

@@ -337,13 +337,15 @@ class SmtpTransport:
         raise _Trouble(result, detail)
 
     def _final_reply(self, smtp: smtplib.SMTP) -> tuple[int, bytes]:
-        detail = "no readable reply"
+        detail, scope = "no readable reply", Scope.RECIPIENT
         try:
             code, words = smtp.getreply()
         except OSError as error:
             code, detail = -1, self._text(error)
+            # A server that says nothing says nothing to any mail; one that hangs up may do so for this mail.
+            scope = Scope.ACCOUNT if _timed_out(error) else scope
         if code < 0:
-            lost = Answer(Result.UNKNOWN, f"the reply to the mail was lost: {detail}")
+            lost = Answer(Result.UNKNOWN, f"the reply to the mail was lost: {detail}", scope=scope)
             raise _Trouble(Result.TRANSIENT, f"connection lost: {detail}", own=lost)
         return code, words
 
