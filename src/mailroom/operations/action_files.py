@@ -21,6 +21,7 @@ from mailroom.templates.sources import built_in_files
 from mailroom.tokens import new_key
 
 MAILS: Final = "mails"
+SETTINGS: Final = Path(__file__).with_name("mailroom.env")
 
 
 def write_start(folder: Path) -> list[Path]:
@@ -32,7 +33,7 @@ def write_start(folder: Path) -> list[Path]:
         TemplateError: a file exists already or cannot be written.
     """
     settings = folder / "mailroom.env"
-    text = (BUILT_IN / "mailroom.env").read_text(encoding="utf-8").format(key=new_key())
+    text = SETTINGS.read_text(encoding="utf-8").format(key=new_key())
     return _write_new(_built_in(folder / MAILS) | {settings: text.encode()}, private=settings)
 
 
