@@ -22,7 +22,7 @@ from mailroom.errors import TokenError
 from mailroom.tokens import verify
 
 CLIENTS: Final = 8
-RECOVERIES: Final = 10  # one mail in so many is a recovery
+RECOVERIES: Final = 10  # every tenth mail is a recovery
 POOL: Final = 10_000
 LATE_S: Final = 1.0  # a request that cannot be made for that long is not made
 CLICK_AFTER_S: Final = 10.0

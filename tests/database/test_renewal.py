@@ -38,7 +38,9 @@ def test_a_token_that_expired_while_it_waited_is_renewed(database: str, db: Db) 
     assert [first] == claimed_tokens(db, 1)
     let_time_pass(db)
     ((secret,),) = db.execute("SELECT secret FROM tokens WHERE id = %s", [second]).fetchall()
-    rows = db.execute("SELECT tokens, secrets, lives_s FROM mailroom.claim('w', 10, 10, 60000)").fetchall()
+    rows = db.execute(
+        "SELECT tokens, secrets, expires_in_s FROM mailroom.claim('w', 10, 10, 60000)"
+    ).fetchall()
     assert [([second], [secret], [None])] == rows
     assert timedelta(minutes=14) < life_left(db, second) <= timedelta(minutes=15)
     assert [(second, "retried", RENEWED)] == ledger(db, "token", "outcome", "detail")

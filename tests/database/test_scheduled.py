@@ -68,7 +68,7 @@ def test_its_life_begins_then(db: Db) -> None:
     )
     claim(db)
     let_it_be_time(db)
-    rows = db.execute("SELECT lives_s FROM mailroom.claim('w', 10, 10, 60000)").fetchall()
+    rows = db.execute("SELECT expires_in_s FROM mailroom.claim('w', 10, 10, 60000)").fetchall()
     assert [([None],)] == rows  # the action's lifetime
 
 

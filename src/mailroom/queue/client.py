@@ -35,7 +35,7 @@ PUT_OFF: Final = "paused"
 
 _CLAIM: Final = (
     "SELECT lease, uuid_send(key), generation, lane, tokens, actions, emails, logins, secrets, codes,"
-    " locales, data::pg_catalog.text[], lives_s FROM mailroom.claim(%s, %s, %s, %s"
+    " locales, data::pg_catalog.text[], expires_in_s FROM mailroom.claim(%s, %s, %s, %s"
 )
 CLAIM: Final = _CLAIM + ")"
 CLAIM_NEW: Final = _CLAIM + ", true)"

@@ -50,7 +50,7 @@ async def record(
         provider: the transport's name, where an answer has none.
         retry_ms: in how many milliseconds the tokens to be tried again are due.
         retry_limit: after this number of failures without a stated reason a token is rejected.
-        never_early: whether a token whose answer was lost waits so long even if it expires meanwhile.
+        never_early: whether a token whose answer was lost waits ``retry_ms``, even if it expires first.
 
     Returns:
         For each token its record in the ledger; none for a token that the database lost in a failover, and

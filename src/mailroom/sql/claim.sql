@@ -47,7 +47,7 @@ CREATE FUNCTION mailroom.claim(p_worker text, p_tokens integer, p_lease_tokens i
                                p_only_new boolean DEFAULT false)
 RETURNS TABLE (lease bigint, key uuid, generation integer, lane text, tokens bigint[], actions text[],
                emails text[], logins text[], secrets bytea[], codes text[], locales text[], data jsonb[],
-               lives_s integer[])
+               expires_in_s integer[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
@@ -416,7 +416,7 @@ COMMENT ON FUNCTION mailroom.claim IS
     'their time come first, whole, without the tokens that were sent; then new tokens. With p_only_new it hands '
     'out new tokens only. Fewer messages than requested mean that nothing more is pending, unless next_due '
     'returns 0: a lane is left early after 1,000 tokens that may not be mailed any more. A paused queue hands out '
-    'nothing. lane is urgent for a lease of a lower lane''s tenth. A life in seconds is NULL for the action''s lifetime.';
+    'nothing. lane is urgent for a lease of a lower lane''s tenth. expires_in_s has NULL for the action''s lifetime.';
 
 CREATE FUNCTION mailroom.next_due() RETURNS double precision
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
