@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import psycopg
 
 from bench.soak.load import connect
 from mailroom.demo.postgres import ending_with_us
 
-EVERY_S: Final = 15.0
+PRUNE_EVERY_S: Final = 15.0
 KEPT: Final = "1m"
 ACCOUNTS_KEPT_S: Final = 150
 PRUNE_S: Final = 60.0
@@ -87,7 +86,7 @@ class Book:
 
 
 class Caretaker:
-    """Copies, prunes and deletes while the context is entered.
+    """Copies, prunes and deletes what is old.
 
     Attributes:
         pruned: how often it pruned.
@@ -100,29 +99,19 @@ class Caretaker:
         self._url = url
         self._variables = variables
         self._log = log
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(PRUNE_S)
-
-    def _run(self) -> None:
-        while not self._over.wait(EVERY_S):
-            try:
-                self._book.copy(self._url())
-                self._prune()
-                with connect(self._url()) as connection:
-                    while connection.execute(OLD_ACCOUNTS, [ACCOUNTS_KEPT_S]).rowcount:
-                        pass
-            except (psycopg.Error, subprocess.SubprocessError):
-                self.failed += 1
-            else:
-                self.pruned += 1
+    def tend(self) -> None:
+        """Copy, prune and delete once."""
+        try:
+            self._book.copy(self._url())
+            self._prune()
+            with connect(self._url()) as connection:
+                while connection.execute(OLD_ACCOUNTS, [ACCOUNTS_KEPT_S]).rowcount:
+                    pass
+        except (psycopg.Error, subprocess.SubprocessError):
+            self.failed += 1
+        else:
+            self.pruned += 1
 
     def _prune(self) -> None:
         command = [sys.executable, "-c", PRUNE, "prune", "--older-than", KEPT]

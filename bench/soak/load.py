@@ -114,7 +114,7 @@ class Load:
 
 
 class Visitors:
-    """Clicks in every mail ten seconds after it came, while the context is entered.
+    """Clicks in every mail ten seconds after it came.
 
     Attributes:
         clicked: how many tokens were consumed.
@@ -126,26 +126,16 @@ class Visitors:
         self._url = url
         self._key = key
         self._waiting: deque[Mail] = deque()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="visitors", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(30)
-
-    def _run(self) -> None:
-        while not self._over.wait(CLICK_S):
-            self._waiting.extend(self._provider.read())
-            with contextlib.suppress(psycopg.Error), connect(self._url()) as connection:
-                while self._ripe() and not self._over.is_set():
-                    together = list(itertools.islice(self._waiting, CLICKS))
-                    self.clicked += click(connection, together, self._key)
-                    for _ in together:
-                        self._waiting.popleft()
+    def click(self) -> None:
+        """Click in the mails that came by now and have waited."""
+        self._waiting.extend(self._provider.read())
+        with contextlib.suppress(psycopg.Error), connect(self._url()) as connection:
+            while self._ripe():
+                together = list(itertools.islice(self._waiting, CLICKS))
+                self.clicked += click(connection, together, self._key)
+                for _ in together:
+                    self._waiting.popleft()
 
     def _ripe(self) -> bool:
         return bool(self._waiting) and self._waiting[0].at <= time.time() - CLICK_AFTER_S

@@ -6,10 +6,8 @@ import contextlib
 import math
 import signal
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,14 +17,15 @@ import psycopg
 from bench.programs import KEY, environment
 from bench.sending import push_templates, ses_environment
 from bench.soak.account import Evidence, account
-from bench.soak.book import Book, Caretaker
+from bench.soak.book import PRUNE_EVERY_S, Book, Caretaker
 from bench.soak.cluster import Cluster
 from bench.soak.faults import KINDS, Faults, Kind, Stage
 from bench.soak.flat import thirds
-from bench.soak.load import Load, Visitors, connect
+from bench.soak.load import CLICK_S, Load, Visitors, connect
 from bench.soak.network import Network
 from bench.soak.provider import provider
-from bench.soak.samples import BACKLOG, Sample, Samples
+from bench.soak.repeated import repeated
+from bench.soak.samples import BACKLOG, SAMPLE_S, Sample, Samples
 from bench.soak.workers import End, Worker
 from bench.tell import tell
 
@@ -87,12 +86,17 @@ def soak(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
             stack.callback(worker.stop)
         book = Book()
         load = Load(cluster.url, plan.rate)
-        visitors = stack.enter_context(Visitors(ses, cluster.url, KEY))
+        visitors = Visitors(ses, cluster.url, KEY)
         caretaker = Caretaker(book, cluster.url, variables, folder / "log-prune")
         samples = Samples(workers, cluster.url, load, ses)
         faults = Faults(Stage(cluster, ses, tuple(workers)), plan.seed, plan.kinds)
         started = time.time()
-        with caretaker, samples, repeated(ses.read_calls, CALLS_S):
+        with (
+            repeated(visitors.click, CLICK_S),
+            repeated(caretaker.tend, PRUNE_EVERY_S),
+            repeated(samples.take, SAMPLE_S),
+            repeated(ses.read_calls, CALLS_S),
+        ):
             with load:
                 until_s = time.monotonic() + plan.seconds
                 faults.run(until_s)
@@ -104,7 +108,6 @@ def soak(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
         for worker in workers:
             worker.stop()
         book.copy(cluster.url())
-        visitors.__exit__()
         ses.read()
     ends = [end for worker in workers for end in worker.ends]
     found = account(
@@ -161,24 +164,6 @@ def emptied(cluster: Cluster) -> list[str]:
             if backlog < least:
                 least, shrunk_at_s = backlog, time.monotonic()
     return [f"the queue has {least} tokens, and no fewer for {SHRINKS_S:.0f} s"] if least else []
-
-
-@contextlib.contextmanager
-def repeated(what: Callable[[], object], every_s: float) -> Any:
-    """Do something again and again until the context is left."""
-    over = threading.Event()
-
-    def run() -> None:
-        while not over.wait(every_s):
-            what()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def thinned(samples: list[Sample]) -> list[Sample]:

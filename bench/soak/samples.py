@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import psutil
 import psycopg
@@ -14,7 +13,7 @@ from bench.soak.load import Load, connect
 from bench.soak.provider import Provider
 from bench.soak.workers import Worker
 
-EVERY_S: Final = 2.0
+SAMPLE_S: Final = 2.0
 TABLES: Final = """
 SELECT coalesce(sum(pg_stat_get_dead_tuples(c.oid)), 0)::bigint, sum(pg_total_relation_size(c.oid))::bigint
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -28,7 +27,7 @@ Sample = dict[str, Any]
 
 
 class Samples:
-    """Samples every two seconds while the context is entered.
+    """Samples of the workers and of the database.
 
     Attributes:
         taken: each sample, by names; ``at_s`` counts from the start. What could not be read is left out.
@@ -43,32 +42,22 @@ class Samples:
         self._load = load
         self._provider = provider
         self._start = time.monotonic()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="samples", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(30)
-
-    def _run(self) -> None:
-        while not self._over.wait(EVERY_S):
-            sample: Sample = {
-                "at_s": round(time.monotonic() - self._start, 1),
-                "committed": len(self._load.signed_up) + len(self._load.recovered),
-                "mails": len(self._provider.mails),
-            }
-            for worker in self._workers:
-                sample |= {f"{name}_{worker.name}": value for name, value in of_process(worker.pid).items()}
-            try:
-                with connect(self._url()) as connection:
-                    sample |= of_database(connection)
-            except psycopg.Error:
-                pass  # the database is away
-            self.taken.append(sample)
+    def take(self) -> None:
+        """Take a sample."""
+        sample: Sample = {
+            "at_s": round(time.monotonic() - self._start, 1),
+            "committed": len(self._load.signed_up) + len(self._load.recovered),
+            "mails": len(self._provider.mails),
+        }
+        for worker in self._workers:
+            sample |= {f"{name}_{worker.name}": value for name, value in of_process(worker.pid).items()}
+        try:
+            with connect(self._url()) as connection:
+                sample |= of_database(connection)
+        except psycopg.Error:
+            pass  # the database is away
+        self.taken.append(sample)
 
 
 def of_process(pid: int | None) -> Sample:
@@ -77,7 +66,7 @@ def of_process(pid: int | None) -> Sample:
         return {}
     try:
         process = psutil.Process(pid)
-        if time.time() - process.create_time() < 2 * EVERY_S:
+        if time.time() - process.create_time() < 2 * SAMPLE_S:
             return {}  # it is starting
         return {"rss_mb": round(process.memory_info().rss / 2**20, 1), "descriptors": process.num_fds()}
     except psutil.Error:
