@@ -63,6 +63,22 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(db: Db, recipients: 
     assert [] == db.execute("SELECT FROM mailroom.rates").fetchall()
 
 
+def test_a_ceiling_that_is_not_known_lowers_no_rate(db: Db) -> None:
+    """A worker that started while SES did not tell its quota, beside workers that know it."""
+
+    def rate() -> float:
+        ((rate,),) = db.execute("SELECT rate FROM mailroom.rates").fetchall()
+        return float(rate)
+
+    reserve(db, 1, 14, is_known=False)
+    assert rate() == 14
+    db.execute("UPDATE mailroom.rates SET rate = 200, changed_at = clock_timestamp()")
+    reserve(db, 1, 14, is_known=False)
+    assert rate() == 200
+    reserve(db, 1, 100)
+    assert rate() == 100
+
+
 def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> None:
     async def scenario() -> list[bool]:
         queue = Queue(Database(database, program="mailroom test", answer_limit_s=30), channel="token_insert")

@@ -36,9 +36,13 @@ def claim(
     ]
 
 
-def reserve(db: Db, recipients: int, ceiling: float, longest_s: float = float("inf")) -> float:
+def reserve(
+    db: Db, recipients: int, ceiling: float, longest_s: float = float("inf"), *, is_known: bool = True
+) -> float:
     """Charge the shared rate by the sender's policy; returns the wait in seconds."""
-    ((wait_s, _),) = db.execute(RESERVE, ["ses", recipients, 0, ceiling, longest_s, *POLICY]).fetchall()
+    ((wait_s, _),) = db.execute(
+        RESERVE, ["ses", recipients, 0, ceiling, is_known, longest_s, *POLICY]
+    ).fetchall()
     return float(wait_s)
 
 

@@ -1528,9 +1528,9 @@ COMMENT ON COLUMN mailroom.rates.rate IS 'Recipients a second at present.';
 COMMENT ON COLUMN mailroom.rates.changed_at IS 'When the rate was last computed.';
 
 CREATE FUNCTION mailroom.reserve(p_transport text, p_recipients integer, p_throttled integer, p_ceiling double precision,
-                                 p_longest_s double precision, p_burst_s double precision,
-                                 p_doubled_in_s double precision, p_least_factor double precision,
-                                 p_lowest_share double precision)
+                                 p_is_known boolean, p_longest_s double precision,
+                                 p_burst_s double precision, p_doubled_in_s double precision,
+                                 p_least_factor double precision, p_lowest_share double precision)
 RETURNS TABLE (wait_s double precision, rate double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 #variable_conflict use_column
@@ -1550,6 +1550,9 @@ BEGIN
     IF NOT FOUND THEN
         INSERT INTO mailroom.rates (transport, rate) VALUES (p_transport, p_ceiling) ON CONFLICT DO NOTHING;
         SELECT r.* INTO bucket FROM mailroom.rates r WHERE r.transport = p_transport FOR NO KEY UPDATE;
+    END IF;
+    IF NOT p_is_known THEN
+        p_ceiling := greatest(p_ceiling, bucket.rate);
     END IF;
     now := clock_timestamp();
     -- Not below zero, since the clock may have been set back; ten doublings are more than the rate ever needs.
@@ -1577,6 +1580,7 @@ COMMENT ON FUNCTION mailroom.reserve IS
     'Charges recipients to the rate of a transport that all workers share, and returns the seconds to wait before the call and '
     'the rate at present. If the wait is longer than p_longest_s, or than 15 s, nothing is charged: ask again. '
     'The bucket holds p_burst_s seconds of the rate. The rate doubles in p_doubled_in_s seconds, up to p_ceiling. '
+    'A ceiling that is not known (p_is_known) lowers no rate that another worker reached. '
     'Each of p_throttled, the recipients that the provider throttled since the last charge, lowers it by one a '
     'second; all of them multiply it by p_least_factor at the lowest, down to p_lowest_share of p_ceiling.';
 

@@ -19,12 +19,13 @@ from typing import Final
 
 from mailroom.queue.client import Queue
 from mailroom.sender.rate import BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHARE
+from mailroom.transports.transport import DEFAULT_RATE
 
 # A charge that is lost in a crash of the database does no harm, so it does not wait for the disk.
 RESERVE: Final = (
     "SELECT wait_s, rate"
     " FROM pg_catalog.set_config('synchronous_commit', 'off', true)"
-    ", mailroom.reserve(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    ", mailroom.reserve(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 POLICY: Final = (BURST_S, DOUBLED_IN_S, LEAST_FACTOR, LOWEST_SHARE)
 MAX_S: Final = 1.0
@@ -36,12 +37,20 @@ MAX_PAUSE_S: Final = 5.0
 
 
 class SharedRate:
-    """A ``Rate`` for the workers of one queue and a transport; ``ceiling`` is in recipients a second."""
+    """A ``Rate`` for the workers of one queue and a transport.
 
-    def __init__(self, queue: Queue, ceiling: float, transport: str) -> None:
+    Args:
+        queue: of the workers.
+        ceiling: recipients a second; None while the provider has not told it. Until then the rate is
+            ``DEFAULT_RATE``, or the one that another worker knows.
+        transport: its name.
+    """
+
+    def __init__(self, queue: Queue, ceiling: float | None, transport: str) -> None:
         self._queue = queue
         self._transport = transport
-        self._ceiling = self._rate = ceiling
+        self._is_known = ceiling is not None
+        self._ceiling = self._rate = ceiling or DEFAULT_RATE
         self._throttled = 0  # recipients, since the last charge
         self._charged = 0  # recipients who were charged for, and may be mailed from the next time on
         self._leave_at = 0.0
@@ -58,6 +67,7 @@ class SharedRate:
 
     def limit(self, ceiling: float) -> None:
         """Change the ceiling."""
+        self._is_known = True
         self._rate = ceiling if self._rate >= self._ceiling else min(self._rate, ceiling)
         self._ceiling = ceiling
 
@@ -89,7 +99,8 @@ class SharedRate:
         together = max(recipients, min(recipients + behind, int(self._rate * TOGETHER_S)))
         throttled, self._throttled = self._throttled, 0
         ((wait_s, self._rate),) = await self._queue.ask(
-            RESERVE, [self._transport, together, throttled, self._ceiling, longest_s, *POLICY]
+            RESERVE,
+            [self._transport, together, throttled, self._ceiling, self._is_known, longest_s, *POLICY],
         )
         if wait_s <= longest_s:
             self._charged += together

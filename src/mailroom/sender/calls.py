@@ -31,11 +31,9 @@ from mailroom.sender.breaker import Breaker
 from mailroom.sender.rate import Bucket, Rate
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.redaction import shortened
-from mailroom.transports.transport import CONNECT_TIMEOUT_S, Transport
+from mailroom.transports.transport import CONNECT_TIMEOUT_S, DEFAULT_RATE, Transport
 from mailroom.wire import Message
 
-# What SES allows an account that has just left the sandbox.
-DEFAULT_RATE: Final = 14.0
 QUOTA_INTERVAL_S: Final = 300.0
 # After a check found that no mail can be sent, it is repeated in this interval.
 CHECK_INTERVAL_S: Final = 10.0

@@ -30,7 +30,7 @@ from typing import Final
 from mailroom.answers import Answer, Result, Scope
 from mailroom.logs import EventLogger
 from mailroom.sender.attempt import Attempt
-from mailroom.sender.calls import ACCOUNT, DEFAULT_RATE, Calls
+from mailroom.sender.calls import ACCOUNT, Calls
 from mailroom.sender.rate import Rate
 from mailroom.settings.sender import SenderSettings
 from mailroom.transports.transport import Transport
@@ -300,7 +300,7 @@ def open_calls(
     transports: Sequence[Transport],
     settings: SenderSettings,
     changed: asyncio.Event,
-    rate_of: Callable[[str, float], Rate] | None = None,
+    rate_of: Callable[[str, float | None], Rate] | None = None,
     called: Callable[[str, Sequence[Answer], float], None] | None = None,
 ) -> AnyCalls:
     """The calls of one transport, or of two.
@@ -309,7 +309,8 @@ def open_calls(
         transports: the first, and the second if there is one.
         settings: rate, concurrency, and for how long the first cannot send before the second does.
         changed: see ``Calls``.
-        rate_of: the rate of a transport by its name and ceiling; by default its own.
+        rate_of: the rate of a transport by its name and ceiling, None if it is not known yet; by default
+            its own.
         called: see ``Calls``.
     """
     resumed, is_one = asyncio.Event(), len(transports) == 1
@@ -318,7 +319,7 @@ def open_calls(
             transport,
             settings.at(place),
             changed,
-            rate_of and rate_of(transport.name, settings.at(place).send_rate or DEFAULT_RATE),
+            rate_of and rate_of(transport.name, settings.at(place).send_rate),
             called,
             resumed=resumed,
             account="account" if is_one else transport.name,

@@ -37,7 +37,7 @@ from mailroom.transports.mime import compose
 from mailroom.transports.preparing import no_template, prepare
 from mailroom.transports.redaction import MAX_DETAIL, shortened
 from mailroom.transports.refusals import about_recipient, about_sender, is_unverified
-from mailroom.transports.transport import CONNECT_TIMEOUT_S
+from mailroom.transports.transport import CONNECT_TIMEOUT_S, DEFAULT_RATE
 from mailroom.wire import Message
 
 # Servers close connections that are idle or in use for long; this closes them first.
@@ -143,8 +143,8 @@ class SmtpTransport:
         checks.check_folder(self._folder, actions, lambda **why: log.error("template_unusable", **why))
 
     def quota(self) -> float | None:
-        """None: SMTP has no such reply."""
-        return None
+        """The default rate: SMTP has no reply that tells a quota, so asking again would tell no more."""
+        return DEFAULT_RATE
 
     def send(self, messages: Sequence[Message]) -> list[Answer]:
         """See ``Transport.send``."""

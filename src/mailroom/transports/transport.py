@@ -17,6 +17,9 @@ from mailroom.wire import Message
 
 # The time limit for an attempt to connect.
 CONNECT_TIMEOUT_S: Final = 5.0
+# Recipients a second, where neither a setting nor the provider says: what SES allows an account that has just
+# left the sandbox.
+DEFAULT_RATE: Final = 14.0
 # SES reports an exhausted quota as a throttle, over its API and over SMTP; it lasts for hours.
 DAILY_QUOTA: Final = "daily message quota"
 
