@@ -16,12 +16,13 @@ from typing import Any
 import click
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from mailroom import errors
 from mailroom.answers import Result, Scope
 from mailroom.cli.main import cli
 from mailroom.consumption import CONSUME, CONSUME_CODE
-from mailroom.demo.postgres import embedded_binaries, free_port
+from mailroom.demo.postgres import PostgresServer, embedded_binaries, free_port
 from mailroom.doctor.triggers import ADOPTED, ADOPTED_COUNT
 from mailroom.inbox.server import InboxServer
 from mailroom.operations.pause import PAUSE, RESUME
@@ -119,25 +120,27 @@ print(urllib.request.urlopen(urllib.request.Request(url, data, method=method)).s
 """
 
 
-def on_this_database(database: str) -> str:
-    """The README's commands up to the collector, for a database of the test's."""
-    script = block(README, "sh", "pip install .\n")
-    assert script.startswith("python3 -m venv venv && . venv/bin/activate\npip install .\ncreatedb ")
-    script = "".join(script.splitlines(keepends=True)[3:])  # the environment and the database are there
-    address = "postgresql://postgres@127.0.0.1/app"
-    assert address in script
-    return script.replace(address, f"'{database}'")
+def on_ones_own_database(server: PostgresServer) -> tuple[str, dict[str, str]]:
+    """The README's commands for Debian, up to the collector, and a superuser's variables for them."""
+    address = conninfo_to_dict(server.url())
+    script = 'sudo() { shift 2; "$@"; }\n' + block(README, "sh", "CREATE ROLE")
+    script += block(README, "sh", "mailroom collector\n")
+    assert "app:app@127.0.0.1/app" in script
+    script = script.replace("app:app@127.0.0.1/app", f"app:app@127.0.0.1:{address['port']}/app")
+    superuser = {f"PG{key.upper()}": str(address[key]) for key in ("host", "port", "user", "password")}
+    return script, superuser | {"PGDATABASE": "postgres"}
 
 
-def test_the_commands_for_ones_own_database_work(database: str, tmp_path: Path) -> None:
-    with shell(on_this_database(database), tmp_path) as process:
+def test_the_commands_for_ones_own_database_work(own_server: PostgresServer, tmp_path: Path) -> None:
+    script, superuser = on_ones_own_database(own_server)
+    with shell(script, tmp_path, **superuser) as process:
         assert process.stdout
         lines = []
         for line in process.stdout:
             lines.append(line)
             if b"zoe@example.com" in line:
                 break
-    assert [b"nothing to apply: the schema is up to date\n", b"INSERT 0 1\n"] == lines[:-1]
+    assert [b"CREATE ROLE\n", b"INSERT 0 1\n"] == [lines[0], lines[-2]]
     (message,) = decoded(lines[-1])
     assert (ACTIVATION, "zoe@example.com", "zoe") == message[:3]
 
@@ -155,12 +158,13 @@ def test_the_commands_that_adopt_a_table_work(database: str, db: psycopg.Connect
 
 
 @pytest.mark.slow
-def test_the_commands_for_mailing_through_ses_work(database: str, tmp_path: Path) -> None:
-    script = on_this_database(database).removesuffix("mailroom collector\n")
+def test_the_commands_for_mailing_through_ses_work(own_server: PostgresServer, tmp_path: Path) -> None:
+    script, superuser = on_ones_own_database(own_server)
+    script = script.removesuffix("mailroom collector\n")
     script += block(README, "sh", "mailroom run &") + "wait\n"
     with InboxServer() as ses:
         endpoint = {"AWS_ENDPOINT_URL_SES": ses.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-        with shell(script, tmp_path, **endpoint):
+        with shell(script, tmp_path, **endpoint, **superuser):
             try:
                 ses.wait_for(lambda inbox: inbox.counts.accepted == 2)
             except TimeoutError:
