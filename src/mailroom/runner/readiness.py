@@ -83,7 +83,7 @@ class Readiness:
             faults["database"] = f"PostgreSQL does not answer: {self._pulses.why}"
         elif (pulse.oldest_due_s or 0) > READY_AGE_S:
             faults["queue"] = f"a mail that could be sent has waited for {pulse.oldest_due_s:.0f} s"
-        elif not pulse.is_paused and (pulse.oldest_unsettled_s or 0) > READY_AGE_S:
+        elif (pulse.oldest_unsettled_s or 0) > READY_AGE_S and not (pulse.is_paused or pulse.paused_actions):
             faults["queue"] = (
                 f"a mail requested {pulse.oldest_unsettled_s:.0f} s ago is neither sent nor given up"
             )
