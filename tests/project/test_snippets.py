@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import mailroom
+from mailroom.actions import Action
 from mailroom.tokens import new_key, parse_keys, sign
 from support.queue_sql import Db
 
@@ -22,6 +23,15 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "verify-elsewhere.md").read_text()
 REFERENCE = json.loads((ROOT / "tests" / "vectors" / "reference.json").read_text())
 KEYS = f"{new_key()}, {REFERENCE['secret_key']},{new_key()}"
+# Actions of one's own, beside the two that the snippets name.
+PAIRING = Action("pairing", 42, b"/pair", needs_code=True)
+OPENING = Action("opening", 43, b"/open")
+ACTIONS: dict[str, Action | str] = {
+    "activation": "activation",
+    "password_recovery": "password_recovery",
+    "pairing": PAIRING,
+    "opening": OPENING,
+}
 
 
 class Case(NamedTuple):
@@ -38,8 +48,8 @@ def cases() -> list[Case]:
         found.append(Case(row["token"], row["action"], code))
     secret = bytes(range(224, 256))  # every character of base64url's own
     for key in (*KEYS.split(","), new_key()):
-        for action, code in (("activation", ""), ("password_recovery", "01234")):
-            found.append(Case(sign(secret, action, keys=key.strip(), code=code), action, code))
+        for action, code in zip(ACTIONS, ("", "01234", "98765", ""), strict=True):
+            found.append(Case(sign(secret, ACTIONS[action], keys=key.strip(), code=code), action, code))
     activation = next(case for case in found if case.action == "activation")
     recovery = next(case for case in found if case.action == "password_recovery")
     last = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -54,6 +64,8 @@ def cases() -> list[Case]:
             found.append(case._replace(token=changed))
     found.append(activation._replace(action="password_recovery", code="12345"))
     found.append(recovery._replace(action="activation", code=""))
+    found.append(recovery._replace(action="pairing"))
+    found.append(activation._replace(action="opening"))
     for code in ("", "00000", "1234", "123456", "12a45", f"{recovery.code}\n", "١٢٣٤٥"):
         found.append(recovery._replace(code=code))
     return found
@@ -64,7 +76,7 @@ CASES = cases()
 
 def expected(case: Case) -> str:
     try:
-        return mailroom.verify(case.token, case.action, keys=KEYS, code=case.code or None).hex()
+        return mailroom.verify(case.token, ACTIONS[case.action], keys=KEYS, code=case.code or None).hex()
     except mailroom.TokenError:
         return "-"
 
@@ -84,8 +96,14 @@ def signed_with(key: bytes) -> str:
 
 
 def snippet(language: str) -> str:
+    """With a line for each action of one's own, as the page says."""
     (found,) = re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL)
-    return str(found)
+    (line,) = re.findall(r"^.*password_recovery.*/recover.*$", found, re.MULTILINE)
+    pairing = f"{line.removesuffix(',')},".replace("password_recovery", "pairing").replace(
+        "/recover", "/pair"
+    )
+    opening = pairing.replace("pairing", "opening").replace("/pair", "/open").replace("true", "false")
+    return str(found).replace(line, "\n".join([pairing, opening, line]))
 
 
 def judged(
@@ -153,7 +171,9 @@ func main() {
 
 def test_there_are_cases_of_both_kinds() -> None:
     assert 30 < EXPECTED.count("-")
-    assert len(REFERENCE["rows"]) + 6 <= len(EXPECTED) - EXPECTED.count("-")
+    genuine = {case.action for case, ours in zip(CASES, EXPECTED, strict=True) if ours != "-"}
+    assert set(ACTIONS) == genuine
+    assert len(REFERENCE["rows"]) + 12 <= len(EXPECTED) - EXPECTED.count("-")
 
 
 @pytest.mark.slow
