@@ -589,7 +589,7 @@ def test_a_fault_of_ours_is_noticed_while_nothing_is_read(
     def broken(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("mailroom.sender.calls.Calls._answers", broken)
+    monkeypatch.setattr("mailroom.sender.provider.Provider._answers", broken)
     chosen = settings(tmp_path)
     reader, writer = os.pipe()
     os.write(writer, encode([message(1)]))

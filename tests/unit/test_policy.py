@@ -482,7 +482,7 @@ def test_an_answer_that_drips_is_lost_in_the_end(tmp_path: Path, monkeypatch: py
         for name, value in aws(f"http://127.0.0.1:{server.server_address[1]}").items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("mailroom.transports.ses_templates.SesTemplates._check", lambda *_: None)
-        monkeypatch.setattr("mailroom.sender.calls.CONNECT_TIMEOUT_S", 0.2)
+        monkeypatch.setattr("mailroom.sender.provider.CONNECT_TIMEOUT_S", 0.2)
         chosen = settings(tmp_path, SEND_RATE=1000, SEND_TIMEOUT=200)
         sent = send(chosen, [message(1)], timeout_s=30, retry_limit=1)
         Drip.ended.set()
@@ -629,7 +629,7 @@ def test_a_fault_of_ours_ends_it_and_gives_everything_back(
     def broken(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("mailroom.sender.calls.Calls._answers", broken)
+    monkeypatch.setattr("mailroom.sender.provider.Provider._answers", broken)
     reported: list[object] = []
 
     def keep(verdicts: list[object]) -> None:

@@ -17,27 +17,25 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from mailroom.action_table import LANES
 from mailroom.answers import Answer, Result, Scope
-from mailroom.concurrency import RankedLock, in_thread
-from mailroom.errors import MailroomError
+from mailroom.concurrency import RankedLock
 from mailroom.logs import EventLogger, without_addresses
 from mailroom.sender.attempt import Attempt
 from mailroom.sender.brake import Brake
 from mailroom.sender.breaker import Breaker
+from mailroom.sender.provider import Provider
 from mailroom.sender.rate import Bucket, Rate
 from mailroom.settings.sender import SenderSettings
-from mailroom.transports.redaction import shortened
-from mailroom.transports.transport import CONNECT_TIMEOUT_S, DEFAULT_RATE, Transport
+from mailroom.transports.transport import DEFAULT_RATE, Transport
 from mailroom.wire import Message
 
 QUOTA_INTERVAL_S: Final = 300.0
 # After a check found that no mail can be sent, it is repeated in this interval.
 CHECK_INTERVAL_S: Final = 10.0
-MAX_WAITS: Final = 4
 ACCOUNT: Final = ""
 CUT_OFF: Final = "stopped before it was answered; it may have been accepted"
 
@@ -88,7 +86,7 @@ class Calls:
         resumed: asyncio.Event | None = None,
         account: str = "account",
     ) -> None:
-        self._transport = transport
+        self._provider = Provider(transport, settings.send_timeout_ms / 1000)
         self.name = transport.name
         self._asks_quota = settings.send_rate is None
         self._knows_quota = False
@@ -101,9 +99,6 @@ class Calls:
         self._line = RankedLock()
         self._in_line = 0  # recipients
         self._slots = asyncio.Semaphore(settings.send_concurrency)
-        # A call has several waits, each with its own limit; this is the limit of all of them together.
-        self._longest_s = CONNECT_TIMEOUT_S + MAX_WAITS * settings.send_timeout_ms / 1000
-        self._in_calls: set[int] = set()  # of id(): equal messages may be sent at the same time
         self._changed = changed
         self._called = called
         self.unable = ""
@@ -137,7 +132,7 @@ class Calls:
     @property
     def recipients_per_call(self) -> int:
         """The most messages that one call takes."""
-        return self._transport.recipients_per_call
+        return self._provider.recipients_per_call
 
     @property
     def largest(self) -> int:
@@ -155,7 +150,7 @@ class Calls:
 
     def is_under_way(self, message: Message) -> bool:
         """Whether a call for it has begun and has not been answered."""
-        return id(message) in self._in_calls
+        return self._provider.is_under_way(message)
 
     def cut_off(self, message: Message) -> Answer | None:
         """The answer to a message whose call is under way and is not waited for; None for any other."""
@@ -190,7 +185,7 @@ class Calls:
         await self._check()
         if self._asks_quota and not self.unable:
             await self._ask_quota()
-        log.info("started", transport=self._transport.name, rate=f"{self._bucket.rate:.10g}/s")
+        log.info("started", transport=self.name, rate=f"{self._bucket.rate:.10g}/s")
 
     async def keep_asking(self) -> None:
         """Until cancelled: check the transport again while it is unable, and ask for its rate at intervals.
@@ -246,19 +241,19 @@ class Calls:
 
     def close(self) -> None:
         """Close the transport, unless a thread still uses it."""
-        if not self._in_calls:
-            self._transport.close()
+        self._provider.close()
 
     async def _check(self) -> None:
-        with suppress(TimeoutError):  # if the provider does not answer, the first call reports it
-            async with asyncio.timeout(self._longest_s):
-                trouble = await in_thread(self._transport.check)
-                if trouble:
-                    self._breaker.trip(trouble)
-                elif self.unable:
-                    self._breaker.succeeded()
-                self.unable = without_addresses(trouble.detail) if trouble else ""
-                self._changed.set()
+        try:
+            trouble = await self._provider.check()
+        except TimeoutError:
+            return  # the first call reports it
+        if trouble:
+            self._breaker.trip(trouble)
+        elif self.unable:
+            self._breaker.succeeded()
+        self.unable = without_addresses(trouble.detail) if trouble else ""
+        self._changed.set()
 
     async def _call(
         self,
@@ -318,15 +313,7 @@ class Calls:
 
     async def _send(self, messages: Sequence[Message]) -> list[Answer]:
         started = time.monotonic()
-        self._in_calls.update(map(id, messages))
-        # A cancellation leaves them in there: it is unknown whether they will be accepted.
-        try:
-            async with asyncio.timeout(self._longest_s):
-                answers = await in_thread(self._answers, messages)
-        except TimeoutError:
-            detail = f"no complete answer within {self._longest_s:g} s"
-            answers = [Answer(Result.UNKNOWN, detail, scope=Scope.ACCOUNT)] * len(messages)
-        self._in_calls.difference_update(map(id, messages))
+        answers = await self._provider.send(messages)
         answers = self._brake.judge(messages, answers, started)
         self.answers.update(answer.result for answer in answers)
         took_s = time.monotonic() - started
@@ -334,22 +321,6 @@ class Calls:
             self._called(messages[0].action.name, answers, took_s)
         self._log_answers(messages[0].action.name, answers, took_s)
         return answers
-
-    def _answers(self, messages: Sequence[Message]) -> list[Answer]:
-        """The transport's answers; a fault of it that some message causes is an answer for that message."""
-        try:
-            answers = self._transport.send(messages)
-            if len(answers) == len(messages):
-                return answers
-            why = f"{len(answers)} answers for {len(messages)} messages"
-        except MailroomError:
-            raise
-        except Exception as error:  # noqa: BLE001 - no message's content may end the sending
-            why = f"{type(error).__name__}: {error}"
-        why = shortened(why, [word for one in messages for word in (one.token, one.code)])
-        log.error("transport_failed", transport=self._transport.name, reason=without_addresses(why))
-        failed = Answer(Result.FAILED, f"the transport failed: {why}", scope=Scope.CALL, is_ours=True)
-        return [failed] * len(messages)
 
     def _learn(self, action: str, answers: Sequence[Answer]) -> bool:
         """Adapt the rate and the breakers to a call's answers; True if one tripped."""
@@ -400,9 +371,7 @@ class Calls:
                 log.debug("retried", count=count, action=action, reason=why)
 
     async def _ask_quota(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._longest_s):
-                rate = await in_thread(self._transport.quota)
-                if rate is not None:
-                    self._knows_quota = True
-                    self._bucket.limit(rate)
+        rate = await self._provider.quota()
+        if rate is not None:
+            self._knows_quota = True
+            self._bucket.limit(rate)
