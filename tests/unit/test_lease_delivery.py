@@ -13,7 +13,7 @@ import pytest
 
 from mailroom.actions import Action
 from mailroom.answers import Answer, Result, Scope
-from mailroom.queue.lease import Claimed, Lease
+from mailroom.queue.lease import Claimed, Lease, columns_of
 from mailroom.runner.delivery import PUT_OFF_S, SOON_S, LeaseDelivery
 from mailroom.runner.metrics import Metrics
 from mailroom.sender.attempt import Attempt
@@ -27,7 +27,7 @@ LEASE = Lease(
     1,
     UUID(int=0),
     1,
-    [Claimed(n, "activation", f"p{n}@b.example", f"p{n}", bytes(32), "12345") for n in range(4)],
+    columns_of(Claimed(n, "activation", f"p{n}@b.example", f"p{n}", bytes(32), "12345") for n in range(4)),
     0.0,
 )
 
@@ -151,7 +151,7 @@ def test_a_mail_that_got_no_turn_is_not_put_off_with_those_of_a_paused_action(
     delivery = delivered_over(calls)
     calls.paused["activation"] = 20.0
     recovery = LEASE.claimed[0]._replace(token=9, action="password_recovery")
-    assert retry_s(delivery, replace(LEASE, claimed=[*LEASE.claimed, recovery])) <= 0.5
+    assert retry_s(delivery, replace(LEASE, columns=columns_of([*LEASE.claimed, recovery]))) <= 0.5
 
 
 def test_those_that_were_refused_because_the_action_is_paused_are_put_off_too(

@@ -14,7 +14,7 @@ from typing import Final
 
 from mailroom.actions import Action
 from mailroom.logs import EventLogger
-from mailroom.queue.lease import Claimed, Lease, sign_claimed
+from mailroom.queue.lease import Claimed, Lease, columns_of, sign_claimed
 from mailroom.wire import Columns, LineFormat, encode_all, encode_all_as_json, join_line
 
 REMINDER_S: Final = 60.0
@@ -50,9 +50,11 @@ class Outgoing:
     ) -> None:
         self.lease = lease
         self.is_settling = False
-        is_csv = line_format == "csv"
-        self.left = [one for one in lease.claimed if not one.fits_csv] if is_csv else []
-        carried = [one for one in lease.claimed if one.fits_csv] if self.left else lease.claimed
+        self.left: list[Claimed] = []
+        carried = lease.columns
+        if line_format == "csv" and not lease.fits_csv:
+            self.left = [one for one in lease.claimed if not one.fits_csv]
+            carried = columns_of(one for one in lease.claimed if one.fits_csv)
         signed = sign_claimed(carried, keys, actions, log, ENCODERS[line_format])
         self._ids, self._refused = list(signed.ids), list(signed.refused)
         size = min(batch_limit, MAX_JSON_MESSAGES) if line_format == "json" else batch_limit
@@ -78,7 +80,7 @@ class Outgoing:
     def done(self, offset: int) -> list[int] | None:
         """The tokens that are settled once the output is read up to here; None for the whole lease."""
         done = self._ids[: self.count(offset)] + self._refused
-        return None if len(done) == len(self.lease.claimed) else done
+        return None if len(done) == len(self.lease) else done
 
 
 class LeftBehind:

@@ -117,7 +117,7 @@ class Collector:
                     outgoing = Outgoing(
                         lease,
                         keys=self._keys,
-                        actions=await self._known.covering({one.action for one in lease.claimed}),
+                        actions=await self._known.covering(lease.actions),
                         batch_limit=self._batch_limit,
                         line_format=self._line_format,
                     )

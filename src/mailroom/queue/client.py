@@ -134,7 +134,7 @@ class Queue:
         )
         settled: bool = rows[0][0]
         if self.let_go(lease) and not (settled or again):
-            log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+            log.warning("lease_lost", lease=lease.id, tokens=len(lease))
         return settled
 
     async def ask(self, query: LiteralString, parameters: Sequence[object]) -> list[TupleRow]:
@@ -157,7 +157,7 @@ class Queue:
             if lease.key in ours:
                 lease.valid_until = asked_at + LEASE_MS / 1000
             elif self.let_go(lease):
-                log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+                log.warning("lease_lost", lease=lease.id, tokens=len(lease))
 
     def holds(self, lease: Lease) -> bool:
         """Whether a lease is certainly still this worker's, by the clock."""

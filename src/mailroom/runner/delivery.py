@@ -81,10 +81,10 @@ class LeaseDelivery:
 
     async def deliver(self, lease: Lease, waited_s: float) -> bool:
         """Send and settle a lease; True if some of its tokens are to be tried again."""
-        actions = await self._known.covering({claimed.action for claimed in lease.claimed})
-        signed = sign_claimed(lease.claimed, self._keys, actions, log, checked)
+        actions = await self._known.covering(lease.actions)
+        signed = sign_claimed(lease.columns, self._keys, actions, log, checked)
         # None where there was no attempt.
-        answers: dict[int, Answer | None] = {claimed.token: None for claimed in lease.claimed}
+        answers: dict[int, Answer | None] = dict.fromkeys(lease.columns[0])
         answers.update({token: Answer(Result.REJECTED, why) for token, why in signed.refused.items()})
         pairs = _referring(lease, signed)
         if lease.generation > 1:  # one that ends every call must not stay before the others

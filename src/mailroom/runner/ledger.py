@@ -80,7 +80,7 @@ async def record(
         ],
     )
     if queue.let_go(lease) and not all(row[2] for row in rows):
-        log.warning("lease_lost", lease=lease.id, tokens=len(lease.claimed))
+        log.warning("lease_lost", lease=lease.id, tokens=len(lease))
     recorded = {row[0]: Recorded(row[1], row[3]) for row in rows if row[1] != LOST}
     if lost := len(rows) - len(recorded):
         log.warning("tokens_lost", lease=lease.id, tokens=lost, reason="a failover gave their ids again")
