@@ -36,7 +36,7 @@ ENV PATH=/opt/mailroom/bin:/usr/local/bin:/usr/bin:/bin \
 WORKDIR /tmp
 USER 10001:10001
 EXPOSE 8027
-# Alive, not ready: whoever kills what is unhealthy must not do so while PostgreSQL or SES is away.
+# Alive, not ready: an outage of PostgreSQL or SES must not make the container unhealthy, since that may restart it.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['MAILROOM_HTTP'].rpartition(':')[2]), timeout=4); c.request('GET', '/livez'); raise SystemExit(c.getresponse().status != 200)"]
 CMD ["mailroom", "run"]
