@@ -26,28 +26,28 @@ from mailroom.actions import load_actions
 from mailroom.tokens import sign
 from mailroom.wire import Message, encode
 
-PER_CALL = (10, 50)
+PER_LINE = (10, 50)
 IN_FLIGHT = (1, 8)
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """A row for each number of recipients per call and of calls in flight."""
+    """A row for each number of recipients per line and of calls in flight."""
     recipients = options.sized(20_000, 2_000)
     rows = []
     with tempfile.TemporaryDirectory() as folder, inbox() as url:
         variables = environment("") | ses_environment(url, Path(folder))
         push_templates(variables)
         lines = Path(folder) / "lines"
-        for per_call in PER_CALL:
+        for per_line in PER_LINE:
             for in_flight in IN_FLIGHT:
                 variables["MAILROOM_SEND_CONCURRENCY"] = str(in_flight)
                 write_lines(lines, 1, 1)
                 _, start_cpu_s, _ = run(url, variables, lines, 1)
-                write_lines(lines, recipients, per_call)
+                write_lines(lines, recipients, per_line)
                 seconds, cpu_s, peak_mb = run(url, variables, lines, recipients)
                 rows.append(
                     {
-                        "per_call": per_call,
+                        "per_line": per_line,
                         "in_flight": in_flight,
                         "recipients_per_s": round(recipients / seconds),
                         "cpu_us_per_recipient": round((cpu_s - start_cpu_s) / recipients * 1e6),
@@ -55,7 +55,7 @@ def measure(options: Options) -> dict[str, Any]:
                         "peak_mb": round(peak_mb, 1),
                     }
                 )
-                tell(f"{per_call} per call, {in_flight} in flight: {recipients / seconds:,.0f} recipients/s")
+                tell(f"{per_line} per line, {in_flight} in flight: {recipients / seconds:,.0f} recipients/s")
     return {"recipients": recipients, "rows": rows}
 
 

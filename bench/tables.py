@@ -179,7 +179,7 @@ COLUMNS: Final[dict[str, list[Column]]] = {
         column("peak memory, MB", "peak_mb"),
     ],
     "sending": [
-        column("recipients per call", "per_call"),
+        column("recipients per line", "per_line"),
         column("calls in flight", "in_flight"),
         column("recipients/s", "recipients_per_s"),
         column("CPU per recipient, µs", "cpu_us_per_recipient"),

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final
 
-# A recipient that fails for no stated reason, or whose answer is lost, is tried this many times.
+# A recipient that fails for no stated reason is tried this many times; the pipe counts lost answers too.
 RETRY_LIMIT: Final = 10
 
 

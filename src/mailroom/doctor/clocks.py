@@ -7,7 +7,7 @@ from typing import Final
 from mailroom.doctor.report import Finding, fault, ok, warning
 
 WARNING_S: Final = 2.0
-FAULT_S: Final = 60.0  # AWS refuses signatures that are 300 s old, and tokens expire after 900 s
+FAULT_S: Final = 60.0  # AWS refuses signatures that are 300 s old, and tokens may expire after minutes
 
 
 def compared(

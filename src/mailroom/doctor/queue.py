@@ -190,7 +190,7 @@ def backlog(probe: Probe) -> Finding:
     if waiting.oldest_age_s > OLDEST_S:
         return warning(
             detail,
-            "check that `mailroom run`, or a collector and a sender, is running; tokens expire after 15 min",
+            "check that `mailroom run`, or a collector and a sender, is running; tokens expire",
         )
     return ok(detail)
 

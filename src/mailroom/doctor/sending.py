@@ -24,7 +24,7 @@ Subject = TypeVar("Subject")
 SECOND: Final = "second-"
 NOTHING_IS_SENT: Final = warning(
     "debug: mails are printed, not sent",
-    "to send mail, set MAILROOM_TRANSPORT to ses or smtp://… and MAILROOM_DEBUG to false",
+    "to send mail, set MAILROOM_TRANSPORT to ses, sesv2 or smtp://… and MAILROOM_DEBUG to false",
 )
 
 
