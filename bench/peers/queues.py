@@ -55,19 +55,19 @@ class Peer(NamedTuple):
         name: its name in the report.
         adapter: the function that returns its adapter, as ``module:function``.
         tunings: those of its documentation; the fastest counts.
-        sending: the tuning for calls that take 30 ms.
+        sending: the tuning for calls that take 30 ms; None to leave it out there.
         carries: whether jobs may carry all fields.
     """
 
     name: str
     adapter: str
     tunings: list[dict[str, int]]
-    sending: dict[str, int]
+    sending: dict[str, int] | None
     carries: bool = True
 
 
 PEERS: Final = (
-    Peer("SELECT … SKIP LOCKED, one by one", "skip_locked:adapter", [{"batch": 1}], {}, carries=False),
+    Peer("SELECT … SKIP LOCKED, one by one", "skip_locked:adapter", [{"batch": 1}], None, carries=False),
     Peer(
         "SELECT … SKIP LOCKED, batches", "skip_locked:adapter",
         [{"batch": 10}, {"batch": 100}, {"batch": 200}, {"batch": 1000}], {"batch": 50}, carries=False,

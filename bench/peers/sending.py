@@ -67,7 +67,10 @@ def measure(options: Options) -> dict[str, Any]:
             ]
 
         def measure_one(peer: Peer, adapter: Adapter) -> Rows:
-            return [{"name": peer.name, "tuning": text_of(peer.sending)} | bench.theirs(peer, adapter)]
+            if peer.sending is None:
+                return []
+            found = bench.theirs(adapter, peer.sending)
+            return [{"name": peer.name, "tuning": text_of(peer.sending)} | found]
 
         for found in queues.measured(measure_one):
             rows += found
@@ -87,11 +90,11 @@ class _Bench:
         with self._database() as url:
             return self._run(commands, environment(url) | dict(variables))
 
-    def theirs(self, peer: Peer, adapter: Adapter) -> dict[str, Any]:
+    def theirs(self, adapter: Adapter, tuning: Mapping[str, int]) -> dict[str, Any]:
         with self._database() as url:
             install(url, adapter)
             enqueue(url, adapter, self._mails, fields=False)
-            variables = job_environment(peer.sending, "send") | {"MAILROOM_BENCH_RATE": str(PER_S)}
+            variables = job_environment(tuning, "send") | {"MAILROOM_BENCH_RATE": str(PER_S)}
             return self._run([adapter.command], environment(url) | variables)
 
     def of_reference(self, options: Options, commands: list[list[str]], limit: int) -> dict[str, Any]:
