@@ -55,7 +55,7 @@ def measure(options: Options) -> dict[str, Any]:
         for limit in LIMITS:
             for name, commands in (
                 ("Mailroom run", [mailroom("run")]),
-                ("Mailroom collector | sender", [mailroom("collector"), mailroom("sender")]),
+                ("Mailroom collector, sender", [mailroom("collector"), mailroom("sender")]),
             ):
                 variables = {"MAILROOM_BATCH_LIMIT": str(limit)}
                 rows.append({"name": f"{name}, limit {limit}"} | bench.ours(commands, variables))
