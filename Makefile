@@ -26,7 +26,7 @@ help:  ## show this list
 demo: $(READY)  ## show it at work: an embedded PostgreSQL, an application to sign up at, its mails and the queue in a browser
 	@$(BIN)/mailroom demo
 
-test: $(READY)  ## run the quick tests, on an embedded PostgreSQL: seven minutes on two cores
+test: $(READY)  ## run the quick tests, on an embedded PostgreSQL: five minutes on two cores
 	$(call tested,not slow)
 
 slow: $(READY)  ## run the tests that `make test` leaves out

@@ -195,6 +195,7 @@ def test_what_cannot_be_read_is_kept_without_secrets_and_each_message_once(
     assert 0 == reader.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", ["throttled", "no queue", "no right", "away", "garbage"])
 def test_no_trouble_of_the_queue_stops_the_sending_or_loses_an_event(
     db: Db, sqs: ScriptedSqs, start: Start, refusal: str
@@ -227,6 +228,7 @@ def test_no_trouble_of_the_queue_stops_the_sending_or_loses_an_event(
 PATIENCE = {"mailroom.events.sqs.LONG_POLL_S": 1, "mailroom.events.sqs.ANSWER_LIMIT_S": 1.0}
 
 
+@pytest.mark.slow
 def test_a_queue_that_answers_too_late_stops_no_sending_and_loses_no_event(
     db: Db, database: str, sqs: ScriptedSqs, start: Start
 ) -> None:

@@ -79,6 +79,7 @@ def connections_of(program: str) -> str:
     return f"{CONNECTED} AND application_name = 'mailroom {program}'"
 
 
+@pytest.mark.slow
 def test_a_collector_has_three_connections(database: str, db: Db, tmp_path: Path) -> None:
     with CollectorProcess(database, log=tmp_path / "log", BATCH_TIMEOUT=0) as collector:
         wait_for_holder(db, "sleep_lock")
@@ -90,6 +91,7 @@ def test_a_collector_has_three_connections(database: str, db: Db, tmp_path: Path
         wait_until(db, connections_of("collector"), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("health", "expected"), [(False, 3), (True, 4)])
 def test_run_has_three_connections_and_a_fourth_with_health(
     database: str, db: Db, ses: InboxServer, run: Runs, health: bool, expected: int

@@ -74,6 +74,7 @@ def test_each_alert_fires_when_it_should_and_not_before() -> None:
         assert f'ALERTS{{alertname="{rule["alert"]}", alertstate="firing", severity="' in TESTS
 
 
+@pytest.mark.slow
 @needs_promtool
 @pytest.mark.parametrize(
     ("written", "changed"),

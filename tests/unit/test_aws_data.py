@@ -20,6 +20,7 @@ def client(service: str, region: str, *, light: bool) -> Any:
     return session.create_client(service, region_name=region)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["ses", "sesv2", "sqs", "sts", "sso", "sso-oidc"])
 def test_a_client_calls_the_same_place_and_signs_alike(service: str) -> None:
     for region in REGIONS:
