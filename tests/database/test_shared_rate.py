@@ -79,6 +79,23 @@ def test_a_ceiling_that_is_not_known_lowers_no_rate(db: Db) -> None:
     assert rate() == 100
 
 
+def test_a_worker_that_was_not_told_its_rate_takes_that_of_the_others(database: str, db: Db) -> None:
+    async def scenario() -> tuple[float, float]:
+        queue = CountingQueue(database)
+        rate = SharedRate(queue, None, "ses")
+        try:
+            await rate.take(1)
+            untold = rate.rate
+            rate.limit(100)
+            await rate.take(1)
+            return untold, rate.rate
+        finally:
+            await queue.close()
+
+    reserve(db, 1, 200)
+    assert (200, 100) == asyncio.run(scenario())
+
+
 def test_what_would_come_too_late_leaves_no_charge(database: str, db: Db) -> None:
     async def scenario() -> list[bool]:
         queue = Queue(Database(database, program="mailroom test", answer_limit_s=30), channel="token_insert")

@@ -19,6 +19,7 @@ from mailroom.sender.attempt import Attempt
 from mailroom.sender.calls import ACCOUNT
 from mailroom.sender.failover import Failover, open_calls
 from mailroom.sender.policy import Sender, Verdict
+from mailroom.sender.rate import Bucket
 from mailroom.wire import Message
 from support.messages import PASSWORD_RECOVERY, message
 from support.processes import PATIENCE_S
@@ -469,6 +470,26 @@ def test_the_second_gets_a_mail_whose_answer_was_lost_when_an_event_had_its_time
     assert {"sent": 20} == sent.count()
     assert LOST_S <= lost_at[1] - lost_at[0]
     assert all(verdict is Verdict.SENT for verdict in sent.verdicts.values())
+
+
+@pytest.mark.parametrize(
+    ("variables", "ceilings"), [({"SEND_RATE": "auto,20"}, [None, 20]), ({"SEND_RATE": 30}, [30, 30])]
+)
+def test_a_rate_that_the_provider_tells_is_not_assumed(
+    first: Scripted,
+    second: Scripted,
+    tmp_path: Path,
+    variables: dict[str, str | int],
+    ceilings: list[float | None],
+) -> None:
+    asked: list[tuple[str, float | None]] = []
+
+    def rate_of(name: str, ceiling: float | None) -> Bucket:
+        asked.append((name, ceiling))
+        return Bucket(1.0)
+
+    open_calls([first, second], settings(tmp_path, **variables), asyncio.Event(), rate_of)
+    assert asked == list(zip(["ses", "smtp"], ceilings, strict=True))
 
 
 def test_with_one_transport_nothing_is_named(first: Scripted, tmp_path: Path) -> None:

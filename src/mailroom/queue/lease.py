@@ -73,7 +73,12 @@ class Lease:
 
     def __len__(self) -> int:
         """How many tokens it has."""
-        return len(self.columns[0])
+        return len(self.tokens)
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The ids of its tokens."""
+        return self.columns[0]
 
     @property
     def actions(self) -> set[str]:

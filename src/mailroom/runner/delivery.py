@@ -84,7 +84,7 @@ class LeaseDelivery:
         actions = await self._known.covering(lease.actions)
         signed = sign_claimed(lease.columns, self._keys, actions, log, checked)
         # None where there was no attempt.
-        answers: dict[int, Answer | None] = dict.fromkeys(lease.columns[0])
+        answers: dict[int, Answer | None] = dict.fromkeys(lease.tokens)
         answers.update({token: Answer(Result.REJECTED, why) for token, why in signed.refused.items()})
         pairs = _referring(lease, signed)
         if lease.generation > 1:  # one that ends every call must not stay before the others
