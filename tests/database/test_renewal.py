@@ -41,7 +41,7 @@ def test_a_token_that_expired_while_it_waited_is_renewed(database: str, db: Db) 
     rows = db.execute(
         "SELECT tokens, secrets, expires_in_s FROM mailroom.claim('w', 10, 10, 60000)"
     ).fetchall()
-    assert [([second], [secret], [None])] == rows
+    assert [([second], [secret], None)] == rows
     assert timedelta(minutes=14) < life_left(db, second) <= timedelta(minutes=15)
     assert [(second, "retried", RENEWED)] == ledger(db, "token", "outcome", "detail")
     done = commands.run("why", "ann", env=environment(database))

@@ -69,7 +69,36 @@ def test_its_life_begins_then(db: Db) -> None:
     claim(db)
     let_it_be_time(db)
     rows = db.execute("SELECT expires_in_s FROM mailroom.claim('w', 10, 10, 60000)").fetchall()
-    assert [([None],)] == rows  # the action's lifetime
+    assert [(None,)] == rows  # the action's lifetime
+
+
+@pytest.mark.parametrize(
+    ("begins", "expires", "lifetime", "seconds"),
+    [
+        ("2026-03-01 12:00", "2026-03-01 12:15", "15 minutes", None),
+        ("2026-03-01 12:00", "2026-03-01 12:15:00.2", "15 minutes", None),
+        ("2026-03-01 12:00", "2026-03-01 13:00", "15 minutes", 3600),
+        ("2026-03-01 12:00", "2026-03-02 12:00", "1 day", None),
+        ("2026-03-28 12:00", "2026-03-29 12:00", "1 day", 82_800),  # the clocks are put forward in between
+        ("2026-03-01 12:00", "2026-03-01 11:00", "15 minutes", 1),
+        ("2026-03-01 12:00", "2026-03-01 13:00", "100 years", 3600),
+        ("2026-03-01 12:00", "2126-03-01 12:00", "100 years", None),
+        ("1970-01-01 12:00", "294276-12-31 12:00", "15 minutes", 2_147_483_647),
+        ("2026-03-01 12:00", "infinity", "15 minutes", 2_147_483_647),
+        ("2026-03-01 12:00", "-infinity", "15 minutes", 1),
+    ],
+)
+def test_a_life_is_told_in_seconds_where_it_is_not_its_action_s(
+    db: Db, begins: str, expires: str, lifetime: str, seconds: int | None
+) -> None:
+    db.execute("SET timezone = 'Europe/Berlin'")
+    assert seconds == value(
+        db,
+        "SELECT mailroom.life_s(%s::timestamptz, %s::timestamptz, %s::interval)",
+        begins,
+        expires,
+        lifetime,
+    )
 
 
 def test_those_of_one_time_share_a_lease_and_a_lane_keeps_its_own(db: Db) -> None:

@@ -32,7 +32,7 @@ from mailroom.queue.lease import LEASE_MS, Lease, messages_in
 from mailroom.settings.collector import CollectorSettings
 
 REPEATED_TOKENS: Final = 200
-MAX_CLAIM_TOKENS: Final = 1000
+MAX_CLAIM_TOKENS: Final = 2000
 CLAIM_S: Final = 0.1
 # How much the last lease changes the pace that was measured.
 PACE_SHARE: Final = 0.2

@@ -344,6 +344,9 @@ COMMENT ON COLUMN tokens.ended_as IS
 CREATE FUNCTION mailroom.is_sound(p_token tokens) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
+    -- Between them a lifetime can be added, and every client can read the time.
+    earliest CONSTANT pg_catalog.timestamptz := '0001-01-02 00:00+00';
+    latest   CONSTANT pg_catalog.timestamptz := '9999-12-30 00:00+00';
     control  CONSTANT pg_catalog.text := '[\u0001-\u001f\u007f-\u009f]';
     violated CONSTANT pg_catalog.text := CASE
         WHEN pg_catalog.octet_length(p_token.secret) OPERATOR(pg_catalog.<>) 32 THEN 'secret_length'
@@ -351,7 +354,13 @@ DECLARE
         WHEN p_token.subject OPERATOR(pg_catalog.=) ''
              OR pg_catalog.char_length(p_token.subject) OPERATOR(pg_catalog.>) 255 THEN 'subject_length'
         WHEN p_token.subject OPERATOR(pg_catalog.~) control THEN 'subject_printable'
-        WHEN NOT pg_catalog.isfinite(p_token.send_at) THEN 'send_at_finite'
+        WHEN p_token.send_at OPERATOR(pg_catalog.<) earliest
+             OR p_token.send_at OPERATOR(pg_catalog.>) latest THEN 'send_at_range'
+        WHEN p_token.created_at OPERATOR(pg_catalog.<) earliest
+             OR p_token.created_at OPERATOR(pg_catalog.>) latest THEN 'created_at_range'
+        WHEN p_token.expires_at OPERATOR(pg_catalog.<) earliest
+             OR p_token.expires_at OPERATOR(pg_catalog.>) latest
+                AND p_token.expires_at OPERATOR(pg_catalog.<>) 'infinity' THEN 'expires_at_range'
         WHEN pg_catalog.char_length(p_token.email) OPERATOR(pg_catalog.>) 254 THEN 'email_length'
         WHEN p_token.ended_at IS NULL AND p_token.email OPERATOR(pg_catalog.~) control THEN 'email_printable'
         WHEN p_token.ended_at IS NULL AND p_token.email OPERATOR(pg_catalog.!~) '^[^@]+@[^@]+$' THEN 'email_one_at'

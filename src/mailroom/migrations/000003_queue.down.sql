@@ -11,6 +11,7 @@ DROP FUNCTION mailroom.reserve;
 DROP TABLE mailroom.rates;
 DROP FUNCTION mailroom.next_due;
 DROP FUNCTION mailroom.claim;
+DROP FUNCTION mailroom.fields_of;
 DROP FUNCTION mailroom.life_s;
 DROP TYPE mailroom.message;
 DROP FUNCTION mailroom.screen;

@@ -1092,16 +1092,31 @@ CREATE TYPE mailroom.message AS (
     doubtful     boolean
 );
 
--- A life that has no end, or is longer than 68 years, is the longest one that fits.
+-- A life that has no end, or is longer than 68 years, is the longest one that fits. Times are subtracted, since
+-- adding a lifetime of days costs the time zone's rules for each token.
 CREATE FUNCTION mailroom.life_s(p_from timestamptz, p_expires_at timestamptz, p_lifetime interval) RETURNS integer
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN CASE WHEN p_expires_at <> p_from + p_lifetime
+RETURN CASE WHEN least(greatest(p_expires_at, p_from), p_from + interval '2147483647 s') - p_from <> p_lifetime
             THEN nullif(greatest(1, extract(epoch FROM least(greatest(p_expires_at, p_from),
                                                              p_from + interval '2147483647 s')
                                                        - p_from)::integer),
-                        extract(epoch FROM p_lifetime)::integer) END;
+                        least(extract(epoch FROM p_lifetime), 2147483647)::integer) END;
 COMMENT ON FUNCTION mailroom.life_s IS
     'Returns the life of a token in seconds; NULL if it is the lifetime of its action.';
+
+-- Of most messages these are nothing, and an array of nothing costs as much as one of something.
+CREATE FUNCTION mailroom.fields_of(p_messages mailroom.message[])
+RETURNS TABLE (tokens bigint[], actions text[], emails text[], logins text[], secrets bytea[], codes text[],
+               locales text[], data jsonb[], expires_in_s integer[])
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT array_agg(m.token), array_agg(m.action), array_agg(m.email), array_agg(m.login), array_agg(m.secret),
+           array_agg(m.code), CASE WHEN bool_or(m.locale <> '') THEN array_agg(m.locale) END,
+           CASE WHEN count(m.data) > 0 THEN array_agg(m.data) END,
+           CASE WHEN count(m.expires_in_s) > 0 THEN array_agg(m.expires_in_s) END
+    FROM unnest(p_messages) m;
+END;
+COMMENT ON FUNCTION mailroom.fields_of IS
+    'Returns the fields of messages as arrays. locales, data and expires_in_s are NULL if no message has one.';
 
 -- Urgent goes before normal, and normal before bulk. But of what claims hand out each lower lane gets a tenth while
 -- it has something. owed counts that across claims, in tenths of a mail, so that it holds for claims of two mails
@@ -1142,8 +1157,7 @@ DECLARE
     cursor     mailroom.cursors;
     n          integer;             -- the lane
     first_turn boolean;
-    label      text;                -- what the worker takes it for
-    labels     text[] := '{urgent,normal,bulk}';
+    labels     text[] := '{urgent,normal,bulk}';  -- what the worker takes them for
     idle       boolean[];           -- the lane has nothing
     ended      boolean[];           -- it has nothing more, or was left early
     leased     boolean[] := '{f,f,f}';  -- no lease of the lane is left that is due
@@ -1176,8 +1190,6 @@ DECLARE
     passed     bigint[];
     final      mailroom.message;
     wanted     integer;
-    lease_id   bigint;
-    lease_key  uuid;
     up_to_date boolean;
     fresh      pg_snapshot;
 BEGIN
@@ -1242,7 +1254,7 @@ BEGIN
                 labels[n] := 'urgent';
             END IF;
         END IF;
-        label := labels[n];
+        lane := labels[n];
         up_to_date := false;
 
         IF room > 0 AND NOT (p_only_new OR leased[n] OR ended[n]) THEN
@@ -1307,16 +1319,15 @@ BEGIN
                     DELETE FROM mailroom.leases l WHERE l.id = due.id;
                     CONTINUE;
                 END IF;
+                SELECT f.* INTO tokens, actions, emails, logins, secrets, codes, locales, data, expires_in_s
+                FROM mailroom.fields_of(messages) f;
+                lease := due.id;
+                generation := due.generation + 1;
                 UPDATE mailroom.leases l
-                SET key = gen_random_uuid(), generation = due.generation + 1, worker = p_worker,
-                    tokens = ARRAY(SELECT m.token FROM unnest(messages) m),
+                SET key = gen_random_uuid(), generation = claim.generation, worker = p_worker, tokens = claim.tokens,
                     due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
-                WHERE l.id = due.id RETURNING l.key INTO lease_key;
-                RETURN QUERY
-                    SELECT due.id, lease_key, due.generation + 1, label, array_agg(m.token), array_agg(m.action),
-                           array_agg(m.email), array_agg(m.login), array_agg(m.secret), array_agg(m.code),
-                           array_agg(m.locale), array_agg(m.data), array_agg(m.expires_in_s)
-                    FROM unnest(messages) m;
+                WHERE l.id = due.id RETURNING l.key INTO key;
+                RETURN NEXT;
                 room := room - cardinality(messages);
                 handed[n] := handed[n] + cardinality(messages);
                 claimed := claimed + cardinality(messages);
@@ -1329,15 +1340,14 @@ BEGIN
             IF cardinality(ready) > 0
                AND (cardinality(ready) = p_lease_tokens OR ended[n]
                     OR room <= 0 AND NOT (first_turn AND n > 1)) THEN
+                SELECT f.* INTO tokens, actions, emails, logins, secrets, codes, locales, data, expires_in_s
+                FROM mailroom.fields_of(ready) f;
+                generation := 1;
                 INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
-                VALUES (cursor.lane, ARRAY(SELECT m.token FROM unnest(ready) m), p_worker, 1,
+                VALUES (cursor.lane, claim.tokens, p_worker, claim.generation,
                         clock_timestamp() + p_lease_ms * interval '1 millisecond')
-                RETURNING id, key INTO lease_id, lease_key;
-                RETURN QUERY
-                    SELECT lease_id, lease_key, 1, label, array_agg(m.token), array_agg(m.action),
-                           array_agg(m.email), array_agg(m.login), array_agg(m.secret), array_agg(m.code),
-                           array_agg(m.locale), array_agg(m.data), array_agg(m.expires_in_s)
-                    FROM unnest(ready) m;
+                RETURNING id, leases.key INTO lease, key;
+                RETURN NEXT;
                 ready := '{}';
             END IF;
             EXIT WHEN room <= 0 OR ended[n];

@@ -106,13 +106,16 @@ def read_leases(rows: Iterable[tuple[Any, ...]], valid_until: float) -> list[Lea
     """The leases that a claim returned.
 
     Args:
-        rows: lease, key as bytes, generation, lane, and for each field of ``Claimed`` its values.
+        rows: lease, key as bytes, generation, lane, and for each field of ``Claimed`` its values, or None
+            if no token has one.
         valid_until: of ``time.monotonic``, for all of them.
     """
-    return [
-        Lease(lease, UUID(bytes=key), generation, columns, valid_until, lane)
-        for lease, key, generation, lane, *columns in rows
-    ]
+    leases = []
+    for lease, key, generation, lane, *always, locales, data, lifetimes in rows:
+        count = len(always[0])
+        columns = [*always, locales or [""] * count, data or [None] * count, lifetimes or [None] * count]
+        leases.append(Lease(lease, UUID(bytes=key), generation, columns, valid_until, lane))
+    return leases
 
 
 def messages_in(leases: Iterable[Lease]) -> int:
