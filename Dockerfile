@@ -21,7 +21,7 @@ FROM python:3.13-slim-bookworm
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Mailroom" \
-      org.opencontainers.image.description="User-lifecycle mail (activation, password recovery) for applications whose users live in PostgreSQL" \
+      org.opencontainers.image.description="User-lifecycle mail (activation, password recovery, magic links, notices) for applications whose users live in PostgreSQL" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"

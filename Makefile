@@ -73,7 +73,7 @@ fuzz: $(READY)  ## fuzz the parsers, FUZZ_SECONDS=60 each; with atheris where pi
 	    PYTHONPATH=tests:$(ATHERIS) $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit; \
 	done
 
-migration: $(READY)  ## make the migrations from src/mailroom/sql, NAME=… one of them or a new one
+migration: $(READY)  ## make the next migration, NAME=…, from what changed in src/mailroom/sql
 	@$(BIN)/python scripts/migration.py $(NAME)
 
 bench: $(READY_TO_BENCH)  ## measure what docs/benchmarks.md shows, and rewrite it; takes 40 minutes

@@ -31,7 +31,7 @@ from mailroom.events.recording import Tally
 from mailroom.runner import embedded
 from mailroom.runner.ledger import Recorded
 from mailroom.runner.metrics import Metrics
-from mailroom.settings.collector import CollectorSettings, KeySettings
+from mailroom.settings.collector import CollectorSettings
 from mailroom.settings.events import EventsSettings
 from mailroom.settings.migrations import MigrationSettings
 from mailroom.settings.sender import SenderSettings
@@ -54,8 +54,7 @@ MADE: Final = (
 
 # Variables that a command reads and does not list in its help.
 READ_BESIDES: Final = {
-    "doctor": (*variables(CollectorSettings), *variables(SenderSettings)),
-    "token verify": (*variables(KeySettings),),
+    "doctor": (*variables(CollectorSettings), *variables(SenderSettings), *variables(EventsSettings)),
 }
 # The parts of plain text that are code: names with an underscore or a schema, URLs, template fields.
 CODE: Final = re.compile(r"`[^`]*`|\{\{\w+\}\}|\w+://[^\s,]+|\bmailroom\.\w+|\b[A-Za-z]\w*_\w+(?:=\w+)?")
@@ -99,7 +98,7 @@ def readers() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path, command, _ in all_commands():
         name = path.removeprefix("mailroom ")
-        read = set(re.findall(r"^  (MAILROOM_\w+)  \(", command.epilog or "", re.MULTILINE))
+        read = set(re.findall(r"^  (MAILROOM_[\w<>]+)  \(", command.epilog or "", re.MULTILINE))
         for variable in sorted(read | {variable.name for variable in READ_BESIDES.get(name, ())}):
             found.setdefault(variable, []).append(name)
     return found

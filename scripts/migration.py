@@ -1,9 +1,9 @@
-"""Make migrations from ``src/mailroom/sql``, which is the schema as people read and edit it.
+"""Make the next migration from ``src/mailroom/sql``, which is the schema as people read and edit it.
 
-``make migration`` rewrites the migrations that are copies of its files, ``make migration NAME=ledger`` one
-of them. Any other NAME makes the next numbered pair from the difference between the migrated database and
+``make migration NAME=…`` writes the next numbered pair, the difference between the migrated database and
 ``sql``: functions, triggers, comments and rights. What differs in tables and types it lists at the head of
-the pair, for you to write. The new version goes into ``sql/rights.sql``; write it into ``queue.client`` too.
+the pair, for you to write. The new version goes into ``sql/rights.sql``; write it into ``queue.start_check``
+too. A released migration never changes: ``tests/vectors/migrations.sha256`` has its hash.
 """
 
 from __future__ import annotations
@@ -23,40 +23,20 @@ from mailroom.demo.postgres import PostgresServer
 
 SQL: Final = Path(mailroom.__file__).parent / "sql"
 MIGRATIONS: Final = SQL.parent / "migrations"
-# What each migration holds, in the order of creation.
-FILES: Final = {
-    "accounts_and_tokens": ("accounts", "actions", "own_schema", "tokens", "consume", "ring"),
-    "ledger": ("addresses", "ledger"),
-    "queue": ("cursor", "lease", "suppressions", "events", "screen", "claim", "rate", "workers"),
-    "operations": ("status", "why", "dead", "traffic", "prune", "forget", "restore", "adopt"),
-}
-# Nothing is dropped while an application's table has Mailroom's triggers.
-GUARDS: Final = {
-    "operations": """\
-DO $$
-DECLARE
-    tables text := (SELECT string_agg(a.user_table::text, ', ') FROM mailroom.adopted a);
-BEGIN
-    IF tables IS NOT NULL THEN
-        RAISE EXCEPTION 'mailroom: tables of users are adopted: %', tables
-            USING ERRCODE = 'object_in_use', HINT = 'Run `mailroom adopt TABLE --drop` for each first.';
-    END IF;
-END $$;
-"""
-}
-HEAD: Final = "-- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.\n"
+# The files of ``sql`` in the order of creation.
+FILES: Final = (
+    *("accounts", "actions", "own_schema", "tokens", "consume", "ring"),
+    *("addresses", "ledger"),
+    *("cursor", "lease", "suppressions", "events", "screen", "claim", "rate", "workers"),
+    *("status", "why", "dead", "traffic", "prune", "forget", "restore", "adopt"),
+    "rights",
+)
 # Names without a schema are those of accounts, tokens and jobs. Bodies name tables that may lie elsewhere.
-FIRST_PATH: Final = "pg_catalog.format('%I, pg_temp', pg_catalog.current_schema())"
-LATER_PATH: Final = "pg_catalog.format('%s, pg_temp', mailroom.user_schema())"
-SET_UP: Final = """SELECT pg_catalog.set_config('search_path', {}, true),
+SET_UP: Final = """\
+SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
        pg_catalog.set_config('check_function_bodies', 'off', true);
 """
 VERSION: Final = re.compile(r"(?<=^RETURN )\d+(?=;$)", re.MULTILINE)
-CREATED: Final = re.compile(
-    r"^(?:CREATE (SCHEMA|TYPE|TABLE|FUNCTION) ([\w.]+)|CREATE TRIGGER (\w+)\s[^;]*?\bON ([\w.]+)"
-    r"|ALTER TABLE ([\w.]+) ADD CONSTRAINT (\w+))",
-    re.MULTILINE,
-)
 
 FUNCTIONS: Final = """
 SELECT replace((pg_identify_object('pg_proc'::regclass, p.oid, 0)).identity, 'public.', ''),
@@ -116,28 +96,8 @@ def ending(version: int) -> str:
 
 
 def whole_schema() -> str:
-    """The schema of ``sql``: its files in the order of creation."""
-    return "\n".join([*(text_of(name) for names in FILES.values() for name in names), text_of("rights")])
-
-
-def copied(name: str) -> tuple[str, str]:
-    """The up and the down migration that is a copy of files of ``sql``."""
-    version = [*FILES].index(name) + 1
-    files = [text_of(each) for each in FILES[name]]
-    dropped = [
-        f"DROP TRIGGER {found[3]} ON {found[4]};"
-        if found[3]
-        else f"ALTER TABLE {found[5]} DROP CONSTRAINT {found[6]};"
-        if found[5]
-        else f"DROP {found[1]} {found[2]};"
-        for found in CREATED.finditer("".join(files))
-    ]
-    if version == 1:
-        dropped.insert(1, "DROP FUNCTION mailroom.schema_version;")
-    after = "" if version == 1 else "\n" + ending(version - 1)
-    up = [HEAD, SET_UP.format(FIRST_PATH if version == 1 else LATER_PATH), *files, ending(version)]
-    down = [HEAD, GUARDS.get(name, "") + SET_UP.format(LATER_PATH), *dropped[::-1], after]
-    return "\n".join(up), "\n".join(down)
+    """The schema of ``sql``."""
+    return "\n".join(map(text_of, FILES))
 
 
 def catalogue(connection: psycopg.Connection) -> Catalogue:
@@ -190,34 +150,25 @@ def compared(migrated: str, edited: str) -> tuple[int, str, str]:
     with sync.connected(edited) as connection:
         connection.execute(whole_schema().encode())
         after = catalogue(connection)
-    begin = SET_UP.format(LATER_PATH)
-    up = f"{begin}\n{difference(before, after)}\n{ending(version + 1)}"
-    return version + 1, up, f"{begin}\n{difference(after, before)}\n{ending(version)}"
+    up = f"{SET_UP}\n{difference(before, after)}\n{ending(version + 1)}"
+    return version + 1, up, f"{SET_UP}\n{difference(after, before)}\n{ending(version)}"
 
 
-def write(version: int, name: str, up: str, down: str) -> None:
-    """Write one pair."""
-    for direction, text in (("up", up), ("down", down)):
+def main(arguments: list[str]) -> None:
+    """Make the pair of this name."""
+    name = "".join(arguments)
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        sys.exit(f"Error: {name!r} is not a migration's name. Try: lower-case words joined by _")
+    with PostgresServer(settings={"fsync": "off"}) as server:
+        with sync.connected(server.url()) as connection:
+            connection.execute("CREATE DATABASE edited")
+            migrate.up(connection, None, lambda _: None)
+        version, *pair = compared(server.url(), server.url("edited"))
+    for direction, text in zip(("up", "down"), pair, strict=True):
         path = MIGRATIONS / f"{version:06d}_{name}.{direction}.sql"
         path.write_text(text, "utf-8")
         print(path)  # noqa: T201
-
-
-def main(names: list[str]) -> None:
-    """Rewrite the named migrations, or all that are copies; or make a new one."""
-    for name in names or FILES:
-        if name in FILES:
-            write([*FILES].index(name) + 1, name, *copied(name))
-        elif re.fullmatch("[a-z][a-z0-9_]*", name):
-            with PostgresServer(settings={"fsync": "off"}) as server:
-                with sync.connected(server.url()) as connection:
-                    connection.execute("CREATE DATABASE edited")
-                    migrate.up(connection, None, lambda _: None)
-                version, up, down = compared(server.url(), server.url("edited"))
-            write(version, name, up, down)
-            (SQL / "rights.sql").write_text(ending(version), "utf-8")
-        else:
-            sys.exit(f"Error: {name!r} is not a migration's name. Try: lower-case words joined by _")
+    (SQL / "rights.sql").write_text(ending(version), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Builds a wheel and an sdist, and tries the wheel in an environment without the repository.
 
 ``make release`` runs it on a commit with the version's tag. It refuses if tag, version and CHANGELOG
-differ, or if files differ from the commit. It publishes nothing: the wheel and the sdist are in dist/.
+differ, if a migration is not frozen, or if files differ from the commit. It publishes nothing: the wheel and
+the sdist are in dist/.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Final, NoReturn
 
 ROOT: Final = Path(__file__).parent.parent
 DIST: Final = ROOT / "dist"
+# The hashes of the migrations that were released, which a test holds.
+FROZEN: Final = ROOT / "tests/vectors/migrations.sha256"
 # These tests need only the package, PostgreSQL and the tests folder.
 TESTS: Final = (
     "unit",
@@ -60,6 +63,12 @@ def checked_version() -> str:
         refuse(f"files differ from the commit:\n{changes}", "commit them, or discard them")
     if f"\n## {version} " not in (ROOT / "CHANGELOG.md").read_text():
         refuse(f"CHANGELOG.md has no section for {version}", f"write one: ## {version} – the date")
+    migrations = {path.name for path in (ROOT / "src/mailroom/migrations").glob("*.sql")}
+    if unlisted := migrations.difference(FROZEN.read_text().split()):
+        refuse(
+            f"{FROZEN.relative_to(ROOT)} has no hash of {', '.join(sorted(unlisted))}",
+            f"cd src/mailroom/migrations && sha256sum *.sql >{ROOT}/{FROZEN.relative_to(ROOT)}",
+        )
     return version
 
 

@@ -35,7 +35,9 @@ NPM: Final = {
 # What speaks SQL by itself or by its guides; the server's version makes no difference to the rest.
 ON_SERVERS: Final = (
     "tests/database", "tests/programs", "tests/pages/test_console.py", "tests/pages/test_signup_example.py",
-    "tests/project/test_email_change.py", "tests/project/test_foundation.py", "tests/project/test_site.py",
+    "tests/pages/test_signup_example_mails.py", "tests/project/test_adding_a_mail.py",
+    "tests/project/test_consuming_guide.py", "tests/project/test_foundation.py", "tests/project/test_site.py",
+    "tests/project/test_ways_in.py",
 )  # fmt: skip
 
 

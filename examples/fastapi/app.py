@@ -1,6 +1,6 @@
 """Sign-up, activation and recovery in FastAPI with SQLAlchemy, with only what Mailroom needs.
 
-    pip install fastapi python-multipart uvicorn sqlalchemy[asyncio] psycopg[binary]
+    pip install fastapi python-multipart uvicorn 'mailroom-postgresql[sqlalchemy]'
     uvicorn app:app --port 8000
 
 It has no passwords and no sessions; `examples/signup` is an application with both.

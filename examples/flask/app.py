@@ -1,6 +1,6 @@
 """Sign-up, activation and recovery in Flask with SQLAlchemy, with only what Mailroom needs.
 
-    pip install flask sqlalchemy psycopg[binary]
+    pip install flask 'mailroom-postgresql[sqlalchemy]'
     flask --app app run --port 8000
 
 It has no passwords and no sessions; `examples/signup` is an application with both.

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mailroom.actions import Action, load_actions
+    from mailroom.actions import Action, Limit, load_actions
     from mailroom.consumption import Consumed, consume, consume_code
     from mailroom.errors import (
         AccountIneligible,
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
         WrongAction,
         WrongCode,
     )
-    from mailroom.runner.embedded import worker
-    from mailroom.tokens import sign, verify
+    from mailroom.runner.embedded import Worker, worker
+    from mailroom.tokens import Keys, sign, verify
 else:
     _MODULES = {
-        "actions": ("Action", "load_actions"),
+        "actions": ("Action", "Limit", "load_actions"),
         "consumption": ("Consumed", "consume", "consume_code"),
-        "runner.embedded": ("worker",),
-        "tokens": ("sign", "verify"),
+        "runner.embedded": ("Worker", "worker"),
+        "tokens": ("Keys", "sign", "verify"),
     }
 
     def __getattr__(name):
@@ -46,7 +46,7 @@ else:
         return value
 
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = [
     "AccountIneligible",
@@ -56,12 +56,15 @@ __all__ = [
     "CodesExhausted",
     "Consumed",
     "ForgedToken",
+    "Keys",
+    "Limit",
     "MailroomError",
     "MalformedToken",
     "TokenError",
     "TokenExpired",
     "TokenUsed",
     "UnknownToken",
+    "Worker",
     "WrongAction",
     "WrongCode",
     "__version__",

@@ -142,6 +142,10 @@ def clashes(action: Action, other: Action) -> list[str]:
             f"prefix: one of {mine} and {other.name}'s {theirs} begins with the other, so a token of one"
             " could pass for a token of the other; choose another"
         )
+    if action.template == other.template:
+        found.append(
+            f"name: its template in SES would be {action.template}, as {other.name}'s; choose another"
+        )
     if action.activates and other.activates:
         found.append(f"activates: {other.name} does it already, and only one action may")
     return found
@@ -195,7 +199,7 @@ def parse_catalogue(source: bytes, path: str, *, reserved: Mapping[str, Action] 
             actions[name] = found
     if start is None:
         start = list(tables)
-    elif not isinstance(start, list) or not all(name in tables for name in start):
+    elif not isinstance(start, list) or not all(isinstance(name, str) and name in tables for name in start):
         faults.append(f"start: {start!r} is not a list of actions of this file")
     faults += _conflicts(actions.values())
     if reserved is not None:

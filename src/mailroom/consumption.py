@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple, overload
 from uuid import UUID
 
@@ -55,14 +56,15 @@ COUNT_CODE: Final = CONSUME_CODE[:-1] + ", p_count_only => true)"
 LIMIT_WAIT: Final = "SET LOCAL lock_timeout = '10s'"
 
 
-class Consumed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Consumed:
     """The consumed token.
 
     Attributes:
         account: its account's id; None if it was not for an account.
         action: its action's name.
         token: its own id.
-        subject: the application's key, as it was given to ``mailroom.send``; None if none was.
+        subject: the application's key: what ``mailroom.send`` got, or an adopted user's; None without one.
         email: the address that the mail went to.
         data: the action's own fields.
         user_table: the adopted table that has the user, whose key is ``subject``; None for anybody else.
@@ -263,7 +265,8 @@ def answer(request: Request, row: Sequence[Any] | None) -> Consumed:
         "exhausted": CodesExhausted("five wrong codes ended the token", hint="ask for a new mail"),
         "suspended": AccountSuspended("the account is suspended", hint="ask the person who suspended it"),
         "ineligible": AccountIneligible(
-            f"the account's status does not fit {request.action}", hint="activate the account first"
+            f"the account's status does not fit {request.action}",
+            hint="look at the account's status: it may be active already, or not yet",
         ),
     }
     raise refusals[outcome]

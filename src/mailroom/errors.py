@@ -125,7 +125,7 @@ class TokenUsed(TokenError):
 
 
 class TokenExpired(TokenError):
-    """It has expired, or another token of the same account and action was consumed."""
+    """It has expired, or was ended: a sibling was consumed, or the address changed."""
 
     reason = "expired"
 

@@ -118,13 +118,13 @@ class MailroomInbox:
                 return mail
         raise NoMail(self._explained(to, action, timeout_s)) from None
 
-    def keep(self, mail: KeptMail) -> None:
+    def _keep(self, mail: KeptMail) -> None:
         """Keep a mail that arrived over SMTP, until the worker knows that it was accepted."""
         from mailroom.inbox.messages import read_header
 
         self._kept[read_header(mail.message, "Message-ID").strip("<>")] = mail
 
-    def note(self, messages: Sequence[Message], answers: Sequence[Answer]) -> None:
+    def _note(self, messages: Sequence[Message], answers: Sequence[Answer]) -> None:
         """Note what the worker has sent."""
         from mailroom.answers import Result
 
@@ -139,7 +139,7 @@ class MailroomInbox:
                     self._not_sent.append(f"{message.action.name} to {message.email}: {why}")
             self._changed.notify_all()
 
-    def end(self, error: BaseException) -> None:
+    def _end(self, error: BaseException) -> None:
         """Note the error that ended the worker."""
         with self._changed:
             self.error = error
@@ -197,7 +197,7 @@ def running_inbox(database_url: str, environ: Mapping[str, str]) -> Iterator[Mai
     from mailroom.settings.worker import RunSettings
 
     inbox = MailroomInbox(database_url)
-    with InboxServer(inbox=Inbox(on_mail=inbox.keep), smtp_port=0) as server:
+    with InboxServer(inbox=Inbox(on_mail=inbox._keep), smtp_port=0) as server:
         given = {"MAILROOM_DATABASE_URL": database_url, "MAILROOM_TRANSPORT": server.smtp_url}
         settings = read_settings(RunSettings, {**DEFAULTS, **environ, **OWN, **given})
         started: Future[Callable[[], object]] = Future()
@@ -235,7 +235,7 @@ async def _work(settings: RunSettings, inbox: MailroomInbox, started: Future[Cal
             await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
     except BaseException as error:  # noqa: BLE001 - it is raised in the test
         if started.done():
-            inbox.end(error)
+            inbox._end(error)
         else:
             started.set_exception(error)
 
@@ -247,7 +247,7 @@ def _transport(settings: RunSettings, inbox: MailroomInbox) -> Transport:
     class NotingTransport(SmtpTransport):
         def send(self, messages: Sequence[Message]) -> list[Answer]:
             answers = super().send(messages)
-            inbox.note(messages, answers)
+            inbox._note(messages, answers)
             return answers
 
     return NotingTransport(settings.sender, cast("SmtpServer", settings.sender.transport))

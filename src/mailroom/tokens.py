@@ -119,8 +119,8 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
 
     Raises:
         MalformedToken: it is not a well-formed token, or the code is not five digits.
-        WrongAction: it was issued for another action.
-        ForgedToken: none of the keys signed it, or the code is not the one that was mailed.
+        WrongAction: it was issued for another action of the catalogue.
+        ForgedToken: none of the keys signed it for this action, or the code is not the one that was mailed.
         ValueError: the action or a key is not valid.
     """
     action = action if isinstance(action, Action) else action_named(action)
@@ -140,7 +140,8 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
             )
     raise ForgedToken(
         "none of the keys signed it" + (", or the code is wrong" if action.needs_code else ""),
-        hint="if the key was rotated recently, keep the old one in MAILROOM_SECRET_KEY after the new one",
+        hint="check that the link leads to the page for its action; after a rotation, keep the old key in"
+        " MAILROOM_SECRET_KEY after the new one",
     )
 
 

@@ -74,6 +74,8 @@ def test_it_adds_actions_of_the_catalogue(users: Db, database: str) -> None:
         (["users", "--key", "uid"], 78, "has no column uid"),
         (["users", "--drop", "--yes"], 78, "users is not adopted"),
         (["--apply"], 64, "name the table"),
+        (["users", "--json"], 64, "--json is for the list"),
+        (["users", "--drop", "--email", "mail"], 64, "--drop and --mail-existing take no columns"),
         (["--preset", "drupal"], 64, "'drupal' is not one of"),
         (["users", "--drop", "--apply"], 64, "--drop"),
         (["users", "--actions", "invitation"], 64, "--actions needs --apply"),

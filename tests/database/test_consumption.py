@@ -78,7 +78,7 @@ def test_an_activation_token_activates_once(db: Db) -> None:
     sent = activation(db)
     consumed = mailroom.consume(db, sent.token, "activation", keys=KEY)
     ((token,),) = db.execute("SELECT id FROM tokens WHERE consumed_at IS NOT NULL").fetchall()
-    assert (sent.account, "activation", token, None, "a@example.com", {}, None) == consumed
+    assert mailroom.Consumed(sent.account, "activation", token, None, "a@example.com", {}) == consumed
     assert "active" == status(db, sent.account)
     with pytest.raises(errors.TokenUsed):
         mailroom.consume(db, sent.token, "activation", keys=KEY)
@@ -135,7 +135,8 @@ def test_consuming_an_action_of_ones_own_returns_what_was_sent(
     ((token_id, secret),) = db.execute("SELECT id, secret FROM tokens").fetchall()
     token = mailroom.sign(secret, own["join"], keys=KEY)
     consumed = mailroom.consume(db, token, own["join"], keys=KEY)
-    assert (None, "join", token_id, "team-7", "bob@example.org", {"inviter": "Anna"}, None) == consumed
+    wanted = mailroom.Consumed(None, "join", token_id, "team-7", "bob@example.org", {"inviter": "Anna"})
+    assert wanted == consumed
 
 
 def test_a_code_without_a_link_is_consumed_once(

@@ -8,6 +8,8 @@ import psycopg
 import pytest
 
 from mailroom.queue.client import RENEW
+from support import commands
+from support.processes import environment
 from support.queue_sql import (
     Db,
     claim,
@@ -106,6 +108,12 @@ def test_next_due_is_when_the_first_lease_is_over(db: Db) -> None:
     assert 25 < due <= 30
     expire_leases(db)
     assert [(0,)] == db.execute(query).fetchall()
+
+
+def test_the_reason_of_a_pause_may_be_any_text(database: str, db: Db) -> None:
+    done = commands.run("pause", "--reason", "caf\udce9\0 is closed", env=environment(database))
+    assert 0 == done.returncode, done.stderr
+    assert [("caf\ufffd is closed",)] == db.execute("SELECT pause_reason FROM jobs").fetchall()
 
 
 def test_a_paused_queue_has_nothing_due(database: str, db: Db) -> None:

@@ -115,20 +115,6 @@ def test_giving_back_rings_for_another_worker(database: str, db: Db) -> None:
         assert ["3"] == [note.payload for note in listener.notifies(timeout=30, stop_after=1)]
 
 
-def test_the_backlog_has_names(database: str, db: Db) -> None:
-    sign_up_many(db, 3)
-
-    async def scenario() -> None:
-        async with worker(database) as queue:
-            await queue.claim(2, 10)
-            backlog = await queue.backlog()
-            assert (1, 2) == (backlog.waiting, backlog.in_flight)
-            assert backlog.oldest_age_s is not None
-            assert 0 <= backlog.oldest_age_s < 60
-
-    asyncio.run(scenario())
-
-
 def test_a_schema_that_was_altered_is_an_error_and_no_loop(database: str, db: Db) -> None:
     sign_up(db, "a")
     db.execute("ALTER TABLE tokens RENAME COLUMN login TO username")

@@ -246,10 +246,13 @@ UNSOUND: dict[str, dict[str, object]] = {
 }
 
 
-def insert_token(db: Db, **columns: object) -> None:
+def insert_token(db: Db, account: int | None, **columns: object) -> None:
+    """Insert a row that lacks nothing, so that no trigger completes or refuses it."""
     row = {
         "action": "activation",
+        "account": account,
         "email": "a@b.example",
+        "login": "a",
         "lane": "normal",
         "expires_at": "infinity",
     } | columns
@@ -261,7 +264,8 @@ def insert_token(db: Db, **columns: object) -> None:
 
 @pytest.mark.parametrize("constraint", UNSOUND)
 def test_an_unsound_token_is_refused_whatever_the_search_path(db: Db, constraint: str) -> None:
-    insert_token(db)
+    account = sign_up(db, status="active")
+    insert_token(db, account)
     db.execute("CREATE SCHEMA evil; SET search_path = evil, public")
     for kind, operators in {"text": "~ !~ =", "int": "> < <>", "bool": "<>"}.items():
         db.execute(
@@ -273,8 +277,13 @@ def test_an_unsound_token_is_refused_whatever_the_search_path(db: Db, constraint
             )
     db.execute("CREATE DOMAIN evil.text AS integer; SET search_path = evil, public, pg_catalog")
     with pytest.raises(psycopg.errors.CheckViolation, match=f"tokens_{constraint}") as error:
-        insert_token(db, **UNSOUND[constraint])
+        insert_token(db, account, **UNSOUND[constraint])
     assert f"tokens_{constraint}" == error.value.diag.constraint_name
+
+
+def test_a_token_for_nobody_is_refused_however_complete_its_row_is(db: Db) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="the token has no account"):
+        insert_token(db, None)
 
 
 def test_an_insert_of_a_token_reads_one_check(db: Db) -> None:

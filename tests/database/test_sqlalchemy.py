@@ -116,7 +116,7 @@ def test_a_token_is_consumed_in_the_transaction_of_the_session(
             if not first:
                 await settled(session.execute(text("UPDATE accounts SET login = login || 'z'")))
             used = await settled(consume(session, sent.token, "activation", keys=KEY))
-            assert (sent.account, "activation", sent.id, None, "a@example.com", {}, None) == used
+            assert mailroom.Consumed(sent.account, "activation", sent.id, None, "a@example.com", {}) == used
             assert late.account == (await recover(session, late, late.code)).account
             assert "provisioned" == status(db, sent.account)
             await settled(session.commit() if committed else session.rollback())
@@ -177,7 +177,7 @@ def test_a_code_without_a_link_has_five_tries_although_each_is_rolled_back(
     async def run() -> None:
         async with opened(database, kind) as session:
             used = await settled(consume_code(session, code, CONFIRM, **BOB))
-            assert ("u7", "bob@example.org", {"place": "Rome: 50%"}, None) == used[3:]
+            assert ("u7", "bob@example.org", {"place": "Rome: 50%"}) == (used.subject, used.email, used.data)
             await settled(session.rollback())
             for left in (4, 3, 2, 1):
                 with pytest.raises(errors.WrongCode) as refused:

@@ -12,6 +12,7 @@ import pytest
 from mailroom.database import migrate
 from project.test_django import PEOPLE, SETTINGS
 from project.test_django_transactions import project_with
+from support import commands
 from support.django_project import Project
 
 WITHOUT_AN_ADDRESS = """
@@ -92,6 +93,20 @@ def test_the_migrations_are_taken_back_and_applied_again(empty_database: str, tm
         project.manage("migrate")
         assert made == set(db.execute(OBJECTS).fetchall())
         assert "No changes detected" in project.manage("makemigrations", "--check", "--dry-run")
+
+
+@pytest.mark.slow
+def test_the_table_of_versions_that_the_commands_count_in(empty_database: str, tmp_path: Path) -> None:
+    table = "mailroom_migrations"
+    variables = {"MAILROOM_DATABASE_URL": empty_database, "MAILROOM_MIGRATIONS_TABLE": table}
+    done = commands.run("migrate", "up", env=variables)
+    assert 0 == done.returncode, done.stderr
+    project = Project(tmp_path / "acme", empty_database)
+    project.add("acme/settings.py", SETTINGS)
+    project.manage("migrate", MAILROOM_MIGRATIONS_TABLE=table)
+    with psycopg.connect(empty_database, autocommit=True) as db:
+        assert [(None,)] == db.execute("SELECT to_regclass('schema_migrations')").fetchall()
+    project.manage("migrate", "mailroom", "zero", MAILROOM_MIGRATIONS_TABLE=table)
 
 
 @pytest.mark.slow

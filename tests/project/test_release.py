@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
+import matrix
+
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FROZEN = "tests/vectors/migrations.sha256"
 WHO = {f"GIT_{role}_{what}": "x@y" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
@@ -25,7 +28,7 @@ class Repository:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("scripts/release.py", "src/mailroom/__init__.py"):
+        for name in ("scripts/release.py", "src/mailroom/__init__.py", FROZEN):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
         package = folder / "src/mailroom/__init__.py"
@@ -99,6 +102,19 @@ def test_no_release_that_the_changes_do_not_tell_of(repository: Repository) -> N
     repository.commit()
     repository.git("tag", "v1.2.3")
     assert "Error: CHANGELOG.md has no section for 1.2.3" in repository.explained()
+
+
+def test_no_release_of_a_migration_that_may_still_change(repository: Repository) -> None:
+    (repository.folder / "src/mailroom/migrations").mkdir()
+    for name in ("000001_accounts_and_tokens.up.sql", "000005_next.up.sql"):
+        repository.write(f"src/mailroom/migrations/{name}", "")
+    repository.commit()
+    repository.git("tag", "v1.2.3")
+    assert f"Error: {FROZEN} has no hash of 000005_next.up.sql\n" in repository.explained()
+
+
+def test_the_matrix_runs_tests_that_exist() -> None:
+    assert [] == [name for name in matrix.ON_SERVERS if not (ROOT / name).exists()]
 
 
 def test_extras_refer_to_the_project_by_its_name() -> None:

@@ -33,6 +33,7 @@ UNITS_COPIED = re.findall(r"contrib/systemd/[*]\S+", GUIDE)
 WORKER = ROOT / "contrib" / "systemd" / "mailroom@.service"
 SERVICES = [path for path in UNITS if path.suffix == ".service"]
 OBJECTS: dict[str, dict[str, Any]] = {one["kind"]: one for one in yaml.safe_load_all(MANIFEST)}
+PODS = ("Job", "Deployment", "CronJob")
 RUN_VARIABLES = list(settings_variables(RunSettings))
 SECRETS = {f"{one.name}_FILE" for one in RUN_VARIABLES if one.secret}
 KNOWN = {one.name for one in RUN_VARIABLES} | SECRETS | {"MAILROOM_LOG_FORMAT", "MAILROOM_LOG_LEVEL"}
@@ -176,7 +177,8 @@ def test_the_timer_starts_the_service_of_its_name() -> None:
 
 
 def pod(kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = OBJECTS[kind]["spec"]["template"]["spec"]
+    spec = OBJECTS[kind]["spec"]
+    found: dict[str, Any] = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]
     return found
 
 
@@ -184,7 +186,7 @@ def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [*spec.get("initContainers", []), *spec["containers"]]
 
 
-@pytest.mark.parametrize("kind", ["Job", "Deployment"])
+@pytest.mark.parametrize("kind", PODS)
 def test_a_pod_may_do_nothing_but_its_work(kind: str) -> None:
     spec = pod(kind)
     user, group = map(int, last("USER").split(":"))
@@ -220,7 +222,7 @@ def test_the_guide_makes_every_secret_that_the_pods_mount() -> None:
         name, *options = line.split()
         made[name] = {option.removeprefix("--from-file=").partition("=")[0] for option in options}
     assert set(made) == set(re.findall(r"secretName: ([\w-]+)", MANIFEST))
-    for kind in ("Job", "Deployment"):
+    for kind in PODS:
         (secret,) = (one["secret"]["secretName"] for one in pod(kind)["volumes"] if "secret" in one)
         for container in containers(pod(kind)):
             read = {Path(one["value"]).name for one in container["env"] if one["name"] in SECRETS}

@@ -123,6 +123,12 @@ def test_every_key_is_read() -> None:
             "prefix: one of /join/x and join's /join",
         ),
         (JOIN + '[enter]\nnumber = 31\nprefix = "/jo"\n', "[enter] prefix: one of /jo and join's /join"),
+        (
+            JOIN + '[jo_in]\nnumber = 31\nprefix = "/enter"\n',
+            "[jo_in] name: its template in SES would be joinv1, as join's; choose another",
+        ),
+        ('start = ["enter"]\n' + JOIN, "start: ['enter'] is not a list of actions of this file"),
+        ('start = [["join"]]\n' + JOIN, "start: [['join']] is not a list of actions of this file"),
     ],
 )
 def test_a_mistake_is_named_with_its_table_and_key(text: str | bytes, told: str) -> None:

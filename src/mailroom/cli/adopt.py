@@ -61,7 +61,9 @@ def adopt(
     table: str | None, preset: str | None, actions: str | None, apply: bool, mail_existing: bool,
     drop: bool, yes: bool, as_json: bool, **said: str | None,
 ) -> None:  # fmt: skip
-    """Adopt TABLE, the application's own table of users; without TABLE, list what is adopted.
+    """Adopt TABLE, the application's own table of users.
+
+    Without TABLE it lists what is adopted.
 
     It prints SQL for a migration of the application, which --apply runs instead. From then on an INSERT of a
     pending user requests the activation mail in the same transaction, and a change of the address or of the
@@ -83,6 +85,10 @@ def adopt(
         table, given = table or name, given.over(wish)
     if apply + mail_existing + drop > 1:
         raise click.UsageError("--apply, --mail-existing and --drop exclude each other")
+    if table and as_json:
+        raise click.UsageError("--json is for the list, without TABLE")
+    if (drop or mail_existing) and any(text is not None for text in said.values()):
+        raise click.UsageError("--drop and --mail-existing take no columns and conditions")
     names = [name.strip() for name in (actions or "").split(",") if name.strip()]
     if names and not apply:
         raise click.UsageError("--actions needs --apply; beside a migration, run `mailroom actions add`")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
@@ -41,10 +42,10 @@ Settings = TypeVar("Settings")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def environment_help(settings: type) -> str:
+def environment_help(*settings: type) -> str:
     """The section of a command's help that lists the variables of its settings."""
     lines = ["\b", "Environment:"]
-    for variable in variables(settings):
+    for variable in chain.from_iterable(map(variables, settings)):
         default = {None: "required", "": "optional"}.get(variable.default, f"default {variable.default}")
         lines += [f"  {variable.name}  ({default})", f"      {variable.purpose}"]
         if variable.secret:

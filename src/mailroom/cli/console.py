@@ -19,7 +19,7 @@ from mailroom.settings.collector import QueueSettings
 )
 @click.option("--read-only", is_flag=True, help="Refuse to pause, resume, retry or drop anything.")
 def console(host: str, port: int, read_only: bool) -> None:
-    """Show the queue in a browser: waiting mails, outcomes and workers; pause and resume it there.
+    """Show the queue in a browser.
 
     The page shows live what `mailroom status`, `why` and `dead` print, and does what `pause`, `resume`
     and `dead` do. Addresses are masked unless the viewer asks for them; tokens and codes are never shown.

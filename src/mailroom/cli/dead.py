@@ -52,8 +52,8 @@ def dead() -> None:
     """List mails that were rejected for good; retry or drop them.
 
     A token is a dead letter when its last outcome is a rejection: by the provider for that recipient, or
-    after 10 failures for no stated reason. Only `mailroom run` records these. What a pipe's sender set
-    aside is in its rejected.csv; see `mailroom replay`.
+    after 10 failures for no stated reason, or because the mail cannot be made or addressed. What a pipe's
+    sender set aside is in its rejected.csv; see `mailroom replay`.
     """
 
 

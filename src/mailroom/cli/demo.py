@@ -21,9 +21,9 @@ import click
     help="Keep everything running until Ctrl-C, or end after the tour.  [default: stay on a terminal]",
 )
 def demo(signups: int, stay: bool | None) -> None:
-    """Run a demonstration: people sign up at an application and get their mails.
+    """Run a demonstration: people sign up and get their mails.
 
-    It runs its own PostgreSQL, `mailroom run`, the inbox, the example application and the queue page
+    It runs its own PostgreSQL, `mailroom run`, the inbox, the example application and the console
     on loopback. Each takes its usual port, or another one if that is in use. A tour signs people up, a few
     through the application's forms and the others by SQL. It prints what happens, and at the end the counts
     of the database, the ledger and the inbox.

@@ -26,7 +26,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "skipped": "brigh
 )
 @json_option
 def doctor(only: str | None, as_json: bool) -> None:
-    """Check everything that mail depends on, and print what is wrong and how to fix it.
+    """Check all that mail depends on, and say how to fix faults.
 
     \b
     database: server, encoding, clock, migrations, functions, queue, pause, triggers,

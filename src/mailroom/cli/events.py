@@ -13,11 +13,11 @@ from mailroom.settings.events import ReaderSettings
 
 @click.command(epilog=environment_help(ReaderSettings))
 def events() -> None:
-    """Read SES's events into the database: what became of each mail after SES took it.
+    """Read SES's events into the database.
 
-    `mailroom run` does this itself when MAILROOM_EVENTS is set, and only then waits for an event after a lost
-    answer. This command is for the pipe, `mailroom collector | mailroom sender`. Any number may read one
-    queue.
+    They say what became of each mail after SES took it. `mailroom run` does this itself when
+    MAILROOM_EVENTS is set, and only then waits for an event after a lost answer. This command is for the
+    pipe, `mailroom collector | mailroom sender`. Any number may read one queue.
 
     A message is deleted from the queue when its events are committed. A message that cannot be read is kept
     in the table mailroom.unreadable_events.

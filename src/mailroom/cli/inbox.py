@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "--print/--no-print", "printing", default=True, show_default=True, help="Print a line for each mail."
 )
 def inbox(host: str, port: int, smtp_port: int | None, rate: float, keep: int, printing: bool) -> None:
-    """Receive mail in place of SES, and keep it instead of sending it.
+    """Receive mail in place of SES, and keep it.
 
     Point Mailroom, or any client of SES, to it. As in SES, templates must exist before mail can use them.
     It prints one line for each mail. Browsers open the same address; programs use the API:

@@ -24,33 +24,30 @@ COMPLETION = "_MAILROOM_COMPLETE"
 # What each command does: the first sentence of its own help, which is imported only when it is used.
 SUMMARIES: Final = {
     "init": "Write files to start from: the mails and the settings.",
-    "run": "Claim, send and settle in one process, and record the outcome of every mail in the database.",
-    "status": "Show the queue: tokens that wait, tokens in flight, recent outcomes, and the workers.",
-    "why": "Show what happened to the mails of WHO: an address, a login, a subject, or the id of a"
-    " token or a mail.",
+    "run": "Claim, send and settle in one process.",
+    "status": "Show what waits, what is in flight, outcomes and workers.",
+    "why": "Show what happened to the mails of WHO.",
     "dead": "List mails that were rejected for good; retry or drop them.",
     "suppressions": "Show and change which addresses get no mail.",
-    "forget": "Erase ADDRESS, in all its spellings, from Mailroom's tables and from the files on this"
-    " machine.",
-    "pause": "Stop all workers from claiming mail; mail that they have claimed is still sent.",
+    "forget": "Erase ADDRESS from Mailroom's tables and this machine's files.",
+    "pause": "Stop all workers from claiming mail.",
     "resume": "Let workers claim mail again, after `mailroom pause`.",
-    "prune": "Delete old rows of the ledger, old events, and tokens that expired or were consumed that"
-    " long ago.",
-    "doctor": "Check everything that mail depends on, and print what is wrong and how to fix it.",
+    "prune": "Delete old rows of the ledger, old events and old tokens.",
+    "doctor": "Check all that mail depends on, and say how to fix faults.",
     "collector": "Print committed tokens, signed, as one line for each batch.",
-    "sender": "Mail the lines on standard input: mailroom collector | mailroom sender.",
+    "sender": "Mail the lines on standard input.",
     "replay": "Turn FILE, a rejected.csv, into lines for `mailroom sender`.",
-    "events": "Read SES's events into the database: what became of each mail after SES took it.",
+    "events": "Read SES's events into the database.",
     "actions": "List, check and add actions, the kinds of mail.",
-    "adopt": "Adopt TABLE, the application's own table of users; without TABLE, list what is adopted.",
+    "adopt": "Adopt TABLE, the application's own table of users.",
     "templates": "Check, preview and publish the templates of mails.",
-    "inbox": "Receive mail in place of SES, and keep it instead of sending it.",
-    "console": "Show the queue in a browser: waiting mails, outcomes and workers; pause and resume it there.",
+    "inbox": "Receive mail in place of SES, and keep it.",
+    "console": "Show the queue in a browser.",
     "migrate": "Apply or revert migrations of the database's schema.",
-    "roles": "Print or run the SQL that makes three roles with the least rights they need.",
+    "roles": "Make three roles with the least rights they need.",
     "token": "Check tokens from a shell.",
     "key": "Make keys.",
-    "demo": "Run a demonstration: people sign up at an application and get their mails.",
+    "demo": "Run a demonstration: people sign up and get their mails.",
 }
 # The module of a command, where its name differs.
 MODULES: Final = {"resume": "pause"}
@@ -199,13 +196,15 @@ def cli(log_format: str, log_level: str) -> None:
     """User-lifecycle mail for applications whose users live in PostgreSQL.
 
     An application commits an account and a trigger makes its token. Mailroom is notified, signs the token
-    and mails it. No committed token is skipped.
+    and mails it. No committed token is lost.
 
     \b
     A first run:
       export MAILROOM_DATABASE_URL=postgresql://localhost/app
       export MAILROOM_SECRET_KEY=$(mailroom key new)
       export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
+      export MAILROOM_SES_SOURCE=noreply@acme.example MAILROOM_SES_CONFIG_SET=none
+      export AWS_DEFAULT_REGION=eu-west-1
       mailroom migrate up
       mailroom templates push
       mailroom run

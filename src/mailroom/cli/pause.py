@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import click
 
-from mailroom.cli.common import ANSWER_LIMIT_S, connected, environment_help, from_environment
+from mailroom.cli.common import ANSWER_LIMIT_S, connected, environment_help, from_environment, text_argument
 from mailroom.settings.collector import DatabaseSettings, QueueSettings
 
 
 @click.command(epilog=environment_help(DatabaseSettings))
-@click.option("--reason", required=True, help="The reason, which `mailroom status` shows.")
+@click.option(
+    "--reason", required=True, callback=text_argument, help="The reason, which `mailroom status` shows."
+)
 def pause(reason: str) -> None:
-    """Stop all workers from claiming mail; mail that they have claimed is still sent.
+    """Stop all workers from claiming mail.
 
-    New tokens wait in the queue until `mailroom resume`.
+    Mail that they have claimed is still sent. New tokens wait in the queue until `mailroom resume`.
     """
     from mailroom.operations.pause import pause as pause_queue
 

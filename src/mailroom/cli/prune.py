@@ -33,10 +33,11 @@ def _age(context: click.Context, parameter: click.Parameter, text: str) -> timed
     help="The number of rows to check in one transaction.",
 )
 def prune(older_than: timedelta, batch: int) -> None:
-    """Delete old rows of the ledger, old events, and tokens that expired or were consumed that long ago.
+    """Delete old rows of the ledger, old events and old tokens.
 
-    It keeps tokens in a lease. It works in small transactions and prints its progress on standard error.
-    You can interrupt it and run it again at any time. `mailroom why` no longer shows what was deleted.
+    A token is old if it expired or was consumed that long ago. Tokens in a lease are
+    kept. It works in small transactions and prints its progress on standard error. You can interrupt it
+    and run it again at any time. `mailroom why` no longer shows what was deleted.
     """
     from mailroom.operations.prune import prune as prune_rows
 

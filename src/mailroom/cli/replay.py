@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from mailroom.cli.common import EXIT_DATA, from_environment
+from mailroom.cli.common import EXIT_DATA, environment_help, from_environment
+from mailroom.settings.sender import FolderSettings
 
 
-@click.command()
+@click.command(epilog=environment_help(FolderSettings))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--outcome",
@@ -40,7 +41,6 @@ def replay(file: Path, outcomes: tuple[str, ...], batch: int) -> None:
     from mailroom.actions import load_actions
     from mailroom.errors import WireError
     from mailroom.sender.rejected import read
-    from mailroom.settings.sender import FolderSettings
     from mailroom.wire import Message, encode_either
 
     waiting: list[Message] = []

@@ -19,11 +19,14 @@ WHERE pg_catalog.to_regrole(r.name) IS NULL ORDER BY r.name
 @click.command(epilog=environment_help(DatabaseSettings))
 @click.option("--apply", "is_applied", is_flag=True, help="Run it, as the user of MAILROOM_DATABASE_URL.")
 def roles(is_applied: bool) -> None:
-    """Print or run the SQL that makes three roles with the least rights they need.
+    """Make three roles with the least rights they need.
+
+    It prints the SQL, or runs it with --apply.
 
     mailroom_worker claims and settles, and reads no table. mailroom_app signs up and consumes, and reads no
-    secret. mailroom_oncall is for status, why, dead, console, pause, resume and prune. Run it as often as
-    you like; it creates or updates the roles. Run it again after each `mailroom migrate up`:
+    secret. mailroom_oncall is for status, why, dead, suppressions, forget, console, pause, resume and prune.
+    Run it as often as you like: it creates or updates the roles. Run it again after each `mailroom migrate
+    up`:
 
     \b
       mailroom roles --apply

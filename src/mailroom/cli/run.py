@@ -12,8 +12,9 @@ from mailroom.settings.worker import RunSettings
 
 @click.command(epilog=environment_help(RunSettings))
 def run() -> None:
-    """Claim, send and settle in one process, and record the outcome of every mail in the database.
+    """Claim, send and settle in one process.
 
+    It records the outcome of every mail in the database.
     It does what `mailroom collector | mailroom sender` does, with acknowledged delivery: a lease is settled
     when the provider has answered. After a crash, mails in flight may be sent twice, and none is lost. Any
     number of workers can run on any number of machines; they share the queue and the send rate. With two

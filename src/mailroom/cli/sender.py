@@ -13,11 +13,12 @@ from mailroom.settings.sender import SenderSettings
 
 @click.command(epilog=environment_help(SenderSettings))
 def sender() -> None:
-    """Mail the lines on standard input: mailroom collector | mailroom sender.
+    """Mail the lines on standard input.
 
-    Mails go through AWS SES, with AWS's own settings (AWS_DEFAULT_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID,
-    AWS_ENDPOINT_URL_SES, roles and so on), or over SMTP. It reads nothing while it cannot send.
-    With two transports in MAILROOM_TRANSPORT, the second sends while the first cannot.
+    For the pipe: mailroom collector | mailroom sender. Mails go through AWS SES, with AWS's own settings
+    (AWS_DEFAULT_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_SES, roles and so on), or over
+    SMTP. It reads nothing while it cannot send. With two transports in MAILROOM_TRANSPORT, the second
+    sends while the first cannot.
 
     Mails that cannot be sent are appended with the reason to rejected.csv in MAILROOM_SES_OUTPUT_PATH (see
     `mailroom replay --help`). Answers of SES that report an error are saved in the same folder.

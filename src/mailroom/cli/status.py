@@ -20,7 +20,7 @@ WATCH_INTERVAL_S: Final = 2.0
 @json_option
 @click.option("--watch", is_flag=True, help="Refresh every 2 seconds until interrupted; needs a terminal.")
 def status(as_json: bool, watch: bool) -> None:
-    """Show the queue: tokens that wait, tokens in flight, recent outcomes, and the workers.
+    """Show what waits, what is in flight, outcomes and workers.
 
     Waiting tokens are not claimed yet, tokens in flight are claimed by a worker, and retrying tokens are
     due again later. Outcomes, dead letters and workers are those of `mailroom run`: a pipe's sender keeps

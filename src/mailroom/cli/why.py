@@ -19,12 +19,12 @@ from mailroom.settings.collector import DatabaseSettings
 @click.argument("who")
 @json_option
 def why(who: str, as_json: bool) -> None:
-    """Show what happened to the mails of WHO: an address, a login, a subject, or the id of a token or a mail.
+    """Show what happened to the mails of WHO.
 
-    The address may be a former one, or that of a deleted account. It shows the last five tokens of a
-    person, oldest first. Each has a conclusion, then a list of events that ends with what SES reported, or
-    the reason why it was not sent. Addresses are masked; tokens and codes are never shown. Exits with 65 if
-    nothing matches WHO.
+    WHO is an address, a login, a subject, or the id of a token or a mail. The address may be a former
+    one, or that of a deleted account. It shows the last five tokens of a person, oldest first. Each has a
+    conclusion, then a list of events that ends with what SES reported, or the reason why it was not sent.
+    Addresses are masked; tokens and codes are never shown. Exits with 65 if nothing matches WHO.
     """
     from mailroom.operations.reports import stories
 

@@ -1,7 +1,7 @@
 """Runs everything that the demonstration needs, on loopback.
 
 That is an embedded PostgreSQL with Mailroom's migrations and the example's actions, the inbox in this
-process, and as processes the example application, `mailroom run` and the queue's page. They end with this
+process, and as processes the example application, `mailroom run` and the console. They end with this
 process; if it is killed, only where setpriv is installed.
 """
 
@@ -113,7 +113,7 @@ class Stage:
         self._tell(f"… it has Mailroom's {len(applied)} migrations, and {len(ACTIONS)} more actions.")
 
     def _start_programs(self, stack: ExitStack) -> None:
-        self._tell("Starting the inbox, the example application, mailroom run and the queue's page …")
+        self._tell("Starting the inbox, the example application, mailroom run and the console …")
         inbox = stack.enter_context(InboxServer(port=port_or_free(INBOX_PORT), inbox=Inbox(keep=KEEP)))
         self.inbox = Address("inbox", inbox.url, INBOX_PORT)
         self.programs = Programs(

@@ -1,4 +1,4 @@
--- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+-- Made from src/mailroom/sql as it was then. A released migration never changes.
 
 SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
        pg_catalog.set_config('check_function_bodies', 'off', true);

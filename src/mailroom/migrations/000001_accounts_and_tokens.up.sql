@@ -1,4 +1,4 @@
--- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+-- Made from src/mailroom/sql as it was then. A released migration never changes.
 
 SELECT pg_catalog.set_config('search_path', pg_catalog.format('%I, pg_temp', pg_catalog.current_schema()), true),
        pg_catalog.set_config('check_function_bodies', 'off', true);
@@ -390,13 +390,14 @@ ALTER TABLE tokens ADD CONSTRAINT tokens_sound CHECK (mailroom.is_sound(tokens))
 CREATE FUNCTION mailroom.is_incomplete(p_token tokens) RETURNS boolean
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN p_token.email IS NULL OR p_token.account IS NOT NULL AND p_token.login IS NULL OR p_token.lane IS NULL
+    RETURN p_token.email IS NULL OR p_token.lane IS NULL
+           OR CASE WHEN p_token.account IS NULL THEN p_token.user_table IS NULL ELSE p_token.login IS NULL END
            OR p_token.expires_at IS NULL OR p_token.data IS NOT NULL
            OR (p_token.txid OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()) IS NOT TRUE;
 END $$;
 COMMENT ON FUNCTION mailroom.is_incomplete IS
-    'Returns whether mailroom.prepare_token has to look at a new token, since it lacks something, has data or another '
-    'transaction''s txid.';
+    'Returns whether mailroom.prepare_token has to look at a new token, since it lacks something, is for anybody, has '
+    'data or another transaction''s txid.';
 
 CREATE FUNCTION mailroom.check_data(p_action text, p_fields text[], p_data jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

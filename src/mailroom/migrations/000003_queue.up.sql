@@ -1,4 +1,4 @@
--- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+-- Made from src/mailroom/sql as it was then. A released migration never changes.
 
 SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
        pg_catalog.set_config('check_function_bodies', 'off', true);
@@ -807,8 +807,8 @@ COMMENT ON FUNCTION mailroom.status_of IS
     'Returns what became of a token''s mail: waiting (also for a retry), sent (SES took it), delivered, delayed, bounced, '
     'complained, suppressed (the address gets no mail), rejected, expired, skipped (for another reason that '
     '`mailroom why` tells); NULL for a token that does not exist. A transient bounce after a delivery, such as an '
-    'out-of-office reply, leaves it delivered. A mail that a collector handed to a pipe is waiting until an event of it '
-    'comes.';
+    'out-of-office reply, leaves it delivered. A mail that a collector handed to a pipe, or whose rows of the ledger '
+    'were pruned, is waiting until an event of it comes, then skipped once it is consumed, or expired.';
 
 CREATE FUNCTION mailroom.suppression_of(p_email text)
 RETURNS TABLE (hash bytea, address text, reason text, source text, at timestamptz, kind text, type text, subtype text,
@@ -1319,14 +1319,13 @@ BEGIN
                     DELETE FROM mailroom.leases l WHERE l.id = due.id;
                     CONTINUE;
                 END IF;
-                SELECT f.* INTO tokens, actions, emails, logins, secrets, codes, locales, data, expires_in_s
-                FROM mailroom.fields_of(messages) f;
-                lease := due.id;
-                generation := due.generation + 1;
                 UPDATE mailroom.leases l
-                SET key = gen_random_uuid(), generation = claim.generation, worker = p_worker, tokens = claim.tokens,
+                SET key = gen_random_uuid(), generation = l.generation + 1, worker = p_worker, tokens = f.tokens,
                     due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
-                WHERE l.id = due.id RETURNING l.key INTO key;
+                FROM mailroom.fields_of(messages) f
+                WHERE l.id = due.id
+                RETURNING l.id, l.key, l.generation, f.*
+                INTO lease, key, generation, tokens, actions, emails, logins, secrets, codes, locales, data, expires_in_s;
                 RETURN NEXT;
                 room := room - cardinality(messages);
                 handed[n] := handed[n] + cardinality(messages);
@@ -1344,7 +1343,7 @@ BEGIN
                 FROM mailroom.fields_of(ready) f;
                 generation := 1;
                 INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
-                VALUES (cursor.lane, claim.tokens, p_worker, claim.generation,
+                VALUES (cursor.lane, tokens, p_worker, 1,
                         clock_timestamp() + p_lease_ms * interval '1 millisecond')
                 RETURNING id, leases.key INTO lease, key;
                 RETURN NEXT;

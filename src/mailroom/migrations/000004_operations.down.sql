@@ -1,4 +1,4 @@
--- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+-- Made from src/mailroom/sql as it was then. A released migration never changes.
 
 DO $$
 DECLARE

@@ -1,4 +1,4 @@
--- Made by `make migration` from src/mailroom/sql. Edit the files there, then run it again.
+-- Made from src/mailroom/sql as it was then. A released migration never changes.
 
 SELECT pg_catalog.set_config('search_path', pg_catalog.format('%s, pg_temp', mailroom.user_schema()), true),
        pg_catalog.set_config('check_function_bodies', 'off', true);
@@ -502,6 +502,9 @@ BEGIN
                                                         expired.subject, expired.user_table) s
                           WHERE s.consumed_at >= expired.created_at) THEN
                 outcome := 'sibling consumed';
+            ELSIF ARRAY(SELECT f FROM mailroom.actions k, unnest(k.fields) f WHERE k.action = expired.action ORDER BY f)
+                  <> ARRAY(SELECT f FROM jsonb_object_keys(coalesce(expired.data, '{}')) f ORDER BY f) THEN
+                outcome := 'other fields';
             ELSE
                 SELECT s.id INTO other FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
                                                               expired.subject, expired.user_table) s
@@ -557,7 +560,7 @@ COMMENT ON FUNCTION mailroom.drop_dead IS
     'Removes dead letters from the list without mailing them; the ledger keeps their history. The outcome of each '
     'is dropped or not dead.';
 
--- What the queue's page asks each second while somebody views it. Each function reads a bounded number of rows,
+-- What the console asks each second while somebody views it. Each function reads a bounded number of rows,
 -- however long the ledger is. Nothing here returns a secret or a code.
 
 CREATE FUNCTION mailroom.traffic(p_span interval, p_step integer, p_most integer)

@@ -50,6 +50,10 @@ WHY_NOT: Final = {
     "ineligible": "the account's status does not fit the action",
     "suppressed": "the address gets no mail; `mailroom suppressions remove` lifts that",
     "deleted": "the token is gone: its account was deleted, or it was pruned",
+    "activated": "the user was activated by other means",
+    "user deleted": "the user was deleted",
+    "not adopted any more": "the table of users is not adopted any more",
+    "other fields": "its data does not have the fields that its action has now; request the mail again",
     "busy": "its account is being changed right now; try again",
 }
 

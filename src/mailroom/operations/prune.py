@@ -1,4 +1,4 @@
-"""Deletes old rows of the ledger and old tokens, in small transactions."""
+"""Deletes old rows of the ledger, old events and old tokens, in small transactions."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def paused_actions(connection: psycopg.Connection) -> list[PausedAction]:
 def _of_the_queue(found: list[RowT]) -> RowT:
     if not found:
         raise DatabaseError(
-            "the table jobs has lost its row, which is the queue's cursor",
+            "the table jobs has lost its row, which is the queue",
             hint="restore the row from a backup",
         )
     return found[0]

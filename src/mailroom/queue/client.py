@@ -197,10 +197,6 @@ class Queue:
         due: float | None = (await self._claims.ask(NEXT_DUE, []))[0][0]
         return due
 
-    async def backlog(self) -> Backlog:
-        """The numbers of tokens that are to be mailed."""
-        return Backlog._make((await self._claims.ask(BACKLOG, []))[0])
-
     async def close(self) -> None:
         """Close the connections."""
         await self._claims.close()

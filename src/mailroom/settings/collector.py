@@ -116,7 +116,7 @@ class CollectorSettings(KeySettings, QueueSettings):
     """The settings of ``mailroom collector``. Durations are in milliseconds, as in the environment.
 
     Attributes:
-        queue_name: always ``THE_QUEUE``; the variable exists because the reference implementation has it.
+        queue_name: always ``THE_QUEUE``; see docs/how-to/moving-from-the-reference.md.
     """
 
     queue_name: str = variable(

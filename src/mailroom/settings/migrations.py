@@ -18,8 +18,8 @@ def _table(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class MigrationSettings(DatabaseSettings):
-    """The database, and its table of versions."""
+class VersionTableSettings:
+    """The table of versions."""
 
     table: str = variable(
         "MAILROOM_MIGRATIONS_TABLE",
@@ -28,3 +28,8 @@ class MigrationSettings(DatabaseSettings):
         " schema.table",
         _table,
     )
+
+
+@dataclass(frozen=True)
+class MigrationSettings(VersionTableSettings, DatabaseSettings):
+    """The database, and its table of versions."""

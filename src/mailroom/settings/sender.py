@@ -92,6 +92,18 @@ def _folder(text: str) -> Path | None:
 
 
 @dataclass(frozen=True)
+class OutputSettings:
+    """The folder for what could not be sent."""
+
+    output_path: Path = variable(
+        "MAILROOM_SES_OUTPUT_PATH",
+        "./output",
+        "the folder for rejected.csv and for the answers of SES that report an error",
+        _output_folder,
+    )
+
+
+@dataclass(frozen=True)
 class FolderSettings:
     """The folder of actions and templates; None for the built-in one."""
 
@@ -134,7 +146,7 @@ class TemplateSettings(FolderSettings):
 
 
 @dataclass(frozen=True)
-class SenderSettings:
+class SenderSettings(OutputSettings):
     """The settings of ``mailroom sender``. Durations are in milliseconds, as in the environment.
 
     Attributes:
@@ -181,12 +193,6 @@ class SenderSettings:
         "",
         "the address that answers go to, for every transport; by default the sender's",
         _reply_to,
-    )
-    output_path: Path = variable(
-        "MAILROOM_SES_OUTPUT_PATH",
-        "./output",
-        "the folder for rejected.csv and for the answers of SES that report an error",
-        _output_folder,
     )
     templates: TemplateSettings = group(TemplateSettings)
     send_rates: tuple[float | None, ...] = variable(

@@ -244,14 +244,13 @@ BEGIN
                     DELETE FROM mailroom.leases l WHERE l.id = due.id;
                     CONTINUE;
                 END IF;
-                SELECT f.* INTO tokens, actions, emails, logins, secrets, codes, locales, data, expires_in_s
-                FROM mailroom.fields_of(messages) f;
-                lease := due.id;
-                generation := due.generation + 1;
                 UPDATE mailroom.leases l
-                SET key = gen_random_uuid(), generation = claim.generation, worker = p_worker, tokens = claim.tokens,
+                SET key = gen_random_uuid(), generation = l.generation + 1, worker = p_worker, tokens = f.tokens,
                     due_at = clock_timestamp() + p_lease_ms * interval '1 millisecond'
-                WHERE l.id = due.id RETURNING l.key INTO key;
+                FROM mailroom.fields_of(messages) f
+                WHERE l.id = due.id
+                RETURNING l.id, l.key, l.generation, f.*
+                INTO lease, key, generation, tokens, actions, emails, logins, secrets, codes, locales, data, expires_in_s;
                 RETURN NEXT;
                 room := room - cardinality(messages);
                 handed[n] := handed[n] + cardinality(messages);
@@ -269,7 +268,7 @@ BEGIN
                 FROM mailroom.fields_of(ready) f;
                 generation := 1;
                 INSERT INTO mailroom.leases (lane, tokens, worker, generation, due_at)
-                VALUES (cursor.lane, claim.tokens, p_worker, claim.generation,
+                VALUES (cursor.lane, tokens, p_worker, 1,
                         clock_timestamp() + p_lease_ms * interval '1 millisecond')
                 RETURNING id, leases.key INTO lease, key;
                 RETURN NEXT;

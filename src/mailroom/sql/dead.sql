@@ -137,6 +137,9 @@ BEGIN
                                                         expired.subject, expired.user_table) s
                           WHERE s.consumed_at >= expired.created_at) THEN
                 outcome := 'sibling consumed';
+            ELSIF ARRAY(SELECT f FROM mailroom.actions k, unnest(k.fields) f WHERE k.action = expired.action ORDER BY f)
+                  <> ARRAY(SELECT f FROM jsonb_object_keys(coalesce(expired.data, '{}')) f ORDER BY f) THEN
+                outcome := 'other fields';
             ELSE
                 SELECT s.id INTO other FROM mailroom.siblings(expired.action::text, expired.account, expired.email,
                                                               expired.subject, expired.user_table) s

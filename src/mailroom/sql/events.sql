@@ -379,8 +379,8 @@ COMMENT ON FUNCTION mailroom.status_of IS
     'Returns what became of a token''s mail: waiting (also for a retry), sent (SES took it), delivered, delayed, bounced, '
     'complained, suppressed (the address gets no mail), rejected, expired, skipped (for another reason that '
     '`mailroom why` tells); NULL for a token that does not exist. A transient bounce after a delivery, such as an '
-    'out-of-office reply, leaves it delivered. A mail that a collector handed to a pipe is waiting until an event of it '
-    'comes.';
+    'out-of-office reply, leaves it delivered. A mail that a collector handed to a pipe, or whose rows of the ledger '
+    'were pruned, is waiting until an event of it comes, then skipped once it is consumed, or expired.';
 
 CREATE FUNCTION mailroom.suppression_of(p_email text)
 RETURNS TABLE (hash bytea, address text, reason text, source text, at timestamptz, kind text, type text, subtype text,

@@ -7,9 +7,9 @@
 -- run it.
 -- None of the three roles can log in. Grant them to users that can: GRANT mailroom_worker TO acme_worker.
 --
---   mailroom_worker  mailroom run, collector, doctor: claims, settles, reads no table
+--   mailroom_worker  mailroom run, collector, events, doctor: claims, settles, reads no table
 --   mailroom_app     your application: signs people up, requests mails, consumes tokens, reads no secret
---   mailroom_oncall  mailroom status, why, dead, console, pause, resume, prune: no claim, no table, no secret
+--   mailroom_oncall  mailroom status, why, dead, suppressions, forget, console, pause, resume, prune: no claim, no table, no secret
 BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;
 
@@ -68,7 +68,7 @@ BEGIN
                   HINT = 'Run it as the owner of that schema or as a superuser.';
     END IF;
     -- The application owns its users: it may read them all, and change the columns that no trigger sets. Grant what
-    -- yours needs besides, such as DELETE on accounts.
+    -- yours needs besides, such as DELETE on accounts, to your own user: this script resets the rights of these roles.
     EXECUTE format('GRANT SELECT, INSERT (email, login, status, locale), UPDATE (email, login, status, locale) '
                    'ON %s.accounts TO mailroom_app', tables);
     -- The database sets a token's secret, code and times. Only the mail may carry the secret.

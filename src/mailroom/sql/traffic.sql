@@ -1,4 +1,4 @@
--- What the queue's page asks each second while somebody views it. Each function reads a bounded number of rows,
+-- What the console asks each second while somebody views it. Each function reads a bounded number of rows,
 -- however long the ledger is. Nothing here returns a secret or a code.
 
 CREATE FUNCTION mailroom.traffic(p_span interval, p_step integer, p_most integer)

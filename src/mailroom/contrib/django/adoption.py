@@ -6,6 +6,7 @@ migration. A database that has no users is left alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,20 +22,26 @@ from mailroom.contrib.django.configuration import setting
 from mailroom.database import migrate
 from mailroom.errors import AdoptionError, MailroomError
 from mailroom.operations import adoption
+from mailroom.settings.migrations import VersionTableSettings
+from mailroom.settings.variables import read_settings
+
+
+def _table() -> str:
+    return read_settings(VersionTableSettings, os.environ).table
 
 
 def make_schema(apps: Any, schema_editor: Any) -> None:
     """Apply Mailroom's migrations; those that are applied already stay."""
     with _connected(apps, schema_editor) as connection:
         if connection:
-            migrate.up(connection, None, _silent)
+            migrate.up(connection, None, _silent, table=_table())
 
 
 def drop_schema(apps: Any, schema_editor: Any) -> None:
     """Revert all of Mailroom's migrations."""
     with _connected(apps, schema_editor) as connection:
         if connection:
-            migrate.down(connection, len(migrate.shipped()), _silent)
+            migrate.down(connection, len(migrate.shipped()), _silent, table=_table())
 
 
 def adopt_users(apps: Any, schema_editor: Any) -> None:

@@ -53,8 +53,7 @@ def _mail(users: Iterable[Any], request: Callable[[Any], int]) -> None:
             with transaction.atomic(using=users_database()):
                 request(user)
         except (DataError, IntegrityError):
-            # Django takes addresses that no mail can go to. The answer must not tell who has an account,
-            # and the error's text has the token's secret.
+            # Django takes addresses that no mail can go to. The answer must not tell who has an account.
             log.warning("no mail can go to the address of the user %s", user.pk)
 
 
