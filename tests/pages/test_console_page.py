@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, expect
 
+from mailroom import __version__
 from mailroom.console.server import ConsoleServer
 from mailroom.demo.postgres import PostgresServer
 from mailroom.inbox.server import InboxServer
@@ -71,7 +72,7 @@ def seed(db: Db) -> None:
     sign_up(db, "zoe")
     claim(db, 1, worker="mail-1:4711:9f2c")
     for worker, trouble in (("mail-1:4711:9f2c", ""), ("mail-2:815:01ab", "")):
-        db.execute("SELECT mailroom.heartbeat(%s, '0.1.0', %s)", [worker, trouble])
+        db.execute("SELECT mailroom.heartbeat(%s, %s, %s)", [worker, __version__, trouble])
     tell(
         db,
         *(event("delivered", message_id=f"m-{number}") for number in range(240)),
@@ -297,7 +298,7 @@ def test_pages_fit_and_are_accessible(
     claim(db)
     db.execute("DELETE FROM mailroom.leases")
     deliver(db, token, "rejected", long)
-    db.execute("SELECT mailroom.heartbeat(%s, '0.1.0', %s)", [long, f"Throttling: {long}"])
+    db.execute("SELECT mailroom.heartbeat(%s, %s, %s)", [long, __version__, f"Throttling: {long}"])
     db.execute("SELECT mailroom.pause(%s)", [f"{long} <b>"])
     for path in [
         "/?addresses=1",
