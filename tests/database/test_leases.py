@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from uuid import UUID
 
 import psycopg
@@ -114,6 +115,21 @@ def test_the_reason_of_a_pause_may_be_any_text(database: str, db: Db) -> None:
     done = commands.run("pause", "--reason", "caf\udce9\0 is closed", env=environment(database))
     assert 0 == done.returncode, done.stderr
     assert [("caf\ufffd is closed",)] == db.execute("SELECT pause_reason FROM jobs").fetchall()
+
+
+def test_what_a_claim_puts_off_while_its_action_is_resumed_is_due_at_once(database: str, db: Db) -> None:
+    sign_up(db, "zoe")
+    db.execute("UPDATE mailroom.actions SET paused_at = now() WHERE action = 'activation'")
+    with psycopg.connect(database) as claiming, psycopg.connect(database, autocommit=True) as operator:
+        assert [] == claim(claiming)
+        resuming = threading.Thread(target=operator.execute, args=("SELECT mailroom.resume('token_insert')",))
+        resuming.start()
+        while resuming.is_alive() and not db.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall():
+            resuming.join(0.01)
+        claiming.commit()
+        resuming.join()
+    assert 0 == next_due(db)
+    assert 1 == len(claim(db))
 
 
 def test_a_paused_queue_has_nothing_due(database: str, db: Db) -> None:

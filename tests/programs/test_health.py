@@ -224,7 +224,7 @@ def test_red_while_every_mail_fails(db: Db, ses: InboxServer, start: Start) -> N
     wait_for_readiness(port, "queue", SECONDS)
     db.execute("UPDATE mailroom.actions SET paused_at = now() WHERE action = 'activation'")
     wait_for_readiness(port, None, SECONDS)
-    db.execute("UPDATE mailroom.actions SET paused_at = NULL")
+    db.execute("SELECT mailroom.resume('token_insert')")
     wait_for_readiness(port, "queue", SECONDS)
     ses.inbox.faults.clear()
     wait_for_readiness(port, None)

@@ -207,6 +207,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_
 DECLARE
     was_paused boolean;
 BEGIN
+    -- A claim that saw an action paused has put its mails off before they are released.
+    PERFORM FROM public.jobs j FOR NO KEY UPDATE;
     UPDATE public.jobs j SET paused_at = NULL, pause_reason = NULL WHERE j.paused_at IS NOT NULL;
     was_paused := FOUND;
     UPDATE mailroom.actions k SET paused_at = NULL, pause_reason = NULL, resumed_at = clock_timestamp()
