@@ -104,7 +104,7 @@ def consume(
         connection: psycopg's, synchronous or asynchronous.
         token: what the link carried.
         action: an action, or the name of one in the catalogue.
-        keys: see ``mailroom.tokens.Keys``.
+        keys: the value of ``MAILROOM_SECRET_KEY``, or keys as bytes.
         code: what the user typed, for an action that needs it.
 
     Raises:

@@ -67,7 +67,7 @@ def sign(secret: bytes, action: Action | str, *, keys: Keys, code: str | None = 
     Args:
         secret: 32 bytes.
         action: an action, or the name of one in the catalogue.
-        keys: see ``Keys``.
+        keys: the value of ``MAILROOM_SECRET_KEY``, or keys as bytes.
         code: the five digits, for an action that needs them; ignored for the others.
 
     Raises:
@@ -114,7 +114,8 @@ def verify(token: str, action: Action | str, *, keys: Keys, code: str | None = N
     Args:
         token: what the link carried.
         action: an action, or the name of one in the catalogue.
-        keys: see ``Keys``; a token signed with any of them is accepted.
+        keys: the value of ``MAILROOM_SECRET_KEY``, or keys as bytes; a token that any of them signed is
+            accepted.
         code: what the user typed, for an action that needs it; ignored for the others.
 
     Raises:
