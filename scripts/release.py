@@ -1,4 +1,4 @@
-"""Builds a wheel and an sdist, and tries the wheel in an environment without the repository.
+"""Builds a wheel and an sdist, and tries them in an environment without the repository.
 
 ``make release`` runs it on a commit with the version's tag. It refuses if tag, version and CHANGELOG
 differ, if a migration is not frozen, or if files differ from the commit. It publishes nothing: the wheel and
@@ -39,7 +39,7 @@ def main() -> None:
     run(sys.executable, "-m", "hatchling", "build", "-d", DIST, cwd=ROOT)
     (wheel,) = DIST.glob("*.whl")
     (sdist,) = DIST.glob("*.tar.gz")
-    try_out(wheel, version)
+    try_out(wheel, sdist, version)
     sys.stdout.write(f"{wheel}\n{sdist}\n")
 
 
@@ -72,8 +72,8 @@ def checked_version() -> str:
     return version
 
 
-def try_out(wheel: Path, version: str) -> None:
-    """Try the wheel in a new environment: alone, with the demo, and under tests."""
+def try_out(wheel: Path, sdist: Path, version: str) -> None:
+    """Try the wheel in a new environment: alone, with the demo, and under tests; the sdist with the demo."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         venv.create(folder / "venv", with_pip=True, symlinks=True)
@@ -95,6 +95,9 @@ def try_out(wheel: Path, version: str) -> None:
 
         run(*pip, f"{wheel}[demo]", cwd=folder, env=clean)
         run(command, "demo", "--no-stay", cwd=folder, env=clean)
+        run(*pip, "--force-reinstall", "--no-deps", sdist, cwd=folder, env=clean)
+        run(command, "demo", "--no-stay", cwd=folder, env=clean)
+        run(*pip, "--force-reinstall", "--no-deps", wheel, cwd=folder, env=clean)
 
         run(*pip, "--require-hashes", "-r", ROOT / "requirements/dev.txt", cwd=folder, env=clean)
         shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
