@@ -530,7 +530,9 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
           UNION
           SELECT u.token, u.fingerprint FROM mailroom.deliveries u
           WHERE u.token = ANY (p_tokens) AND u.outcome = 'unknown') p
-    JOIN mailroom.events e ON e.token = p.token AND e.fingerprint = p.fingerprint
+    -- OFFSET 0 holds a lookup for each mail: of a small table the planner may walk all events.
+    JOIN LATERAL (SELECT * FROM mailroom.events e
+                  WHERE e.token = p.token AND e.fingerprint = p.fingerprint OFFSET 0) e ON true
     LEFT JOIN LATERAL (
         SELECT x.id FROM mailroom.deliveries x
         WHERE x.token = e.token AND x.fingerprint = e.fingerprint AND x.attempt = e.attempt AND x.outcome = 'unknown'
