@@ -400,7 +400,7 @@ def test_a_reader_that_dies_loses_nothing_but_what_it_had_read(
     assert "Traceback" not in collector.log()
     # What is not settled is due at once, and is just what was not in a line read whole.
     ((due,),) = db.execute("SELECT count(*) FROM mailroom.leases WHERE due_at > clock_timestamp()").fetchall()
-    assert 0 == due
+    assert 0 == due, collector.log()
     lines = read[: read.rfind(b"\n") + 1].splitlines(keepends=True)
     taken = [message.email for line in lines for message in decoded(line)]
     assert 3000 == len(taken) + sum(backlog(db))
