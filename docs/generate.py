@@ -94,13 +94,20 @@ def command_page() -> str:
 
 
 def readers() -> dict[str, list[str]]:
-    """The commands that read each variable."""
+    """The commands that read each variable; a group's name where all of its commands do."""
     found: dict[str, list[str]] = {}
+    groups: dict[str, set[str]] = {}
     for path, command, _ in all_commands():
         name = path.removeprefix("mailroom ")
+        if not isinstance(command, click.Group):
+            groups.setdefault(name.partition(" ")[0], set()).add(name)
         read = set(re.findall(r"^  (MAILROOM_[\w<>]+)  \(", command.epilog or "", re.MULTILINE))
         for variable in sorted(read | {variable.name for variable in READ_BESIDES.get(name, ())}):
             found.setdefault(variable, []).append(name)
+    for names in found.values():
+        for group, whole in groups.items():
+            if len(whole) > 1 and whole <= set(names):
+                names[:] = dict.fromkeys(group if name in whole else name for name in names)
     return found
 
 
