@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
+import unicodedata
 from typing import Final
 
 _LOCAL_PART: Final = re.compile(r'[^\s\x00-\x20\x7f-\x9f"(),:;<>@\[\\\]]{1,64}')
@@ -22,7 +23,8 @@ def wire_address(address: str) -> tuple[str, str]:
         ValueError: the address cannot be written into a command and a header as it is.
     """
     local, _, domain = address.rpartition("@")
-    if not _LOCAL_PART.fullmatch(local):
+    # An encoded word (RFC 2047) would be decoded, and could hold another address or a line break.
+    if not _LOCAL_PART.fullmatch(local) or "=?" in local:
         raise ValueError("the address's local part is not a plain name")
     name = _ascii(domain)
     if not _DOMAIN.fullmatch(name):
@@ -65,6 +67,11 @@ def _ascii(domain: str) -> str:
     import idna
 
     try:
-        return idna.encode(domain, uts46=True).decode()
+        ascii_domain = idna.encode(domain, uts46=True).decode()
+        name = idna.decode(ascii_domain)
     except idna.IDNAError:
         return ""
+    # UTS 46 drops invisible letters and spells some differently, which mailroom.normal_address does not:
+    # such a spelling would evade the suppressions and limits of the address.
+    plain = unicodedata.normalize("NFKC", domain).replace("\u3002", ".")
+    return ascii_domain if name == "".join(letter.lower() for letter in plain) else ""

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailroom.errors import ReplayError, SetAsideError, WireError
-from mailroom.sender.rejected import Rejected, RejectedRow, read
+from mailroom.sender.rejected import FILE_NAME, Rejected, RejectedRow, read, remove_lines
 from mailroom.wire import Message, encode
 from support import commands
 from support.messages import CATALOGUE, message, messages
@@ -221,3 +221,14 @@ def test_an_interrupt_while_it_is_written_leaves_the_file_as_it_was(
         with pytest.raises(KeyboardInterrupt):
             rejected.add([RejectedRow.of(message(2), "rejected", "x")])
     assert before == rejected.path.read_bytes()
+
+
+def test_a_line_separator_in_a_login_divides_no_row_that_is_removed(tmp_path: Path) -> None:
+    one = message(1)._replace(username="zo\u2028e")
+    Rejected(tmp_path).add(
+        [RejectedRow.of(one, "unsent", "stopped"), RejectedRow.of(message(2), "unsent", "stopped")]
+    )
+    assert 1 == remove_lines(tmp_path / FILE_NAME, lambda line: one.email in line)
+    assert 1 == len(list(read(tmp_path / FILE_NAME)))
+    assert message(2).token in (tmp_path / FILE_NAME).read_text()
+    assert one.token not in (tmp_path / FILE_NAME).read_text()

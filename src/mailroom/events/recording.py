@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -56,8 +57,11 @@ async def record(session: Session, texts: Sequence[str]) -> Tally:
     for first in range(0, len(facts), MAX_FACTS):
         recorded += await _record(session, facts[first : first + MAX_FACTS], unreadable)
     if unreadable:
-        texts = [without_secrets(text) for text, _ in unreadable]
-        await session.ask(KEEP, [texts, [without_secrets(reason) for _, reason in unreadable]])
+        kept = []
+        for text, reason in unreadable:
+            kept.append((without_secrets(text), without_secrets(reason)))
+            await asyncio.sleep(0)  # what else runs in this loop has its turn
+        await session.ask(KEEP, [[text for text, _ in kept], [reason for _, reason in kept]])
         for reason, count in Counter(reason for _, reason in unreadable).items():
             log.warning("unreadable", count=count, reason=reason)
     new = [fact for fact, is_new, _ in recorded if is_new]

@@ -245,7 +245,7 @@ BEGIN
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
          language, subject)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, u.message_id, u.detail, p_worker,
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, left(u.message_id, 200), u.detail, p_worker,
            u.recipient, u.template, u.language, u.subject
     FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_providers, p_message_ids, p_details, p_recipients,
                 p_templates, p_languages, subjects)
@@ -1430,7 +1430,7 @@ BEGIN
             -- Accounts that signed up one after the other have neighbouring ids. One walk of their tokens shows
             -- whether each has only one, for less than half of what a look at each would cost.
             alone := false;
-            IF cardinality(messages) > few AND highest - lowest < 2 * cardinality(messages) THEN
+            IF cardinality(messages) > few AND highest::numeric - lowest < 2 * cardinality(messages) THEN
                 alone := (SELECT count(*) < 4 * wanted AND count(*) = count(DISTINCT o.account)
                           FROM (SELECT x.account FROM public.tokens x WHERE x.account BETWEEN lowest AND highest
                                 ORDER BY x.account LIMIT 4 * wanted) o);

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -159,7 +160,8 @@ def remove_lines(path: Path, matches: Callable[[str], bool]) -> int:
     """
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        header, *lines = file.read().decode(errors="surrogateescape").splitlines(keepends=True) or [""]
+        # As read() takes them: a login may hold another character at which splitlines would split.
+        header, *lines = re.findall(r"[^\n]*\n|[^\n]+", file.read().decode(errors="surrogateescape")) or [""]
         kept = [line for line in lines if not matches(line)]
         if len(kept) == len(lines):
             return 0

@@ -123,11 +123,13 @@ END $$;
 COMMENT ON FUNCTION mailroom.unicode_address IS
     'Returns what mailroom.normal_address does, for an address with letters beyond ASCII or a label that begins with xn--.';
 
+-- NFKC makes 18 letters of some, and an entry of an index has room for 2,704 bytes. No address that can be mailed has
+-- more than 320 characters.
 CREATE FUNCTION mailroom.normal_address(p_email text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN p_email ~ '^[\u0001-\u007f]*$' AND p_email !~* 'xn--' AND right(p_email, 1) <> '.'
-            THEN lower(p_email COLLATE "C")
-            ELSE mailroom.unicode_address(p_email) END;
+RETURN left(CASE WHEN p_email ~ '^[\u0001-\u007f]*$' AND p_email !~* 'xn--' AND right(p_email, 1) <> '.'
+                 THEN lower(p_email COLLATE "C")
+                 ELSE mailroom.unicode_address(p_email) END, 320);
 COMMENT ON FUNCTION mailroom.normal_address IS
     'Returns one form for all spellings of an address: in small and plain letters (NFKC), with the domain in Unicode '
-    'and without a final dot. Only ASCII letters are changed in a database that is not UTF-8.';
+    'and without a final dot, cut to 320 characters. Only ASCII letters are changed in a database that is not UTF-8.';

@@ -353,7 +353,7 @@ BEGIN
             -- Accounts that signed up one after the other have neighbouring ids. One walk of their tokens shows
             -- whether each has only one, for less than half of what a look at each would cost.
             alone := false;
-            IF cardinality(messages) > few AND highest - lowest < 2 * cardinality(messages) THEN
+            IF cardinality(messages) > few AND highest::numeric - lowest < 2 * cardinality(messages) THEN
                 alone := (SELECT count(*) < 4 * wanted AND count(*) = count(DISTINCT o.account)
                           FROM (SELECT x.account FROM public.tokens x WHERE x.account BETWEEN lowest AND highest
                                 ORDER BY x.account LIMIT 4 * wanted) o);

@@ -91,7 +91,7 @@ BEGIN
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
          language, subject)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, u.message_id, u.detail, p_worker,
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, left(u.message_id, 200), u.detail, p_worker,
            u.recipient, u.template, u.language, u.subject
     FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_providers, p_message_ids, p_details, p_recipients,
                 p_templates, p_languages, subjects)
