@@ -92,7 +92,7 @@ screenshots: $(READY)  ## take the README's screenshots again, by the browser te
 	cp dist/screenshots/inbox-360-dark.png docs/images/mail-on-a-phone.png
 	cp dist/screenshots/console-1440-light.png docs/images/console.png
 
-release: $(READY)  ## build wheel and sdist of a tagged commit, and try the wheel in an empty environment
+release: $(READY)  ## build wheel and sdist of a tagged commit, and try each in an empty environment
 	$(BIN)/python scripts/release.py
 
 lock: $(READY)  ## lock the newest versions of all dependencies (needs uv)

@@ -2,7 +2,7 @@
 
 ``verify`` checks a token without a database, and ``consume`` consumes it. ``consume_code`` consumes a code
 that was mailed without a link. ``worker`` sends the mails from within an application. ``load_actions`` reads
-the application's own actions, and ``sign`` makes a token for tests.
+the application's own actions, and ``sign`` makes a token of a secret of yours.
 """
 
 from importlib import import_module

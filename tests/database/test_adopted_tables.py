@@ -70,6 +70,8 @@ def test_a_key_of_several_columns_is_refused(db: Db) -> None:
     [
         ("id int", {}, "has no primary key", "--key"),
         ("id int", {"key": "id"}, "the column id of public.people is not a key", "--key"),
+        ("id bytea PRIMARY KEY", {}, "how a bytea is written depends on settings", "--key"),
+        ("id timestamptz PRIMARY KEY", {}, "how a timestamp with time zone is written depends on", "--key"),
         ("id int PRIMARY KEY", {"key": "uid"}, "has no column uid", "--key"),
         ("id int UNIQUE, n int PRIMARY KEY", {"key": "id"}, "the column id of public.people", "--key"),
         ("id int PRIMARY KEY", {"pending_when": "confirmed_"}, '"confirmed_" does not', "--pending-when"),

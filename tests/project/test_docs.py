@@ -172,7 +172,7 @@ def test_the_commands_for_mailing_through_ses_work(own_server: PostgresServer, t
         mail, other = ses.inbox.mails.find()
         rendered = ses.inbox.render(mail)
         # Nobody ran the collector alone here, so that zoe is mailed as well.
-        assert {"zoe@example.com", "max@example.com"} == {mail.recipient, other.recipient}
+        assert {"zoe@example.com", "success@simulator.amazonses.com"} == {mail.recipient, other.recipient}
         assert "Acme <noreply@acme.example>" == mail.source
         assert rendered
         assert "https://acme.example/activate?token=" in rendered.text

@@ -15,12 +15,13 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mailroom.database import migrate, sync
 from mailroom.demo.postgres import PostgresServer
 from mailroom.operations import adoption
 from mailroom.operations.adoption import Wish
+from project.test_docs import block, shell
 
 Db = psycopg.Connection
 
@@ -193,6 +194,54 @@ def traces(db: Db, table: str) -> list[tuple[str]]:
         " UNION ALL SELECT name FROM mailroom.adopted",
         [table],
     ).fetchall()
+
+
+def installed(framework: Framework, url: str, folder: Path) -> None:
+    """Install the schema as the page says, in the database of this address."""
+    script = block(framework.page.read_text(), "sh", "mailroom migrate up")
+    address = "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**conninfo_to_dict(url))
+    written = "^export MAILROOM_DATABASE_URL=.*$"
+    script, count = re.subn(written, f"export MAILROOM_DATABASE_URL={address}", script, flags=re.MULTILINE)
+    assert 1 == count
+    with shell(script, folder) as process:
+        assert 0 == process.wait(60), (folder / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("framework", "versions"),
+    [
+        (RAILS_PAGE, "version varchar PRIMARY KEY"),
+        (ECTO_PAGE, "version bigint PRIMARY KEY, inserted_at timestamp(0)"),
+    ],
+    ids=lambda given: getattr(given, "name", ""),
+)
+def test_the_schema_is_installed_beside_the_frameworks_versions(
+    empty_database: str, tmp_path: Path, framework: Framework, versions: str
+) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as db:
+        db.execute(f"CREATE TABLE schema_migrations ({versions})".encode())
+        db.execute(framework.table_sql.encode())
+        installed(framework, empty_database, tmp_path)
+        run(db, framework.statements(framework.written()[0]))
+        consume(db, signed_up(db, framework))
+        assert [] == db.execute("SELECT FROM schema_migrations").fetchall()
+
+
+@pytest.mark.parametrize("framework", [PRISMA_PAGE, SUPABASE_PAGE], ids=lambda framework: framework.name)
+def test_the_schema_is_installed_where_the_framework_does_not_look(
+    empty_database: str, tmp_path: Path, framework: Framework
+) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as db:
+        db.execute(framework.table_sql.encode())
+        installed(framework, empty_database, tmp_path)
+        assert [(True, True)] == db.execute(
+            "SELECT to_regclass('mail.tokens') IS NOT NULL, to_regclass('public.tokens') IS NULL"
+        ).fetchall()
+        assert framework.printed(db) == framework.written()
+        run(db, framework.statements(framework.written()[0]))
+        key = signed_up(db, framework)
+        db.execute("SET search_path = mail")
+        consume(db, key)
 
 
 def test_the_page_shows_what_adopt_prints(db: Db, framework: Framework) -> None:

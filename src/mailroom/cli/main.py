@@ -200,7 +200,7 @@ def cli(log_format: str, log_level: str) -> None:
 
     \b
     A first run:
-      export MAILROOM_DATABASE_URL=postgresql://localhost/app
+      export MAILROOM_DATABASE_URL=postgresql://app:app@127.0.0.1/app
       export MAILROOM_SECRET_KEY=$(mailroom key new)
       export MAILROOM_APP_NAME=Acme MAILROOM_APP_URL=https://acme.example
       export MAILROOM_SES_SOURCE=noreply@acme.example MAILROOM_SES_CONFIG_SET=none

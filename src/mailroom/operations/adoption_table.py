@@ -44,7 +44,10 @@ SELECT a.attname::text AS name, pg_catalog.quote_ident(a.attname) AS quoted,
              AND (i.indnkeyatts = 1 OR c.relkind = 'p')) AS is_key,
        EXISTS (SELECT FROM pg_catalog.pg_index i
                WHERE i.indrelid = a.attrelid AND i.indisprimary AND i.indkey[0] = a.attnum
-                 AND (i.indnkeyatts = 1 OR c.relkind = 'p')) AS is_primary
+                 AND (i.indnkeyatts = 1 OR c.relkind = 'p')) AS is_primary,
+       (SELECT t.typtype = 'e' OR p.provolatile = 'i' AND p.oid <> 'pg_catalog.byteaout'::regproc
+        FROM pg_catalog.pg_type t JOIN pg_catalog.pg_proc p ON p.oid = t.typoutput
+        WHERE t.oid = a.atttypid) AS has_one_text
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
 WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
@@ -122,13 +125,14 @@ PRESETS: Final[dict[str, tuple[str, Wish]]] = {
 
 
 class Column(NamedTuple):
-    """A column; ``is_key`` if its values name a row."""
+    """A column; ``is_key`` if its values name a row, ``has_one_text`` if no setting changes their text."""
 
     name: str
     quoted: str
     type: str
     is_key: bool
     is_primary: bool
+    has_one_text: bool
 
 
 def resolved(connection: psycopg.Connection, name: str) -> UserTable:
@@ -187,6 +191,12 @@ def meaning(connection: psycopg.Connection, table: UserTable, wish: Wish) -> Col
         raise AdoptionError(
             f"the column {key.name} of {table.name} is not a key: it is not both NOT NULL and unique",
             hint="name a column that is, with --key",
+        )
+    if not key.has_one_text:
+        raise AdoptionError(
+            f"the column {key.name} of {table.name} cannot be the key: how a {key.type} is written depends on"
+            " settings of the session, so that it would not always name the same user",
+            hint="name another unique column with --key",
         )
     if wish.email is None and "email" not in quoted:
         raise AdoptionError(

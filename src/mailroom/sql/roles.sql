@@ -73,8 +73,8 @@ BEGIN
                    'ON %s.accounts TO mailroom_app', tables);
     -- The database sets a token's secret, code and times. Only the mail may carry the secret.
     EXECUTE format('GRANT INSERT (action, account, subject, email, login, locale, data, key, lane, send_at), '
-                   'SELECT (id, action, account, subject, email, key, lane, send_at, created_at, expires_at, '
-                           'consumed_at) '
+                   'SELECT (id, action, account, subject, user_table, email, key, lane, send_at, created_at, '
+                           'expires_at, consumed_at) '
                    'ON %s.tokens TO mailroom_app', tables);
 END $$;
 
