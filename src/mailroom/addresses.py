@@ -72,6 +72,7 @@ def _ascii(domain: str) -> str:
     except idna.IDNAError:
         return ""
     # UTS 46 drops invisible letters and spells some differently, which mailroom.normal_address does not:
-    # such a spelling would evade the suppressions and limits of the address.
-    plain = unicodedata.normalize("NFKC", domain).replace("\u3002", ".")
+    # such a spelling would evade the suppressions and limits of the address. Unicode 3.2 has the letters that
+    # every PostgreSQL normalises: 14 does not know those of newer versions.
+    plain = unicodedata.ucd_3_2_0.normalize("NFKC", domain).replace("\u3002", ".")
     return ascii_domain if name == "".join(letter.lower() for letter in plain) else ""
