@@ -35,7 +35,7 @@ from support.queue_sql import Db, claim, sign_up_many
 from support.runs import Start, wait_until
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
-SECONDS_UP = re.compile(r"  up \d+ s,")
+SECONDS_UP = re.compile(r"  up \d s,")
 NOBODY = (
     "no worker: 3 tokens to be mailed, and no `mailroom run` is alive"
     " (a collector in a pipe does not show here)"
@@ -56,7 +56,7 @@ def age(db: Db, worker: str, seen: str, started: str = "0 seconds") -> None:
 
 
 def told(db: Db) -> list[str]:
-    """What `status` says of the workers, with T for each time, and 0 s for who has been up for seconds."""
+    """What `status` says of the workers, with T for each time, and 0 s for each up for less than ten."""
     lines = SECONDS_UP.sub("  up 0 s,", TIME.sub("T", overview(db).text())).splitlines()
     return lines[next(number for number, line in enumerate(lines) if line.startswith("workers ")) :]
 
