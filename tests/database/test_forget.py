@@ -137,6 +137,33 @@ def test_a_repeated_event_does_not_bring_the_address_back(db: Db, database: str,
     assert TRACES[0] not in everything(db)
 
 
+def test_what_a_worker_and_ses_report_later_does_not_bring_the_address_back(
+    db: Db, database: str, tmp_path: Path
+) -> None:
+    handed = hand_out(db)
+    (token,) = handed.tokens
+    db.execute("UPDATE accounts SET email = %s", [ADDRESS])
+    db.execute("DELETE FROM accounts")
+    assert 0 == forget(database, tmp_path, ADDRESS, "--yes")[0]
+    record(
+        db,
+        handed,
+        {token: "sent"},
+        message_ids={token: "m-9"},
+        recipient=ADDRESS,
+        detail=f"250 <{TRACES[1]}> accepted",
+    )
+    late = of(handed, "complained", recipient=TRACES[1], message_id="m-9", diagnostic=f"550 {TRACES[1]}")
+    untagged = event("delivered", recipient=TRACES[1], message_id="m-9")
+    assert [("complained", True, True), ("delivered", True, True)] == tell(db, late, untagged)
+    left = everything(db)
+    for trace in TRACES:
+        assert trace not in left
+    assert 1 == len(db.execute("SELECT FROM mailroom.suppression_of(%s)", [ADDRESS]).fetchall())
+    db.execute("INSERT INTO accounts (email, login) VALUES ('zoe@xn--bcher-kva.example', 'zoe')")
+    assert [] == claimed_tokens(db)
+
+
 def test_mails_to_nobody_in_particular_are_deleted(db: Db, database: str, tmp_path: Path) -> None:
     db.execute("UPDATE mailroom.actions SET account_status = NULL WHERE action = 'password_recovery'")
     db.execute("SELECT mailroom.send('password_recovery', 'zoe@example.com')")

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from database.test_consumption import activation, mail, status, wrong
-from support.queue_sql import Db
+from support.queue_sql import Db, claim, claimed_tokens, sign_up
 
 ADD_ACTION: LiteralString = """
 INSERT INTO mailroom.actions (action, number, prefix, account_status, has_link, needs_code, lifetime, fields)
@@ -340,17 +340,50 @@ def test_a_change_of_the_address_ends_links_and_codes_but_no_notice(actions: Db)
     assert "a@example.com" == value(actions, "SELECT email FROM tokens WHERE id = %s", notice)
 
 
-def test_an_address_that_changed_during_a_suspension_gets_its_activation_afterwards(db: Db) -> None:
+def test_the_end_of_a_suspension_requests_one_activation(db: Db) -> None:
     db.execute("INSERT INTO accounts (email, login) VALUES ('a@example.com', 'a')")
     db.execute("UPDATE accounts SET status = 'suspended'")
     db.execute("UPDATE accounts SET email = 'new@example.com'")
     assert 1 == value(db, "SELECT count(*) FROM tokens")
-    db.execute("UPDATE accounts SET status = 'active'")  # leaving suspended restores the status before it
+    for _ in range(2):
+        db.execute("UPDATE accounts SET status = 'suspended'")
+        db.execute("UPDATE accounts SET status = 'active'")  # leaving suspended restores the status before it
     assert "provisioned" == status(db, value(db, "SELECT id FROM accounts"))
-    assert "new@example.com" == value(db, "SELECT email FROM tokens ORDER BY id DESC LIMIT 1")
+    (handed,) = claimed_tokens(db)
+    assert "new@example.com" == value(db, "SELECT email FROM tokens WHERE id = %s", handed)
+    assert handed == value(db, "SELECT max(id) FROM tokens")
+
+
+def test_an_activation_that_was_due_during_a_suspension_is_mailed_after_it(db: Db) -> None:
+    token = sign_up(db, "zoe")
+    db.execute("UPDATE accounts SET status = 'suspended'")
+    assert [] == claimed_tokens(db)
+    assert ("skipped", "suspended", "zoe@example.com") == db.execute(
+        "SELECT outcome, detail, recipient FROM mailroom.deliveries WHERE token = %s", [token]
+    ).fetchone()
+    db.execute("UPDATE accounts SET status = 'provisioned'")
+    (handed,) = claimed_tokens(db)
+    assert handed > token
+
+
+def test_an_activation_is_mailed_though_the_suspension_ends_while_a_claim_passes_over_it(
+    db: Db, database: str
+) -> None:
+    sign_up(db, "zoe")
+    db.execute("UPDATE accounts SET status = 'suspended'")
+    with psycopg.connect(database) as other:
+        assert [] == claim(other)
+        db.execute("UPDATE accounts SET status = 'provisioned'")
+    assert 1 == len(claimed_tokens(db))
+
+
+def test_an_active_account_that_returns_gets_no_activation(db: Db) -> None:
+    sign_up(db, "zoe")
+    db.execute("UPDATE accounts SET status = 'active'")
     db.execute("UPDATE accounts SET status = 'suspended'")
     db.execute("UPDATE accounts SET status = 'active'")
-    assert 2 == value(db, "SELECT count(*) FROM tokens")
+    assert 1 == value(db, "SELECT count(*) FROM tokens")
+    assert [] == claimed_tokens(db)
 
 
 def test_without_its_row_an_action_is_consumed_by_nobody(db: Db) -> None:

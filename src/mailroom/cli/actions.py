@@ -139,7 +139,8 @@ def actions_apply(actions: tuple[str, ...], yes: bool) -> None:
 
     It shows what it will do, and asks on a terminal; it needs --yes elsewhere. A number, a prefix or a code
     that would change is refused, since links that were mailed depend on it. No action is removed. Without a
-    folder of your own it changes only actions that the database has. It needs the owner of the schema.
+    folder of your own, and without ACTION, it changes only actions that the database has. It needs the owner
+    of the schema.
     """
     folder = from_environment(ActionsSettings).folder
     with connected_as_owner() as connection:

@@ -631,25 +631,20 @@ COMMENT ON FUNCTION mailroom.after_address_change IS
 CREATE TRIGGER accounts_after_address_change AFTER UPDATE ON accounts
     FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email) EXECUTE FUNCTION mailroom.after_address_change();
 
--- An address that changed while the account was suspended ended its activation token, and a suspended account gets
--- no other one.
+-- Its activation may have been passed over while it was suspended, or ended by a change of the address. Whether a worker
+-- is passing over it at this moment cannot be seen, so each return requests a new one, which takes the place of one that
+-- still waits.
 CREATE FUNCTION mailroom.after_suspension() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     INSERT INTO public.tokens (action, account)
     SELECT k.action, NEW.id FROM mailroom.actions k
     WHERE k.activates
-      AND EXISTS (SELECT FROM public.tokens t
-                  WHERE t.account = NEW.id AND t.action = k.action
-                    AND t.ended_as = 'address changed' AND t.ended_at > OLD.suspended_at)
-      AND NOT EXISTS (SELECT FROM public.tokens t
-                      WHERE t.account = NEW.id AND t.action = k.action
-                        AND t.consumed_at IS NULL AND t.expires_at > clock_timestamp());
+      AND EXISTS (SELECT FROM public.tokens t WHERE t.account = NEW.id AND t.action = k.action);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_suspension IS
-    'Creates a new activation token for an account that is provisioned again, and whose address changed while it was '
-    'suspended.';
+    'Creates a new activation token for an account that had one, and is provisioned again after a suspension.';
 
 CREATE TRIGGER accounts_after_suspension AFTER UPDATE ON accounts
     FOR EACH ROW WHEN (OLD.status = 'suspended' AND NEW.status = 'provisioned')

@@ -217,6 +217,7 @@ DECLARE
     outcomes text[];
     ages     double precision[];
     subjects text[];
+    deleted  boolean[];
     rest     bigint[];
     put_off  boolean;
     lost     boolean;
@@ -235,21 +236,25 @@ BEGIN
             THEN 'rejected'
         ELSE 'retried' END ORDER BY u.n),
         array_agg(extract(epoch FROM clock_timestamp() - u.requested_at)::double precision ORDER BY u.n),
-        array_agg(coalesce(u.subject, '') ORDER BY u.n)
-    INTO outcomes, ages, subjects
+        array_agg(coalesce(u.subject, '') ORDER BY u.n),
+        array_agg(u.secret IS NULL ORDER BY u.n)
+    INTO outcomes, ages, subjects, deleted
     FROM (SELECT g.*, t.secret, t.requested_at, t.subject
           FROM unnest(p_tokens, p_fingerprints, p_results) WITH ORDINALITY AS g (id, fingerprint, result, n)
           LEFT JOIN LATERAL (SELECT x.secret, coalesce(x.send_at, x.created_at) AS requested_at, x.subject
                              FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
               ON true) u;
+    -- The recipient of a deleted token may have been forgotten since it was handed out.
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
          language, subject)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, left(u.message_id, 200), u.detail, p_worker,
-           u.recipient, u.template, u.language, u.subject
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, left(u.message_id, 200),
+           CASE WHEN u.deleted THEN mailroom.without_addresses(u.detail) ELSE u.detail END, p_worker,
+           CASE WHEN u.deleted THEN '' ELSE u.recipient END, u.template, u.language, u.subject
     FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_providers, p_message_ids, p_details, p_recipients,
-                p_templates, p_languages, subjects)
-         AS u (id, fingerprint, outcome, result, provider, message_id, detail, recipient, template, language, subject)
+                p_templates, p_languages, subjects, deleted)
+         AS u (id, fingerprint, outcome, result, provider, message_id, detail, recipient, template, language, subject,
+               deleted)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused')),
@@ -289,7 +294,8 @@ COMMENT ON FUNCTION mailroom.record IS
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
     'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has '
-    'another fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
+    'another fingerprint: a failover lost the token, and its id was given again. The row of a deleted token has no '
+    'address. age is in seconds since the mail was '
     'requested, or since send_at; NULL for a deleted token.';
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)
@@ -600,19 +606,27 @@ BEGIN
     WITH new AS (
         INSERT INTO mailroom.events (kind, message_id, token, fingerprint, attempt, recipient, at, type, subtype, status,
                                      diagnostic, digest)
-        SELECT DISTINCT ON (g.digest) g.kind, g.message_id, g.token, g.fingerprint, g.attempt, g.recipient, g.at, g.type,
-               g.subtype, g.status, g.diagnostic, g.digest
-        FROM unnest(given) g ORDER BY g.digest, g.id
+        SELECT DISTINCT ON (g.digest) g.kind, g.message_id, g.token, g.fingerprint, g.attempt,
+               CASE WHEN f.forgotten THEN '' ELSE g.recipient END, g.at, g.type, g.subtype, g.status,
+               CASE WHEN f.forgotten THEN mailroom.without_addresses(g.diagnostic) ELSE g.diagnostic END, g.digest
+        FROM unnest(given) g
+        -- NULL if the ledger does not have the mail, as in a pipe.
+        CROSS JOIN LATERAL (
+            SELECT bool_and(d.recipient = '')
+                   AND NOT EXISTS (SELECT FROM public.tokens t
+                                   WHERE t.id = g.token AND mailroom.fingerprint(t.secret) = g.fingerprint) AS forgotten
+            FROM mailroom.deliveries d WHERE d.token = g.token AND d.fingerprint = g.fingerprint) f
+        ORDER BY g.digest, g.id
         ON CONFLICT DO NOTHING RETURNING *)
     SELECT coalesce(array_agg(n::mailroom.events ORDER BY n.id), '{}') INTO added FROM new n;
 
     INSERT INTO mailroom.suppressions (hash, address, reason, source, event)
-    SELECT DISTINCT ON (a.hash) a.hash, a.address, a.kind, 'SES', a.id
-    FROM (SELECT e.kind, e.id, r.n, r.address, mailroom.address_hash(r.address) AS hash
-          FROM unnest(added) e
+    SELECT DISTINCT ON (a.hash) a.hash, CASE WHEN a.known THEN a.address END, a.kind, 'SES', a.id
+    FROM (SELECT e.kind, e.id, r.n, r.address, mailroom.address_hash(r.address) AS hash, e.recipient = g.recipient AS known
+          FROM unnest(added) e JOIN unnest(given) g ON g.digest = e.digest
           -- The recipient's server may name its own mailbox, and SES writes a domain in its own way.
           CROSS JOIN LATERAL (
-              SELECT 1, e.recipient
+              SELECT 1, g.recipient
               UNION ALL
               SELECT 2, coalesce((SELECT d.recipient FROM mailroom.deliveries d
                                   WHERE d.token = e.token AND d.fingerprint = e.fingerprint AND d.recipient <> ''
@@ -652,9 +666,10 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.record_events IS
     'Records events, given as an array of objects with the columns'' names (the fingerprint as 16 hex digits), and returns '
-    'a row for each, in their order: whether it is new, and belongs to a mail of the ledger or of the queue. New ones '
-    'take effect: a permanent bounce or a complaint suppresses the address of the event and that of the ledger, a lost answer becomes known, a mail that SES '
-    'could not render is rejected and pauses its action. Each new bounce and complaint notifies mailroom_events.';
+    'a row for each, in their order: whether it is new, and belongs to a mail of the ledger or of the queue. No address is '
+    'kept of a mail whose token is deleted and whose rows of the ledger have none. New ones take effect: a permanent '
+    'bounce or a complaint suppresses the address of the event and that of the ledger, a lost answer becomes known, a '
+    'mail that SES could not render is rejected and pauses its action. Each new bounce and complaint notifies mailroom_events.';
 
 CREATE FUNCTION mailroom.keep_unreadable(p_texts text[], p_reasons text[]) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
@@ -823,7 +838,8 @@ $$;
 COMMENT ON FUNCTION mailroom.suppression_of IS
     'Returns the suppression of an address in any spelling, with what the event says that suppressed it, if there is one.';
 
--- What a claim checks more closely: tokens that are scheduled, expired, limited, suppressed, or have newer siblings.
+-- What a claim checks more closely: tokens that are scheduled, expired, limited, suppressed, of an account whose status
+-- does not fit, or have newer siblings.
 
 CREATE TABLE mailroom.granted (
     token     bigint PRIMARY KEY,
@@ -981,6 +997,8 @@ BEGIN
                        WHEN t.send_at > now THEN 'scheduled'
                        WHEN mailroom.is_over(t, k.lifetime, now) AND NOT mailroom.renewable(t) THEN
                            CASE WHEN t.expires_at > p_waited_since THEN 'expired' ELSE 'never waited' END
+                       WHEN NOT mailroom.fits(t.account, a.status, k.account_status) THEN
+                           CASE a.status WHEN 'suspended' THEN 'suspended' ELSE 'ineligible' END
                        WHEN suppressing AND mailroom.suppressed(t.email) IS NOT NULL THEN 'suppressed'
                        WHEN mailroom.has_newer(t) THEN 'superseded'
                        WHEN k.paused_at IS NOT NULL THEN 'paused'
@@ -993,6 +1011,7 @@ BEGIN
                    k.limit_mails, k.limit_within)::mailroom.doubt
         FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
         JOIN public.tokens t ON t.id = p.id
+        LEFT JOIN public.accounts a ON a.id = t.account
         LEFT JOIN mailroom.actions k ON k.action = t.action
         ORDER BY p.n);
 
@@ -1050,7 +1069,7 @@ BEGIN
                WHEN 'suppressed' THEN mailroom.suppressed(t.email)
                ELSE d.verdict END, p_worker, t.email, coalesce(t.subject, '')
     FROM unnest(doubts) d JOIN public.tokens t ON t.id = d.token
-    WHERE d.verdict IN ('unknown action', 'suppressed', 'superseded', 'limited');
+    WHERE d.verdict IN ('unknown action', 'suspended', 'ineligible', 'suppressed', 'superseded', 'limited');
     expired := ARRAY(SELECT d.token FROM unnest(doubts) d WHERE d.verdict = 'expired');
     IF cardinality(expired) > 0 THEN
         PERFORM mailroom.record_skipped(expired, p_attempt, p_worker);
@@ -1070,8 +1089,8 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.screen IS
     'Returns which of these tokens of a lane go out now. Of the others, scheduled ones and those of a paused action go '
-    'into leases, and the rest into the ledger: expired, suppressed (the address gets no mail), superseded (a newer one '
-    'goes out), limited (the recipient had enough), or rejected '
+    'into leases, and the rest into the ledger: expired, suspended or ineligible (the account''s status), suppressed (the '
+    'address gets no mail), superseded (a newer one goes out), limited (the recipient had enough), or rejected '
     '(an action without a row). An expired token of an action that renews gets a new life. What had expired before '
     'p_waited_since leaves no row.';
 
@@ -1400,6 +1419,7 @@ BEGIN
                                    t.txid, t.account,
                                    k.action IS NULL OR coalesce(t.send_at > now, false) OR t.expires_at <= soon
                                    OR k.limit_mails IS NOT NULL OR k.paused_at IS NOT NULL
+                                   OR NOT mailroom.fits(t.account, a.status, k.account_status)
                                )::mailroom.message AS message, t.account
                         FROM public.tokens t
                         LEFT JOIN mailroom.actions k ON k.action = t.action
@@ -1409,7 +1429,6 @@ BEGIN
                           AND pg_visible_in_snapshot(t.txid, cursor.high)
                           AND t.consumed_at IS NULL
                           AND (t.expires_at > cursor.low_at OR k.renews AND t.created_at > renewed_since)
-                          AND (k.action IS NULL OR mailroom.fits(t.account, a.status, k.account_status))
                         ORDER BY t.txid, t.id
                         LIMIT wanted - cardinality(messages)) s;
                     messages := CASE WHEN messages = '{}' THEN coalesce(part, '{}') ELSE messages || part END;

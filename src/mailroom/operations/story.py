@@ -90,7 +90,7 @@ def tell_story(mail: MailState, pause: Pause, *, alive: int, troubles: Sequence[
     stopped = f"{pause.what} is {pause.text()}" if pause.paused_at else ""
     if not stopped and not alive:
         stopped = NO_WORKER_ALIVE
-    return Story(*_concluded(mail, stopped, troubles, alive=alive), tuple(sorted(_events(mail))), mail)
+    return Story(*_concluded(mail, stopped, troubles), tuple(sorted(_events(mail))), mail)
 
 
 def _events(mail: MailState) -> list[tuple[datetime, str]]:
@@ -146,9 +146,7 @@ def _made_from(one: TokenDelivery) -> str:
     return (f" ({made})" if made else "") + known
 
 
-def _concluded(
-    mail: MailState, stopped: str, troubles: Sequence[str], *, alive: int
-) -> tuple[StoryVerdict, str]:
+def _concluded(mail: MailState, stopped: str, troubles: Sequence[str]) -> tuple[StoryVerdict, str]:
     """The verdict and its reason; ``stopped`` is the reason why no mail at all is sent, if there is one."""
     for one in reversed(mail.deliveries):
         if one.result == UNRENDERED:
@@ -218,7 +216,7 @@ def _concluded(
             StoryVerdict.UNSETTLED,
             f"attempt {mail.attempts} ended as {last.outcome} ({last.why}), and no lease holds it",
         )
-    return _passed(mail, alive)
+    return _handed_to_a_pipe(mail)
 
 
 def _scheduled(mail: MailState, stopped: str) -> str:
@@ -241,22 +239,10 @@ def _held_back(troubles: Sequence[str]) -> str:
     return f"a worker claimed it and made no attempt ({why})"
 
 
-def _passed(mail: MailState, alive: int) -> tuple[StoryVerdict, str]:
-    """The verdict on a token behind the cursor without a lease or a row in the ledger, and its reason.
-
-    Only a pipe leaves no row. Where a `mailroom run` is alive, a pipe is the less likely one.
-    """
-    since = utc(mail.status_changed_at) if mail.changed_since and mail.status_changed_at else ""
-    if mail.why_not_mailable in {"suspended", "ineligible"} and not since:
-        return _hindered(mail, mail.why_not_mailable)
-    if mail.consumed_at:
-        return StoryVerdict.HANDED_OUT, f"{PIPE}; it was consumed at {utc(mail.consumed_at)}"
-    if since:
-        over = f"it was passed over: the account has been {mail.status} since {since}"
-        if alive:
-            return StoryVerdict.NOT_HANDED_OUT, f"{over}; unless it went {PIPE}"
-        return StoryVerdict.HANDED_OUT, f"{PIPE}; or {over}"
-    return StoryVerdict.HANDED_OUT, PIPE
+def _handed_to_a_pipe(mail: MailState) -> tuple[StoryVerdict, str]:
+    """The verdict on a token behind the cursor that has no lease and no row in the ledger, and its reason."""
+    consumed = f"; it was consumed at {utc(mail.consumed_at)}" if mail.consumed_at else ""
+    return StoryVerdict.HANDED_OUT, PIPE + consumed
 
 
 def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tuple[StoryVerdict, str]:

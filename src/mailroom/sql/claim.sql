@@ -323,6 +323,7 @@ BEGIN
                                    t.txid, t.account,
                                    k.action IS NULL OR coalesce(t.send_at > now, false) OR t.expires_at <= soon
                                    OR k.limit_mails IS NOT NULL OR k.paused_at IS NOT NULL
+                                   OR NOT mailroom.fits(t.account, a.status, k.account_status)
                                )::mailroom.message AS message, t.account
                         FROM public.tokens t
                         LEFT JOIN mailroom.actions k ON k.action = t.action
@@ -332,7 +333,6 @@ BEGIN
                           AND pg_visible_in_snapshot(t.txid, cursor.high)
                           AND t.consumed_at IS NULL
                           AND (t.expires_at > cursor.low_at OR k.renews AND t.created_at > renewed_since)
-                          AND (k.action IS NULL OR mailroom.fits(t.account, a.status, k.account_status))
                         ORDER BY t.txid, t.id
                         LIMIT wanted - cardinality(messages)) s;
                     messages := CASE WHEN messages = '{}' THEN coalesce(part, '{}') ELSE messages || part END;

@@ -172,19 +172,27 @@ BEGIN
     WITH new AS (
         INSERT INTO mailroom.events (kind, message_id, token, fingerprint, attempt, recipient, at, type, subtype, status,
                                      diagnostic, digest)
-        SELECT DISTINCT ON (g.digest) g.kind, g.message_id, g.token, g.fingerprint, g.attempt, g.recipient, g.at, g.type,
-               g.subtype, g.status, g.diagnostic, g.digest
-        FROM unnest(given) g ORDER BY g.digest, g.id
+        SELECT DISTINCT ON (g.digest) g.kind, g.message_id, g.token, g.fingerprint, g.attempt,
+               CASE WHEN f.forgotten THEN '' ELSE g.recipient END, g.at, g.type, g.subtype, g.status,
+               CASE WHEN f.forgotten THEN mailroom.without_addresses(g.diagnostic) ELSE g.diagnostic END, g.digest
+        FROM unnest(given) g
+        -- NULL if the ledger does not have the mail, as in a pipe.
+        CROSS JOIN LATERAL (
+            SELECT bool_and(d.recipient = '')
+                   AND NOT EXISTS (SELECT FROM public.tokens t
+                                   WHERE t.id = g.token AND mailroom.fingerprint(t.secret) = g.fingerprint) AS forgotten
+            FROM mailroom.deliveries d WHERE d.token = g.token AND d.fingerprint = g.fingerprint) f
+        ORDER BY g.digest, g.id
         ON CONFLICT DO NOTHING RETURNING *)
     SELECT coalesce(array_agg(n::mailroom.events ORDER BY n.id), '{}') INTO added FROM new n;
 
     INSERT INTO mailroom.suppressions (hash, address, reason, source, event)
-    SELECT DISTINCT ON (a.hash) a.hash, a.address, a.kind, 'SES', a.id
-    FROM (SELECT e.kind, e.id, r.n, r.address, mailroom.address_hash(r.address) AS hash
-          FROM unnest(added) e
+    SELECT DISTINCT ON (a.hash) a.hash, CASE WHEN a.known THEN a.address END, a.kind, 'SES', a.id
+    FROM (SELECT e.kind, e.id, r.n, r.address, mailroom.address_hash(r.address) AS hash, e.recipient = g.recipient AS known
+          FROM unnest(added) e JOIN unnest(given) g ON g.digest = e.digest
           -- The recipient's server may name its own mailbox, and SES writes a domain in its own way.
           CROSS JOIN LATERAL (
-              SELECT 1, e.recipient
+              SELECT 1, g.recipient
               UNION ALL
               SELECT 2, coalesce((SELECT d.recipient FROM mailroom.deliveries d
                                   WHERE d.token = e.token AND d.fingerprint = e.fingerprint AND d.recipient <> ''
@@ -224,9 +232,10 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.record_events IS
     'Records events, given as an array of objects with the columns'' names (the fingerprint as 16 hex digits), and returns '
-    'a row for each, in their order: whether it is new, and belongs to a mail of the ledger or of the queue. New ones '
-    'take effect: a permanent bounce or a complaint suppresses the address of the event and that of the ledger, a lost answer becomes known, a mail that SES '
-    'could not render is rejected and pauses its action. Each new bounce and complaint notifies mailroom_events.';
+    'a row for each, in their order: whether it is new, and belongs to a mail of the ledger or of the queue. No address is '
+    'kept of a mail whose token is deleted and whose rows of the ledger have none. New ones take effect: a permanent '
+    'bounce or a complaint suppresses the address of the event and that of the ledger, a lost answer becomes known, a '
+    'mail that SES could not render is rejected and pauses its action. Each new bounce and complaint notifies mailroom_events.';
 
 CREATE FUNCTION mailroom.keep_unreadable(p_texts text[], p_reasons text[]) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$

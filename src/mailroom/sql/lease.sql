@@ -63,6 +63,7 @@ DECLARE
     outcomes text[];
     ages     double precision[];
     subjects text[];
+    deleted  boolean[];
     rest     bigint[];
     put_off  boolean;
     lost     boolean;
@@ -81,21 +82,25 @@ BEGIN
             THEN 'rejected'
         ELSE 'retried' END ORDER BY u.n),
         array_agg(extract(epoch FROM clock_timestamp() - u.requested_at)::double precision ORDER BY u.n),
-        array_agg(coalesce(u.subject, '') ORDER BY u.n)
-    INTO outcomes, ages, subjects
+        array_agg(coalesce(u.subject, '') ORDER BY u.n),
+        array_agg(u.secret IS NULL ORDER BY u.n)
+    INTO outcomes, ages, subjects, deleted
     FROM (SELECT g.*, t.secret, t.requested_at, t.subject
           FROM unnest(p_tokens, p_fingerprints, p_results) WITH ORDINALITY AS g (id, fingerprint, result, n)
           LEFT JOIN LATERAL (SELECT x.secret, coalesce(x.send_at, x.created_at) AS requested_at, x.subject
                              FROM public.tokens x WHERE x.id = g.id LIMIT 1) t
               ON true) u;
+    -- The recipient of a deleted token may have been forgotten since it was handed out.
     INSERT INTO mailroom.deliveries
         (token, fingerprint, attempt, outcome, result, provider, message_id, detail, worker, recipient, template,
          language, subject)
-    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, left(u.message_id, 200), u.detail, p_worker,
-           u.recipient, u.template, u.language, u.subject
+    SELECT u.id, u.fingerprint, p_attempt, u.outcome, u.result, u.provider, left(u.message_id, 200),
+           CASE WHEN u.deleted THEN mailroom.without_addresses(u.detail) ELSE u.detail END, p_worker,
+           CASE WHEN u.deleted THEN '' ELSE u.recipient END, u.template, u.language, u.subject
     FROM unnest(p_tokens, p_fingerprints, outcomes, p_results, p_providers, p_message_ids, p_details, p_recipients,
-                p_templates, p_languages, subjects)
-         AS u (id, fingerprint, outcome, result, provider, message_id, detail, recipient, template, language, subject)
+                p_templates, p_languages, subjects, deleted)
+         AS u (id, fingerprint, outcome, result, provider, message_id, detail, recipient, template, language, subject,
+               deleted)
     WHERE u.result <> '' AND u.outcome <> 'lost';
 
     SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}'), bool_and(u.result IN ('', 'paused')),
@@ -135,7 +140,8 @@ COMMENT ON FUNCTION mailroom.record IS
     'p_retry_limit times without a stated reason is rejected. An empty result means that the token was not '
     'tried; it leaves no row. If all that are to be tried again were not tried, or paused, then '
     'release(''paused'') makes them due. The outcome is lost, and nothing is written, if the token with this id has '
-    'another fingerprint: a failover lost the token, and its id was given again. age is in seconds since the mail was '
+    'another fingerprint: a failover lost the token, and its id was given again. The row of a deleted token has no '
+    'address. age is in seconds since the mail was '
     'requested, or since send_at; NULL for a deleted token.';
 
 CREATE FUNCTION mailroom.renew(p_leases bigint[], p_keys uuid[], p_lease_ms integer)

@@ -1,4 +1,5 @@
--- What a claim checks more closely: tokens that are scheduled, expired, limited, suppressed, or have newer siblings.
+-- What a claim checks more closely: tokens that are scheduled, expired, limited, suppressed, of an account whose status
+-- does not fit, or have newer siblings.
 
 CREATE TABLE mailroom.granted (
     token     bigint PRIMARY KEY,
@@ -156,6 +157,8 @@ BEGIN
                        WHEN t.send_at > now THEN 'scheduled'
                        WHEN mailroom.is_over(t, k.lifetime, now) AND NOT mailroom.renewable(t) THEN
                            CASE WHEN t.expires_at > p_waited_since THEN 'expired' ELSE 'never waited' END
+                       WHEN NOT mailroom.fits(t.account, a.status, k.account_status) THEN
+                           CASE a.status WHEN 'suspended' THEN 'suspended' ELSE 'ineligible' END
                        WHEN suppressing AND mailroom.suppressed(t.email) IS NOT NULL THEN 'suppressed'
                        WHEN mailroom.has_newer(t) THEN 'superseded'
                        WHEN k.paused_at IS NOT NULL THEN 'paused'
@@ -168,6 +171,7 @@ BEGIN
                    k.limit_mails, k.limit_within)::mailroom.doubt
         FROM unnest(p_tokens) WITH ORDINALITY AS p (id, n)
         JOIN public.tokens t ON t.id = p.id
+        LEFT JOIN public.accounts a ON a.id = t.account
         LEFT JOIN mailroom.actions k ON k.action = t.action
         ORDER BY p.n);
 
@@ -225,7 +229,7 @@ BEGIN
                WHEN 'suppressed' THEN mailroom.suppressed(t.email)
                ELSE d.verdict END, p_worker, t.email, coalesce(t.subject, '')
     FROM unnest(doubts) d JOIN public.tokens t ON t.id = d.token
-    WHERE d.verdict IN ('unknown action', 'suppressed', 'superseded', 'limited');
+    WHERE d.verdict IN ('unknown action', 'suspended', 'ineligible', 'suppressed', 'superseded', 'limited');
     expired := ARRAY(SELECT d.token FROM unnest(doubts) d WHERE d.verdict = 'expired');
     IF cardinality(expired) > 0 THEN
         PERFORM mailroom.record_skipped(expired, p_attempt, p_worker);
@@ -245,7 +249,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION mailroom.screen IS
     'Returns which of these tokens of a lane go out now. Of the others, scheduled ones and those of a paused action go '
-    'into leases, and the rest into the ledger: expired, suppressed (the address gets no mail), superseded (a newer one '
-    'goes out), limited (the recipient had enough), or rejected '
+    'into leases, and the rest into the ledger: expired, suspended or ineligible (the account''s status), suppressed (the '
+    'address gets no mail), superseded (a newer one goes out), limited (the recipient had enough), or rejected '
     '(an action without a row). An expired token of an action that renews gets a new life. What had expired before '
     'p_waited_since leaves no row.';
