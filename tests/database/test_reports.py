@@ -250,7 +250,7 @@ def test_attempts_are_numbered_by_the_ledger_and_not_by_the_claims(db: Db) -> No
         ),
         (
             "UPDATE accounts SET status = 'active'",
-            "not handed out: the account is active, and activation requires provisioned",
+            "not sent: the account is active, and activation requires provisioned",
             "not sent: the account is active, and activation requires provisioned",
         ),
     ],
@@ -307,7 +307,7 @@ def test_a_suspension_that_is_over_is_reported_as_past(db: Db) -> None:
 def test_a_recovery_before_the_activation_is_not_handed_out(db: Db) -> None:
     sign_up(db, "zoe")
     token = ask_recovery(db, "zoe")
-    expected = "not handed out: the account is provisioned, and password_recovery requires active"
+    expected = "not sent: the account is provisioned, and password_recovery requires active"
     assert expected == conclusion(db, token)
     for lease in claim(db):
         settle(db, lease)

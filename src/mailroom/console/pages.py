@@ -46,7 +46,6 @@ LOOKS: Final[Mapping[str, str]] = {
     StoryVerdict.RETRYING: "warn",
     StoryVerdict.UNSETTLED: "warn",
     StoryVerdict.HANDED_OUT: "",
-    StoryVerdict.NOT_HANDED_OUT: "bad",
     StoryVerdict.NOT_SENT: "bad",
     StoryVerdict.RENEWED: "good",
     StoryVerdict.DROPPED: "",

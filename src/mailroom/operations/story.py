@@ -285,8 +285,8 @@ def _hindered(mail: MailState, why: str, row: TokenDelivery | None = None) -> tu
         case "suspended":
             return StoryVerdict.NOT_SENT, f"the account was suspended{turn}"
         case "ineligible" if mail.action and mail.status != mail.needed_status:
-            verdict = StoryVerdict.NOT_SENT if tried else StoryVerdict.NOT_HANDED_OUT
-            return verdict, f"the account is {mail.status}, and {mail.action} requires {mail.needed_status}"
+            needed = f"{mail.action} requires {mail.needed_status}"
+            return StoryVerdict.NOT_SENT, f"the account is {mail.status}, and {needed}"
         case "deleted":
             return StoryVerdict.NOT_SENT, "the token is gone: its account was deleted, or it was pruned"
         case _:

@@ -47,7 +47,6 @@ class StoryVerdict(enum.StrEnum):
     RETRYING = "retrying"
     UNSETTLED = "unsettled"
     HANDED_OUT = "handed out"
-    NOT_HANDED_OUT = "not handed out"
     REJECTED = "rejected"
     NOT_SENT = "not sent"
     SUPPRESSED = "suppressed"
