@@ -222,6 +222,23 @@ def test_a_token_may_begin_with_dashes(first: bytes) -> None:
     assert 64 == misspelt.returncode
 
 
+@pytest.mark.parametrize("stranger", ["-h", "--help", "-xhy", "--json", "--action=x", "--"])
+def test_no_word_of_a_stranger_passes_for_a_genuine_token(stranger: str) -> None:
+    for arguments in ([stranger, "--action", "activation"], ["--action", "activation", stranger]):
+        done = run("token", "verify", *arguments, SECRET_KEY=KEY)
+        assert done.returncode in {64, 65}, done.stdout
+        assert "" == done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["why", "forget --yes", "suppressions add --reason x", "suppressions show"]
+)
+def test_no_address_that_begins_with_a_dash_asks_for_help(command: str, database: str) -> None:
+    done = run(*command.split(), "-h@example.com", DATABASE_URL=database)
+    assert "Usage" not in done.stdout + done.stderr
+    assert done.returncode == (0 if "--" in command else 65)
+
+
 def test_a_token_can_come_from_standard_input() -> None:
     done = run(
         "token", "verify", "-", "--action", "activation", stdin=ACTIVATION["token"] + "\n", SECRET_KEY=KEY

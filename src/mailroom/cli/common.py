@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import chain
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
@@ -38,6 +38,28 @@ ANSWER_LIMIT_S: Final = 30.0
 UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 Settings = TypeVar("Settings")
+
+
+class AnyTextCommand(click.Command):
+    """A command whose argument may be any text of a stranger: one token in 64 begins with a dash.
+
+    Only -h or --help alone prints the help. Otherwise a token ``-…h…`` would, and exit with 0.
+    """
+
+    ignore_unknown_options = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, as click does.
+
+        Raises:
+            UsageError: among them is --help, or click raises it.
+        """
+        if args not in (["-h"], ["--help"]):
+            if "--help" in takewhile("--".__ne__, args):
+                raise click.UsageError("ask for --help alone, since the argument may be any text", ctx)
+            ctx.help_option_names = []
+        return super().parse_args(ctx, args)
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

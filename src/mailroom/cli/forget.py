@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import click
 
-from mailroom.cli.common import as_text, confirm, connected, environment_help, from_environment
+from mailroom.cli.common import (
+    AnyTextCommand,
+    as_text,
+    confirm,
+    connected,
+    environment_help,
+    from_environment,
+)
 from mailroom.settings.collector import DatabaseSettings
 from mailroom.settings.sender import OutputSettings
 
 
-@click.command(epilog=environment_help(DatabaseSettings, OutputSettings))
+@click.command(cls=AnyTextCommand, epilog=environment_help(DatabaseSettings, OutputSettings))
 @click.argument("address")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 def forget(address: str, yes: bool) -> None:

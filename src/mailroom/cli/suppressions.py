@@ -10,6 +10,7 @@ import click
 from mailroom.cli.common import (
     ANSWER_LIMIT_S,
     EXIT_DATA,
+    AnyTextCommand,
     as_json_text,
     as_table,
     as_text,
@@ -59,7 +60,7 @@ def suppressions_list(limit: int, as_json: bool) -> None:
         click.echo(addresses if listed else "no suppressed addresses")
 
 
-@suppressions.command("show", epilog=environment_help(DatabaseSettings))
+@suppressions.command("show", cls=AnyTextCommand, epilog=environment_help(DatabaseSettings))
 @address_argument
 @json_option
 def suppressions_show(address: str, as_json: bool) -> None:
@@ -74,7 +75,7 @@ def suppressions_show(address: str, as_json: bool) -> None:
     click.echo(as_json_text(found.as_dict()) if as_json else found.text())
 
 
-@suppressions.command("add", epilog=environment_help(DatabaseSettings))
+@suppressions.command("add", cls=AnyTextCommand, epilog=environment_help(DatabaseSettings))
 @address_argument
 @click.option("--reason", required=True, callback=text_argument, help="The reason, which `show` shows later.")
 def suppressions_add(address: str, reason: str) -> None:
@@ -86,7 +87,7 @@ def suppressions_add(address: str, reason: str) -> None:
     click.echo("suppressed" if is_new else "it was suppressed already, and keeps its reason")
 
 
-@suppressions.command("remove", epilog=environment_help(DatabaseSettings))
+@suppressions.command("remove", cls=AnyTextCommand, epilog=environment_help(DatabaseSettings))
 @address_argument
 def suppressions_remove(address: str) -> None:
     """Let ADDRESS get mail again, in all its spellings.

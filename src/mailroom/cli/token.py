@@ -7,7 +7,14 @@ import sys
 
 import click
 
-from mailroom.cli.common import EXIT_DATA, action_argument, environment_help, from_environment, json_option
+from mailroom.cli.common import (
+    EXIT_DATA,
+    AnyTextCommand,
+    action_argument,
+    environment_help,
+    from_environment,
+    json_option,
+)
 from mailroom.errors import TokenError
 from mailroom.settings.collector import KeySettings
 from mailroom.settings.sender import FolderSettings
@@ -18,12 +25,7 @@ def token() -> None:
     """Check tokens from a shell."""
 
 
-# One token in 64 begins with a dash, and is not an option.
-@token.command(
-    "verify",
-    epilog=environment_help(KeySettings, FolderSettings),
-    context_settings={"ignore_unknown_options": True},
-)
+@token.command("verify", cls=AnyTextCommand, epilog=environment_help(KeySettings, FolderSettings))
 @click.argument("token", metavar="TOKEN")
 @click.option("--action", required=True, help="The action it should be for.")
 @click.option("--code", help="The five digits that were mailed with it.")

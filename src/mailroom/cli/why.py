@@ -6,6 +6,7 @@ import click
 
 from mailroom.cli.common import (
     ANSWER_LIMIT_S,
+    AnyTextCommand,
     as_json_text,
     as_text,
     connected,
@@ -15,7 +16,7 @@ from mailroom.cli.common import (
 from mailroom.settings.collector import DatabaseSettings
 
 
-@click.command(epilog=environment_help(DatabaseSettings))
+@click.command(cls=AnyTextCommand, epilog=environment_help(DatabaseSettings))
 @click.argument("who")
 @json_option
 def why(who: str, as_json: bool) -> None:
