@@ -194,18 +194,29 @@ class QueueMachine(RuleBasedStateMachine):
     def consume(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.committed)))
         self.admin.execute("UPDATE tokens SET consumed_at = now() WHERE id = %s", [token])
-        self.spoilt.add(token)
+        self.spoilt |= self.siblings(token)
 
     @precondition(lambda self: self.committed)
     @rule(data=st.data(), back=st.booleans())
     def suspend(self, data: st.DataObject, back: bool) -> None:
         token = data.draw(st.sampled_from(sorted(self.committed)))
-        self.spoilt.add(token)
+        before = self.siblings(token)
+        self.spoilt |= before
         for status in ["suspended", "active"][: 1 + back]:
             self.admin.execute(
                 "UPDATE accounts SET status = %s WHERE id = (SELECT account FROM tokens WHERE id = %s)",
                 [status, token],
             )
+        # An account that was never active gets its activation anew.
+        self.committed |= self.siblings(token) - before
+
+    def siblings(self, token: int) -> set[int]:
+        """The tokens of a token's account, with itself."""
+        rows = self.admin.execute(
+            "SELECT t.id FROM tokens t JOIN tokens o ON o.id = t.id OR o.account = t.account WHERE o.id = %s",
+            [token],
+        )
+        return {row[0] for row in rows.fetchall()}
 
     # Workers
 
