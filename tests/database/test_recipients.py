@@ -377,6 +377,18 @@ def test_an_activation_is_mailed_though_the_suspension_ends_while_a_claim_passes
     assert 1 == len(claimed_tokens(db))
 
 
+def test_accounts_that_return_together_get_one_activation_each(db: Db) -> None:
+    db.execute("INSERT INTO accounts (email, login, status) VALUES ('a@example.com', 'a', 'suspended')")
+    for number in range(60):
+        sign_up(db, f"u{number}")
+    for state in ("suspended", "provisioned"):
+        db.execute("UPDATE accounts SET status = %s", [state])
+    handed = claimed_tokens(db)
+    assert (61, 61) == db.execute(
+        "SELECT count(*), count(DISTINCT account) FROM tokens WHERE id = ANY(%s)", [handed]
+    ).fetchone()
+
+
 def test_an_active_account_that_returns_gets_no_activation(db: Db) -> None:
     sign_up(db, "zoe")
     db.execute("UPDATE accounts SET status = 'active'")

@@ -100,6 +100,16 @@ def test_a_claim_fails_and_the_cursor_stays(owner: Db, table: str) -> None:
     assert 1 == len(owner.execute("SELECT mailroom.claim('w', 10, 10, 60000)").fetchall())
 
 
+def test_a_suspension_can_begin_and_end_meanwhile(owner: Db) -> None:
+    sign_up(owner, "zoe")
+    hide(owner)
+    owner.execute("CREATE POLICY all_rows ON accounts USING (true) WITH CHECK (true)")
+    for status in ("suspended", "provisioned"):
+        owner.execute("UPDATE accounts SET status = %s", [status])
+    show(owner)
+    assert 1 == len(owner.execute("SELECT mailroom.claim('w', 10, 10, 60000)").fetchall())
+
+
 @pytest.mark.parametrize("command", ["run", "collector"])
 def test_a_program_does_not_start(
     owned: str, owner: Db, ses: InboxServer, tmp_path: Path, command: str

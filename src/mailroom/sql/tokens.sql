@@ -390,20 +390,19 @@ COMMENT ON FUNCTION mailroom.after_address_change IS
 CREATE TRIGGER accounts_after_address_change AFTER UPDATE ON accounts
     FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email) EXECUTE FUNCTION mailroom.after_address_change();
 
--- Its activation may have been passed over while it was suspended, or ended by a change of the address. Whether a worker
--- is passing over it at this moment cannot be seen, so each return requests a new one, which takes the place of one that
--- still waits.
+-- Its activation may have been passed over while it was suspended, ended by a change of the address, or pruned. Whether a
+-- worker is passing over it at this moment cannot be seen, so each return requests a new one. An equal one that still
+-- waits is superseded.
 CREATE FUNCTION mailroom.after_suspension() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
-    INSERT INTO public.tokens (action, account)
-    SELECT k.action, NEW.id FROM mailroom.actions k
-    WHERE k.activates
-      AND EXISTS (SELECT FROM public.tokens t WHERE t.account = NEW.id AND t.action = k.action);
+    INSERT INTO public.tokens (action, account, email, login, locale, lane, expires_at)
+    SELECT k.action, NEW.id, NEW.email, NEW.login, NEW.locale, k.lane, statement_timestamp() + k.lifetime
+    FROM mailroom.actions k WHERE k.activates;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION mailroom.after_suspension IS
-    'Creates a new activation token for an account that had one, and is provisioned again after a suspension.';
+    'Creates an activation token for an account that is provisioned after a suspension.';
 
 CREATE TRIGGER accounts_after_suspension AFTER UPDATE ON accounts
     FOR EACH ROW WHEN (OLD.status = 'suspended' AND NEW.status = 'provisioned')
