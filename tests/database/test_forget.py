@@ -11,7 +11,7 @@ from mailroom.sender.rejected import Rejected, RejectedRow, read
 from support import commands
 from support.events import event, hand_out, of, tell
 from support.processes import environment
-from support.queue_sql import Db, claim, claimed_tokens, expire_leases, record, sign_up
+from support.queue_sql import Db, claim, claimed_tokens, record, sign_up
 
 ADDRESS = "Zoe@Bücher.example"
 TRACES = ("zoe@bücher.example", "zoe@xn--bcher-kva.example")
@@ -162,22 +162,6 @@ def test_what_a_worker_and_ses_report_later_does_not_bring_the_address_back(
     assert 1 == len(db.execute("SELECT FROM mailroom.suppression_of(%s)", [ADDRESS]).fetchall())
     db.execute("INSERT INTO accounts (email, login) VALUES ('zoe@xn--bcher-kva.example', 'zoe')")
     assert [] == claimed_tokens(db)
-
-
-@pytest.mark.parametrize("killed", [False, True], ids=["before its answer", "of a killed worker"])
-def test_an_event_that_the_ledger_does_not_expect_brings_no_address_back(
-    db: Db, database: str, tmp_path: Path, killed: bool
-) -> None:
-    handed = hand_out(db)
-    db.execute("UPDATE accounts SET email = %s", [ADDRESS])
-    db.execute("DELETE FROM accounts")
-    assert 0 == forget(database, tmp_path, ADDRESS, "--yes")[0]
-    if killed:
-        expire_leases(db)
-        assert [] == claim(db)
-    tell(db, of(handed, "delivered", recipient=TRACES[1], message_id="m-9"))
-    for trace in TRACES:
-        assert trace not in everything(db)
 
 
 def test_mails_to_nobody_in_particular_are_deleted(db: Db, database: str, tmp_path: Path) -> None:

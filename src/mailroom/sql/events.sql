@@ -176,9 +176,9 @@ BEGIN
                CASE WHEN f.forgotten THEN '' ELSE g.recipient END, g.at, g.type, g.subtype, g.status,
                CASE WHEN f.forgotten THEN mailroom.without_addresses(g.diagnostic) ELSE g.diagnostic END, g.digest
         FROM unnest(given) g
-        -- The ledger may not have the mail, or not yet.
+        -- NULL if the ledger does not have the mail, as in a pipe. A forged event must not hide whom it suppresses.
         CROSS JOIN LATERAL (
-            SELECT coalesce(bool_and(d.recipient = ''), g.token IS NOT NULL)
+            SELECT bool_and(d.recipient = '')
                    AND NOT EXISTS (SELECT FROM public.tokens t
                                    WHERE t.id = g.token AND mailroom.fingerprint(t.secret) = g.fingerprint) AS forgotten
             FROM mailroom.deliveries d WHERE d.token = g.token AND d.fingerprint = g.fingerprint) f
@@ -233,7 +233,7 @@ END $$;
 COMMENT ON FUNCTION mailroom.record_events IS
     'Records events, given as an array of objects with the columns'' names (the fingerprint as 16 hex digits), and returns '
     'a row for each, in their order: whether it is new, and belongs to a mail of the ledger or of the queue. No address is '
-    'kept of a mail whose token is deleted, unless the ledger has it. New ones take effect: a permanent '
+    'kept of a mail whose token is deleted and whose rows of the ledger have none. New ones take effect: a permanent '
     'bounce or a complaint suppresses the address of the event and that of the ledger, a lost answer becomes known, a '
     'mail that SES could not render is rejected and pauses its action. Each new bounce and complaint notifies mailroom_events.';
 
