@@ -231,12 +231,13 @@ def test_no_word_of_a_stranger_passes_for_a_genuine_token(stranger: str) -> None
 
 
 @pytest.mark.parametrize(
-    "command", ["why", "forget --yes", "suppressions add --reason x", "suppressions show"]
+    ("command", "code"),
+    [("why", 65), ("forget --yes", 0), ("suppressions add --reason x", 0), ("suppressions show", 65)],
 )
-def test_no_address_that_begins_with_a_dash_asks_for_help(command: str, database: str) -> None:
+def test_no_address_that_begins_with_a_dash_asks_for_help(command: str, code: int, database: str) -> None:
     done = run(*command.split(), "-h@example.com", DATABASE_URL=database)
     assert "Usage" not in done.stdout + done.stderr
-    assert done.returncode == (0 if "--" in command else 65)
+    assert code == done.returncode
 
 
 def test_a_token_can_come_from_standard_input() -> None:
@@ -279,16 +280,20 @@ def test_init_writes_files_that_can_be_used_and_overwrites_none(tmp_path: Path) 
     assert before != (tmp_path / "other" / "mailroom.env").read_bytes()
 
 
-def test_bash_completes_a_command() -> None:
+@pytest.mark.parametrize(
+    ("words", "completed"), [("mailroom mig", "migrate"), ("mailroom why zoe --help --js", "--json")]
+)
+def test_bash_completes_a_word(words: str, completed: str) -> None:
     script = (
-        'eval "$(_MAILROOM_COMPLETE=bash_source mailroom)"; COMP_WORDS=(mailroom mig); COMP_CWORD=1;'
+        f'eval "$(_MAILROOM_COMPLETE=bash_source mailroom)"; COMP_WORDS=({words});'
+        " COMP_CWORD=$((${#COMP_WORDS[@]} - 1));"
         ' _mailroom_completion mailroom; echo "${COMPREPLY[@]}"'
     )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=False
     )
-    assert ("migrate\n", "") == (done.stdout, done.stderr)
+    assert (f"{completed}\n", "") == (done.stdout, done.stderr)
 
 
 def test_logs_can_be_json(tmp_path: Path) -> None:

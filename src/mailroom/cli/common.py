@@ -55,7 +55,7 @@ class AnyTextCommand(click.Command):
             UsageError: among them is --help, or click raises it.
         """
         if args not in (["-h"], ["--help"]):
-            if "--help" in takewhile("--".__ne__, args):
+            if "--help" in takewhile("--".__ne__, args) and not ctx.resilient_parsing:
                 raise click.UsageError("ask for --help alone, since the argument may be any text", ctx)
             ctx.help_option_names = []
         return super().parse_args(ctx, args)
