@@ -114,14 +114,14 @@ COLUMNS: Final[dict[str, list[Column]]] = {
     ],
     "adopted": [
         Column(
-            "", lambda row: f"{row['what']}, {row['unit']}" if row["unit"] != "commits/s" else row["what"]
+            "what", lambda row: f"{row['what']}, {row['unit']}" if row["unit"] != "commits/s" else row["what"]
         ),
         column("the table alone", "alone"),
         column("adopted", "adopted"),
         column("ratio", "ratio", ".2f"),
     ],
     "latency": [
-        Column("", lambda row: row["what"]),
+        Column("until", lambda row: row["what"]),
         column("sign-ups/s", "per_s"),
         column("p50, ms", "p50_ms", ".2f"),
         column("p95, ms", "p95_ms", ".2f"),

@@ -51,7 +51,7 @@ def section() -> str:
 def tables(soaks: Sequence[Soak]) -> str:
     """Soaks beside each other."""
     parts = [
-        beside(soaks, "", numbers),
+        beside(soaks, "what", numbers),
         beside(soaks, "cause of a duplicate", lambda soak: soak["account"]["causes"]),
         beside(soaks, "fault", lambda soak: soak["faults"]),
     ]

@@ -74,8 +74,8 @@ def run(script: str, folder: Path, **variables: str) -> str:
     pytest.fail("".join(lines) + (folder / "log").read_text())
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(name="site", scope="module")
+def site_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site."""
     if not importlib.util.find_spec("material"):
         pytest.skip("needs the extra docs: make docs")
