@@ -9,5 +9,5 @@ function complete() {
 
 // The theme adds them when the page has loaded.
 new MutationObserver(complete).observe(document.body, { childList: true, subtree: true });
-window.addEventListener("resize", complete);  // a page that is zoomed has more tables that scroll
+window.addEventListener("resize", complete);  // when a page is zoomed, more tables scroll
 complete();
